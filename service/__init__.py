@@ -1,0 +1,1 @@
+"""Inference microservice for recurrent networks: HTTP in, outputs and final states out."""

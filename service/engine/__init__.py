@@ -1,0 +1,1 @@
+"""Recurrent arithmetic on one device."""

@@ -1,0 +1,68 @@
+"""What an engine is: something that runs rows of unequal length through one model's weights.
+
+Rows, not requests, are the unit of work. A `Rows` describes many sequences over flat buffers, so that a padded batch,
+a ragged batch, a slice in time of either, and a batch of single steps are the same thing to an engine and need no
+copy. State is updated in place: running the first half of a row's steps and then the second half with the same
+`Rows.h` is running the whole row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.spec import ModelSpec
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Rows:
+    """B sequences over flat, C-contiguous buffers of N steps.
+
+    Row b reads `inputs[starts[b] : starts[b] + lengths[b]]` and writes the same places of `outputs` and `predictions`,
+    where those are given; steps that belong to no row are neither read nor written.
+
+    - inputs (N, I)
+    - starts, lengths (B,): first step and number of steps of each row; a length may be 0
+    - h (L·D, B, P), c (L·D, B, H) for an LSTM: initial state on the way in, final state on the way out, in place;
+      any strides, the last axis contiguous. PyTorch's order: layer 0 forward, layer 0 reverse, layer 1 forward …
+    - outputs (N, D·P): hidden state of the last layer at each step; None if nobody asked
+    - predictions (N, O): the linear head over outputs; None if nobody asked or there is no head
+    """
+
+    inputs: Floats
+    starts: Integers
+    lengths: Integers
+    h: Floats
+    c: Floats | None = None
+    outputs: Floats | None = None
+    predictions: Floats | None = None
+
+    @property
+    def steps(self) -> int:
+        """Total time steps of all rows."""
+        return int(self.lengths.sum())
+
+
+class Engine(ABC):
+    """One model's weights on one device.
+
+    An engine may be called from several threads at once and keeps no state between calls; what it is given was
+    validated above it. Subclasses hold the weights in whatever layout their kernels want.
+    """
+
+    name: str
+    spec: ModelSpec
+    nbytes: int
+    """Bytes of memory that the loaded weights take."""
+
+    @abstractmethod
+    def run(self, batches: Sequence[Rows]) -> None:
+        """Run every row of every batch together; results are written into the batches' own arrays.
+
+        A row's result does not depend on the rows beside it (DESIGN's law 3).
+        """

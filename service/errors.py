@@ -1,0 +1,95 @@
+"""Everything that can go wrong for a caller, in the domain's words; `api.problems` maps each to an HTTP status."""
+
+from dataclasses import dataclass
+
+
+class ServiceError(Exception):
+    """Base of all errors that a caller is told about; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One field that is wrong: where it is (`("inputs", 3, 17)`) and what was expected and came."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+
+
+class MalformedBody(ServiceError):
+    """The bytes are not what their content type says."""
+
+
+class DuplicateName(ServiceError):
+    """A name stands twice in one object."""
+
+
+class Unauthorized(ServiceError):
+    """No key, or a wrong one."""
+
+
+class Forbidden(ServiceError):
+    """The key does not give the right to do this."""
+
+
+class RouteNotFound(ServiceError):
+    """Nothing lives at this path."""
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, the method does not."""
+
+
+class ModelNotFound(ServiceError):
+    """No model of that name in the repository."""
+
+
+class VersionNotFound(ServiceError):
+    """The model has no such version."""
+
+
+class ModelFailed(ServiceError):
+    """The model is in the repository, but its files are not a model that can be served."""
+
+
+class NotAcceptable(ServiceError):
+    """None of the formats in `Accept` can be produced."""
+
+
+class BodyTimeout(ServiceError):
+    """The body arrived more slowly than the service waits for."""
+
+
+class BodyTooLarge(ServiceError):
+    """The body, decompressed, is over the limit."""
+
+
+class UnsupportedMediaType(ServiceError):
+    """The content type, or the content encoding, is not one that the service reads."""
+
+
+class InvalidRequest(ServiceError):
+    """A shape, a value or an argument is wrong for this model."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__(errors[0].msg)
+        self.errors = errors
+
+
+class NonFiniteOutput(ServiceError):
+    """The model produced NaN or infinity, which the reply's format cannot carry."""
+
+
+class NotSteppable(ServiceError):
+    """A bidirectional model has no single next step."""
+
+
+class ServiceFull(ServiceError):
+    """All queues are full; the same request can succeed a little later."""
+
+
+class ServiceDraining(ServiceError):
+    """The process is shutting down; another one will answer."""
+
+
+class DeadlinePassed(ServiceError):
+    """The request's own deadline passed before it ran; it did not run."""

@@ -1,0 +1,70 @@
+"""`config.json` of a model folder, as a pydantic model."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.spec import Kind, ModelSpec, Nonlinearity, WeightsDtype
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+
+# What PyTorch's constructor takes and serving does not need: requests say for themselves whether they are batch-first,
+# and dropout does nothing outside training.
+IGNORED = ("dropout", "batch_first")
+
+
+class HeadConfig(BaseModel):
+    """A linear layer over `outputs`; its weights are `head.weight` (O, D·P) and `head.bias` (O)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    out_features: Size = Field(description="O: width of `predictions`.")
+
+
+class ModelConfig(BaseModel):
+    """The architecture of a model, by the argument names of torch.nn.RNN, GRU and LSTM."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    kind: Kind = Field(description="Which of torch.nn.RNN, GRU or LSTM the weights belong to.")
+    input_size: Size = Field(description="I: values per time step.")
+    hidden_size: Size = Field(description="H: values per hidden state.")
+    num_layers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="L: stacked layers.")
+    nonlinearity: Nonlinearity = Field("tanh", description="Activation of an rnn; ignored for gru and lstm.")
+    bias: bool = Field(True, description="Whether the layers have bias_ih and bias_hh.")
+    bidirectional: bool = Field(False, description="Whether each layer also runs backwards in time.")
+    proj_size: Annotated[int, Field(ge=0, le=65_536)] = Field(
+        0, description="LSTM only: project each hidden state to this width; 0 for none."
+    )
+    weights_dtype: WeightsDtype = Field("f32", description="Precision in which the engine keeps the weights.")
+    head: HeadConfig | None = Field(None, description="A linear layer over the outputs, if the model has one.")
+    description: str = Field("", max_length=4000, description="For people: what it models, and how well.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_serving_does_not_need(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if k not in IGNORED} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _projection_fits(self) -> "ModelConfig":
+        if self.proj_size and self.kind != "lstm":
+            raise ValueError(f"proj_size is for lstm only, and this model's kind is {self.kind}")
+        if self.proj_size and self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size {self.proj_size} must be smaller than hidden_size {self.hidden_size}")
+        return self
+
+    def spec(self) -> ModelSpec:
+        """The architecture without the words."""
+        return ModelSpec(
+            kind=self.kind,
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            # A GRU has no choice of nonlinearity: what its config says of it is ignored, as PyTorch has no such argument.
+            nonlinearity=self.nonlinearity if self.kind == "rnn" else "tanh",
+            bias=self.bias,
+            bidirectional=self.bidirectional,
+            proj_size=self.proj_size,
+            out_features=self.head.out_features if self.head else None,
+            weights_dtype=self.weights_dtype,
+        )
