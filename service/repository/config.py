@@ -60,7 +60,7 @@ class ModelConfig(BaseModel):
             input_size=self.input_size,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
-            # A GRU has no choice of nonlinearity: what its config says of it is ignored, as PyTorch has no such argument.
+            # Only an RNN has a choice of nonlinearity; what a GRU or LSTM config says of it is ignored.
             nonlinearity=self.nonlinearity if self.kind == "rnn" else "tanh",
             bias=self.bias,
             bidirectional=self.bidirectional,
