@@ -1,0 +1,92 @@
+"""JSON objects of numbers: simdjson straight into float32 arrays, orjson straight out of them.
+
+simdjson flattens a nested list without looking at its shape and cannot say where a body is wrong. So the sizes of the
+lists are read from the parsed document (they are stored: no walk over the numbers), opening brackets are counted to
+catch lists where numbers belong, and a body that does not add up goes to `json_slow`, which is thorough and names the
+place.
+"""
+
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+
+from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+
+
+class Suspicious(Exception):
+    """The fast reading does not add up; the slow one decides."""
+
+
+def decode(body: bytes) -> Document:
+    """The fields of a JSON object, numbers as float32 arrays (or `Ragged`), everything else as Python values.
+
+    Raises `Suspicious` where the fast parser refuses or is not sure: `json_slow.decode` then gives the answer or the
+    error. The two are apart so that a caller can run the slow one elsewhere.
+    """
+    try:
+        # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
+        document = simdjson.Parser().parse(body)
+        if not isinstance(document, simdjson.Object):
+            raise Suspicious
+        fields: dict[str, Any] = {}
+        brackets = 0
+        for name in document:  # items() would turn every number into a Python object
+            value = document[name]
+            if isinstance(value, simdjson.Array):
+                fields[name], opened = _list(value)
+                brackets += opened
+            else:
+                fields[name] = value
+    except (ValueError, TypeError) as error:
+        raise Suspicious from error
+    if len(fields) != len(document) or brackets != body.count(b"["):
+        raise Suspicious
+    return fields
+
+
+def decode_steps(line: bytes) -> Document | Floats | Ragged:
+    """One line of a stream: an object, or an array alone. Raises as `decode` does."""
+    if line.lstrip()[:1] != b"[":
+        return decode(line)
+    try:
+        values, brackets = _list(simdjson.Parser().parse(line))
+    except (ValueError, TypeError) as error:
+        raise Suspicious from error
+    if not isinstance(values, np.ndarray | Ragged) or brackets != line.count(b"["):
+        raise Suspicious
+    return values
+
+
+def encode(fields: Document) -> bytes:
+    """A JSON object. float32 arrays are printed with the fewest digits that parse back to the same float32.
+
+    NaN and infinities are printed as null: callers that do not want that look for them before.
+    """
+    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
+    """The value of a JSON list, and how many brackets it opens."""
+    if len(array) and isinstance(array[0], str):
+        return array.as_list(), 1
+    sizes = _sizes(array)
+    values = narrowed(np.frombuffer(array.as_buffer(of_type="d")))
+    if values.size != sum(sizes[-1]) or not np.isfinite(values).all():
+        raise Suspicious
+    return assemble(values, sizes), 1 + sum(len(depth) for depth in sizes[1:])
+
+
+def _sizes(array: Any) -> list[list[int]]:
+    """Lengths of the lists at each depth, as deep as the first elements go. Raises TypeError if a list is missing."""
+    sizes, outer = [[len(array)]], [array]
+    first = array
+    while len(first) and isinstance(first[0], simdjson.Array):
+        if len(sizes) == MAX_DEPTH:
+            raise Suspicious
+        if len(sizes) > 1:
+            outer = [inner for lists in outer for inner in lists]
+        sizes.append([len(inner) for lists in outer for inner in lists])
+        first = first[0]
+    return sizes

@@ -1,0 +1,149 @@
+"""The thorough reading of a JSON body that the fast parser refused: the same values, or an error that names the place.
+
+It makes a Python object of every number, so it is limited in size; callers keep it off the event loop.
+"""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.errors import DuplicateName, FieldError, InvalidRequest, MalformedBody
+from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+
+MAX_BYTES = 8 * 2**20
+"""Larger bodies get the error without the place."""
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
+_TOO_LARGE = re.compile(r"[0-9.eE+-]+")
+
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{},:]', re.DOTALL)
+
+Loc = tuple[str | int, ...]
+
+
+def decode(body: bytes) -> Document:
+    """The fields of a JSON object.
+
+    Raises MalformedBody (not JSON, with line, column and field), DuplicateName, or InvalidRequest (a value that is no
+    finite 32-bit number where numbers belong).
+    """
+    value = parse(body)
+    if not isinstance(value, dict):
+        raise MalformedBody(f"the body is {_kind(value)}; expected an object")
+    return {name: field(item, (name,)) if isinstance(item, list) else item for name, item in value.items()}
+
+
+def decode_steps(line: bytes) -> Document | Floats | Ragged:
+    """One line of a stream: an object, or an array of numbers alone. Raises as `decode` does."""
+    if line.lstrip()[:1] != b"[":
+        return decode(line)
+    values = field(parse(line), ("inputs",))
+    if isinstance(values, list):
+        raise _invalid(("inputs", 0), "is a string; expected a number")
+    return values
+
+
+def parse(body: bytes) -> Any:
+    """A JSON text as Python values. Raises MalformedBody or DuplicateName."""
+    if len(body) > MAX_BYTES:
+        raise MalformedBody(
+            f"the body is not a JSON object of finite 32-bit numbers; in a body of up to {MAX_BYTES // 2**20} MiB "
+            "the place would be named"
+        )
+    try:
+        orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
+        return json.loads(body, object_pairs_hook=_unique)
+    except orjson.JSONDecodeError as error:
+        place = locate(error.doc[: error.pos])
+        at = f", in {spell(place)}" if place else ""
+        number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
+        if number:
+            raise _invalid(place, f"is {number[0]:.40}; expected a finite number") from None
+        raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
+    except RecursionError:
+        raise MalformedBody("not a request: lists are nested hundreds deep") from None
+
+
+def field(items: list[Any], loc: Loc) -> Floats | Ragged | list[str]:
+    """A list of numbers, or of lists of them, as an array; a list of strings as it is.
+
+    loc is the field's name, for errors. Raises InvalidRequest.
+    """
+    if items and isinstance(items[0], str):
+        return items
+    values: list[float] = []
+    sizes: list[list[int]] = []
+    _collect(items, loc, values, sizes)
+    return assemble(narrowed(np.array(values, np.float64)), sizes)
+
+
+def locate(text: str) -> Loc:
+    """Which value a JSON text was in where it broke off: `("inputs", 3, 17)`; empty at the top, or too deep to say."""
+    path: list[str | int] = []
+    key = ""
+    for mark in _MARKS.findall(text):
+        if mark == "[":
+            path.append(0)
+        elif mark == "{":
+            path.append("")
+        elif mark in "]}" and path:
+            path.pop()
+        elif mark == "," and path and isinstance(path[-1], int):
+            path[-1] += 1
+        elif mark == ":" and path and isinstance(path[-1], str):
+            path[-1] = key
+        elif mark[0] == '"':
+            key = mark[1:-1]
+    return tuple(step for step in path if step != "") if len(path) <= MAX_DEPTH + 1 else ()
+
+
+def spell(loc: Loc) -> str:
+    """A place in the words of the client's own code: `inputs[3][17]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
+
+
+def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[int]]) -> None:
+    """Gather numbers in order and lengths by depth. Raises InvalidRequest at the first thing out of place."""
+    depth = len(loc)  # the field's name counts for its own list
+    if depth > MAX_DEPTH:
+        raise _invalid(loc, f"is nested deeper than the {MAX_DEPTH} lists that a field can have")
+    if len(sizes) < depth:
+        if values:
+            raise _invalid(loc, "is a list; expected a number, as in the places before it")
+        sizes.append([])
+    sizes[depth - 1].append(len(items))
+    for index, item in enumerate(items):
+        place = (*loc, index)
+        if isinstance(item, list):
+            _collect(item, place, values, sizes)
+        elif isinstance(item, bool) or not isinstance(item, int | float):
+            raise _invalid(place, f"is {_kind(item)}; expected a number")
+        elif len(sizes) > depth:
+            raise _invalid(place, "is a number; expected a list, as in the places before it")
+        elif abs(item) > FLOAT32_MAX:
+            raise _invalid(place, f"is {item:.6g}; the largest 32-bit float is {FLOAT32_MAX:.6g}")
+        else:
+            values.append(item)
+
+
+def _invalid(loc: Loc, what: str) -> InvalidRequest:
+    return InvalidRequest([FieldError(loc, f"{spell(loc)} {what}")])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DuplicateName(f"the name {twice!r:.80} stands twice in one object")
+    return fields
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", str: "a string", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), "a number")

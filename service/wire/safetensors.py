@@ -1,0 +1,66 @@
+"""safetensors files: arrays by name, and the other fields in the header's metadata.
+
+The library checks the file and gives the arrays; from bytes it drops the metadata, which is read from the header's JSON.
+Source: the format section of the safetensors README (8 bytes little-endian header size, JSON header, data).
+"""
+
+from typing import Any
+
+import numpy as np
+import orjson
+import safetensors
+
+from service.errors import MalformedBody
+from service.wire.arrays import Document, Floats, Integers, narrowed
+
+_READ = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
+_WRITTEN = {np.dtype(np.float32): "float32", np.dtype(np.int64): "int64"}
+
+
+def decode(body: bytes) -> Document:
+    """Arrays by name, float32 or int64, and metadata fields as the strings they are.
+
+    float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody.
+    """
+    try:
+        tensors = safetensors.deserialize(body)
+    except safetensors.SafetensorError as error:
+        raise MalformedBody(f"not a safetensors file: {error}") from None
+    fields: dict[str, Any] = {name: _array(name, tensor) for name, tensor in tensors}
+    for name, text in _metadata(body).items():
+        if name in fields:
+            raise MalformedBody(f"the name {name!r:.80} stands among the arrays and in the metadata")
+        fields[name] = text
+    return fields
+
+
+def encode(fields: Document) -> bytes:
+    """A safetensors file of the arrays, C-contiguous float32 or int64, with the other fields in the metadata."""
+    arrays = {
+        name: {"dtype": _WRITTEN[value.dtype], "shape": value.shape, "data": value.tobytes()}
+        for name, value in fields.items()
+        if isinstance(value, np.ndarray)
+    }
+    metadata = {name: _text(value) for name, value in fields.items() if name not in arrays}
+    return safetensors.serialize(arrays, metadata)
+
+
+def _array(name: str, tensor: Any) -> Floats | Integers:
+    dtype = _READ.get(tensor["dtype"])
+    if dtype is None:
+        raise MalformedBody(f"array {name!r:.80} is {tensor['dtype']}; expected one of {', '.join(_READ)}")
+    values = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    if values.dtype.kind == "i":
+        return values.astype(np.int64, copy=False)
+    return narrowed(values) if dtype == "<f8" else values.astype(np.float32, copy=False)
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    """The header's `__metadata__`; the library has checked the header, and that its values are strings."""
+    size = int.from_bytes(body[:8], "little")
+    metadata: dict[str, str] = orjson.loads(body[8 : 8 + size]).get("__metadata__") or {}
+    return metadata
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
