@@ -1,4 +1,4 @@
-"""Process configuration: every field is a flag of `rnn-service serve`, an `RNN_*` variable and a line of `.env` alike."""
+"""Process configuration: every field is a flag of `rnn-service serve`, an `RNN_*` variable and a line of `.env`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

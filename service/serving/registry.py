@@ -130,9 +130,9 @@ class Registry:
         return version.engine  # type: ignore[return-value]  # _load has set it or raised
 
     async def reload(self, name: str) -> Model:
-        """Read a model's folder again, also one that is new. What was loaded is loaded anew before it replaces the old.
+        """Read a model's folder again, or a new one. What was loaded is loaded anew before it replaces the old.
 
-        Raises ModelNotFound (a folder that is gone leaves the registry), or ModelFailed, and then the old one serves on.
+        Raises ModelNotFound (a folder that is gone leaves the registry), or ModelFailed (the old one serves on).
         """
         old = self._models.get(name)
         if not NAME.fullmatch(name):

@@ -23,7 +23,7 @@ def decode(body: bytes) -> Document:
     float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody.
     """
     try:
-        tensors = safetensors.deserialize(body)  # type: ignore[no-untyped-call]
+        tensors = safetensors.deserialize(body)
     except safetensors.SafetensorError as error:
         raise MalformedBody(f"not a safetensors file: {error}") from None
     fields: dict[str, Any] = {name: _array(name, tensor) for name, tensor in tensors}
