@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -118,6 +118,14 @@ class Registry:
         if found.failure:
             raise ModelFailed(f"model {model.name!r} version {found.version} cannot be served: {found.failure}")
         return found
+
+    def resolve_fields(self, fields: Mapping[str, Any]) -> ModelVersion:
+        """`resolve` by a request's fields `model` and `version`, before they are validated. Raises as it does."""
+        for name in ("model", "version"):
+            if not isinstance(fields.get(name), str | None):
+                message = f"{name} is {fields[name]!r:.60}; expected a string"
+                raise InvalidRequest([FieldError((name,), message)])
+        return self.resolve(fields.get("model"), fields.get("version"))
 
     async def engine(self, version: ModelVersion) -> Engine:
         """The engine of a version, loaded now if it is not. Raises ModelFailed, with the reason kept for /models."""

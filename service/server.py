@@ -1,0 +1,143 @@
+"""uvicorn, and what it leaves out of a server in the open: time limits for headers and for slow readers."""
+
+import asyncio
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.app import create_app
+from service.logs import configure_logging
+from service.settings import Settings
+
+MAX_HEADER_BYTES = 64 * 1024
+STALL_CHECK_SECONDS = 5.0
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that says when it begins to stop, and exits with 0 after a signal that it obeyed."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; the signal is not raised again afterwards, as uvicorn would."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+        asyncio.get_running_loop().call_soon_threadsafe(self._on_stop)
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
+    configure_logging(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=_protocol(settings),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    Server(config, app.state.draining.start).run()
+
+
+def _protocol(settings: Settings) -> type[HttpToolsProtocol]:
+    """Uvicorn's HTTP protocol with this process's time limits; uvicorn builds it with arguments of its own."""
+
+    class Protocol(GuardedProtocol):
+        header_seconds = settings.header_timeout_seconds
+        min_bytes_per_second = settings.min_bytes_per_second
+
+    return Protocol
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. Headers must be there in time and be small; a reader must take its reply at a least rate."""
+
+    header_seconds: float
+    min_bytes_per_second: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start waiting for the first headers."""
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all clocks."""
+        self._cancel_header_timer()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before the headers are complete."""
+        if self._header_timer is not None:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
+            self._drop("headers_too_large")
+
+    def on_message_begin(self) -> None:
+        """A request line has begun: also on a kept-alive connection its headers must follow."""
+        super().on_message_begin()
+        if self._header_timer is None:
+            self._await_headers()
+
+    def on_headers_complete(self) -> None:
+        """The headers were in time."""
+        self._cancel_header_timer()
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
+        super().pause_writing()
+        self._watch_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _await_headers(self) -> None:
+        self._header_bytes = 0
+        self._header_timer = self.loop.call_later(self.header_seconds, self._drop, "headers_too_slow")
+
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _watch_reader(self, left: int) -> None:
+        self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, left)
+
+    def _check_reader(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if before - left < self.min_bytes_per_second * STALL_CHECK_SECONDS:
+            self._drop("reader_too_slow")
+        else:
+            self._watch_reader(left)
+
+    def _drop(self, reason: str) -> None:
+        """Cut the connection: closing would wait for the very client that does not move."""
+        self._cancel_header_timer()
+        structlog.get_logger().info("connection_dropped", reason=reason)
+        self.transport.abort()
