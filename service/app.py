@@ -35,8 +35,8 @@ DESCRIPTION = """POST sequences, get outputs and final states; or send one time 
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The whole service as an ASGI application. `app.state.draining` is for whoever stops it."""
+def create_app(settings: Settings) -> Gateway:
+    """The whole service as an ASGI application."""
     factory = EngineFactory.configure(settings.device, settings.compute_threads)
     registry = Registry(
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
@@ -70,8 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(
-        Gateway,
+    app.include_router(models_router(registry))
+    app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
+    app.add_exception_handler(HTTPException, _as_service_error)
+    app.add_exception_handler(RequestValidationError, _as_service_error)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return Gateway(
+        app,
         hot={
             "/rnn/forward": Forward(inference, limits, body_limits),
             "/cell/step": Step(inference, limits, body_limits, stream),
@@ -81,15 +86,9 @@ def create_app(settings: Settings) -> FastAPI:
             (key.get_secret_value() for key in settings.admin_keys),
         ),
         metrics=metrics,
+        draining=draining,
         request_log=settings.request_log,
     )
-    app.include_router(models_router(registry))
-    app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
-    app.add_exception_handler(HTTPException, _as_service_error)
-    app.add_exception_handler(RequestValidationError, _as_service_error)
-    app.state.draining = draining
-    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
-    return app
 
 
 class Preload:

@@ -49,7 +49,7 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    Server(config, app.state.draining.start).run()
+    Server(config, app.draining.start).run()
 
 
 def _protocol(settings: Settings) -> type[HttpToolsProtocol]:

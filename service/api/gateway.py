@@ -10,6 +10,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.body import ClientGone
+from service.api.draining import Draining
 from service.api.exchange import Exchange
 from service.api.keys import Keys
 from service.api.metrics import Metrics
@@ -24,11 +25,22 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class Gateway:
-    """ASGI middleware around the application. `hot` maps the paths of POST calls to their handlers."""
+    """The ASGI application: hot paths here, all others in `app`. `hot` maps the paths of POST calls to their handlers.
+
+    `draining` is for whoever stops the process.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, hot: Mapping[str, Handler], keys: Keys, metrics: Metrics, request_log: bool
+        self,
+        app: ASGIApp,
+        *,
+        hot: Mapping[str, Handler],
+        keys: Keys,
+        metrics: Metrics,
+        draining: Draining,
+        request_log: bool,
     ) -> None:
+        self.draining = draining
         self._app = app
         self._hot = hot
         self._keys = keys

@@ -21,6 +21,8 @@ def build_app() -> typer.Typer:
         help="Inference for recurrent networks: POST sequences, get outputs and final states.",
         no_args_is_help=True,
         add_completion=False,
+        # Rich's help cuts long flags and variables off in a narrow terminal.
+        rich_markup_mode=None,
         # Locals in a traceback may hold keys and clients' data.
         pretty_exceptions_enable=False,
     )
@@ -38,7 +40,7 @@ def main() -> None:
     build_app()(prog_name="rnn-service")
 
 
-def _show_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(version("rnn-service"))
         raise typer.Exit

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from service.cli.options import FAILED, USAGE, fail, read_settings, setting
+from service.cli.options import read_settings, setting
+from service.cli.output import FAILED, USAGE, console, fail
 from service.errors import ModelFailed
+from service.repository.printable import printable
+from service.spec import ModelSpec
 
 if TYPE_CHECKING:
     from service.cli.verify import Verdict
@@ -18,11 +21,18 @@ if TYPE_CHECKING:
 MAX_LISTED = 24
 
 
-def import_checkpoint(
+def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     checkpoint: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, readable=True, help="A .pt, .pth, .safetensors or .onnx file."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help=".pt, .pth, .safetensors or .onnx.",
+        ),
     ],
+    *,
     name: Annotated[str, typer.Option(help="What the model is called in requests.")],
     models: setting("models") = None,  # type: ignore[valid-type]  # made from Settings
     version: Annotated[
@@ -41,8 +51,8 @@ def import_checkpoint(
 ) -> None:
     """Import a recurrent layer from a checkpoint, and verify that it computes what it did there.
 
-    Kind and sizes are read from the names and shapes of the arrays. Nothing in the file is executed. The model appears in
-    the repository only after random input has gone through it as it will be served, beside torch.nn (for ONNX,
+    Kind and sizes are read from the names and shapes of the arrays. Nothing in the file is executed. The model appears
+    in the repository only after random input has gone through it as it will be served, beside torch.nn (for ONNX,
     onnx.reference) with the checkpoint's own weights.
     """
     # torch takes seconds to import
@@ -52,10 +62,10 @@ def import_checkpoint(
 
     root = read_settings({"models": models}).models
     _check_names(name, version)
-    console = Console()
+    stdout = console()
     try:
         found = _find(checkpoint, layer, nonlinearity, head)
-        _show(console, checkpoint, found)
+        _show(stdout, checkpoint, found)
         with staged(root, name, found.spec, found.arrays, version=version, description=description) as model:
             verdict = verify(model.root, model.name, model.version, found)
             if not verdict.passed:
@@ -67,8 +77,8 @@ def import_checkpoint(
         fail(f"{checkpoint.name}: {error}", FAILED)
     except MemoryError:
         fail(f"{checkpoint.name}: the file asks for more memory than there is", FAILED)
-    console.print(Text(f"verified: {_measured(verdict, found)}"), style="green", soft_wrap=True)
-    console.print(Text(f"imported: {folder}"), soft_wrap=True)
+    stdout.print(Text(f"verified: {_measured(verdict, found)}"), style="green", soft_wrap=True)
+    stdout.print(Text(f"imported: {folder}"), soft_wrap=True)
 
 
 def _check_names(name: str, version: str | None) -> None:
@@ -105,35 +115,41 @@ def _find(
     )
 
 
-def _show(console: Console, checkpoint: Path, found: "Found") -> None:
-    from service.repository.found import printable  # noqa: PLC0415  # torch takes seconds to import
+def _show(stdout: Console, checkpoint: Path, found: "Found") -> None:
+    from service.repository.state_dict import TOP  # noqa: PLC0415  # torch takes seconds to import
 
-    spec = found.spec
-    about = [
-        spec.kind if spec.kind != "rnn" else f"rnn {spec.nonlinearity}",
-        f"input_size {spec.input_size}",
-        f"hidden_size {spec.hidden_size}",
-        f"num_layers {spec.num_layers}",
-    ]
-    about += ["bidirectional"] if spec.bidirectional else []
-    about += [f"proj_size {spec.proj_size}"] if spec.proj_size else []
-    about += [] if spec.bias else ["no bias"]
-    about += [f"head {spec.out_features}"] if spec.out_features is not None else []
-    console.print(Text(f"found in {checkpoint.name}: {printable(found.layer)} ({', '.join(about)})"), soft_wrap=True)
-    table = Table("array", "in the file", "shape", "dtype")
+    name = "" if found.layer == TOP else f"{printable(found.layer)}, "
+    stdout.print(Text(f"found in {checkpoint.name}: {name}{_described(found.spec)}"), soft_wrap=True)
+    table = Table("array", Column("in the file", overflow="fold"), "shape", "dtype")
     for array in list(found.arrays)[:MAX_LISTED]:
         tensor = found.arrays[array]
-        source = printable(found.sources.get(array, "(zeros)"), 60)
+        source = printable(found.sources.get(array, "(zeros)"))
         table.add_row(array, Text(source), str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
     if len(found.arrays) > MAX_LISTED:
         table.add_row(f"and {len(found.arrays) - MAX_LISTED} more", "", "", "")
-    console.print(table)
+    stdout.print(table)
     if found.ignored:
-        console.print(Text(f"ignored: {'; '.join(found.ignored[:MAX_LISTED])}"), soft_wrap=True, end="")
+        stdout.print(Text(f"ignored: {'; '.join(found.ignored[:MAX_LISTED])}"), soft_wrap=True, end="")
         more = len(found.ignored) - MAX_LISTED
-        console.print(f"; and {more} more" if more > 0 else "")
+        stdout.print(f"; and {more} more" if more > 0 else "")
     for note in found.notes:
-        console.print(Text(f"note: {note}"), style="yellow", soft_wrap=True)
+        stdout.print(Text(f"note: {note}"), style="yellow", soft_wrap=True)
+
+
+def _described(spec: ModelSpec) -> str:
+    sizes = f"input_size {spec.input_size}, hidden_size {spec.hidden_size}, num_layers {spec.num_layers}"
+    return ", ".join(
+        part
+        for part, there in (
+            (f"kind rnn ({spec.nonlinearity})" if spec.kind == "rnn" else f"kind {spec.kind}", True),
+            (sizes, True),
+            ("bidirectional", spec.bidirectional),
+            (f"proj_size {spec.proj_size}", spec.proj_size),
+            ("no bias", not spec.bias),
+            (f"head of {spec.out_features}", spec.out_features),
+        )
+        if there
+    )
 
 
 def _measured(verdict: "Verdict", found: "Found") -> str:

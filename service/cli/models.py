@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.options import FAILED, fail, read_settings, setting
+from service.cli.options import read_settings, setting
+from service.cli.output import FAILED, console, fail
 from service.errors import ModelFailed
-
-WIDTH_OF_A_PIPE = 200
+from service.repository.printable import printable
 
 
 def list_models(models: setting("models") = None) -> None:  # type: ignore[valid-type]  # made from Settings
@@ -29,9 +28,8 @@ def list_models(models: setting("models") = None) -> None:  # type: ignore[valid
             width = f"{spec.hidden_size} → {spec.proj_size}" if spec.proj_size else str(spec.hidden_size)
             kind = f"rnn {spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
             head = "–" if spec.out_features is None else str(spec.out_features)
-            about = [
-                kind, f"{spec.input_size} → {width}", str(spec.num_layers), str(spec.directions), head, spec.weights_dtype
-            ]  # fmt: skip
+            sizes = [f"{spec.input_size} → {width}", str(spec.num_layers), str(spec.directions)]
+            about = [kind, *sizes, head, spec.weights_dtype]
         if folder.failure:
             yield [folder.name, "–", *about, f"failed: {folder.failure}"]
         for number, version in enumerate(folder.versions):
@@ -41,9 +39,6 @@ def list_models(models: setting("models") = None) -> None:  # type: ignore[valid
     table = Table("model", "version", "kind", "sizes", "layers", "directions", "head", "dtype", "state")
     for folder in found.values():
         for name, version, *rest in rows(folder):
-            state = Text(rest.pop(), "red" if rest and rest[-1:] and "failed" in rest[-1] else "")
-            table.add_row(Text(name), version, *rest, state)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_PIPE
-    console.print(table if found else f"no models in {root}")
+            state = printable(rest.pop(), 300)
+            table.add_row(Text(name), version, *rest, Text(state, "red" if state.startswith("failed") else "green"))
+    console().print(table if found else Text(f"no models in {root}"))

@@ -6,25 +6,14 @@ command line goes before `RNN_*` variables, these before `.env`, that before the
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from rich.console import Console
-from rich.text import Text
 
+from service.cli.output import USAGE, fail
 from service.settings import Settings
-
-FAILED = 1
-USAGE = 2
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """End the command with one line on stderr."""
-    # soft_wrap: one line stays one line, however narrow the terminal.
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text("error: ", "bold red") + Text(message))
-    raise typer.Exit(code)
 
 
 def setting(name: str) -> Any:
@@ -33,9 +22,9 @@ def setting(name: str) -> Any:
     flag, is_switch = flag_of(name), field.annotation is bool
     option = typer.Option(
         f"{flag}/{flag.replace('--', '--no-', 1)}" if is_switch else flag,
-        help=_help(name, field),
+        help=f"{field.description} [{_variable(name)}{_default(field)}]",
         metavar=None if is_switch else _metavar(field),
-        show_default=_default(field),
+        show_default=False,
     )
     return Annotated[(bool if is_switch else str) | None, option]
 
@@ -77,11 +66,6 @@ def _variable(name: str) -> str:
     return f"{Settings.model_config.get('env_prefix', '')}{name}".upper()
 
 
-def _help(name: str, field: FieldInfo) -> str:
-    # The bracket is escaped from rich's markup.
-    return f"{field.description} \\[env: {_variable(name)}]"
-
-
 def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
@@ -91,11 +75,11 @@ def _metavar(field: FieldInfo) -> str:
     return kinds.get(field.annotation, "TEXT") if isinstance(field.annotation, type) else "TEXT"
 
 
-def _default(field: FieldInfo) -> str | bool:
+def _default(field: FieldInfo) -> str:
     """What help shows as the default; nothing for an empty one."""
     if isinstance(field.default, bool):
-        return "on" if field.default else "off"
-    return str(field.default) if field.default not in (None, ()) else False
+        return f"; default: {'on' if field.default else 'off'}"
+    return f"; default: {field.default}" if field.default not in (None, ()) else ""
 
 
 def _is_secret(field: FieldInfo | None) -> bool:

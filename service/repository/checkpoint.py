@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from service.repository.found import CheckpointRefused, printable
+from service.repository.found import CheckpointRefused
+from service.repository.printable import printable
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_DEPTH = 4
@@ -76,6 +77,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load(path: Path) -> Any:
+    if not path.stat().st_size:
+        raise CheckpointRefused("the file is empty")
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _check_archive(path)
@@ -91,7 +94,7 @@ def _load(path: Path) -> Any:
     except MemoryError:
         raise CheckpointRefused("the file asks for more memory than there is") from None
     except Exception as error:  # whatever a parser makes of a file that is none
-        reason = printable(str(error) or type(error).__name__)
+        reason = printable(str(error).partition(". ")[0] or type(error).__name__)
         raise CheckpointRefused(f"the file is not a PyTorch checkpoint, or is cut short: {reason}") from None
 
 
@@ -105,8 +108,8 @@ def _check_archive(path: Path) -> None:
         raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointRefused(
-            "the file is a TorchScript archive, which holds code; "
-            "load it with torch.jit.load in Python and save its state_dict: torch.save(model.state_dict(), 'weights.pt')"
+            "the file is a TorchScript archive, which holds code; load it in Python with torch.jit.load "
+            "and save its state_dict: torch.save(model.state_dict(), 'weights.pt')"
         )
 
 
@@ -117,9 +120,7 @@ def _unpickling_reason(message: str) -> str:
         if found:
             name = printable(rest.split(" ", 1)[0])
             return f"the file holds the Python object {name}, which only running its code could load; {_EXPORT}"
-    if "persistent" in message or "Unsupported operand" in message or "GLOBAL" in message:
-        return f"the file holds Python objects that only running code could load, or is damaged; {_EXPORT}"
-    return f"the file is not a PyTorch checkpoint, or is damaged; {_EXPORT}"
+    return f"the file is not a PyTorch checkpoint, is damaged, or holds more than weights; {_EXPORT}"
 
 
 def _flattened(nested: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

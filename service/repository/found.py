@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.repository.printable import printable
 from service.spec import ModelSpec
 
 Numbers = NDArray[np.floating[Any]]
@@ -40,7 +41,7 @@ class Results:
     predictions: Numbers | None = None
 
 
-Precision = type[np.float32] | type[np.float64]
+Precision = type[np.floating[Any]]
 Reference = Callable[[Sequence[Probe], Precision], list[Results]]
 """Runs the layer from the checkpoint's own arrays, by code that serving does not use."""
 
@@ -49,8 +50,8 @@ Reference = Callable[[Sequence[Probe], Precision], list[Results]]
 class Found:
     """A recurrent layer of a checkpoint, with its head if one was asked for.
 
-    arrays have the names and shapes of `spec.weight_shapes()` and the file's own dtypes; sources says what each is called
-    in the file. ignored and notes are sentences and names for people.
+    arrays have the names and shapes of `spec.weight_shapes()` and the file's own dtypes; sources says what each is
+    called in the file. ignored and notes are sentences and names for people.
     """
 
     layer: str
@@ -61,13 +62,6 @@ class Found:
     reference_name: str
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def printable(text: object, limit: int = 120) -> str:
-    """One line that is safe on a terminal: what comes from a file may hold control characters or be very long."""
-    line = str(text).strip().partition("\n")[0]
-    line = line if line.isprintable() else ascii(line)[1:-1]
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def choose(names: Sequence[str], wanted: str | None, *, option: str, what: str) -> str:

@@ -57,23 +57,39 @@ def _alike(below: OnnxLayer, layer: OnnxLayer) -> bool:
 
 def _rearranged(graph: Graph, node: Node, axes: Axes, below: OnnxLayer) -> Axes | None:
     """The axes after one node, or None if it does more than rearrange them."""
-    if node.op_type in ("Identity", "Dropout", "Cast"):
-        return axes
-    if node.op_type == "Transpose":
-        order = attributes(node).get("perm", list(range(len(axes)))[::-1])
-        return tuple(axes[place] for place in order) if sorted(order) == list(range(len(axes))) else None
-    if node.op_type == "Squeeze" and below.directions == 1 and "D" in axes:
-        places = _numbers(graph, node, "axes")
-        return _without_d(axes) if places in (None, [axes.index("D")], [axes.index("D") - len(axes)]) else None
-    if node.op_type == "Reshape" and len(axes) == 4:
-        shape = _numbers(graph, node, "shape") or []
-        width = below.directions * below.hidden_size
-        if len(shape) != 3 or shape[2] not in (-1, width):
-            return None
-        if below.directions == 1:
-            return _without_d(axes) if axes[-1] == "H" else None
-        return (*axes[:2], "DH") if axes[2:] == ("D", "H") else None
+    match node.op_type:
+        case "Identity" | "Dropout" | "Cast":
+            return axes
+        case "Transpose":
+            return _transposed(node, axes)
+        case "Squeeze":
+            return _squeezed(graph, node, axes, below)
+        case "Reshape":
+            return _merged(graph, node, axes, below)
     return None
+
+
+def _transposed(node: Node, axes: Axes) -> Axes | None:
+    places = list(range(len(axes)))
+    order = attributes(node).get("perm", places[::-1])
+    return tuple(axes[place] for place in order) if sorted(order) == places else None
+
+
+def _squeezed(graph: Graph, node: Node, axes: Axes, below: OnnxLayer) -> Axes | None:
+    if below.directions != 1 or "D" not in axes:
+        return None
+    place, given = axes.index("D"), _numbers(graph, node, "axes")
+    return _without_d(axes) if given in (None, [place], [place - len(axes)]) else None
+
+
+def _merged(graph: Graph, node: Node, axes: Axes, below: OnnxLayer) -> Axes | None:
+    """Reshaped to three axes, directions and hidden values merged; what lies in memory side by side stays so."""
+    shape = _numbers(graph, node, "shape") or []
+    if len(axes) != 4 or len(shape) != 3 or shape[2] not in (-1, below.directions * below.hidden_size):
+        return None
+    if below.directions == 1:
+        return _without_d(axes) if axes[-1] == "H" else None
+    return (*axes[:2], "DH") if axes[2:] == ("D", "H") else None
 
 
 def _without_d(axes: Axes) -> Axes:

@@ -16,13 +16,18 @@ from service.repository.found import (
     Reference,
     Results,
     choose,
-    printable,
 )
 from service.repository.onnx_chain import stacks
-from service.repository.onnx_graph import Array, Graph, Node, onnx_package, run_nodes
+from service.repository.onnx_graph import Graph, Node, onnx_package, run_nodes
 from service.repository.onnx_head import OnnxHead, find_head
 from service.repository.onnx_layer import KINDS, OnnxLayer, node_name, read_layer
+from service.repository.printable import printable
 from service.spec import ModelSpec, Nonlinearity
+
+_MOVING = (
+    *("Cast", "Concat", "ConstantOfShape", "Expand", "Identity", "Reshape", "Shape", "Slice", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
+)
 
 
 def find_onnx_layer(path: Path, *, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None) -> Found:
@@ -45,24 +50,24 @@ def find_onnx_layer(path: Path, *, layer: str | None, nonlinearity: Nonlinearity
     linear = find_head(graph, head) if head is not None else None
     if linear is not None:
         spec = _add_head(spec, arrays, linear, notes)
-    used = {id(node) for node in [*(entry.node for entry in stack), *(linear.nodes if linear else [])]}
+    used = [entry.node for entry in stack] + (linear.nodes if linear else [])
     return Found(
         layer=stack[0].name,
         spec=spec,
         arrays={name: torch.from_numpy(np.array(arrays[name])) for name in spec.weight_shapes()},
         sources=_sources(stack, spec, linear),
         reference=_reference(graph, stack, linear),
-        reference_name=f"onnx.reference {KINDS_BACK[spec.kind]}",
-        ignored=[
-            f"{node.op_type} {printable(node_name(node))}"
-            for node in graph.nodes
-            if id(node) not in used and node.op_type != "Constant"
-        ],
+        reference_name=f"onnx.reference {stack[0].node.op_type}",
+        ignored=_ignored(graph, used),
         notes=notes,
     )
 
 
-KINDS_BACK = {kind: operator for operator, kind in KINDS.items()}
+def _ignored(graph: Graph, used: list[Node]) -> list[str]:
+    """The other nodes; those that only move numbers about come last."""
+    others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
+    others.sort(key=lambda node: node.op_type in _MOVING)
+    return [f"{node.op_type} {printable(node_name(node))}" for node in others]
 
 
 def _read_layers(graph: Graph) -> tuple[list[OnnxLayer], dict[str, CheckpointRefused]]:
@@ -116,14 +121,14 @@ def _spec(stack: list[OnnxLayer]) -> ModelSpec:
     )
 
 
-def _arrays(stack: list[OnnxLayer], spec: ModelSpec) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
+def _arrays(stack: list[OnnxLayer], spec: ModelSpec) -> dict[str, Numbers]:
+    arrays: dict[str, Numbers] = {}
     for index, layer in enumerate(stack):
         arrays |= layer.arrays(index, bias=spec.bias)
     return arrays
 
 
-def _add_head(spec: ModelSpec, arrays: dict[str, Array], head: OnnxHead, notes: list[str]) -> ModelSpec:
+def _add_head(spec: ModelSpec, arrays: dict[str, Numbers], head: OnnxHead, notes: list[str]) -> ModelSpec:
     rows, width = head.weight.shape
     if width != spec.output_size:
         raise ChoiceNeeded(f"--head has weights {head.weight.shape}; outputs of the layer are {spec.output_size} wide")
@@ -142,8 +147,7 @@ def _sources(stack: list[OnnxLayer], spec: ModelSpec, head: OnnxHead | None) -> 
     sources: dict[str, str] = {}
     for name in spec.weight_shapes():
         if name.startswith("head."):
-            place = head.nodes[0].input[1] if head and name == "head.weight" else "bias"
-            sources[name] = place
+            sources[name] = (head.weight_name if name == "head.weight" else head.bias_name) if head else ""
             continue
         which, _, suffix = name.rpartition("_l")
         node = stack[int(suffix.partition("_")[0])].node

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.repository.found import CheckpointRefused, printable
+from service.repository.found import CheckpointRefused
+from service.repository.printable import printable
 
 Node = Any
-Array = NDArray[Any]
+Array = NDArray[np.floating[Any]]
 
 # Operators that exporters put between a stored parameter and its use. None makes much of little.
 _FOLDED = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Slice", "Concat")
@@ -27,7 +28,7 @@ def onnx_package() -> ModuleType:
     """The onnx package. Raises CheckpointRefused that says how to get it."""
     try:
         import onnx  # noqa: PLC0415  # optional
-        import onnx.reference
+        import onnx.reference  # noqa: PLC0415
     except ImportError:
         raise CheckpointRefused("reading .onnx files needs the onnx package: pip install onnx") from None
     module: ModuleType = onnx
@@ -109,20 +110,20 @@ def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list
         [helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in outputs],
     )
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    results: list[Array] = onnx.reference.ReferenceEvaluator(part, new_ops=[_rnn_with_relu(onnx)]).run(outputs, feed)
+    results: list[Array] = onnx.reference.ReferenceEvaluator(part, new_ops=[_rnn_with_relu()]).run(outputs, feed)
     return results
 
 
-def _rnn_with_relu(onnx: ModuleType) -> type:
-    """onnx's reference RNN, which knows tanh alone, with ONNX's other common activation."""
+def _rnn_with_relu() -> type:
+    """The reference RNN, which knows tanh alone, with ONNX's other common activation."""
     from onnx.reference.ops.op_rnn import RNN_14  # noqa: PLC0415  # optional
 
-    class RNN(RNN_14):  # type: ignore[misc]  # onnx has no types
+    class RNN(RNN_14):
         op_domain = ""
 
         def choose_act(self, name: str, alpha: Any, beta: Any) -> Any:
             if name.lower() == "relu":
                 return lambda x: np.maximum(x, 0)
-            return super().choose_act(name, alpha, beta)
+            return super().choose_act(name, alpha, beta)  # type: ignore[no-untyped-call]
 
     return RNN

@@ -4,20 +4,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.repository.found import CheckpointRefused, ChoiceNeeded, printable
+from service.repository.found import CheckpointRefused, ChoiceNeeded
 from service.repository.onnx_graph import Array, Graph, Node, attributes, run_nodes
+from service.repository.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxHead:
-    """The nodes of a linear layer, weight (O, D·P), and bias (O) or None."""
+    """The nodes of a linear layer, weight (O, D·P), bias (O) or None, and their names."""
 
     nodes: list[Node]
     weight: Array
     bias: Array | None
+    weight_name: str
+    bias_name: str
 
     def run(self, graph: Graph, outputs: Array) -> Array:
-        """predictions (T, O) of outputs (T, D·P), by the graph's own nodes and the reference implementation."""
+        """Run it: predictions (T, O) of outputs (T, D·P), by the graph's own nodes and the reference implementation."""
         feed = {self.nodes[0].input[0]: outputs}
         for node in self.nodes:
             for value in node.input:
@@ -55,25 +58,29 @@ def find_head(graph: Graph, name: str) -> OnnxHead:
     given = attributes(node)
     if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0 or given.get("transA", 0):
         raise CheckpointRefused(f"--head {printable(name)} scales or transposes: it is no linear layer of PyTorch")
-    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return OnnxHead([node], weight if given.get("transB", 0) else weight.T, _vector(bias, weight))
+    bias = node.input[2] if len(node.input) > 2 else ""
+    return _head(graph, [node], weight if given.get("transB", 0) else weight.T, bias)
 
 
 def _with_add(graph: Graph, node: Node, weight: Array) -> OnnxHead:
+    """A MatMul, and the Add of a stored bias to what it gives."""
     for add in graph.consumers(node.output[0]):
-        if add.op_type == "Add":
-            other = next((value for value in add.input if value != node.output[0]), "")
-            bias = graph.constant(other)
-            if bias is not None:
-                return OnnxHead([node, add], weight, _vector(bias, weight))
-    return OnnxHead([node], weight, None)
+        bias = next((value for value in add.input if value != node.output[0]), "")
+        if add.op_type == "Add" and graph.constant(bias) is not None:
+            return _head(graph, [node, add], weight, bias)
+    return _head(graph, [node], weight, "")
+
+
+def _head(graph: Graph, nodes: list[Node], weight: Array, bias_name: str) -> OnnxHead:
+    bias = graph.constant(bias_name) if bias_name else None
+    return OnnxHead(nodes, weight, _vector(bias, weight), nodes[0].input[1], bias_name or "(zeros)")
 
 
 def _vector(bias: Array | None, weight: Array) -> Array | None:
     """A bias of one number, or of any shape that spreads over the rows of predictions, as (O)."""
     if bias is None:
         return None
-    if bias.size not in (1, *weight.shape):
+    if bias.size not in (1, weight.shape[0]):
         raise CheckpointRefused(f"the head's bias has shape {bias.shape}; its weights are {weight.shape}")
     return np.ravel(bias)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from service.repository.found import CheckpointRefused, printable
+from service.repository.found import CheckpointRefused
 from service.repository.onnx_graph import Array, Graph, Node, attributes
+from service.repository.printable import printable
 from service.spec import GATES, Kind, Nonlinearity
 
 KINDS: dict[str, Kind] = {"RNN": "rnn", "GRU": "gru", "LSTM": "lstm"}
@@ -84,7 +85,9 @@ def read_layer(graph: Graph, node: Node) -> OnnxLayer:
         nonlinearity = _nonlinearity(kind, directions, [_text(name).lower() for name in given.get("activations", [])])
         w, r = _parameter(graph, node, 1, "W"), _parameter(graph, node, 2, "R")
         b = _parameter(graph, node, 3, "B") if len(node.input) > 3 and node.input[3] else None
-        _check_shapes(kind, directions, given.get("hidden_size"), w, r, b)
+        if given.get("hidden_size", r.shape[-1]) != r.shape[-1]:
+            raise CheckpointRefused(f"hidden_size is {given['hidden_size']}, and R has {r.shape[-1]} columns")
+        _check_shapes(kind, directions, {"W": w, "R": r} | ({} if b is None else {"B": b}))
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{node.op_type} node {printable(name)}: {error}") from None
     return OnnxLayer(node, name, kind, nonlinearity, int(given.get("layout", 0)), w, r, b)
@@ -124,16 +127,15 @@ def _parameter(graph: Graph, node: Node, place: int, letter: str) -> Array:
     return array
 
 
-def _check_shapes(kind: Kind, directions: int, stated: int | None, w: Array, r: Array, b: Array | None) -> None:
+def _check_shapes(kind: Kind, directions: int, parameters: dict[str, Array]) -> None:
+    w, r = parameters["W"], parameters["R"]
     if w.ndim != 3 or r.ndim != 3:
         raise CheckpointRefused(f"W has shape {w.shape} and R {r.shape}; expected three dimensions")
     hidden = r.shape[2]
-    if stated is not None and stated != hidden:
-        raise CheckpointRefused(f"hidden_size is {stated}, and R has {hidden} columns")
     rows = GATES[kind] * hidden
     expected = {"W": (directions, rows, w.shape[2]), "R": (directions, rows, hidden), "B": (directions, 2 * rows)}
-    for letter, array in (("W", w), ("R", r), ("B", b)):
-        if array is not None and array.shape != expected[letter]:
+    for letter, array in parameters.items():
+        if array.shape != expected[letter]:
             raise CheckpointRefused(
                 f"{letter} has shape {array.shape}; expected {expected[letter]} for hidden_size {hidden}"
             )

@@ -7,7 +7,8 @@ from itertools import chain
 import torch
 
 from service.repository.checkpoint import Tensors, check_tensor
-from service.repository.found import CheckpointRefused, ChoiceNeeded, Found, choose, printable
+from service.repository.found import CheckpointRefused, ChoiceNeeded, Found, choose
+from service.repository.printable import printable
 from service.repository.torch_reference import reference_name, torch_reference
 from service.spec import GATES, Kind, ModelSpec, Nonlinearity
 
@@ -24,14 +25,14 @@ def find_layer(
 ) -> Found:
     """The recurrent layer that is meant, and its head.
 
-    layer is the prefix of its names (`encoder.lstm`, or any ending of it), head that of a linear layer over its outputs;
-    nonlinearity is asked for where shapes cannot tell. Raises CheckpointRefused, or ChoiceNeeded.
+    layer is the prefix of its names (`encoder.lstm`, or any ending of it), head that of a linear layer over its
+    outputs; nonlinearity is asked for where shapes cannot tell. Raises CheckpointRefused, or ChoiceNeeded.
     """
     groups = _groups(tensors.by_name)
     if not groups:
         raise CheckpointRefused(
-            f"no recurrent layer: none of the file's {len(tensors.by_name)} tensors is called weight_ih_l0 (RNN, GRU, LSTM) "
-            "or weight_ih (RNNCell, GRUCell, LSTMCell), with or without a prefix"
+            f"no recurrent layer: none of the file's {len(tensors.by_name)} tensors is called weight_ih_l0 "
+            "(RNN, GRU, LSTM) or weight_ih (RNNCell, GRUCell, LSTMCell), with or without a prefix"
         )
     name = choose(list(groups), layer, option="--layer", what="recurrent layer")
     prefix = "" if name == TOP else f"{name}."
@@ -67,7 +68,7 @@ def find_layer(
 
 
 def infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Nonlinearity | None) -> ModelSpec:
-    """Kind and sizes from names and shapes. Raises CheckpointRefused, or ChoiceNeeded for the nonlinearity of an RNN."""
+    """Kind and sizes from names and shapes. Raises CheckpointRefused, or ChoiceNeeded for an RNN's nonlinearity."""
     ih, hh = (_matrix(arrays, f"weight_{which}_l0") for which in ("ih", "hh"))
     projection = _matrix(arrays, "weight_hr_l0") if "weight_hr_l0" in arrays else None
     hidden = (projection if projection is not None else hh).shape[1]
@@ -80,10 +81,10 @@ def infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Nonl
     kind = kinds[0]
     if kind == "rnn" and nonlinearity is None:
         raise ChoiceNeeded(
-            f"{'the layer' if name == TOP else printable(name)} is an RNN, and its weights do not tell its nonlinearity: "
+            f"{'the layer' if name == TOP else printable(name)} is an RNN, and weights do not tell the nonlinearity: "
             "say --nonlinearity tanh (PyTorch's default) or --nonlinearity relu"
         )
-    indexed = [match for match in map(_ARRAY.fullmatch, arrays) if match]
+    indexed = [match for match in map(_ARRAY.fullmatch, arrays) if match and match[1]]
     return ModelSpec(
         kind=kind,
         input_size=ih.shape[1],

@@ -6,6 +6,7 @@ It shares no code with the engines, so that a mistake of theirs does not hide it
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from service.repository.found import Precision, Probe, Reference, Results
@@ -14,12 +15,15 @@ from service.spec import ModelSpec
 _LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 _CELLS = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 
+# What goes into a run, x (T, I) with the initial h and c, and what comes out: outputs (T, D·P) with the final ones.
+_Run = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
 
 def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], *, cell: bool) -> Reference:
     """A function that runs probes through `torch.nn.RNN`, `GRU`, `LSTM` (or, with cell, `RNNCell` …) and the head."""
 
     def run(probes: Sequence[Probe], precision: Precision) -> list[Results]:
-        dtype = torch.from_numpy(precision(0).reshape(1)).dtype
+        dtype = torch.from_numpy(np.zeros(1, precision)).dtype
         layer = (_cell(spec) if cell else _layer(spec)).to(dtype)
         own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
         layer.load_state_dict({name.removesuffix("_l0") if cell else name: array for name, array in own.items()})
@@ -56,9 +60,6 @@ def _cell(spec: ModelSpec) -> torch.nn.Module:
     make: Any = _CELLS[spec.kind]
     cell: torch.nn.Module = make(spec.input_size, spec.hidden_size, bias=spec.bias, **extra)
     return cell
-
-
-_Run = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def _tensors(probe: Probe, dtype: torch.dtype) -> _Run:

@@ -21,7 +21,7 @@ from service.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class StagedModel:
-    """A model that lies complete under `root`, a repository of its own, until `publish` moves it to where it belongs."""
+    """A model that lies complete under `root`, a repository of its own, until `publish` moves it to its place."""
 
     root: Path
     name: str
@@ -56,7 +56,7 @@ def config_of(spec: ModelSpec, description: str) -> ModelConfig:
 
 
 @contextmanager
-def staged(
+def staged(  # noqa: PLR0913  # what a version of a model is, by name
     root: Path,
     name: str,
     spec: ModelSpec,

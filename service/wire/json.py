@@ -26,8 +26,7 @@ def decode(body: bytes) -> Document:
     error. The two are apart so that a caller can run the slow one elsewhere.
     """
     try:
-        # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
-        document = simdjson.Parser().parse(body)
+        document = _parsed(body)
         if not isinstance(document, simdjson.Object):
             raise Suspicious
         fields: dict[str, Any] = {}
@@ -51,7 +50,7 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     if line.lstrip()[:1] != b"[":
         return decode(line)
     try:
-        values, brackets = _list(simdjson.Parser().parse(line))
+        values, brackets = _list(_parsed(line))
     except (ValueError, TypeError) as error:
         raise Suspicious from error
     if not isinstance(values, np.ndarray | Ragged) or brackets != line.count(b"["):
@@ -65,6 +64,14 @@ def encode(fields: Document) -> bytes:
     NaN and infinities are printed as null: callers that do not want that look for them before.
     """
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
+        return simdjson.Parser().parse(body)
+    except RuntimeError as error:  # an integer of more than 64 bits
+        raise Suspicious from error
 
 
 def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
