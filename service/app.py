@@ -6,11 +6,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
 from service import __version__
 from service.api.body import BodyLimits
@@ -22,11 +19,12 @@ from service.api.metrics import Metrics
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
+from service.api.router_errors import answer_with_problems
 from service.api.shapes import Limits
 from service.api.step import Step
 from service.api.stream import Stream
 from service.engine.load import EngineFactory
-from service.errors import FieldError, InvalidRequest, MethodNotAllowed, RouteNotFound, ServiceError
+from service.errors import ServiceError
 from service.serving.inference import Inference
 from service.serving.registry import Registry
 from service.settings import Settings
@@ -72,8 +70,7 @@ def create_app(settings: Settings) -> Gateway:
     )
     app.include_router(models_router(registry))
     app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
-    app.add_exception_handler(HTTPException, _as_service_error)
-    app.add_exception_handler(RequestValidationError, _as_service_error)
+    answer_with_problems(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Gateway(
         app,
@@ -115,14 +112,3 @@ class Preload:
 def _unready(preload: Preload, draining: Draining) -> list[str]:
     reasons = ["shutting down"] if draining.started else []
     return [*reasons, preload.waiting] if preload.waiting else reasons
-
-
-async def _as_service_error(request: Request, error: Exception) -> Response:
-    """The router's own errors in the service's words; the gateway answers them."""
-    if isinstance(error, RequestValidationError):
-        raise InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
-    path = request.scope["path"]
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "GET")
-        raise MethodNotAllowed(f"{path:.80} takes {allowed}, not {request.method}", allowed)
-    raise RouteNotFound(f"nothing lives at {path:.80}; /docs lists what there is")

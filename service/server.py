@@ -1,6 +1,7 @@
 """uvicorn, and what it leaves out of a server in the open: time limits for headers and for slow readers."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -15,6 +16,8 @@ from service.settings import Settings
 
 MAX_HEADER_BYTES = 64 * 1024
 STALL_CHECK_SECONDS = 5.0
+
+_H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
 
 class Server(uvicorn.Server):
@@ -50,6 +53,15 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     Server(config, app.draining.start).run()
+
+
+def _without_h2c(data: bytes) -> bytes:
+    """Headers that offer HTTP/2 over clear text, as Java's client and curl --http2 do, with the offer crossed out.
+
+    It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
+    """
+    headers, end, body = data.partition(b"\r\n\r\n")
+    return _H2C.sub(rb"\1X-Ignored:\2", headers) + end + body if _H2C.search(headers) else data
 
 
 def _protocol(settings: Settings) -> type[HttpToolsProtocol]:
@@ -90,6 +102,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Count what comes before the headers are complete."""
         if self._header_timer is not None:
             self._header_bytes += len(data)
+            data = _without_h2c(data)
         super().data_received(data)
         if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
             self._drop("headers_too_large")

@@ -1,5 +1,6 @@
 """Content types and encodings: what a body is, and what the client wants back."""
 
+import re
 from collections.abc import Sequence
 
 from service.errors import NotAcceptable, UnsupportedMediaType
@@ -7,6 +8,14 @@ from service.errors import NotAcceptable, UnsupportedMediaType
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 SAFETENSORS = "application/vnd.safetensors"
+
+
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+
+
+def media_type(content_type: str) -> str:
+    """A content type without its parameters; JSON if nothing is said."""
+    return content_type.split(";", 1)[0].strip().lower() or JSON
 
 
 def request_format(content_type: str, offered: Sequence[str]) -> str:
@@ -50,10 +59,7 @@ def preferences(header: str) -> dict[str, float]:
     for item in header.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
-        try:
-            weights[name] = float(weight)
-        except ValueError:
-            weights[name] = 0.0
+        weights[name] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0
     return weights
 
 

@@ -61,7 +61,14 @@ def _array(axes: str, *depths: int) -> Any:
     ]
 
 
+def _names(value: Any, info: ValidationInfo) -> Any:
+    """A list of names; an empty list of anything comes as an empty array."""
+    value = _from_text(value, info)
+    return [] if isinstance(value, np.ndarray) and value.shape == (0,) else value
+
+
 Text = BeforeValidator(_from_text)
+Names = BeforeValidator(_names)
 
 Name = Annotated[str, Field(max_length=64)]
 
@@ -105,7 +112,7 @@ class ForwardRequest(Request):
     batch_first: Annotated[bool, Text] = Field(
         True, description="false: inputs and outputs are (T,B,·), as PyTorch's default; ragged lists need true."
     )
-    returns: Annotated[list[ForwardReturn], Text] | None = Field(
+    returns: Annotated[list[ForwardReturn], Names] | None = Field(
         None, description="What to send back; default: outputs, h_n, c_n of an LSTM, predictions if there is a head."
     )
 
@@ -122,7 +129,7 @@ class StepRequest(Request):
     c: _array("(L,B,H), (B,H) or (H)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
     )
-    returns: Annotated[list[StepReturn], Text] | None = Field(
+    returns: Annotated[list[StepReturn], Names] | None = Field(
         None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."
     )
 
@@ -136,7 +143,7 @@ class StreamRequest(Request):
     c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="LSTM only: cell state before the first step; zeros if left out."
     )
-    returns: Annotated[list[StepReturn], Text] | None = Field(
+    returns: Annotated[list[StepReturn], Names] | None = Field(
         None, description="What each answer holds; default: outputs, and predictions if there is a head."
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from service.api.body import BodyLimits
 from service.api.documents import answer_format, read_document, refuse_non_finite, send_document
 from service.api.exchange import Exchange
-from service.api.negotiation import JSON, NDJSON, SAFETENSORS
+from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.requests import StepRequest, parse
 from service.api.shapes import Limits, Target, steps, wrong
 from service.api.stepping import initial, step_returns, steppable
@@ -28,7 +28,7 @@ class Step:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Translate, call, translate."""
-        if exchange.header(b"content-type").startswith(NDJSON):
+        if media_type(exchange.header(b"content-type")) == NDJSON:
             await self.stream(exchange)
             return
         document, came_as = await read_document(exchange, self.body_limits)

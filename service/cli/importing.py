@@ -157,6 +157,6 @@ def _measured(verdict: "Verdict", found: "Found") -> str:
 
     steps = f"{', '.join(map(str, LENGTHS[:-1]))} and {LENGTHS[-1]}"
     return (
-        f"max abs error {verdict.error:.1e} (allowed {verdict.allowed:.1e}) against {found.reference_name} in float64, "
-        f"over {len(LENGTHS)} random sequences of {steps} steps; largest value {verdict.largest:.3g}"
+        f"max abs error {verdict.error:.1e} (allowed {verdict.allowed:.1e}, largest value {verdict.largest:.3g}) "
+        f"against {found.reference_name} in float64, over random sequences of {steps} steps"
     )

@@ -104,13 +104,13 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointRefused(f"the file is a damaged zip archive: {printable(error)}") from None
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointRefused(
             "the file is a TorchScript archive, which holds code; load it in Python with torch.jit.load "
             "and save its state_dict: torch.save(model.state_dict(), 'weights.pt')"
         )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
 
 
 def _unpickling_reason(message: str) -> str:

@@ -36,6 +36,16 @@ def find_onnx_layer(path: Path, *, layer: str | None, nonlinearity: Nonlinearity
     layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused with what PyTorch
     cannot express, or ChoiceNeeded.
     """
+    try:
+        return _find(path, layer, nonlinearity, head)
+    except CheckpointRefused:
+        raise
+    except Exception as error:  # attributes and shapes of a damaged file can be anything
+        reason = printable(f"{type(error).__name__} {error}")
+        raise CheckpointRefused(f"the file's graph makes no sense: {reason}") from None
+
+
+def _find(path: Path, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None) -> Found:
     graph = Graph.read(path)
     layers, refused = _read_layers(graph)
     grouped = stacks(graph, layers)

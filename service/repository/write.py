@@ -56,7 +56,7 @@ def config_of(spec: ModelSpec, description: str) -> ModelConfig:
 
 
 @contextmanager
-def staged(  # noqa: PLR0913  # what a version of a model is, by name
+def staged(
     root: Path,
     name: str,
     spec: ModelSpec,

@@ -123,8 +123,7 @@ class Registry:
         """`resolve` by a request's fields `model` and `version`, before they are validated. Raises as it does."""
         for name in ("model", "version"):
             if not isinstance(fields.get(name), str | None):
-                message = f"{name} is {fields[name]!r:.60}; expected a string"
-                raise InvalidRequest([FieldError((name,), message)])
+                raise InvalidRequest([FieldError((name,), f"{name} is no string; expected the name of one")])
         return self.resolve(fields.get("model"), fields.get("version"))
 
     async def engine(self, version: ModelVersion) -> Engine:

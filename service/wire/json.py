@@ -36,6 +36,8 @@ def decode(body: bytes) -> Document:
             if isinstance(value, simdjson.Array):
                 fields[name], opened = _list(value)
                 brackets += opened
+            elif isinstance(value, simdjson.Object):
+                raise Suspicious  # no field of the contract is an object
             else:
                 fields[name] = value
     except (ValueError, TypeError) as error:

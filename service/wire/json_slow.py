@@ -17,6 +17,8 @@ MAX_BYTES = 8 * 2**20
 """Larger bodies get the error without the place."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+OVERFLOW = 2.0**128 - 2.0**103
+"""The midpoint above FLOAT32_MAX: from here on a number rounds to infinity."""
 
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
@@ -63,7 +65,8 @@ def parse(body: bytes) -> Any:
         at = f", in {spell(place)}" if place else ""
         number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
         if number:
-            raise _invalid(place, f"is {number[0]:.40}; expected a finite number") from None
+            sign = "-" if error.doc[: error.pos].endswith("-") else ""
+            raise _invalid(place, f"is {sign}{number[0]:.40}; expected a finite number") from None
         raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
     except RecursionError:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
@@ -125,8 +128,8 @@ def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[i
             raise _invalid(place, f"is {_kind(item)}; expected a number")
         elif len(sizes) > depth:
             raise _invalid(place, "is a number; expected a list, as in the places before it")
-        elif abs(item) > FLOAT32_MAX:
-            raise _invalid(place, f"is {item:.6g}; the largest 32-bit float is {FLOAT32_MAX:.6g}")
+        elif abs(item) >= OVERFLOW:
+            raise _invalid(place, f"is {item:.9g}; the largest 32-bit float is {FLOAT32_MAX:.9g}")
         else:
             values.append(item)
 

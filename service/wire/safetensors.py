@@ -44,7 +44,10 @@ def _array(name: str, tensor: Any) -> Floats | Integers:
     dtype = _READ.get(tensor["dtype"])
     if dtype is None:
         raise MalformedBody(f"array {name!r:.80} is {tensor['dtype']}; expected one of {', '.join(_READ)}")
-    values = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    try:
+        values = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    except ValueError:  # empty, with axes that no memory has; or with more axes than numpy takes
+        raise MalformedBody(f"array {name!r:.80} has a shape that cannot be: {tensor['shape']!r:.80}") from None
     if values.dtype.kind == "i":
         return values.astype(np.int64, copy=False)
     return narrowed(values) if dtype == "<f8" else values.astype(np.float32, copy=False)

@@ -64,20 +64,18 @@ def check_parity(device, spec, lengths, gap, seed):
     assert (rows.outputs[~used] == 7).all()  # steps that belong to no row are not written
 
 
-@settings(deadline=None)
 @given(spec=specs(), lengths=LENGTHS, gap=st.integers(0, 2), seed=st.integers(0, 99))
 def test_ragged_rows_agree_with_float64(spec, lengths, gap, seed):
     check_parity("cpu", spec, lengths, gap, seed)
 
 
 @pytest.mark.gpu
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(spec=specs(), lengths=LENGTHS, gap=st.integers(0, 2), seed=st.integers(0, 99))
 def test_ragged_rows_agree_with_float64_on_a_gpu(spec, lengths, gap, seed):
     check_parity("cuda:0", spec, lengths, gap, seed)
 
 
-@settings(deadline=None)
 @given(spec=specs(directions=(False,)), data=st.data(), steps=st.integers(1, 12))
 def test_carried_state_equals_one_run(spec, data, steps):
     split = data.draw(st.integers(0, steps))
@@ -93,7 +91,6 @@ def test_carried_state_equals_one_run(spec, data, steps):
     np.testing.assert_allclose(pieces.h, whole.h, atol=TOLERANCE, rtol=0)
 
 
-@settings(deadline=None)
 @given(spec=specs(), lengths=LENGTHS)
 def test_a_row_does_not_depend_on_its_neighbours(spec, lengths):
     engine, _ = engine_of(spec)

@@ -78,6 +78,7 @@ def test_printing_survives_the_double_rounding_of_the_reader():
         ("7.0064923216240853e-46", 0.0),  # half the smallest subnormal
         ("7.0064923216240862e-46", 1e-45),
         ("3.4028235e38", 3.4028235e38),
+        ("3.40282355e38", 3.4028235e38),  # above the largest float, and still nearer to it than to infinity
         ("-0.0", -0.0),
     ],
 )
@@ -124,9 +125,11 @@ def test_rows_of_unequal_length_keep_their_lengths():
         (b"[" * 100_000, MalformedBody, "depth limit"),
         (b'{"x": ' + b"[" * 900 + b"]" * 900 + b"}", InvalidRequest, "nested deeper"),
         (b'{"x": [1, NaN]}', InvalidRequest, "x[1] is NaN"),
-        (b'{"x": [1, -Infinity]}', InvalidRequest, "x[1] is Infinity"),
+        (b'{"x": [1, -Infinity]}', InvalidRequest, "x[1] is -Infinity"),
         (b'{"x": [[1, 1e999]]}', InvalidRequest, "x[0][1] is 1e999"),
         (b'{"x": [1, 1e39]}', InvalidRequest, "x[1] is 1e+39"),
+        (b'{"x": [3.4028236e38]}', InvalidRequest, "x[0] is 3.4028236e+38; the largest 32-bit float is 3.40282347e+38"),
+        (b'{"x": {"a": 1, "a": 2}}', DuplicateName, "'a' stands twice"),
         (b'{"x": [1, null]}', InvalidRequest, "x[1] is null"),
         (b'{"x": [true]}', InvalidRequest, "x[0] is a boolean"),
         (b'{"x": [1, "2"]}', InvalidRequest, "x[1] is a string"),
