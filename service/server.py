@@ -15,6 +15,7 @@ from service.logs import configure_logging
 from service.settings import Settings
 
 MAX_HEADER_BYTES = 64 * 1024
+MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 STALL_CHECK_SECONDS = 5.0
 
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
@@ -75,7 +76,11 @@ def _protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. Headers must be there in time and be small; a reader must take its reply at a least rate."""
+    """One connection, with limits: on the time that headers take, on what is neither head nor body, on slow readers.
+
+    The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
+    when a body goes on after its reply, or when empty lines are all that follows.
+    """
 
     header_seconds: float
     min_bytes_per_second: float
@@ -83,8 +88,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
-        self._header_bytes = 0
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._received_bytes = 0
+        self._body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for the first headers."""
@@ -99,17 +105,18 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the headers are complete."""
-        if self._header_timer is not None:
-            self._header_bytes += len(data)
-            data = _without_h2c(data)
-        super().data_received(data)
-        if self._header_timer is not None and self._header_bytes > MAX_HEADER_BYTES:
+        """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
+        self._received_bytes += len(data)
+        super().data_received(_without_h2c(data) if self._header_timer is not None else data)
+        if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
+        elif self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_headers()
 
     def on_message_begin(self) -> None:
         """A request line has begun: also on a kept-alive connection its headers must follow."""
         super().on_message_begin()
+        self._received_bytes = self._body_bytes = 0
         if self._header_timer is None:
             self._await_headers()
 
@@ -117,6 +124,20 @@ class GuardedProtocol(HttpToolsProtocol):
         """The headers were in time."""
         self._cancel_header_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count what is payload."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A body that outlasted its reply is over: the connection is idle, as after any reply."""
+        super().on_message_complete()
+        if self._header_timer is not None and self.cycle.response_complete:
+            self._cancel_header_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
@@ -131,7 +152,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stall_timer = None
 
     def _await_headers(self) -> None:
-        self._header_bytes = 0
         self._header_timer = self.loop.call_later(self.header_seconds, self._drop, "headers_too_slow")
 
     def _cancel_header_timer(self) -> None:

@@ -5,6 +5,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from service.api.exchange import Exchange
@@ -44,7 +45,7 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     begun = loop.time()
     try:
         async with asyncio.timeout_at(begun + limits.grace_seconds) as patience:
-            async for piece in decompressed(exchange):
+            async for piece in decompressed(exchange, limits.max_bytes):
                 total += len(piece)
                 if total > limits.max_bytes:
                     raise BodyTooLarge(f"the body has more than {limits.max_bytes} bytes, which is the limit")
@@ -57,20 +58,21 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def decompressed(exchange: Exchange) -> AsyncIterator[bytes]:
+async def decompressed(exchange: Exchange, max_received: float = inf) -> AsyncIterator[bytes]:
     """The body as it arrives, in pieces of at most `PIECE_BYTES` if it is compressed.
 
-    Raises MalformedBody, UnsupportedMediaType, ClientGone.
+    max_received limits the bytes before decompression, which need not give any. Raises BodyTooLarge, MalformedBody,
+    UnsupportedMediaType, ClientGone.
     """
     encoding = exchange.header(b"content-encoding").strip().lower()
     if encoding in ("", "identity"):
-        async for chunk in _received(exchange):
+        async for chunk in _received(exchange, max_received):
             yield chunk
         return
     if encoding not in _DECODERS:
         raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {', '.join(_DECODERS)}")
     decoder = _DECODERS[encoding]()
-    async for chunk in _received(exchange):
+    async for chunk in _received(exchange, max_received):
         pieces = decoder.feed(chunk)
         # Decompressing is real work and releases the GIL.
         while piece := await asyncio.to_thread(_next, pieces, encoding):
@@ -134,7 +136,7 @@ def _next(pieces: Iterator[bytes], encoding: str) -> bytes:
         raise MalformedBody(f"the body is not {encoding} data: {error}") from None
 
 
-async def _received(exchange: Exchange) -> AsyncIterator[bytes]:
+async def _received(exchange: Exchange, limit: float) -> AsyncIterator[bytes]:
     while not exchange.received_all:
         message = await exchange.receive()
         if message["type"] == "http.disconnect":
@@ -143,5 +145,7 @@ async def _received(exchange: Exchange) -> AsyncIterator[bytes]:
         chunk: bytes = message.get("body", b"")
         exchange.received_bytes += len(chunk)
         exchange.received_all = not message.get("more_body", False)
+        if exchange.received_bytes > limit:
+            raise BodyTooLarge(f"the body has more than {limit} bytes, which is the limit")
         if chunk:
             yield chunk
