@@ -89,6 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
         self._received_bytes = 0
         self._body_bytes = 0
 
@@ -116,14 +117,21 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request line has begun: also on a kept-alive connection its headers must follow."""
         super().on_message_begin()
+        self._in_head = True
         self._received_bytes = self._body_bytes = 0
         if self._header_timer is None:
             self._await_headers()
 
     def on_headers_complete(self) -> None:
         """The headers were in time."""
+        self._in_head = False
         self._cancel_header_timer()
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers mean nothing here; kept, they could grow without end."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         """Count what is payload."""

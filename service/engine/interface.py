@@ -59,6 +59,15 @@ class Engine(ABC):
     spec: ModelSpec
     nbytes: int
     """Bytes of memory that the loaded weights take."""
+    step_seconds: float
+    """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
+    flops_per_second: float
+    """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
+
+    def estimate(self, rows: Rows) -> float:
+        """Seconds that rows will take on one thread, roughly and rather too many."""
+        longest = int(rows.lengths.max(initial=0)) * self.spec.states
+        return longest * self.step_seconds + rows.steps * self.spec.flops_per_step / self.flops_per_second
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:

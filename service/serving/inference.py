@@ -10,10 +10,8 @@ from service.engine.interface import Engine, Rows
 from service.errors import DeadlinePassed, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 
-# Below both of these an engine is done in about the time that a hand-over to another thread and back takes (50-100 µs
-# under load), so the rows run where they stand and nobody waits.
-INLINE_FLOPS = 1_000_000
-INLINE_STEPS = 16
+INLINE_SECONDS = 200e-6
+"""Work of up to this runs where it stands: handing it to another thread and back costs about as much under load."""
 
 
 @dataclass(slots=True)
@@ -43,7 +41,7 @@ class Inference:
         engine = model.engine or await self.registry.engine(model)
         if deadline is not None and monotonic() > deadline:
             raise _passed()
-        if rows.inputs.shape[0] <= INLINE_STEPS and rows.steps * model.spec.flops_per_step <= INLINE_FLOPS:
+        if engine.estimate(rows) <= INLINE_SECONDS:
             begun = perf_counter()
             engine.run([rows])
             return Timings(compute=perf_counter() - begun)

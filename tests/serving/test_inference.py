@@ -12,11 +12,11 @@ from service.engine.interface import Rows
 from service.engine.load import EngineFactory
 from service.engine.torch_engine import TorchEngine
 from service.errors import DeadlinePassed, ServiceFull
-from service.serving.inference import INLINE_STEPS, Inference
+from service.serving.inference import Inference
 from service.serving.registry import Registry
 
 CONFIG = {"kind": "rnn", "input_size": 4, "hidden_size": 3}
-LONG = INLINE_STEPS * 4
+LONG = 64
 
 
 class GatedEngine(TorchEngine):
