@@ -89,6 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._caught_up = False
         self._in_head = False
         self._received_bytes = 0
         self._body_bytes = 0
@@ -147,17 +148,21 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def on_response_complete(self) -> None:
+        """The reply is written, but perhaps not read: closing, too, would wait for that."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._watch_reader()
+
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
         super().pause_writing()
-        self._watch_reader(self.transport.get_write_buffer_size())
+        self._watch_reader()
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """The client has caught up, for now."""
         super().resume_writing()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._caught_up = True
 
     def _await_headers(self) -> None:
         self._header_timer = self.loop.call_later(self.header_seconds, self._drop, "headers_too_slow")
@@ -167,15 +172,20 @@ class GuardedProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _watch_reader(self, left: int) -> None:
-        self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, left)
+    def _watch_reader(self) -> None:
+        if self._stall_timer is None:
+            self._caught_up = False
+            unread = self.transport.get_write_buffer_size()
+            self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, unread)
 
     def _check_reader(self, before: int) -> None:
-        left = self.transport.get_write_buffer_size()
-        if before - left < self.min_bytes_per_second * STALL_CHECK_SECONDS:
+        self._stall_timer = None
+        unread = self.transport.get_write_buffer_size()
+        taken = before - unread
+        if not self._caught_up and unread and taken < self.min_bytes_per_second * STALL_CHECK_SECONDS:
             self._drop("reader_too_slow")
-        else:
-            self._watch_reader(left)
+        elif unread:
+            self._watch_reader()
 
     def _drop(self, reason: str) -> None:
         """Cut the connection: closing would wait for the very client that does not move."""
