@@ -100,8 +100,11 @@ class Stepper:
                 name = min(unknown)
                 raise wrong(f"{name:.80} is not a field of a step; the fields are inputs, step", name)
             expected = self.done + ahead + 1
-            if fields.get("step", expected) != expected or isinstance(fields.get("step"), bool):
-                raise wrong(f"step is {fields['step']!r:.40}; this stream expects {expected}", "step")
+            step = fields.get("step", expected)
+            if type(step) is not int:
+                raise wrong("step: expected a whole number", "step")
+            if step != expected:
+                raise wrong(f"step is {step}; this stream expects {expected}", "step")
             inputs = fields.get("inputs")
         if not isinstance(inputs, np.ndarray | Ragged):
             raise wrong("inputs: expected a list of numbers", "inputs")

@@ -1,6 +1,7 @@
 """Finds the recurrent layers in an ONNX file and makes PyTorch's arrays of them, with onnx's own reference to check."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,7 @@ def _add_head(spec: ModelSpec, arrays: dict[str, Numbers], head: OnnxHead, notes
         notes.append("--head has no bias; zeros were written")
     bias = np.zeros(rows, head.weight.dtype) if head.bias is None else head.bias
     arrays["head.bias"] = np.array(np.broadcast_to(bias, (rows,)))
-    return ModelSpec(
-        **{name: getattr(spec, name) for name in ModelSpec.__slots__ if name != "out_features"}, out_features=rows
-    )
+    return replace(spec, out_features=rows)
 
 
 def _sources(stack: list[OnnxLayer], spec: ModelSpec, head: OnnxHead | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -44,10 +44,10 @@ class StagedModel:
 def config_of(spec: ModelSpec, description: str) -> ModelConfig:
     """The config.json of a spec. Raises CheckpointRefused where a size is over what the service takes."""
     head = None if spec.out_features is None else {"out_features": spec.out_features}
-    fields = {name: getattr(spec, name) for name in ModelConfig.model_fields if hasattr(spec, name)}
+    given = {name: getattr(spec, name) for name in ModelConfig.model_fields if hasattr(spec, name)}
     try:
         return ModelConfig.model_validate(
-            fields | {"head": head and HeadConfig.model_validate(head), "description": description}
+            given | {"head": head and HeadConfig.model_validate(head), "description": description}
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -111,7 +111,10 @@ def _placed(root: Path, name: str, spec: ModelSpec, version: str | None, descrip
 
 
 def _refuse_difference(name: str, there: ModelConfig, wanted: ModelConfig) -> None:
-    pairs = [(field, getattr(there.spec(), field), getattr(wanted.spec(), field)) for field in ModelSpec.__slots__]
+    pairs = [
+        (field.name, getattr(there.spec(), field.name), getattr(wanted.spec(), field.name))
+        for field in fields(ModelSpec)
+    ]
     pairs.append(("description", there.description, wanted.description))
     for field, old, new in pairs:
         if old != new:

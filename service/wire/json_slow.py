@@ -44,14 +44,17 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     """One line of a stream: an object, or an array of numbers alone. Raises as `decode` does."""
     if line.lstrip()[:1] != b"[":
         return decode(line)
-    values = field(parse(line), ("inputs",))
+    values = field(parse(line, ("inputs",)), ("inputs",))
     if isinstance(values, list):
         raise _invalid(("inputs", 0), "is a string; expected a number")
     return values
 
 
-def parse(body: bytes) -> Any:
-    """A JSON text as Python values. Raises MalformedBody or DuplicateName."""
+def parse(body: bytes, name: Loc = ()) -> Any:
+    """A JSON text as Python values; name is what the whole is called in errors.
+
+    Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
+    """
     if len(body) > MAX_BYTES:
         raise MalformedBody(
             f"the body is not a JSON object of finite 32-bit numbers; in a body of up to {MAX_BYTES // 2**20} MiB "
@@ -61,7 +64,7 @@ def parse(body: bytes) -> Any:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
         return json.loads(body, object_pairs_hook=_unique)
     except orjson.JSONDecodeError as error:
-        place = locate(error.doc[: error.pos])
+        place = name + locate(error.doc[: error.pos])
         at = f", in {spell(place)}" if place else ""
         number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
         if number:

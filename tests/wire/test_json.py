@@ -174,3 +174,8 @@ def test_a_nested_list_cannot_hide_behind_a_string():
     body = orjson.dumps({"x": [[1, 2], [[], [1, 2]]], "model": "]" * 3})
     with pytest.raises(InvalidRequest):
         read(body)
+
+
+def test_a_bad_number_in_a_bare_line_is_one_of_the_inputs():
+    with pytest.raises(InvalidRequest, match=r"inputs\[1\] is NaN"):
+        json_slow.decode_steps(b"[1, NaN]")
