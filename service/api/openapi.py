@@ -61,6 +61,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         _add_schema(schemas, model)
     _list_problems(document)
     document["paths"] = _hot_paths() | document["paths"]
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{}, {"key": []}]  # a service without keys is open
     app.openapi_schema = document
     return document
 

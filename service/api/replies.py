@@ -11,13 +11,16 @@ class ForwardReply(BaseModel):
     """What /rnn/forward answers; fields that were not asked for are left out."""
 
     outputs: Nested = Field(
-        description="(B,T,D·P): hidden state of the last layer at each step; zeros past a row's length."
+        default_factory=list,
+        description="(B,T,D·P): hidden state of the last layer at each step; zeros past a row's length.",
     )
-    last: Nested = Field(description="(B,D·P): outputs at each row's own last step.")
-    h_n: Nested = Field(description="(L·D,B,P): final hidden state of every layer.")
-    c_n: Nested = Field(description="(L·D,B,H): final cell state of every layer of an LSTM.")
-    predictions: Nested = Field(description="(B,T,O): the linear head over outputs.")
-    lengths: Nested = Field(description="safetensors only: the true lengths of a ragged reply, which comes padded.")
+    last: Nested = Field(default_factory=list, description="(B,D·P): outputs at each row's own last step.")
+    h_n: Nested = Field(default_factory=list, description="(L·D,B,P): final hidden state of every layer.")
+    c_n: Nested = Field(default_factory=list, description="(L·D,B,H): final cell state of every layer of an LSTM.")
+    predictions: Nested = Field(default_factory=list, description="(B,T,O): the linear head over outputs.")
+    lengths: Nested = Field(
+        default_factory=list, description="safetensors only: the true lengths of a ragged reply, which comes padded."
+    )
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
 
@@ -25,10 +28,12 @@ class ForwardReply(BaseModel):
 class StepReply(BaseModel):
     """What /cell/step answers; fields that were not asked for are left out."""
 
-    outputs: Nested = Field(description="(B,P): hidden state of the last layer.")
-    h: Nested = Field(description="The new hidden state of every layer, in the shape that was sent.")
-    c: Nested = Field(description="The new cell state of an LSTM, in the shape that was sent.")
-    predictions: Nested = Field(description="(B,O): the linear head over outputs.")
+    outputs: Nested = Field(default_factory=list, description="(B,P): hidden state of the last layer.")
+    h: Nested = Field(
+        default_factory=list, description="The new hidden state of every layer, in the shape that was sent."
+    )
+    c: Nested = Field(default_factory=list, description="The new cell state of an LSTM, in the shape that was sent.")
+    predictions: Nested = Field(default_factory=list, description="(B,O): the linear head over outputs.")
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
 

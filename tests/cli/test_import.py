@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def served(root, spec, x):
 @given(spec=specs(), suffix=st.sampled_from((".pt", ".safetensors", ".onnx")), seed=st.integers(0, 9))
 def test_every_model_comes_through(spec, suffix, seed):
     if suffix == ".onnx":
-        spec = ModelSpec(**{name: getattr(spec, name) for name in ModelSpec.__slots__} | {"proj_size": 0})
+        spec = replace(spec, proj_size=0)
     weights = weights_of(spec, seed)
     with tempfile.TemporaryDirectory() as folder:
         path, root = Path(folder) / f"model{suffix}", Path(folder) / "models"
