@@ -14,6 +14,9 @@ from service.errors import NonFiniteOutput
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats
 
+DECODE_ON_LOOP_BYTES = 2**20
+"""Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
+
 FORMATS: Sequence[str] = (JSON, SAFETENSORS)
 
 
@@ -26,7 +29,8 @@ async def read_document(exchange: Exchange, limits: BodyLimits) -> tuple[Documen
         document = safetensors.decode(body)
     else:
         try:
-            document = json.decode(body)
+            elsewhere = len(body) > DECODE_ON_LOOP_BYTES
+            document = await asyncio.to_thread(json.decode, body) if elsewhere else json.decode(body)
         except json.Suspicious:
             document = await asyncio.to_thread(json_slow.decode, body)
     exchange.mark("decode", begun)

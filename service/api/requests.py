@@ -23,6 +23,12 @@ from service.errors import FieldError, InvalidRequest
 from service.wire.arrays import Ragged
 from service.wire.json_slow import spell
 
+MAX_ERRORS = 16
+"""Wrong fields that one problem lists."""
+
+MAX_NAME = 80
+"""Characters of a client's own words that a problem quotes."""
+
 NonFinite = Literal["error", "null"]
 ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]
 StepReturn = Literal["outputs", "h", "c", "predictions"]
@@ -112,7 +118,7 @@ class ForwardRequest(Request):
     batch_first: Annotated[bool, Text] = Field(
         True, description="false: inputs and outputs are (T,B,·), as PyTorch's default; ragged lists need true."
     )
-    returns: Annotated[list[ForwardReturn], Names] | None = Field(
+    returns: Annotated[list[ForwardReturn], Field(max_length=8), Names] | None = Field(
         None, description="What to send back; default: outputs, h_n, c_n of an LSTM, predictions if there is a head."
     )
 
@@ -129,7 +135,7 @@ class StepRequest(Request):
     c: _array("(L,B,H), (B,H) or (H)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
     )
-    returns: Annotated[list[StepReturn], Names] | None = Field(
+    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
         None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."
     )
 
@@ -143,7 +149,7 @@ class StreamRequest(Request):
     c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="LSTM only: cell state before the first step; zeros if left out."
     )
-    returns: Annotated[list[StepReturn], Names] | None = Field(
+    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
         None, description="What each answer holds; default: outputs, and predictions if there is a head."
     )
 
@@ -156,16 +162,17 @@ def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target) -> 
     try:
         return kind.model_validate(fields, context=target)
     except ValidationError as error:
-        raise InvalidRequest([_field_error(kind, item) for item in error.errors(include_url=False)]) from None
+        errors = error.errors(include_url=False, include_context=False)[:MAX_ERRORS]
+        raise InvalidRequest([_field_error(kind, item) for item in errors]) from None
 
 
 def _field_error(kind: type[Request], item: Any) -> FieldError:
-    loc = tuple(item["loc"])
+    loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in item["loc"])
     name = spell(loc)
     if item["type"] == "extra_forbidden":
         near = get_close_matches(str(loc[0]), kind.model_fields, 1)
         hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(kind.model_fields)}"
-        return FieldError(loc, f"{name:.80} is not a field of this request; {hint}")
+        return FieldError(loc, f"{name} is not a field of this request; {hint}")
     if item["type"] == "missing":
         return FieldError(loc, f"{name} is required")
     message = item["msg"][:1].lower() + item["msg"][1:]

@@ -77,6 +77,7 @@ class Stepper:
                     yield answers
                 if not_finite:
                     raise not_finite
+                await asyncio.sleep(0)  # small steps run where they stand: let the others have their turn
             if failure:
                 raise failure
 
@@ -97,8 +98,8 @@ class Stepper:
         inputs: Any = fields
         if isinstance(fields, Mapping):
             if unknown := fields.keys() - {"inputs", "step"}:
-                name = min(unknown)
-                raise wrong(f"{name:.80} is not a field of a step; the fields are inputs, step", name)
+                name = min(unknown)[:80]
+                raise wrong(f"{name} is not a field of a step; the fields are inputs, step", name)
             expected = self.done + ahead + 1
             step = fields.get("step", expected)
             if type(step) is not int:

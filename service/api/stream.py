@@ -22,6 +22,7 @@ from service.api.stepping import steppable
 from service.errors import BodyTimeout, ServiceDraining, ServiceError
 from service.serving.inference import Inference
 from service.wire import json
+from service.wire.arrays import MAX_FIELDS
 
 MAX_LINE_BYTES = 2**20
 
@@ -117,9 +118,13 @@ async def _opening(line: bytes, number: int) -> Mapping[str, Any]:
 def _from_query(query: bytes) -> dict[str, Any]:
     """Query parameters as fields; `returns` is comma-separated there. Raises InvalidRequest."""
     fields: dict[str, Any] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise wrong(f"the query has more than {MAX_FIELDS} parameters", "query") from None
+    for name, value in pairs:
         if name in fields:
-            raise wrong(f"{name} stands twice in the query", name)
+            raise wrong(f"{name:.80} stands twice in the query", name[:80])
         fields[name] = value
     if "returns" in fields:
         fields["returns"] = [part for part in fields["returns"].split(",") if part]

@@ -4,7 +4,7 @@ Rows of unequal length run as one packed sequence; rows of equal length that lie
 without being copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from service.engine.interface import Engine, Floats, Rows
 from service.spec import ModelSpec
+
+SLICE_STEPS = 4096
 
 _MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
@@ -74,8 +76,18 @@ class TorchEngine(Engine):
         """Run every row, a batch at a time. Packing costs more than it saves between batches of unlike lengths."""
         with torch.inference_mode():
             for rows in batches:
-                if rows.lengths.size and rows.lengths.max() > 0:
-                    self._run(rows)
+                for piece in self._slices(rows):
+                    self._run(piece)
+
+    def _slices(self, rows: Rows) -> Iterator[Rows]:
+        """The rows, cut in time where they are very long: torch makes a tensor of every step on the way."""
+        longest = int(rows.lengths.max(initial=0))
+        if self.spec.bidirectional and longest:
+            yield rows
+            return
+        for begin in range(0, longest, SLICE_STEPS):
+            lengths = np.clip(rows.lengths - begin, 0, SLICE_STEPS)
+            yield Rows(rows.inputs, rows.starts + begin, lengths, rows.h, rows.c, rows.outputs, rows.predictions)
 
     def _run(self, rows: Rows) -> None:
         steps = int(rows.lengths[0])

@@ -16,6 +16,9 @@ Document = Mapping[str, Any]
 MAX_DEPTH = 3
 """Brackets around a number: no field of the contract has more than three axes."""
 
+MAX_FIELDS = 32
+"""Names in one document: no request of the contract has a third as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ragged:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, assemble, narrowed
 
 
 class Suspicious(Exception):
@@ -27,7 +27,7 @@ def decode(body: bytes) -> Document:
     """
     try:
         document = _parsed(body)
-        if not isinstance(document, simdjson.Object):
+        if not isinstance(document, simdjson.Object) or len(document) > MAX_FIELDS:
             raise Suspicious
         fields: dict[str, Any] = {}
         brackets = 0

@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 
 from service.errors import DuplicateName, FieldError, InvalidRequest, MalformedBody
-from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, assemble, narrowed
 
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 2**20
 """Larger bodies get the error without the place."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -37,6 +37,8 @@ def decode(body: bytes) -> Document:
     value = parse(body)
     if not isinstance(value, dict):
         raise MalformedBody(f"the body is {_kind(value)}; expected an object")
+    if len(value) > MAX_FIELDS:
+        raise MalformedBody(f"the body has {len(value)} fields; no request has more than {MAX_FIELDS}")
     return {name: field(item, (name,)) if isinstance(item, list) else item for name, item in value.items()}
 
 

@@ -161,3 +161,13 @@ def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
 def test_an_absent_device_is_refused():
     with pytest.raises(ValueError, match="cuda:99"):
         resolve_device("cuda:99")
+
+
+def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
+    spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=1)
+    monkeypatch.setattr("service.engine.torch_engine.SLICE_STEPS", 5)
+    engine, weights = engine_of(spec)
+    rows = rows_of(spec, [17, 5, 3], np.random.default_rng(8))
+    before = copied(rows)
+    engine.run([rows])
+    assert_rows_match(spec, weights, rows, before)
