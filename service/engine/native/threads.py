@@ -1,0 +1,20 @@
+"""Runs one piece of work on several threads at once, the caller's own among them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+
+class Crew:
+    """Up to `size` threads, the caller's included. The others are started when first needed and sleep when idle."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, 1)
+        # The pool's threads end when it is collected with the engine that owns it.
+        self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
+
+    def run(self, works: list[Callable[[], None]]) -> None:
+        """Run every one of at most `size` works; return when all are done."""
+        futures = [self._others.submit(work) for work in works[1:]]
+        works[0]()
+        for future in futures:
+            future.result()
