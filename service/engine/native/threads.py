@@ -1,6 +1,6 @@
 """Runs one piece of work on several threads at once, the caller's own among them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 
@@ -12,7 +12,7 @@ class Crew:
         # The pool's threads end when it is collected with the engine that owns it.
         self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
 
-    def run(self, works: list[Callable[[], None]]) -> None:
+    def run(self, works: Sequence[Callable[[], object]]) -> None:
         """Run every one of at most `size` works; return when all are done."""
         futures = [self._others.submit(work) for work in works[1:]]
         works[0]()
