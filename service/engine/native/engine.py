@@ -1,24 +1,20 @@
 """The native engine: a model's rows through kernels that were compiled for its very shape and this processor."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
-from service.engine.native.compiler import Code, compiled
+from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
 from service.engine.native.processor import Processor
-from service.engine.native.rows import RowTable, row_table
-from service.engine.native.schedule import RowWord, Schedule
+from service.engine.native.passes import SHARED_FLOPS, Pass
+from service.engine.native.rows import row_table
+from service.engine.native.schedule import Schedule
+from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
-from service.engine.native.work import Work
 from service.spec import ModelSpec
-
-SHARED_FLOPS = 4_000_000
-"""Work below this is done by the caller's thread alone: to wake another costs some tens of microseconds."""
 
 
 class NativeEngine(Engine):
@@ -52,9 +48,12 @@ class NativeEngine(Engine):
             head = Head(weights["head.weight"], weights["head.bias"], spec.weights_dtype, processor)
         # A bidirectional layer needs the whole sequence of the layer below, so each is a pass of its own.
         stacks = [Stack([layer]) for layer in layers] if spec.bidirectional else [Stack(layers, head)]
-        flops = spec.flops_per_step // len(stacks)
+        self._flops = spec.flops_per_step
+        flops = self._flops // len(stacks)
         self._passes = [Pass(stack, code, crew, flops) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
+        # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
+        self._idle_stages: list[Stage] = []
         self.nbytes = sum(stack.nbytes for stack in stacks)
         if self._head_pass:
             self.nbytes += self._head_pass.stack.nbytes
@@ -63,8 +62,22 @@ class NativeEngine(Engine):
         """Run every row of every batch together; results are written into the batches' own arrays."""
         if self.spec.bidirectional:
             self._run_both_ways(batches)
+            return
+        rows = single_steps(batches)
+        if rows and rows * self._flops < SHARED_FLOPS:
+            self._run_steps(batches, rows)
         else:
             self._passes[0].run(row_table(batches))
+
+    def _run_steps(self, batches: Sequence[Rows], rows: int) -> None:
+        try:
+            stage = self._idle_stages.pop()
+        except IndexError:
+            stage = Stage(self._passes[0].stack, self.spec)
+        stage.load(batches)
+        self._passes[0].run_steps(stage.table, stage.work, rows)
+        stage.store(batches)
+        self._idle_stages.append(stage)
 
     def _run_both_ways(self, batches: Sequence[Rows]) -> None:
         width, last = self.spec.state_size, self.spec.num_layers - 1
@@ -84,43 +97,6 @@ class NativeEngine(Engine):
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
             self._head_pass.run(row_table(asked))
-
-
-class Pass:
-    """A stack of layers with its scratch memory, run over tables of rows."""
-
-    def __init__(self, stack: Stack, code: Code, crew: Crew, flops_per_step: int) -> None:
-        self.stack = stack
-        self._code = code
-        self._crew = crew
-        self._schedule = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
-        # Scratch memory that no call uses now; list.append and list.pop are atomic.
-        self._idle: list[Work] = []
-        self._flops_per_step = flops_per_step
-
-    def run(self, table: RowTable) -> None:
-        """Run all rows of the table, on as many threads as the work is worth."""
-        steps = int(table.rows[:, RowWord.STEPS].sum())
-        if not steps:
-            return
-        threads = 1
-        if steps * self._flops_per_step >= SHARED_FLOPS:
-            table.longest_first()
-            threads = min(self._crew.size, len(table))
-        works = [self._take() for _ in range(threads)]
-        try:
-            for work in works:
-                work.use_lanes(-(-len(table) // threads))
-            calls = [partial(self._schedule, self.stack.address, work.address, table.address) for work in works]
-            self._crew.run(calls)
-        finally:
-            self._idle.extend(works)
-
-    def _take(self) -> Work:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return Work(self.stack)
 
 
 def cell_name(spec: ModelSpec) -> str:

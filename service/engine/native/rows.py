@@ -20,9 +20,15 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def rewind(self) -> None:
-        """Let the rows be drawn once more."""
+    @property
+    def steps(self) -> int:
+        """Steps of all rows together."""
+        return int(self.rows[:, RowWord.STEPS].sum())
+
+    def use_rows(self, count: int) -> None:
+        """Let the first `count` rows be drawn, once more."""
         self._words[0] = 0
+        self._words[1] = count
 
     def longest_first(self) -> None:
         """Sort by length: lanes then end together, and threads too."""
