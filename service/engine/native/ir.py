@@ -118,6 +118,12 @@ class Function:
         variable.set(initial)
         return variable
 
+    def buffer(self, size: int) -> Value:
+        """The address of `size` bytes of this call's own, aligned to a cache line."""
+        name = self._name()
+        self._slots.append(f"{name} = alloca [{size} x i8], align 64")
+        return name
+
     # Control flow
 
     @contextmanager

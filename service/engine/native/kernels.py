@@ -7,6 +7,7 @@ once for all the rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine.native.cells import CELLS, Cell, Unit
 from service.engine.native.ir import Function, Value, module
@@ -176,27 +177,38 @@ class Recurrent:
         starts = [[start(m, g, u) for g in range(cell.gates) for u in range(units)] for m in range(rows)]
         inputs = [f.at("%h", 4 * m * self.h_columns) for m in range(rows)]
         sums = accumulate(v, panels, [f.at("%panel", panels.bias_bytes(vectors))], inputs, starts)
-        for m in range(rows):
-            for u in range(units):
-                self._update(v, cell, sums[m][u::units], m, u, units)
+        if rows == 1:
+            self._update(v, sums[0], Place("%x", "%h_units", "%c", "%out"))
+            return f
+        # A loop, by way of memory: all rows at once would need more registers than there are.
+        kept = f.buffer(rows * vectors * v.bytes)
+        for m, row in enumerate(sums):
+            for j, total in enumerate(row):
+                v.store(total, kept, (m * vectors + j) * v.bytes)
+        with f.loop(rows) as m:
+            sizes = (self.x_columns, self.h_columns, self.c_columns, self.c_columns)
+            bases = ("%x", "%h_units", "%c", "%out")
+            place = Place(*(_element(f, base, m, size, 0) for base, size in zip(bases, sizes, strict=True)))
+            own = f.at(kept, f.mul(m, vectors * v.bytes))
+            self._update(v, [v.load(own, j * v.bytes) for j in range(vectors)], place)
         return f
 
-    def _update(self, v: Vectors, cell: Cell, sums: list[Value], row: int, unit: int, units: int) -> None:
-        c_offset = 4 * row * self.c_columns + unit * v.bytes
-        x_offset = 4 * row * self.x_columns + unit * v.bytes
-        h_offset = 4 * row * self.h_columns + unit * v.bytes
-        h, c = cell.update(
-            v,
-            Unit(
-                sums=sums,
-                x_part=lambda gate: v.load("%x", x_offset + gate * units * v.bytes),
-                h=lambda: v.load("%h_units", h_offset),
-                c=lambda: v.load("%c", c_offset),
-            ),
-        )
-        v.store(h, "%out", c_offset)
-        if c is not None:
-            v.store(c, "%c", c_offset)
+    def _update(self, v: Vectors, sums: list[Value], place: "Place") -> None:
+        """The cell of one row, for the units of a panel."""
+        cell = CELLS[self.cell]
+        units = len(sums) // cell.gates
+        for u in range(units):
+            offset = u * v.bytes
+            unit = Unit(
+                sums=sums[u::units],
+                x_part=lambda gate, offset=offset: v.load(place.x, offset + gate * units * v.bytes),  # type: ignore[misc]
+                h=partial(v.load, place.h, offset),
+                c=partial(v.load, place.c, offset),
+            )
+            h, c = cell.update(v, unit)
+            v.store(h, place.out, offset)
+            if c is not None:
+                v.store(c, place.c, offset)
 
     def _emit_projection(self, functions: list[Function], panels: Panels, tiles: Tiles, after: Value) -> None:
         """h = W_hr · units, for every row."""
@@ -222,6 +234,16 @@ class Recurrent:
             for j, total in enumerate(row):
                 v.store(total, "%h", 4 * m * self.h_columns + j * v.bytes)
         return f
+
+
+@dataclass(frozen=True)
+class Place:
+    """Addresses of one row's x-parts, state before, cell state and units' outputs, at the first unit of a panel."""
+
+    x: Value
+    h: Value
+    c: Value
+    out: Value
 
 
 def _over_panels(main: Function, base: Value, panels: Panels, body: Callable[[Value, Value | int, int], None]) -> None:
