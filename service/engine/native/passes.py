@@ -39,6 +39,13 @@ class Pass:
         if steps * self._flops_per_step >= SHARED_FLOPS:
             table.longest_first()
             threads = min(self._crew.size, len(table))
+        if threads == 1:
+            work = self._take()
+            work.use_lanes(len(table))
+            held = steps * self._flops_per_step < HELD_FLOPS
+            (self._schedule_held if held else self._schedule)(self.stack.address, work.address, table.address)
+            self._idle.append(work)
+            return
         works = [self._take() for _ in range(threads)]
         try:
             for work in works:

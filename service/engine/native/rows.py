@@ -7,6 +7,8 @@ import numpy as np
 from service.engine.interface import Floats, Integers, Rows
 from service.engine.native.schedule import HEADER_WORDS, ROW_WORDS, RowWord
 
+_STEPS = int(RowWord.STEPS)
+
 
 class RowTable:
     """A table of `RowWord`s with its header. It holds addresses only: the arrays must outlive it."""
@@ -23,7 +25,7 @@ class RowTable:
     @property
     def steps(self) -> int:
         """Steps of all rows together."""
-        return int(self.rows[:, RowWord.STEPS].sum())
+        return int(self.rows[:, _STEPS].sum()) if len(self.rows) != 1 else int(self.rows[0, _STEPS])
 
     def use_rows(self, count: int) -> None:
         """Let the first `count` rows be drawn, once more."""
@@ -32,7 +34,7 @@ class RowTable:
 
     def longest_first(self) -> None:
         """Sort by length: lanes then end together, and threads too."""
-        steps = self.rows[:, RowWord.STEPS]
+        steps = self.rows[:, _STEPS]
         if len(steps) > 1 and steps.min() != steps.max():
             self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]
 
@@ -45,32 +47,50 @@ def row_table(batches: Sequence[Rows], *, first_state: int = 0, reverse: bool = 
     table = RowTable(sum(len(batch.lengths) for batch in batches))
     first = 0
     for batch in batches:
-        rows = table.rows[first : first + len(batch.lengths)]
-        first += len(rows)
-        _place_steps(rows, batch, reverse=reverse)
-        _place_state(rows, batch.h, batch.slots, RowWord.H, first_state)
-        if batch.c is not None:
-            _place_state(rows, batch.c, batch.slots, RowWord.C, first_state)
+        count = len(batch.lengths)
+        if count == 1:
+            # Python's integers: for one row they are several times faster than arrays of one element.
+            start, steps = int(batch.starts[0]), int(batch.lengths[0])
+            slot = 0 if batch.slots is None else int(batch.slots[0])
+            table.rows[first] = _words(batch, start, steps, slot, first_state, reverse)
+        elif count:
+            slots = np.arange(count) if batch.slots is None else batch.slots
+            words = _words(batch, batch.starts, batch.lengths, slots, first_state, reverse)
+            for word, value in enumerate(words):
+                table.rows[first : first + count, word] = value
+        first += count
     return table
 
 
-def _place_steps(rows: Integers, batch: Rows, *, reverse: bool) -> None:
-    begin = batch.starts + np.maximum(batch.lengths - 1, 0) if reverse else batch.starts
-    rows[:, RowWord.STEPS] = batch.lengths
-    arrays = (
-        (RowWord.X, RowWord.X_STEP, batch.inputs),
-        (RowWord.OUT, RowWord.OUT_STEP, batch.outputs),
-        (RowWord.PREDICTION, RowWord.PREDICTION_STEP, batch.predictions),
+def _words(
+    batch: Rows,
+    starts: Integers | int,
+    lengths: Integers | int,
+    slots: Integers | int,
+    first_state: int,
+    reverse: bool,
+) -> tuple[Integers | int, ...]:
+    """The `RowWord`s of one row, or of all rows of a batch word by word."""
+    begin = starts + lengths - 1 if reverse else starts
+    return (
+        *_steps(batch.inputs, begin, reverse),
+        *_steps(batch.outputs, begin, reverse),
+        *_steps(batch.predictions, begin, reverse),
+        *_states(batch.h, slots, first_state),
+        *_states(batch.c, slots, first_state),
+        lengths,
     )
-    for address, stride, array in arrays:
-        if array is not None:
-            step = array.strides[0]
-            rows[:, address] = array.ctypes.data + begin * step
-            rows[:, stride] = -step if reverse else step
 
 
-def _place_state(rows: Integers, state: Floats, slots: Integers | None, address: RowWord, first_state: int) -> None:
-    layer, row = state.strides[:2]
-    places = np.arange(len(rows)) if slots is None else slots
-    rows[:, address] = state.ctypes.data + first_state * layer + places * row
-    rows[:, address + 1] = layer
+def _steps(array: Floats | None, begin: Integers | int, reverse: bool) -> tuple[Integers | int, int]:
+    if array is None:
+        return 0, 0
+    step = array.strides[0]
+    return array.ctypes.data + begin * step, -step if reverse else step
+
+
+def _states(array: Floats | None, slots: Integers | int, first_state: int) -> tuple[Integers | int, int]:
+    if array is None:
+        return 0, 0
+    layer, row = array.strides[:2]
+    return array.ctypes.data + first_state * layer + slots * row, layer
