@@ -30,7 +30,7 @@ def relu(v: Vectors, x: Value) -> Value:
 
 
 def _polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:
-    """Horner's scheme; coefficients of x⁰, x¹ …"""
+    """Horner's scheme over the coefficients of x⁰, x¹ and so on."""
     result = v.constant(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = v.fma(result, x, v.constant(coefficient))

@@ -1,4 +1,4 @@
-"""What a recurrent cell computes from its sums. To add a cell, add a `Cell` to `CELLS`; docs/native-engine.md shows how.
+"""What a recurrent cell computes from its sums; docs/native-engine.md shows how to add one.
 
 A cell has G gates. For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on
 from there over W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own. What is left,
@@ -43,24 +43,24 @@ class Cell:
 
 
 def _rnn_tanh(v: Vectors, unit: Unit) -> tuple[Value, None]:
-    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
+    """Elman's cell: h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
     return tanh(v, unit.sums[0]), None
 
 
 def _rnn_relu(v: Vectors, unit: Unit) -> tuple[Value, None]:
-    """h' = max(0, W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
+    """The same with relu: h' = max(0, W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
     return relu(v, unit.sums[0]), None
 
 
 def _gru(v: Vectors, unit: Unit) -> tuple[Value, None]:
-    """n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU, gates r, z, n."""
+    """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU."""
     r, z = sigmoid(v, unit.sums[0]), sigmoid(v, unit.sums[1])
     n = tanh(v, v.fma(r, unit.sums[2], unit.x_part(2)))
     return v.fma(z, v.sub(unit.h(), n), n), None
 
 
 def _lstm(v: Vectors, unit: Unit) -> tuple[Value, Value]:
-    """c' = f·c + i·g, h' = o·tanh(c'). Source: torch.nn.LSTM, gates i, f, g, o."""
+    """Gates i, f, g, o: c' = f·c + i·g, h' = o·tanh(c'). Source: torch.nn.LSTM."""
     i, f, o = (sigmoid(v, unit.sums[gate]) for gate in (0, 1, 3))
     g = tanh(v, unit.sums[2])
     c = v.fma(f, unit.c(), v.mul(i, g))

@@ -8,9 +8,9 @@ import numpy as np
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
-from service.engine.native.processor import Processor
 from service.engine.native.passes import SHARED_FLOPS, Pass
-from service.engine.native.rows import row_table
+from service.engine.native.processor import Processor
+from service.engine.native.rows import Way, row_table
 from service.engine.native.schedule import Schedule
 from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
@@ -67,7 +67,7 @@ class NativeEngine(Engine):
         if rows and rows * self._flops < SHARED_FLOPS:
             self._run_steps(batches, rows)
         else:
-            self._passes[0].run(row_table(batches))
+            self._passes[0].run(row_table(batches, Way()))
 
     def _run_steps(self, batches: Sequence[Rows], rows: int) -> None:
         try:
@@ -90,13 +90,13 @@ class NativeEngine(Engine):
                     replace(batch, outputs=None if out is None else out[:, half], predictions=None)
                     for batch, out in zip(batches, wanted, strict=True)
                 ]
-                self._passes[number].run(row_table(rows, first_state=number, reverse=direction == 1))
+                self._passes[number].run(row_table(rows, Way(number, reverse=direction == 1)))
             batches = [
                 batch if out is None else replace(batch, inputs=out) for batch, out in zip(batches, wanted, strict=True)
             ]
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
-            self._head_pass.run(row_table(asked))
+            self._head_pass.run(row_table(asked, Way()))
 
 
 def cell_name(spec: ModelSpec) -> str:

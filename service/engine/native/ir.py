@@ -5,7 +5,7 @@ kernel reads as the arithmetic that it does. Loop counters and variables live in
 them into registers. Vector arithmetic is in `vectors`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 Value = str
@@ -51,19 +51,19 @@ class Function:
     # Integers
 
     def add(self, a: Value | int, b: Value | int) -> Value:
-        """a + b."""
+        """The sum a + b."""
         return self.value(f"add i64 {a}, {b}")
 
     def sub(self, a: Value | int, b: Value | int) -> Value:
-        """a - b."""
+        """The difference a - b."""
         return self.value(f"sub i64 {a}, {b}")
 
     def mul(self, a: Value | int, b: Value | int) -> Value:
-        """a · b."""
+        """The product a · b."""
         return self.value(f"mul i64 {a}, {b}")
 
     def div(self, a: Value | int, b: Value | int) -> Value:
-        """a / b rounded down, for a ≥ 0 and b > 0."""
+        """The quotient a / b rounded down, for a ≥ 0 and b > 0."""
         return self.value(f"udiv i64 {a}, {b}")
 
     def least(self, a: Value | int, b: Value | int) -> Value:
@@ -137,12 +137,18 @@ class Function:
             index.set(self.add(i, step))
 
     @contextmanager
-    def repeat(self) -> "Iterator[Stop]":
+    def repeat(self) -> Iterator[Callable[[Value], None]]:
         """Repeat the block until the yielded function is called with a condition that holds."""
         self._names += 1
         head, end = f"head{self._names}", f"end{self._names}"
+
+        def stop(condition: Value) -> None:
+            self._names += 1
+            self.do(f"br i1 {condition}, label %{end}, label %on{self._names}")
+            self._lines.append(f"on{self._names}:")
+
         self._enter(head)
-        yield Stop(self, end)
+        yield stop
         self.do(f"br label %{head}")
         self._lines.append(f"{end}:")
 
@@ -182,20 +188,6 @@ class Variable:
     def set(self, value: Value | int) -> None:
         """Change it from here on."""
         self._function.do(f"store {self._type} {value}, ptr {self._name}")
-
-
-class Stop:
-    """Leaves a `Function.repeat` when called with a condition that holds."""
-
-    def __init__(self, function: Function, end: str) -> None:
-        self._function, self._end = function, end
-
-    def __call__(self, condition: Value) -> None:
-        function = self._function
-        function._names += 1
-        after = f"on{function._names}"
-        function.do(f"br i1 {condition}, label %{self._end}, label %{after}")
-        function._lines.append(f"{after}:")
 
 
 def module(functions: Sequence[Function], declarations: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from service.engine.native.cells import CELLS, Cell, Unit
+from service.engine.native.cells import CELLS, Unit
 from service.engine.native.ir import Function, Value, module
 from service.engine.native.processor import Processor
-from service.engine.native.tile import MOST_ROWS, Panels, Tiles, accumulate
+from service.engine.native.tile import Panels, Tiles, accumulate
 from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
 
@@ -34,7 +34,10 @@ class Linear:
     @property
     def panels(self) -> Panels:
         """The layout of W."""
-        return _panels(self.processor, self.processor.width_for(self.columns), self.depth, self.columns, self.weights)
+        width = self.processor.width_for(self.columns)
+        vectors = -(-self.columns // width)
+        per_panel = min(vectors, self.processor.panel_vectors)
+        return Panels(self.depth, vectors, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
 
     def text(self) -> str:
         """The module in LLVM's language; its entry point is `linear`."""
@@ -89,19 +92,21 @@ class Recurrent:
 
     @property
     def panels(self) -> Panels:
-        """The layout of W_hh: in a panel the vectors of units of the first gate, then of the second …"""
+        """The layout of W_hh: in a panel stand its units' columns for the first gate, then for the second …, in turn."""
         width, gates = self.processor.width_for(self.hidden), CELLS[self.cell].gates
         units = -(-self.hidden // width)
-        per_panel = min(units, max(1, self.processor.panel_vectors // gates))
-        return _panels(self.processor, width, self.state, units * gates * width, self.weights, per_panel * gates)
+        per_panel = gates * min(units, max(1, self.processor.panel_vectors // gates))
+        return Panels(self.state, gates * units, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
 
     @property
     def projection(self) -> Panels | None:
         """The layout of W_hr, if the state is projected."""
         if self.state == self.hidden:
             return None
-        width = self.processor.width_for(self.hidden)
-        return _panels(self.processor, width, self.hidden, self.state, self.weights)
+        width = self.panels.width
+        vectors = -(-self.state // width)
+        per_panel = min(vectors, self.processor.panel_vectors)
+        return Panels(self.hidden, vectors, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
 
     @property
     def c_columns(self) -> int:
@@ -185,11 +190,11 @@ class Recurrent:
         for m, row in enumerate(sums):
             for j, total in enumerate(row):
                 v.store(total, kept, (m * vectors + j) * v.bytes)
-        with f.loop(rows) as m:
+        with f.loop(rows) as number:
             sizes = (self.x_columns, self.h_columns, self.c_columns, self.c_columns)
             bases = ("%x", "%h_units", "%c", "%out")
-            place = Place(*(_element(f, base, m, size, 0) for base, size in zip(bases, sizes, strict=True)))
-            own = f.at(kept, f.mul(m, vectors * v.bytes))
+            place = Place(*(_element(f, base, number, size, 0) for base, size in zip(bases, sizes, strict=True)))
+            own = f.at(kept, f.mul(number, vectors * v.bytes))
             self._update(v, [v.load(own, j * v.bytes) for j in range(vectors)], place)
         return f
 
@@ -211,7 +216,7 @@ class Recurrent:
                 v.store(c, place.c, offset)
 
     def _emit_projection(self, functions: list[Function], panels: Panels, tiles: Tiles, after: Value) -> None:
-        """h = W_hr · units, for every row."""
+        """The projection of every row: h = W_hr · units."""
         main = functions[0]
 
         def panel(weights: Value, first: Value | int, vectors: int) -> None:
@@ -258,14 +263,6 @@ def _over_panels(main: Function, base: Value, panels: Panels, body: Callable[[Va
 def _element(f: Function, base: Value, row: Value, columns: int, column: Value | int) -> Value:
     """The address of element [row, column] of a dense float32 array."""
     return f.at(base, f.mul(f.add(f.mul(row, columns), column), 4))
-
-
-def _panels(
-    processor: Processor, width: int, depth: int, columns: int, weights: WeightsDtype, per_panel: int | None = None
-) -> Panels:
-    vectors = -(-columns // width)
-    per_panel = per_panel or min(vectors, processor.panel_vectors)
-    return Panels(depth, vectors, per_panel, width, min(MOST_ROWS, processor.accumulators // per_panel), weights)
 
 
 def _module(functions: list[Function], processor: Processor, width: int) -> str:

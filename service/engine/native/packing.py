@@ -1,4 +1,4 @@
-"""Lays weights out as the tiles read them: panel after panel, each its bias and then its columns for k = 0, 1, 2 …
+"""Lays weights out as the tiles read them: panel after panel, each its bias and then its columns, k by k.
 
     panel 0                          panel 1
     ┌─────────────────────────────┐  ┌──────────
@@ -49,12 +49,11 @@ def cell_order(panels: Panels, gates: int, hidden: int) -> Integers:
 
     In each panel stand its units' vectors for the first gate, then for the second …
     """
-    order = []
+    order: list[Integers] = []
     first = 0
     for vectors in panels:
         units = first + np.arange(vectors // gates * panels.width)
-        for gate in range(gates):
-            order.append(np.where(units < hidden, gate * hidden + units, -1))
+        order.extend(np.where(units < hidden, gate * hidden + units, -1) for gate in range(gates))
         first += len(units)
     return np.concatenate(order)
 

@@ -6,7 +6,6 @@ from functools import partial
 from service.engine.native.compiler import Code
 from service.engine.native.layers import Stack
 from service.engine.native.rows import RowTable
-from service.engine.native.schedule import RowWord
 from service.engine.native.threads import Crew
 from service.engine.native.work import Work
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
+MOST_ROWS = 8
+"""Rows of the tallest tile; each needs an address of its own."""
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -53,6 +56,10 @@ class Processor:
     def accumulators(self) -> int:
         """Registers that hold sums; the others hold weights and an input."""
         return 24 if self.registers >= 32 else 12
+
+    def tile_rows(self, vectors: int) -> int:
+        """M: the rows of the tallest tile on a panel of that many vectors."""
+        return min(MOST_ROWS, self.accumulators // vectors)
 
     def width_for(self, columns: int) -> int:
         """The vector width for a matrix of that many columns: no wider than they need, so little is padded."""

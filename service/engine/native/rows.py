@@ -1,6 +1,7 @@
 """Tables of rows as the scheduler reads them, made from the engine's `Rows`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,58 +40,59 @@ class RowTable:
             self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]
 
 
-def row_table(batches: Sequence[Rows], *, first_state: int = 0, reverse: bool = False) -> RowTable:
-    """All rows of all batches, reading and writing the batches' own arrays.
+@dataclass(frozen=True)
+class Way:
+    """How rows go through a stack: forwards or from their end; with the states of which layer its first layer begins.
 
-    `first_state` is the place along L·D of the first layer's state; `reverse` lets every row run from its end.
+    `first_state` counts along L·D.
     """
+
+    first_state: int = 0
+    reverse: bool = False
+
+
+def row_table(batches: Sequence[Rows], way: Way) -> RowTable:
+    """All rows of all batches, reading and writing the batches' own arrays."""
     table = RowTable(sum(len(batch.lengths) for batch in batches))
     first = 0
     for batch in batches:
         count = len(batch.lengths)
         if count == 1:
             # Python's integers: for one row they are several times faster than arrays of one element.
-            start, steps = int(batch.starts[0]), int(batch.lengths[0])
             slot = 0 if batch.slots is None else int(batch.slots[0])
-            table.rows[first] = _words(batch, start, steps, slot, first_state, reverse)
+            table.rows[first] = _words(batch, int(batch.starts[0]), int(batch.lengths[0]), slot, way)
         elif count:
             slots = np.arange(count) if batch.slots is None else batch.slots
-            words = _words(batch, batch.starts, batch.lengths, slots, first_state, reverse)
-            for word, value in enumerate(words):
+            for word, value in enumerate(_words(batch, batch.starts, batch.lengths, slots, way)):
                 table.rows[first : first + count, word] = value
         first += count
     return table
 
 
 def _words(
-    batch: Rows,
-    starts: Integers | int,
-    lengths: Integers | int,
-    slots: Integers | int,
-    first_state: int,
-    reverse: bool,
+    batch: Rows, starts: Integers | int, lengths: Integers | int, slots: Integers | int, way: Way
 ) -> tuple[Integers | int, ...]:
     """The `RowWord`s of one row, or of all rows of a batch word by word."""
-    begin = starts + lengths - 1 if reverse else starts
+    begin = starts + lengths - 1 if way.reverse else starts
     return (
-        *_steps(batch.inputs, begin, reverse),
-        *_steps(batch.outputs, begin, reverse),
-        *_steps(batch.predictions, begin, reverse),
-        *_states(batch.h, slots, first_state),
-        *_states(batch.c, slots, first_state),
+        *_steps(batch.inputs, begin, way),
+        *_steps(batch.outputs, begin, way),
+        *_steps(batch.predictions, begin, way),
+        *_states(batch.h, slots, way),
+        *_states(batch.c, slots, way),
         lengths,
     )
 
 
-def _steps(array: Floats | None, begin: Integers | int, reverse: bool) -> tuple[Integers | int, int]:
+def _steps(array: Floats | None, begin: Integers | int, way: Way) -> tuple[Integers | int, int]:
     if array is None:
         return 0, 0
     step = array.strides[0]
-    return array.ctypes.data + begin * step, -step if reverse else step
+    return array.ctypes.data + begin * step, -step if way.reverse else step
 
 
-def _states(array: Floats | None, slots: Integers | int, first_state: int) -> tuple[Integers | int, int]:
+def _states(array: Floats | None, slots: Integers | int, way: Way) -> tuple[Integers | int, int]:
     if array is None:
         return 0, 0
     layer, row = array.strides[:2]
-    return array.ctypes.data + first_state * layer + slots * row, layer
+    return array.ctypes.data + way.first_state * layer + slots * row, layer

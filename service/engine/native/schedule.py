@@ -15,8 +15,7 @@ The functions below emit that code. The tables it reads are arrays of 64-bit wor
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
+from enum import Enum, IntEnum
 
 from service.engine.native.ir import Function, Value, Variable, module
 from service.engine.native.processor import Processor
@@ -91,6 +90,13 @@ class RowWord(IntEnum):
     STEPS = 10
 
 
+class State(Enum):
+    """The words that tell where a state stands: address and way to the next layer's in a row, sizes in a layer."""
+
+    H = (RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES)
+    C = (RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES)
+
+
 ROW_WORDS = len(RowWord)
 ROW_BYTES = 8 * ROW_WORDS
 HEADER_WORDS = 2
@@ -118,9 +124,9 @@ def _text() -> str:
         _fill_lanes(f, lanes, capacity, count, live)
         rows = live.get()
         done(f.compare("eq", rows, 0))
-        steps = _block(f, lanes, rows)
-        _run_block(f, lanes, rows, steps)
-        _advance(f, lanes, steps, live)
+        block = Block(f, lanes, rows)
+        block.run()
+        block.advance(live)
     return module([f], [])
 
 
@@ -134,144 +140,133 @@ def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: 
         full(f.compare("sge", number, count))
         row = f.at("%rows", f.add(f.mul(number, ROW_BYTES), 8 * HEADER_WORDS))
         with f.when(f.compare("sgt", f.word(row, RowWord.STEPS), 0)):
-            f.copy(_lane(f, lanes, live.get()), row, ROW_BYTES)
+            f.copy(f.at(lanes, f.mul(live.get(), ROW_BYTES)), row, ROW_BYTES)
             live.set(f.add(live.get(), 1))
 
 
-def _block(f: Function, lanes: Value, rows: Value) -> Value:
-    """How many steps the next block has: all lanes have that many left, and scratch memory holds them."""
-    steps = f.variable("i64", f.most(f.div(f.word("%work", WorkWord.ROW_STEPS), rows), 1))
-    with f.loop(rows) as i:
-        steps.set(f.least(steps.get(), f.word(_lane(f, lanes, i), RowWord.STEPS)))
-    return steps.get()
+class Block:
+    """Emits a block: all lanes advance by the same number of steps.
 
+    As many as all of them have left, and as scratch memory holds.
+    """
 
-def _run_block(f: Function, lanes: Value, rows: Value, steps: Value) -> None:
-    """Take every lane through `steps` steps of every layer, then write what was asked for."""
-    inputs, x_parts = f.pointer("%work", WorkWord.INPUTS), f.pointer("%work", WorkWord.X_PARTS)
-    row_steps = f.mul(rows, steps)
-    with f.loop(rows) as i:
-        lane = _lane(f, lanes, i)
-        x, step = f.word(lane, RowWord.X), f.word(lane, RowWord.X_STEP)
-        with f.loop(steps) as t:
-            place = f.at(inputs, f.mul(f.add(f.mul(t, rows), i), 8))
-            f.store("i64", f.add(x, f.mul(t, step)), place, 8)
-    h, h_next = (f.variable("ptr", f.pointer("%work", part)) for part in (WorkWord.H, WorkWord.H_NEXT))
-    with f.loop(f.word("%stack", StackWord.LAYERS)) as number:
-        layer = f.at(f.pointer("%stack", StackWord.LAYER_TABLE), f.mul(number, 8 * len(LayerWord)))
-        _run_layer(f, layer, number, lanes, rows, steps, h.get())
-        _point_at(
-            f,
-            inputs,
-            f.add(f.value(f"ptrtoint ptr {h.get()} to i64"), f.mul(rows, f.word(layer, LayerWord.H_STRIDE))),
-            f.word(layer, LayerWord.H_STRIDE),
-            row_steps,
-        )
-        before = h.get()
-        h.set(h_next.get())
-        h_next.set(before)
-    size = f.word("%stack", StackWord.OUTPUT_BYTES)
-    _write(f, lanes, rows, steps, RowWord.OUT, RowWord.OUT_STEP, size)
-    head = f.pointer("%stack", StackWord.HEAD)
-    with f.when(f.value(f"icmp ne ptr {head}, null")):
-        f.call_at(head, LINEAR, [f.pointer("%stack", StackWord.HEAD_PANELS), inputs, x_parts, row_steps])
-        stride = f.word("%stack", StackWord.HEAD_STRIDE)
-        _point_at(f, inputs, f.value(f"ptrtoint ptr {x_parts} to i64"), stride, row_steps)
-        _write(
-            f, lanes, rows, steps, RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES)
-        )
+    def __init__(self, function: Function, lanes: Value, rows: Value) -> None:
+        f = self.f = function
+        self.lanes, self.rows = lanes, rows
+        steps = f.variable("i64", f.most(f.div(f.word("%work", WorkWord.ROW_STEPS), rows), 1))
+        with f.loop(rows) as i:
+            steps.set(f.least(steps.get(), f.word(self.lane(i), RowWord.STEPS)))
+        self.steps = steps.get()
+        self.row_steps = f.mul(rows, self.steps)
+        self.inputs = f.pointer("%work", WorkWord.INPUTS)
+        self.x_parts = f.pointer("%work", WorkWord.X_PARTS)
+        self.c = f.pointer("%work", WorkWord.C)
 
+    def lane(self, number: Value) -> Value:
+        """The address of a lane's row."""
+        return self.f.at(self.lanes, self.f.mul(number, ROW_BYTES))
 
-def _run_layer(f: Function, layer: Value, number: Value, lanes: Value, rows: Value, steps: Value, h: Value) -> None:
-    """One layer's block: states in, both kernels, states out."""
-    inputs, x_parts, c = (f.pointer("%work", part) for part in (WorkWord.INPUTS, WorkWord.X_PARTS, WorkWord.C))
-    f.call_at(
-        f.pointer(layer, LayerWord.LINEAR),
-        LINEAR,
-        [f.pointer(layer, LayerWord.LINEAR_PANELS), inputs, x_parts, f.mul(rows, steps)],
-    )
-    h_stride, c_stride = f.word(layer, LayerWord.H_STRIDE), f.word(layer, LayerWord.C_STRIDE)
-    move = partial(_move_states, f, lanes, rows, number)
-    move(RowWord.H, h, h_stride, f.word(layer, LayerWord.H_BYTES), inward=True)
-    move(RowWord.C, c, c_stride, f.word(layer, LayerWord.C_BYTES), inward=True)
-    panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
-    f.call_at(
-        f.pointer(layer, LayerWord.RECURRENT),
-        RECURRENT,
-        [panels, projection, x_parts, h, c, f.pointer("%work", WorkWord.UNITS), rows, steps],
-    )
-    last = f.at(h, f.mul(f.mul(steps, rows), h_stride))
-    move(RowWord.H, last, h_stride, f.word(layer, LayerWord.H_BYTES), inward=False)
-    move(RowWord.C, c, c_stride, f.word(layer, LayerWord.C_BYTES), inward=False)
+    def run(self) -> None:
+        """Take every lane through every layer, then write what was asked for."""
+        f = self.f
+        self._point_at_rows()
+        h, h_next = (f.variable("ptr", f.pointer("%work", part)) for part in (WorkWord.H, WorkWord.H_NEXT))
+        with f.loop(f.word("%stack", StackWord.LAYERS)) as number:
+            layer = f.at(f.pointer("%stack", StackWord.LAYER_TABLE), f.mul(number, 8 * len(LayerWord)))
+            before = h.get()
+            self._run_layer(layer, number, before)
+            stride = f.word(layer, LayerWord.H_STRIDE)
+            self._point_at(f.at(before, f.mul(self.rows, stride)), stride)
+            h.set(h_next.get())
+            h_next.set(before)
+        self._write(RowWord.OUT, RowWord.OUT_STEP, f.word("%stack", StackWord.OUTPUT_BYTES))
+        head = f.pointer("%stack", StackWord.HEAD)
+        with f.when(f.value(f"icmp ne ptr {head}, null")):
+            f.call_at(
+                head, LINEAR, [f.pointer("%stack", StackWord.HEAD_PANELS), self.inputs, self.x_parts, self.row_steps]
+            )
+            self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
+            self._write(RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES))
 
-
-def _move_states(
-    f: Function,
-    lanes: Value,
-    rows: Value,
-    layer: Value,
-    state: RowWord,
-    scratch: Value,
-    stride: Value,
-    size: Value,
-    *,
-    inward: bool,
-) -> None:
-    """Copy the layer's state of every lane from the caller's memory into scratch, or back."""
-    with f.when(f.compare("ne", size, 0)), f.loop(rows) as i:
-        lane = _lane(f, lanes, i)
-        # The word that follows a state's address is the way to the next layer's.
-        theirs = f.at(f.pointer(lane, state), f.mul(layer, f.word(lane, state + 1)))
-        ours = f.at(scratch, f.mul(i, stride))
-        f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
-
-
-def _point_at(f: Function, table: Value, first: Value, stride: Value, count: Value) -> None:
-    """Let the table's entries point at consecutive places."""
-    with f.loop(count) as i:
-        f.store("i64", f.add(first, f.mul(i, stride)), f.at(table, f.mul(i, 8)), 8)
-
-
-def _write(f: Function, lanes: Value, rows: Value, steps: Value, place: RowWord, stride: RowWord, size: Value) -> None:
-    """Copy what the input table points at to where each lane wants it, if it does."""
-    inputs = f.pointer("%work", WorkWord.INPUTS)
-    with f.loop(rows) as i:
-        lane = _lane(f, lanes, i)
-        target = f.pointer(lane, place)
-        with f.when(f.value(f"icmp ne ptr {target}, null")):
-            step = f.word(lane, stride)
-            with f.loop(steps) as t:
-                source = f.pointer(f.at(inputs, f.mul(f.add(f.mul(t, rows), i), 8)))
-                f.copy(f.at(target, f.mul(t, step)), source, size)
-
-
-def _advance(f: Function, lanes: Value, steps: Value, live: Variable) -> None:
-    """Move every lane on by `steps`; the last lane takes the place of one that has ended."""
-    i = f.variable("i64", 0)
-    with f.repeat() as stop:
-        stop(f.compare("sge", i.get(), live.get()))
-        lane = _lane(f, lanes, i.get())
-        left = f.sub(f.word(lane, RowWord.STEPS), steps)
-        f.store("i64", left, f.at(lane, 8 * RowWord.STEPS), 8)
-        for address, stride in (
+    def advance(self, live: Variable) -> None:
+        """Move every lane on; the last lane takes the place of one that has ended."""
+        f = self.f
+        moving = (
             (RowWord.X, RowWord.X_STEP),
             (RowWord.OUT, RowWord.OUT_STEP),
             (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
-        ):
-            now = f.word(lane, address)
-            moved = f.add(now, f.mul(steps, f.word(lane, stride)))
-            f.store("i64", f.select(f.compare("eq", now, 0), 0, moved), f.at(lane, 8 * address), 8)
-        i.set(f.add(i.get(), 1))
-    i.set(0)
-    with f.repeat() as stop:
-        stop(f.compare("sge", i.get(), live.get()))
-        lane = _lane(f, lanes, i.get())
-        ended = f.compare("eq", f.word(lane, RowWord.STEPS), 0)
-        with f.when(ended):
-            live.set(f.sub(live.get(), 1))
-            f.copy(lane, _lane(f, lanes, live.get()), ROW_BYTES)
-        i.set(f.add(i.get(), f.select(ended, 0, 1)))
+        )
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            f.store("i64", f.sub(f.word(lane, RowWord.STEPS), self.steps), f.at(lane, 8 * RowWord.STEPS), 8)
+            for address, stride in moving:
+                now = f.word(lane, address)
+                moved = f.add(now, f.mul(self.steps, f.word(lane, stride)))
+                # 0 is "not asked for", and stays it.
+                f.store("i64", f.select(f.compare("eq", now, 0), 0, moved), f.at(lane, 8 * address), 8)
+        place = f.variable("i64", 0)
+        with f.repeat() as stop:
+            stop(f.compare("sge", place.get(), live.get()))
+            lane = self.lane(place.get())
+            ended = f.compare("eq", f.word(lane, RowWord.STEPS), 0)
+            with f.when(ended):
+                live.set(f.sub(live.get(), 1))
+                f.copy(lane, self.lane(live.get()), ROW_BYTES)
+            place.set(f.add(place.get(), f.select(ended, 0, 1)))
 
+    def _run_layer(self, layer: Value, number: Value, h: Value) -> None:
+        """One layer: states in, both kernels, states out."""
+        f = self.f
+        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
+        f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
+        stride = f.word(layer, LayerWord.H_STRIDE)
+        for state, scratch in ((State.H, h), (State.C, self.c)):
+            self._move(state, layer, number, scratch, inward=True)
+        panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
+        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%work", WorkWord.UNITS)]
+        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
+        last = f.at(h, f.mul(self.row_steps, stride))
+        for state, scratch in ((State.H, last), (State.C, self.c)):
+            self._move(state, layer, number, scratch, inward=False)
 
-def _lane(f: Function, lanes: Value, number: Value) -> Value:
-    return f.at(lanes, f.mul(number, ROW_BYTES))
+    def _move(self, state: "State", layer: Value, number: Value, scratch: Value, *, inward: bool) -> None:
+        """Copy the layer's state of every lane from the caller's memory into scratch, or back."""
+        f = self.f
+        address, way, strides, sizes = state.value
+        size, stride = f.word(layer, sizes), f.word(layer, strides)
+        with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
+            lane = self.lane(i)
+            theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, way)))
+            ours = f.at(scratch, f.mul(i, stride))
+            f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
+
+    def _entry(self, step: Value, lane: Value) -> Value:
+        """The address of the table entry of a step of a lane: steps first, then lanes."""
+        f = self.f
+        return f.at(self.inputs, f.mul(f.add(f.mul(step, self.rows), lane), 8))
+
+    def _point_at_rows(self) -> None:
+        """Let the table of inputs point at the rows' own."""
+        f = self.f
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            x, step = f.word(lane, RowWord.X), f.word(lane, RowWord.X_STEP)
+            with f.loop(self.steps) as t:
+                f.store("i64", f.add(x, f.mul(t, step)), self._entry(t, i), 8)
+
+    def _point_at(self, first: Value, stride: Value) -> None:
+        """Let the table of inputs point at consecutive places in scratch."""
+        f = self.f
+        with f.loop(self.row_steps) as i:
+            f.store("ptr", f.at(first, f.mul(i, stride)), f.at(self.inputs, f.mul(i, 8)), 8)
+
+    def _write(self, place: RowWord, stride: RowWord, size: Value) -> None:
+        """Copy what the table points at to where each lane wants it, if it does."""
+        f = self.f
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            target = f.pointer(lane, place)
+            with f.when(f.value(f"icmp ne ptr {target}, null")):
+                step = f.word(lane, stride)
+                with f.loop(self.steps) as t:
+                    f.copy(f.at(target, f.mul(t, step)), f.pointer(self._entry(t, i)), size)

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.engine.interface import Integers, Rows
 from service.engine.native.layers import Stack
-from service.engine.native.rows import RowTable, row_table
+from service.engine.native.rows import RowTable, Way, row_table
 from service.engine.native.work import LANES, Work
 from service.spec import ModelSpec
 
@@ -27,7 +27,7 @@ class Stage:
         self._predictions = np.zeros((LANES, spec.out_features or 0), np.float32)
         first, one = np.arange(LANES), np.ones(LANES, np.int64)
         with_head = None if spec.out_features is None else self._predictions
-        self.table: RowTable = row_table([Rows(self._x, first, one, self._h, self._c, predictions=with_head)])
+        self.table: RowTable = row_table([Rows(self._x, first, one, self._h, self._c, predictions=with_head)], Way())
 
     def load(self, batches: Sequence[Rows]) -> None:
         """Copy the inputs and states of rows of one step in."""
@@ -39,14 +39,14 @@ class Stage:
                 slot = 0 if batch.slots is None else batch.slots[0]
                 x[first] = batch.inputs[batch.starts[0]]
                 h[:, first] = batch.h[:, slot]
-                if c is not None:
+                if c is not None and batch.c is not None:
                     c[:, first] = batch.c[:, slot]
             else:
                 rows = slice(first, first + count)
                 slots = slice(None) if batch.slots is None else batch.slots
                 x[rows] = batch.inputs[batch.starts]
                 h[:, rows] = batch.h[:, slots]
-                if c is not None:
+                if c is not None and batch.c is not None:
                     c[:, rows] = batch.c[:, slots]
             first += count
         self.table.use_rows(first)

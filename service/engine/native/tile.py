@@ -19,9 +19,6 @@ from service.spec import WeightsDtype
 UNROLL = 4
 """Values of k that one turn of the inner loop takes."""
 
-MOST_ROWS = 8
-"""Rows of the tallest tile."""
-
 WEIGHT_BYTES: dict[WeightsDtype, int] = {"f32": 4, "bf16": 2}
 
 

@@ -55,26 +55,26 @@ class Vectors:
         return _all(self.width, "float", literal(value))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a · b + c."""
+        """The product and sum a · b + c."""
         if self.has_fma:
             t = self.type
             return self.function.value(f"call {t} @llvm.fma.v{self.width}f32({t} {a}, {t} {b}, {t} {c})")
         return self.add(self.mul(a, b), c)
 
     def add(self, a: Value, b: Value) -> Value:
-        """a + b."""
+        """The sum a + b."""
         return self.function.value(f"fadd {self.type} {a}, {b}")
 
     def sub(self, a: Value, b: Value) -> Value:
-        """a - b."""
+        """The difference a - b."""
         return self.function.value(f"fsub {self.type} {a}, {b}")
 
     def mul(self, a: Value, b: Value) -> Value:
-        """a · b."""
+        """The product a · b."""
         return self.function.value(f"fmul {self.type} {a}, {b}")
 
     def div(self, a: Value, b: Value) -> Value:
-        """a / b."""
+        """The quotient a / b."""
         return self.function.value(f"fdiv {self.type} {a}, {b}")
 
     def at_most(self, a: Value, limit: Value) -> Value:

@@ -38,7 +38,9 @@ class Elementwise:
 def apply(operation: Callable[[Vectors, Value], Value], values: Floats, processor: Processor) -> Floats:
     data = np.concatenate([values, np.zeros(-len(values) % processor.width, np.float32)])
     code = Code(Elementwise(operation, processor))
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address)(data.ctypes.data, len(data) // processor.width)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address)(
+        data.ctypes.data, len(data) // processor.width
+    )
     return data[: len(values)]
 
 

@@ -28,7 +28,9 @@ def engine(spec: ModelSpec, threads: int = 1) -> NativeEngine:
 
 def test_no_batches_and_no_rows_are_no_work() -> None:
     spec = KINDS[0]
-    empty = Rows(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((1, 0, 20), np.float32))
+    empty = Rows(
+        np.zeros((0, 3), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((1, 0, 20), np.float32)
+    )
     engine(spec).run([])
     engine(spec).run([empty])
     engine(spec).run([empty, empty])
@@ -122,7 +124,7 @@ def test_bf16_weights_are_rounded_to_even_and_nothing_else_is(spec: ModelSpec) -
 
     exact = reference(spec, {name: rounded(array) for name, array in weights.items()}, x, h, c)
     full = reference(spec, weights, x, h, c)
-    scale = max(1.0, max(np.abs(row).max() for row in exact.outputs))
+    scale = max(1.0, *(np.abs(row).max() for row in exact.outputs))
     for a, e, f in zip(actual.outputs, exact.outputs, full.outputs, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * scale)
         # What the rounding itself costs, with PyTorch's initialisation.
@@ -167,7 +169,11 @@ def test_one_engine_serves_many_threads(steps: int) -> None:
 
 
 def test_packed_weights_take_less_than_twice_the_weights() -> None:
-    for spec in (ModelSpec("lstm", 100, 250), ModelSpec("gru", 4, 17), ModelSpec("rnn", 128, 256, weights_dtype="bf16")):
+    for spec in (
+        ModelSpec("lstm", 100, 250),
+        ModelSpec("gru", 4, 17),
+        ModelSpec("rnn", 128, 256, weights_dtype="bf16"),
+    ):
         weights = initial_weights(spec)
         size = 2 if spec.weights_dtype == "bf16" else 4
         assert engine(spec).nbytes < 2 * size * sum(array.size for array in weights.values())
