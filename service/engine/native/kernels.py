@@ -92,7 +92,7 @@ class Recurrent:
 
     @property
     def panels(self) -> Panels:
-        """The layout of W_hh: in a panel stand its units' columns for the first gate, then for the second …, in turn."""
+        """The layout of W_hh: in a panel stand its units' columns gate by gate."""
         width, gates = self.processor.width_for(self.hidden), CELLS[self.cell].gates
         units = -(-self.hidden // width)
         per_panel = gates * min(units, max(1, self.processor.panel_vectors // gates))
