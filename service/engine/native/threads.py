@@ -13,8 +13,12 @@ class Crew:
         self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
 
     def run(self, works: Sequence[Callable[[], object]]) -> None:
-        """Run every one of at most `size` works; return when all are done."""
+        """Run at most `size` works that share one task; return when the task is done.
+
+        A work that no thread has begun when the caller's own has returned is dropped: nothing was left for it to do.
+        """
         futures = [self._others.submit(work) for work in works[1:]]
         works[0]()
         for future in futures:
-            future.result()
+            if not future.cancel():
+                future.result()

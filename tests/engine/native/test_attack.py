@@ -1,6 +1,7 @@
 """Rows, sizes and values at the edges, and many models and threads at once."""
 
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -177,3 +178,18 @@ def test_packed_weights_take_less_than_twice_the_weights() -> None:
         weights = initial_weights(spec)
         size = 2 if spec.weights_dtype == "bf16" else 4
         assert engine(spec).nbytes < 2 * size * sum(array.size for array in weights.values())
+
+
+def test_threads_end_with_their_engine() -> None:
+    spec = ModelSpec("rnn", 64, 256)
+    x, h, c = random_rows(spec, [50] * 24)
+    model = engine(spec, threads=3)
+    before = set(threading.enumerate())
+    run_rows(model, x, h, c)
+    workers = set(threading.enumerate()) - before
+    assert 1 <= len(workers) <= 2
+    del model
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
