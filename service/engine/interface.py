@@ -32,6 +32,8 @@ class Rows:
       any strides, the last axis contiguous. PyTorch's order: layer 0 forward, layer 0 reverse, layer 1 forward …
     - outputs (N, D·P): hidden state of the last layer at each step; None if nobody asked
     - predictions (N, O): the linear head over outputs; None if nobody asked or there is no head
+    - slots (B,): where the rows' states stand along the second axis of h and c, which are then a slab of S ≥ B states,
+      h (L·D, S, P), stepped where they stand; no slot twice. None: row b's state is number b
     """
 
     inputs: Floats
@@ -41,6 +43,7 @@ class Rows:
     c: Floats | None = None
     outputs: Floats | None = None
     predictions: Floats | None = None
+    slots: Integers | None = None
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,75 @@
+"""What a recurrent cell computes from its sums; docs/native-engine.md shows how to add one.
+
+A cell has G gates. For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on
+from there over W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own. What is left,
+`update`, is elementwise in the units.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from service.engine.native.activations import relu, sigmoid, tanh
+from service.engine.native.ir import Value
+from service.engine.native.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One vector of units of one row, inside the step.
+
+    - sums: for each gate, its sum over h: on top of the x-part, or alone if the gate is one of `Cell.apart`
+    - x_part(gate), h(), c(): read the x-part of a gate, and the units' hidden and cell state before the step
+    """
+
+    sums: list[Value]
+    x_part: Callable[[int], Value]
+    h: Callable[[], Value]
+    c: Callable[[], Value]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell.
+
+    - gates: G; weights are (G·H, ·) with the gates one after the other, as PyTorch has them
+    - apart: the gates whose sum over h starts from bias_hh rather than from the x-part
+    - update: emits the new hidden state of a vector of units, and the new cell state if there is one
+    """
+
+    gates: int
+    update: Callable[[Vectors, Unit], tuple[Value, Value | None]]
+    apart: frozenset[int] = frozenset()
+    has_cell_state: bool = False
+
+
+def _rnn_tanh(v: Vectors, unit: Unit) -> tuple[Value, None]:
+    """Elman's cell: h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
+    return tanh(v, unit.sums[0]), None
+
+
+def _rnn_relu(v: Vectors, unit: Unit) -> tuple[Value, None]:
+    """The same with relu: h' = max(0, W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
+    return relu(v, unit.sums[0]), None
+
+
+def _gru(v: Vectors, unit: Unit) -> tuple[Value, None]:
+    """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU."""
+    r, z = sigmoid(v, unit.sums[0]), sigmoid(v, unit.sums[1])
+    n = tanh(v, v.fma(r, unit.sums[2], unit.x_part(2)))
+    return v.fma(z, v.sub(unit.h(), n), n), None
+
+
+def _lstm(v: Vectors, unit: Unit) -> tuple[Value, Value]:
+    """Gates i, f, g, o: c' = f·c + i·g, h' = o·tanh(c'). Source: torch.nn.LSTM."""
+    i, f, o = (sigmoid(v, unit.sums[gate]) for gate in (0, 1, 3))
+    g = tanh(v, unit.sums[2])
+    c = v.fma(f, unit.c(), v.mul(i, g))
+    return v.mul(o, tanh(v, c)), c
+
+
+CELLS: Mapping[str, Cell] = {
+    "rnn_tanh": Cell(gates=1, update=_rnn_tanh),
+    "rnn_relu": Cell(gates=1, update=_rnn_relu),
+    "gru": Cell(gates=3, update=_gru, apart=frozenset({2})),
+    "lstm": Cell(gates=4, update=_lstm, has_cell_state=True),
+}

@@ -1,0 +1,198 @@
+"""Writes LLVM IR as text: one `Function` is one function's body, with structured loops and mutable variables.
+
+Every method that computes something emits one or more instructions and returns the name of the result, so that a
+kernel reads as the arithmetic that it does. Loop counters and variables live in stack slots; LLVM's `sroa` pass turns
+them into registers. Vector arithmetic is in `vectors`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+Value = str
+"""The name of a result (`%12`, `%rows`) or a constant, as it stands in the text."""
+
+
+class Function:
+    """One LLVM function under construction; `text()` is the finished definition.
+
+    All integers are i64, all pointers are opaque. Loads and stores assume no alignment but that of their element, so
+    callers' arrays may lie anywhere.
+    """
+
+    def __init__(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> None:
+        self.name = name
+        self.types = list(parameters.values())
+        self.arguments = [f"%{parameter}" for parameter in parameters]
+        self._linkage = "internal " if internal else ""
+        self._signature = ", ".join(f"{type_} %{parameter}" for parameter, type_ in parameters.items())
+        self._slots: list[str] = []
+        self._lines: list[str] = []
+        self._names = 0
+
+    def text(self) -> str:
+        """The definition; it returns at the end of what was emitted."""
+        body = "\n".join(["entry:", *self._slots, *self._lines, "ret void"])
+        return f"define {self._linkage}void @{self.name}({self._signature}) #0 {{\n{body}\n}}\n"
+
+    def value(self, instruction: str) -> Value:
+        """Emit an instruction that has a result; return the result's name."""
+        name = self._name()
+        self._lines.append(f"{name} = {instruction}")
+        return name
+
+    def do(self, instruction: str) -> None:
+        """Emit an instruction without a result."""
+        self._lines.append(instruction)
+
+    def _name(self) -> Value:
+        self._names += 1
+        return f"%v{self._names}"
+
+    # Integers
+
+    def add(self, a: Value | int, b: Value | int) -> Value:
+        """The sum a + b."""
+        return self.value(f"add i64 {a}, {b}")
+
+    def sub(self, a: Value | int, b: Value | int) -> Value:
+        """The difference a - b."""
+        return self.value(f"sub i64 {a}, {b}")
+
+    def mul(self, a: Value | int, b: Value | int) -> Value:
+        """The product a · b."""
+        return self.value(f"mul i64 {a}, {b}")
+
+    def div(self, a: Value | int, b: Value | int) -> Value:
+        """The quotient a / b rounded down, for a ≥ 0 and b > 0."""
+        return self.value(f"udiv i64 {a}, {b}")
+
+    def least(self, a: Value | int, b: Value | int) -> Value:
+        """The smaller of two."""
+        return self.select(self.compare("slt", a, b), a, b)
+
+    def most(self, a: Value | int, b: Value | int) -> Value:
+        """The larger of two."""
+        return self.select(self.compare("sgt", a, b), a, b)
+
+    def compare(self, relation: str, a: Value | int, b: Value | int) -> Value:
+        """An i1: `relation` is LLVM's (eq, ne, slt, sge …)."""
+        return self.value(f"icmp {relation} i64 {a}, {b}")
+
+    def select(self, condition: Value, a: Value | int, b: Value | int) -> Value:
+        """A if condition else b."""
+        return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
+
+    # Memory
+
+    def at(self, pointer: Value, offset: Value | int) -> Value:
+        """The address `offset` bytes after `pointer`."""
+        return self.value(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+
+    def load(self, type_: str, pointer: Value, align: int = 4) -> Value:
+        """Read a value of an LLVM type."""
+        return self.value(f"load {type_}, ptr {pointer}, align {align}")
+
+    def store(self, type_: str, value: Value | int, pointer: Value, align: int = 4) -> None:
+        """Write a value of an LLVM type."""
+        self.do(f"store {type_} {value}, ptr {pointer}, align {align}")
+
+    def word(self, pointer: Value, index: int = 0) -> Value:
+        """Read the i64 number `index` of a table."""
+        return self.load("i64", self.at(pointer, 8 * index), 8)
+
+    def pointer(self, pointer: Value, index: int = 0) -> Value:
+        """Read the pointer number `index` of a table."""
+        return self.load("ptr", self.at(pointer, 8 * index), 8)
+
+    def copy(self, target: Value, source: Value, size: Value | int) -> None:
+        """Copy `size` bytes."""
+        self.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {size}, i1 false)")
+
+    # Variables
+
+    def variable(self, type_: str, initial: Value | int) -> "Variable":
+        """A mutable local, set to `initial` where it is declared."""
+        name = self._name()
+        self._slots.append(f"{name} = alloca {type_}")
+        variable = Variable(self, type_, name)
+        variable.set(initial)
+        return variable
+
+    def buffer(self, size: int) -> Value:
+        """The address of `size` bytes of this call's own, aligned to a cache line."""
+        name = self._name()
+        self._slots.append(f"{name} = alloca [{size} x i8], align 64")
+        return name
+
+    # Control flow
+
+    @contextmanager
+    def loop(self, count: Value | int, step: int = 1) -> Iterator[Value]:
+        """Repeat the block for index = 0, step, 2·step … < count; yields the index."""
+        index = self.variable("i64", 0)
+        with self.repeat() as stop:
+            i = index.get()
+            stop(self.compare("sge", i, count))
+            yield i
+            index.set(self.add(i, step))
+
+    @contextmanager
+    def repeat(self) -> Iterator[Callable[[Value], None]]:
+        """Repeat the block until the yielded function is called with a condition that holds."""
+        self._names += 1
+        head, end = f"head{self._names}", f"end{self._names}"
+
+        def stop(condition: Value) -> None:
+            self._names += 1
+            self.do(f"br i1 {condition}, label %{end}, label %on{self._names}")
+            self._lines.append(f"on{self._names}:")
+
+        self._enter(head)
+        yield stop
+        self.do(f"br label %{head}")
+        self._lines.append(f"{end}:")
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Run the block only if the i1 holds."""
+        self._names += 1
+        then, end = f"then{self._names}", f"end{self._names}"
+        self.do(f"br i1 {condition}, label %{then}, label %{end}")
+        self._lines.append(f"{then}:")
+        yield
+        self._enter(end)
+
+    def _enter(self, label: str) -> None:
+        self.do(f"br label %{label}")
+        self._lines.append(f"{label}:")
+
+    def call(self, callee: "Function", arguments: Sequence[Value | int]) -> None:
+        """Call another function of the module."""
+        self.call_at(f"@{callee.name}", callee.types, arguments)
+
+    def call_at(self, address: Value, types: Sequence[str], arguments: Sequence[Value | int]) -> None:
+        """Call a function by its address; `types` are those of its parameters."""
+        self.do(f"call void {address}({', '.join(f'{t} {a}' for t, a in zip(types, arguments, strict=True))})")
+
+
+class Variable:
+    """A mutable local of a function."""
+
+    def __init__(self, function: Function, type_: str, name: Value) -> None:
+        self._function, self._type, self._name = function, type_, name
+
+    def get(self) -> Value:
+        """Its value here."""
+        return self._function.value(f"load {self._type}, ptr {self._name}")
+
+    def set(self, value: Value | int) -> None:
+        """Change it from here on."""
+        self._function.do(f"store {self._type} {value}, ptr {self._name}")
+
+
+def module(functions: Sequence[Function], declarations: Sequence[str]) -> str:
+    """The text of a whole module."""
+    memcpy = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
+    # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
+    attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
+    return "\n".join([*(f.text() for f in functions), memcpy, *declarations, attributes])

@@ -1,0 +1,65 @@
+"""A pass: rows through a stack of layers in one call, on as many threads as it is worth."""
+
+import ctypes
+from functools import partial
+
+from service.engine.native.compiler import Code
+from service.engine.native.layers import Stack
+from service.engine.native.rows import RowTable
+from service.engine.native.threads import Crew
+from service.engine.native.work import Work
+
+SHARED_FLOPS = 4_000_000
+"""Work below this is done by the caller's thread alone: to wake another costs some tens of microseconds."""
+
+HELD_FLOPS = 200_000
+"""Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
+
+
+class Pass:
+    """A stack of layers with its scratch memory."""
+
+    def __init__(self, stack: Stack, code: Code, crew: Crew, flops_per_step: int) -> None:
+        self.stack = stack
+        self._code = code
+        self._crew = crew
+        self._schedule = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
+        self._schedule_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
+        # Scratch memory that no call uses now; list.append and list.pop are atomic.
+        self._idle: list[Work] = []
+        self._flops_per_step = flops_per_step
+
+    def run(self, table: RowTable) -> None:
+        """Run all rows of the table."""
+        steps = table.steps
+        if not steps:
+            return
+        threads = 1
+        if steps * self._flops_per_step >= SHARED_FLOPS:
+            table.longest_first()
+            threads = min(self._crew.size, len(table))
+        if threads == 1:
+            work = self._take()
+            work.use_lanes(len(table))
+            held = steps * self._flops_per_step < HELD_FLOPS
+            (self._schedule_held if held else self._schedule)(self.stack.address, work.address, table.address)
+            self._idle.append(work)
+            return
+        works = [self._take() for _ in range(threads)]
+        try:
+            for work in works:
+                work.use_lanes(-(-len(table) // threads))
+            self._crew.run([partial(self._schedule, self.stack.address, work.address, table.address) for work in works])
+        finally:
+            self._idle.extend(works)
+
+    def run_steps(self, table: RowTable, work: Work, rows: int) -> None:
+        """Run `rows` rows of one step, already in `table`, on the caller's thread."""
+        held = rows * self._flops_per_step < HELD_FLOPS
+        (self._schedule_held if held else self._schedule)(self.stack.address, work.address, table.address)
+
+    def _take(self) -> Work:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Work(self.stack)

@@ -1,0 +1,98 @@
+"""Tables of rows as the scheduler reads them, made from the engine's `Rows`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.engine.interface import Floats, Integers, Rows
+from service.engine.native.schedule import HEADER_WORDS, ROW_WORDS, RowWord
+
+_STEPS = int(RowWord.STEPS)
+
+
+class RowTable:
+    """A table of `RowWord`s with its header. It holds addresses only: the arrays must outlive it."""
+
+    def __init__(self, count: int) -> None:
+        self._words = np.zeros(HEADER_WORDS + count * ROW_WORDS, np.int64)
+        self._words[1] = count
+        self.rows = self._words[HEADER_WORDS:].reshape(count, ROW_WORDS)
+        self.address = int(self._words.ctypes.data)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all rows together."""
+        return int(self.rows[:, _STEPS].sum()) if len(self.rows) != 1 else int(self.rows[0, _STEPS])
+
+    def use_rows(self, count: int) -> None:
+        """Let the first `count` rows be drawn, once more."""
+        self._words[0] = 0
+        self._words[1] = count
+
+    def longest_first(self) -> None:
+        """Sort by length: lanes then end together, and threads too."""
+        steps = self.rows[:, _STEPS]
+        if len(steps) > 1 and steps.min() != steps.max():
+            self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How rows go through a stack: forwards or from their end; with the states of which layer its first layer begins.
+
+    `first_state` counts along L·D.
+    """
+
+    first_state: int = 0
+    reverse: bool = False
+
+
+def row_table(batches: Sequence[Rows], way: Way) -> RowTable:
+    """All rows of all batches, reading and writing the batches' own arrays."""
+    table = RowTable(sum(len(batch.lengths) for batch in batches))
+    first = 0
+    for batch in batches:
+        count = len(batch.lengths)
+        if count == 1:
+            # Python's integers: for one row they are several times faster than arrays of one element.
+            slot = 0 if batch.slots is None else int(batch.slots[0])
+            table.rows[first] = _words(batch, int(batch.starts[0]), int(batch.lengths[0]), slot, way)
+        elif count:
+            slots = np.arange(count) if batch.slots is None else batch.slots
+            for word, value in enumerate(_words(batch, batch.starts, batch.lengths, slots, way)):
+                table.rows[first : first + count, word] = value
+        first += count
+    return table
+
+
+def _words(
+    batch: Rows, starts: Integers | int, lengths: Integers | int, slots: Integers | int, way: Way
+) -> tuple[Integers | int, ...]:
+    """The `RowWord`s of one row, or of all rows of a batch word by word."""
+    begin = starts + lengths - 1 if way.reverse else starts
+    return (
+        *_steps(batch.inputs, begin, way),
+        *_steps(batch.outputs, begin, way),
+        *_steps(batch.predictions, begin, way),
+        *_states(batch.h, slots, way),
+        *_states(batch.c, slots, way),
+        lengths,
+    )
+
+
+def _steps(array: Floats | None, begin: Integers | int, way: Way) -> tuple[Integers | int, int]:
+    if array is None:
+        return 0, 0
+    step = array.strides[0]
+    return array.ctypes.data + begin * step, -step if way.reverse else step
+
+
+def _states(array: Floats | None, slots: Integers | int, way: Way) -> tuple[Integers | int, int]:
+    if array is None:
+        return 0, 0
+    layer, row = array.strides[:2]
+    return array.ctypes.data + way.first_state * layer + slots * row, layer

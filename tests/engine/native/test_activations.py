@@ -1,0 +1,85 @@
+"""The activations against float64, over the whole range of float32 and on every processor that the host can be."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from service.engine.interface import Floats
+from service.engine.native.activations import relu, sigmoid, tanh
+from service.engine.native.compiler import Code
+from service.engine.native.ir import Function, Value, module
+from service.engine.native.processor import Processor
+from service.engine.native.vectors import Vectors
+from tests.engine.native.processors import runnable
+
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e30, -1e30, np.inf, -np.inf, 8.0, -8.0], np.float32)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """One activation applied to an array in place."""
+
+    operation: Callable[[Vectors, Value], Value]
+    processor: Processor
+    name = "elementwise"
+
+    def text(self) -> str:
+        f = Function("elementwise", {"data": "ptr", "vectors": "i64"})
+        v = Vectors(f, self.processor.width, self.processor.has_fma)
+        with f.loop("%vectors") as i:
+            place = f.at("%data", f.mul(i, v.bytes))
+            v.store(self.operation(v, v.load(place)), place)
+        return module([f], v.declarations)
+
+
+def apply(operation: Callable[[Vectors, Value], Value], values: Floats, processor: Processor) -> Floats:
+    data = np.concatenate([values, np.zeros(-len(values) % processor.width, np.float32)])
+    code = Code(Elementwise(operation, processor))
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address)(
+        data.ctypes.data, len(data) // processor.width
+    )
+    return data[: len(values)]
+
+
+def whole_range() -> Floats:
+    """About four million values, spread evenly over the bit patterns of float32, and those where something happens."""
+    values = np.arange(0, 2**32, 1021, dtype=np.uint32).view(np.float32)
+    return np.concatenate([values[np.isfinite(values)], np.linspace(-10, 10, 200_001, dtype=np.float32), SPECIAL])
+
+
+@pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
+def test_tanh(processor: Processor) -> None:
+    x = whole_range()
+    y = apply(tanh, x, processor)
+    exact = np.tanh(x.astype(np.float64))
+    assert np.abs(y - exact).max() <= 4e-7
+    assert np.abs(y).max() <= 1
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
+    small = (np.abs(x) > 1e-37) & (np.abs(x) < 1e-3)
+    assert (np.abs(y - exact)[small] <= 4e-7 * np.abs(exact[small])).all()
+
+
+@pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
+def test_sigmoid(processor: Processor) -> None:
+    x = whole_range()
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-x.astype(np.float64)))
+    y = apply(sigmoid, x, processor)
+    assert np.abs(y - exact).max() <= 3e-7
+    assert y.min() >= 0
+    assert y.max() <= 1
+
+
+@pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
+def test_relu(processor: Processor) -> None:
+    x = whole_range()
+    np.testing.assert_array_equal(apply(relu, x, processor), np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("operation", [tanh, sigmoid, relu])
+def test_nan_stays_nan(operation: Callable[[Vectors, Value], Value]) -> None:
+    for processor in runnable():
+        assert np.isnan(apply(operation, np.full(3, np.nan, np.float32), processor)).all()

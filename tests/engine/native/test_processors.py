@@ -1,0 +1,60 @@
+"""Code for processors other than the host: what it is made of, and, where the host can run it, what it computes."""
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from service.engine.native import NativeEngine
+from service.engine.native.compiler import optimised, target_machine
+from service.engine.native.kernels import Recurrent
+from service.engine.native.processor import Processor
+from service.spec import ModelSpec
+from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
+from tests.engine.native.processors import runnable
+
+SPECS = [
+    ModelSpec("rnn", 5, 37, num_layers=2, out_features=3),
+    ModelSpec("gru", 5, 37, bidirectional=True),
+    ModelSpec("lstm", 5, 37, proj_size=9, weights_dtype="bf16"),
+]
+
+
+@pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.kind)
+def test_every_processor_obeys_the_laws(spec: ModelSpec, processor: Processor) -> None:
+    weights = initial_weights(spec)
+    model = NativeEngine(spec, weights, threads=1, processor=processor)
+    x, h, c = random_rows(spec, [9, 1, 4, 12, 7, 3, 8, 8, 2])
+    together = run_rows(model, x, h, c)
+    expected = reference(spec, weights, x, h, c)
+    bound = 1e-2 if spec.weights_dtype == "bf16" else 1e-5
+    for b, row in enumerate(x):
+        np.testing.assert_allclose(together.outputs[b], expected.outputs[b], rtol=0, atol=bound)
+        alone = run_rows(model, [row], h[:, b : b + 1], None if c is None else c[:, b : b + 1])
+        assert_same_bits(alone.outputs[0], together.outputs[b])
+
+
+@pytest.mark.parametrize(
+    ("level", "has", "has_not"),
+    [
+        ("x86-64-v2", ["%xmm", "mulps", "addps"], ["%ymm", "vfmadd", "fmaf"]),
+        ("x86-64-v3", ["%ymm", "vfmadd"], ["%zmm", "fmaf"]),
+        ("x86-64-v4", ["%zmm", "vfmadd"], ["fmaf"]),
+    ],
+)
+def test_levels_use_their_own_instructions(level: str, has: list[str], has_not: list[str]) -> None:
+    processor = Processor.level(level)
+    machine = target_machine(processor)
+    assembly = machine.emit_assembly(optimised(Recurrent("rnn_tanh", 64, 64, "f32", processor).text(), machine))
+    assert all(word in assembly for word in has)
+    assert not any(word in assembly for word in has_not)
+
+
+def test_neon_has_fused_multiply_adds() -> None:
+    processor = Processor("generic", "+neon", width=4, registers=32, has_fma=True)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine(cpu="generic", features="+neon", opt=2)
+    assembly = machine.emit_assembly(optimised(Recurrent("lstm", 64, 64, "f32", processor).text(), machine))
+    assert "fmla" in assembly
+    assert "bl\tfmaf" not in assembly
