@@ -29,7 +29,7 @@ class CountingFactory(EngineFactory):
 def registry_of(tmp_path):
     def build(default_model=None, cache_bytes=2**30):
         CountingFactory.loads = 0
-        factory = CountingFactory(torch.device("cpu"), 1)
+        factory = CountingFactory(torch.device("cpu"), 1, "torch")
         registry = Registry(tmp_path, factory, default_model=default_model, cache_bytes=cache_bytes)
         registry.scan()
         return registry
