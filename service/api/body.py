@@ -50,6 +50,8 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
                 if total > limits.max_bytes:
                     raise BodyTooLarge(f"the body has more than {limits.max_bytes} bytes, which is the limit")
                 pieces.append(piece)
+                if exchange.received_all:
+                    continue
                 allowed = exchange.received_bytes / limits.min_bytes_per_second
                 patience.reschedule(begun + limits.grace_seconds + allowed)
     except TimeoutError:

@@ -9,7 +9,6 @@ import numpy as np
 from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
-from service.api.reply import send_reply
 from service.errors import NonFiniteOutput
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats
@@ -42,12 +41,12 @@ def answer_format(exchange: Exchange, kind: str) -> str:
     return reply_format(exchange.header(b"accept"), FORMATS, kind)
 
 
-async def send_document(exchange: Exchange, fields: Document, kind: str) -> None:
-    """Encode and send a reply; numbers that the format cannot carry were looked for before."""
+def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
+    """The body of a reply; numbers that the format cannot carry were looked for before."""
     begun = perf_counter()
     body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
     exchange.mark("encode", begun)
-    await send_reply(exchange, 200, kind.encode(), body)
+    return body
 
 
 def refuse_non_finite(name: str, flat: Floats, starts: Sequence[int]) -> None:

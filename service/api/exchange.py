@@ -8,13 +8,15 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import FieldError, InvalidRequest
 
+STAGES = ("decode", "queue", "compute", "encode")
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Exchange:
     """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
 
-    `stages` holds seconds by stage (decode, queue, compute, encode).
+    `stages` holds seconds by one of `STAGES`.
     """
 
     __slots__ = (

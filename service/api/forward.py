@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from service.api.body import BodyLimits
-from service.api.documents import answer_format, read_document, refuse_non_finite, send_document
+from service.api.documents import answer_format, encode_document, read_document, refuse_non_finite
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS
+from service.api.reply import send_reply
 from service.api.requests import ForwardRequest, parse
 from service.api.shapes import Limits, Sequences, Target, sequences, state, wrong
 from service.engine.interface import Floats, Rows
@@ -25,7 +26,12 @@ class Forward:
     body_limits: BodyLimits
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Translate, call, translate."""
+        """Answer; while the reply is being sent, nothing but its body is held any more."""
+        body, kind = await self._answer(exchange)
+        await send_reply(exchange, 200, kind.encode(), body)
+
+    async def _answer(self, exchange: Exchange) -> tuple[bytes, str]:
+        """Translate, call, translate: the reply's body and its format."""
         document, came_as = await read_document(exchange, self.body_limits)
         model = self.inference.registry.resolve_fields(document)
         exchange.model, exchange.version = model.name, model.version
@@ -38,7 +44,7 @@ class Forward:
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
-        await send_document(exchange, reply, kind)
+        return encode_document(exchange, reply, kind), kind
 
 
 @dataclass(frozen=True, slots=True)

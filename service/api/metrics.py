@@ -1,5 +1,7 @@
 """What Prometheus reads: counters and histograms of the requests, gauges of what is loaded and waiting."""
 
+from functools import lru_cache
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -11,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from service.api.exchange import Exchange
+from service.api.exchange import STAGES, Exchange
 from service.serving.inference import Inference
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -31,13 +33,18 @@ class Metrics:
         self._latency = Histogram(
             "rnn_request_seconds", "Time from headers to reply.", ("path",), buckets=_SECONDS, registry=self.registry
         )
-        self._stages = Histogram(
+        stages = Histogram(
             "rnn_stage_seconds",
             "Time of a request by stage: decode, queue, compute, encode.",
             ("stage",),
             buckets=_SECONDS,
             registry=self.registry,
         )
+        # Looking a child up by its labels costs as much as counting; paths, statuses and models are few.
+        self._stage = {stage: stages.labels(stage) for stage in STAGES}
+        self._of_path = lru_cache(512)(self._latency.labels)
+        self._of_status = lru_cache(512)(lambda path, status: self._requests.labels(path, str(status)))
+        self._of_model = lru_cache(512)(lambda model: (self._rows.labels(model), self._steps.labels(model)))
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
         self._batch = Histogram("rnn_batch_rows", "Rows of a request.", buckets=_COUNTS, registry=self.registry)
@@ -50,13 +57,14 @@ class Metrics:
 
     def count(self, exchange: Exchange, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
-        self._requests.labels(path, str(exchange.status)).inc()
-        self._latency.labels(path).observe(seconds)
+        self._of_status(path, exchange.status).inc()
+        self._of_path(path).observe(seconds)
         for stage, spent in exchange.stages.items():
-            self._stages.labels(stage).observe(spent)
+            self._stage[stage].observe(spent)
         if exchange.model is not None and exchange.rows:
-            self._rows.labels(exchange.model).inc(exchange.rows)
-            self._steps.labels(exchange.model).inc(exchange.steps)
+            rows, steps = self._of_model(exchange.model)
+            rows.inc(exchange.rows)
+            steps.inc(exchange.steps)
             self._batch.observe(exchange.rows)
 
     def page(self) -> bytes:

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from service.api.body import BodyLimits
-from service.api.documents import answer_format, read_document, refuse_non_finite, send_document
+from service.api.documents import answer_format, encode_document, read_document, refuse_non_finite
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
+from service.api.reply import send_reply
 from service.api.requests import StepRequest, parse
 from service.api.shapes import Limits, Target, steps, wrong
 from service.api.stepping import initial, step_returns, steppable
@@ -42,7 +43,8 @@ class Step:
         exchange.stages["queue"], exchange.stages["compute"] = timings.queue, timings.compute
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
-        await send_document(exchange, work.reply() | {"model": model.name, "version": model.version}, kind)
+        body = encode_document(exchange, work.reply() | {"model": model.name, "version": model.version}, kind)
+        await send_reply(exchange, 200, kind.encode(), body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,13 @@ class StepWork:
 
     def refuse_non_finite(self) -> None:
         """Raise NonFiniteOutput if a result holds NaN or infinity."""
-        starts = list(range(self.rows.lengths.size))
-        refuse_non_finite("outputs", self.rows.h[-1], starts)
-        for name, values in (("h", self.rows.h), ("c", self.rows.c)):
-            if values is not None and name in self.returns:
-                refuse_non_finite(name, values.swapaxes(0, 1).reshape(len(starts), -1), starts)
+        starts = range(self.rows.lengths.size)
+        if "h" in self.returns:  # outputs are its top layer
+            refuse_non_finite("h", self.rows.h.swapaxes(0, 1).reshape(len(starts), -1), starts)
+        else:
+            refuse_non_finite("outputs", self.rows.h[-1], starts)
+        if self.rows.c is not None and "c" in self.returns:
+            refuse_non_finite("c", self.rows.c.swapaxes(0, 1).reshape(len(starts), -1), starts)
         if self.rows.predictions is not None:
             refuse_non_finite("predictions", self.rows.predictions, starts)
 

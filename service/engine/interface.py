@@ -69,8 +69,9 @@ class Engine(ABC):
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
-        longest = int(rows.lengths.max(initial=0)) * self.spec.states
-        return longest * self.step_seconds + rows.steps * self.spec.flops_per_step / self.flops_per_second
+        steps, count = len(rows.inputs), len(rows.lengths)
+        longest = 1 if steps == count else int(rows.lengths.max(initial=0))
+        return longest * self.spec.states * self.step_seconds + steps * self.spec.flops_per_step / self.flops_per_second
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:

@@ -58,8 +58,10 @@ class Model:
 
     def serving(self) -> ModelVersion | None:
         """The version of requests that name none: the highest that is sound, else the highest."""
-        newest_first = list(reversed(self.versions.values()))
-        return next((version for version in newest_first if not version.failure), next(iter(newest_first), None))
+        for version in reversed(self.versions.values()):
+            if not version.failure:
+                return version
+        return next(reversed(self.versions.values()), None)
 
 
 class Registry:

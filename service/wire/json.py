@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 
 class Suspicious(Exception):
@@ -81,10 +81,10 @@ def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
     if len(array) and isinstance(array[0], str):
         return array.as_list(), 1
     sizes = _sizes(array)
-    values = narrowed(np.frombuffer(array.as_buffer(of_type="d")))
-    if values.size != sum(sizes[-1]) or not np.isfinite(values).all():
+    doubles = np.frombuffer(array.as_buffer(of_type="d"))
+    if doubles.size != sum(sizes[-1]) or doubles.max() >= OVERFLOW or doubles.min() <= -OVERFLOW:
         raise Suspicious
-    return assemble(values, sizes), 1 + sum(len(depth) for depth in sizes[1:])
+    return assemble(doubles.astype(np.float32), sizes), 1 + sum(len(depth) for depth in sizes[1:])
 
 
 def _sizes(array: Any) -> list[list[int]]:

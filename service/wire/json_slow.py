@@ -11,14 +11,12 @@ import numpy as np
 import orjson
 
 from service.errors import DuplicateName, FieldError, InvalidRequest, MalformedBody
-from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 MAX_BYTES = 2**20
 """Larger bodies get the error without the place."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-OVERFLOW = 2.0**128 - 2.0**103
-"""The midpoint above FLOAT32_MAX: from here on a number rounds to infinity."""
 
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
@@ -87,7 +85,7 @@ def field(items: list[Any], loc: Loc) -> Floats | Ragged | list[str]:
     values: list[float] = []
     sizes: list[list[int]] = []
     _collect(items, loc, values, sizes)
-    return assemble(narrowed(np.array(values, np.float64)), sizes)
+    return assemble(np.array(values, np.float64).astype(np.float32), sizes)
 
 
 def locate(text: str) -> Loc:
