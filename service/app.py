@@ -34,11 +34,15 @@ Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 
 def create_app(settings: Settings) -> Gateway:
-    """The whole service as an ASGI application."""
+    """The whole service as an ASGI application.
+
+    Raises ModelFailed if there is no model repository, ValueError for a device that is not there.
+    """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine)
     registry = Registry(
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
     )
+    registry.scan()
     inference = Inference(
         registry,
         workers=factory.workers,
@@ -54,7 +58,6 @@ def create_app(settings: Settings) -> Gateway:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        registry.scan()
         loading = asyncio.create_task(preload.run())
         yield
         loading.cancel()

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable
 from types import FrameType
 
+import structlog
 import uvicorn
 
 from service.app import create_app
 from service.connection import guarded_protocol
+from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.settings import Settings
 
@@ -29,7 +31,11 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except (ModelFailed, ValueError) as error:
+        structlog.get_logger().error("cannot_start", reason=str(error), models=str(settings.models))
+        raise SystemExit(1) from None
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -82,6 +82,7 @@ class Registry:
     def scan(self) -> None:
         """Read the whole repository. Raises ModelFailed if there is none."""
         self._models = {name: self._model(folder) for name, folder in scan(self._root).items()}
+        self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
 
     async def preload(self, names: Sequence[str]) -> None:
         """Load models before the service is ready. Raises what `resolve` and `engine` raise."""
