@@ -9,7 +9,7 @@ from math import inf
 from typing import Protocol
 
 from service.api.exchange import Exchange
-from service.errors import BodyTimeout, BodyTooLarge, MalformedBody, UnsupportedMediaType
+from service.errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedBody, UnsupportedMediaType
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -20,10 +20,6 @@ PIECE_BYTES = 2**20
 """Most that is decompressed at a time: a bomb is noticed after one piece too many."""
 
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
-
-
-class ClientGone(Exception):
-    """The client hung up before its body was there: there is nobody left to answer."""
 
 
 @dataclass(frozen=True, slots=True)

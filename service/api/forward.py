@@ -39,7 +39,7 @@ class Forward:
         kind = answer_format(exchange, came_as)
         work = ForwardWork.of(parse(ForwardRequest, document, target), target)
         exchange.rows, exchange.steps = work.rows.lengths.size, work.rows.steps
-        timings = await self.inference.run(model, work.rows, exchange.deadline())
+        timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.stages.update(queue=timings.queue, compute=timings.compute)
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
