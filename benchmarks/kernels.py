@@ -1,7 +1,8 @@
 """The native engine's kernels beside torch, ONNX Runtime and OpenVINO, and beside what the machine can do at most.
 
 Every engine gets the same weights and inputs, and its outputs are checked before it is timed. The engines take turns,
-so that noise meets all of them; the medians count, and only their ratios within one run.
+so that noise meets all of them; the medians count, and only their ratios within one run. One thread is timed by the
+processor time of this process, which other programs disturb less; more than one by the clock on the wall.
 
     python -m benchmarks.kernels [--kinds rnn,gru,lstm] [--seconds 0.5] [--threads 1,2] [--points 0,3]
 """
@@ -67,7 +68,7 @@ def _line(machine: Machine, kind: Kind, point: tuple[int, int, int, int], thread
         error = np.abs(call() - expected).max()
         if not error < 1e-4:
             raise SystemExit(f"{name} differs by {error} at {kind} {point}")
-    times = _medians(calls, seconds)
+    times = _medians(calls, seconds, time.process_time if threads == 1 else time.perf_counter)
     floor = _floor(machine, spec, batch, steps)
     native, flops = times["native"], batch * steps * spec.flops_per_step
     peers = [times[name] for name in PEERS]
@@ -100,7 +101,7 @@ def _floor(machine: Machine, spec: ModelSpec, batch: int, steps: int) -> float:
     return float(steps * (x_flops / peak + step))
 
 
-def _medians(calls: dict[str, Call], seconds: float) -> dict[str, float]:
+def _medians(calls: dict[str, Call], seconds: float, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of each call; they take turns until `seconds` each have passed on average."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds * len(calls)
@@ -108,9 +109,9 @@ def _medians(calls: dict[str, Call], seconds: float) -> dict[str, float]:
         for name, call in calls.items():
             # Several of the short ones in a row: each engine then runs with its weights in the caches.
             for _ in range(5):
-                begin = time.perf_counter()
+                begin = clock()
                 call()
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
