@@ -9,8 +9,8 @@ from service.engine.native.rows import RowTable
 from service.engine.native.threads import Crew
 from service.engine.native.work import Work
 
-SHARED_FLOPS = 4_000_000
-"""Work below this is done by the caller's thread alone: to wake another costs some tens of microseconds."""
+SHARED_FLOPS = 16_000_000
+"""Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them."""
 
 HELD_FLOPS = 200_000
 """Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
