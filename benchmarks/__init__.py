@@ -1,1 +1,1 @@
-"""What is measured, against what."""
+"""What is measured, against what: the service beside the endpoint that most people write."""

@@ -1,1 +1,3 @@
 """Inference microservice for recurrent networks: HTTP in, outputs and final states out."""
+
+__version__ = "0.1.0"

@@ -38,6 +38,10 @@ class RouteNotFound(ServiceError):
 class MethodNotAllowed(ServiceError):
     """The path exists, the method does not."""
 
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
 
 class ModelNotFound(ServiceError):
     """No model of that name in the repository."""

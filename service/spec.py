@@ -5,6 +5,7 @@ hidden state, L `num_layers`, D directions, O `out_features` of the head.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Kind = Literal["rnn", "gru", "lstm"]
@@ -14,7 +15,7 @@ WeightsDtype = Literal["f32", "bf16"]
 GATES: dict[Kind, int] = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelSpec:
     """A `torch.nn.RNN`, `GRU` or `LSTM` and an optional linear head, by PyTorch's own argument names.
 
@@ -57,7 +58,7 @@ class ModelSpec:
         """Whether the model carries `c` beside `h`."""
         return self.kind == "lstm"
 
-    @property
+    @cached_property
     def flops_per_step(self) -> int:
         """Multiply-adds of one row's step through every layer and the head, counted as two operations each."""
         return 2 * sum(shape[0] * shape[1] for shape in self.weight_shapes().values() if len(shape) == 2)

@@ -62,6 +62,16 @@ class Engine(ABC):
     spec: ModelSpec
     nbytes: int
     """Bytes of memory that the loaded weights take."""
+    step_seconds: float
+    """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
+    flops_per_second: float
+    """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
+
+    def estimate(self, rows: Rows) -> float:
+        """Seconds that rows will take on one thread, roughly and rather too many."""
+        steps, count = len(rows.inputs), len(rows.lengths)
+        longest = 1 if steps == count else int(rows.lengths.max(initial=0))
+        return longest * self.spec.states * self.step_seconds + steps * self.spec.flops_per_step / self.flops_per_second
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:

@@ -16,6 +16,12 @@ Document = Mapping[str, Any]
 MAX_DEPTH = 3
 """Brackets around a number: no field of the contract has more than three axes."""
 
+OVERFLOW = 2.0**128 - 2.0**103
+"""The midpoint above the largest float32: from here on a number rounds to infinity."""
+
+MAX_FIELDS = 32
+"""Names in one document: no request of the contract has a third as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
@@ -46,6 +52,6 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
 
 
 def narrowed(doubles: NDArray[np.float64]) -> Floats:
-    """float64 values as float32; what is too large becomes an infinity, which the callers look for."""
+    """float64 values as float32; what is too large becomes an infinity."""
     with np.errstate(over="ignore"):
         return doubles.astype(np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 
 class Suspicious(Exception):
@@ -26,9 +26,8 @@ def decode(body: bytes) -> Document:
     error. The two are apart so that a caller can run the slow one elsewhere.
     """
     try:
-        # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
-        document = simdjson.Parser().parse(body)
-        if not isinstance(document, simdjson.Object):
+        document = _parsed(body)
+        if not isinstance(document, simdjson.Object) or len(document) > MAX_FIELDS:
             raise Suspicious
         fields: dict[str, Any] = {}
         brackets = 0
@@ -37,6 +36,8 @@ def decode(body: bytes) -> Document:
             if isinstance(value, simdjson.Array):
                 fields[name], opened = _list(value)
                 brackets += opened
+            elif isinstance(value, simdjson.Object):
+                raise Suspicious  # no field of the contract is an object
             else:
                 fields[name] = value
     except (ValueError, TypeError) as error:
@@ -51,7 +52,7 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     if line.lstrip()[:1] != b"[":
         return decode(line)
     try:
-        values, brackets = _list(simdjson.Parser().parse(line))
+        values, brackets = _list(_parsed(line))
     except (ValueError, TypeError) as error:
         raise Suspicious from error
     if not isinstance(values, np.ndarray | Ragged) or brackets != line.count(b"["):
@@ -67,15 +68,23 @@ def encode(fields: Document) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _parsed(body: bytes) -> Any:
+    try:
+        # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
+        return simdjson.Parser().parse(body)
+    except RuntimeError as error:  # an integer of more than 64 bits
+        raise Suspicious from error
+
+
 def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
     """The value of a JSON list, and how many brackets it opens."""
     if len(array) and isinstance(array[0], str):
         return array.as_list(), 1
     sizes = _sizes(array)
-    values = narrowed(np.frombuffer(array.as_buffer(of_type="d")))
-    if values.size != sum(sizes[-1]) or not np.isfinite(values).all():
+    doubles = np.frombuffer(array.as_buffer(of_type="d"))
+    if doubles.size != sum(sizes[-1]) or doubles.max() >= OVERFLOW or doubles.min() <= -OVERFLOW:
         raise Suspicious
-    return assemble(values, sizes), 1 + sum(len(depth) for depth in sizes[1:])
+    return assemble(doubles.astype(np.float32), sizes), 1 + sum(len(depth) for depth in sizes[1:])
 
 
 def _sizes(array: Any) -> list[list[int]]:

@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 
 from service.errors import DuplicateName, FieldError, InvalidRequest, MalformedBody
-from service.wire.arrays import MAX_DEPTH, Document, Floats, Ragged, assemble, narrowed
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 2**20
 """Larger bodies get the error without the place."""
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -35,6 +35,8 @@ def decode(body: bytes) -> Document:
     value = parse(body)
     if not isinstance(value, dict):
         raise MalformedBody(f"the body is {_kind(value)}; expected an object")
+    if len(value) > MAX_FIELDS:
+        raise MalformedBody(f"the body has {len(value)} fields; no request has more than {MAX_FIELDS}")
     return {name: field(item, (name,)) if isinstance(item, list) else item for name, item in value.items()}
 
 
@@ -42,14 +44,17 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     """One line of a stream: an object, or an array of numbers alone. Raises as `decode` does."""
     if line.lstrip()[:1] != b"[":
         return decode(line)
-    values = field(parse(line), ("inputs",))
+    values = field(parse(line, ("inputs",)), ("inputs",))
     if isinstance(values, list):
         raise _invalid(("inputs", 0), "is a string; expected a number")
     return values
 
 
-def parse(body: bytes) -> Any:
-    """A JSON text as Python values. Raises MalformedBody or DuplicateName."""
+def parse(body: bytes, name: Loc = ()) -> Any:
+    """A JSON text as Python values; name is what the whole is called in errors.
+
+    Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
+    """
     if len(body) > MAX_BYTES:
         raise MalformedBody(
             f"the body is not a JSON object of finite 32-bit numbers; in a body of up to {MAX_BYTES // 2**20} MiB "
@@ -59,11 +64,12 @@ def parse(body: bytes) -> Any:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
         return json.loads(body, object_pairs_hook=_unique)
     except orjson.JSONDecodeError as error:
-        place = locate(error.doc[: error.pos])
+        place = name + locate(error.doc[: error.pos])
         at = f", in {spell(place)}" if place else ""
         number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
         if number:
-            raise _invalid(place, f"is {number[0]:.40}; expected a finite number") from None
+            sign = "-" if error.doc[: error.pos].endswith("-") else ""
+            raise _invalid(place, f"is {sign}{number[0]:.40}; expected a finite number") from None
         raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
     except RecursionError:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
@@ -79,7 +85,7 @@ def field(items: list[Any], loc: Loc) -> Floats | Ragged | list[str]:
     values: list[float] = []
     sizes: list[list[int]] = []
     _collect(items, loc, values, sizes)
-    return assemble(narrowed(np.array(values, np.float64)), sizes)
+    return assemble(np.array(values, np.float64).astype(np.float32), sizes)
 
 
 def locate(text: str) -> Loc:
@@ -125,8 +131,8 @@ def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[i
             raise _invalid(place, f"is {_kind(item)}; expected a number")
         elif len(sizes) > depth:
             raise _invalid(place, "is a number; expected a list, as in the places before it")
-        elif abs(item) > FLOAT32_MAX:
-            raise _invalid(place, f"is {item:.6g}; the largest 32-bit float is {FLOAT32_MAX:.6g}")
+        elif abs(item) >= OVERFLOW:
+            raise _invalid(place, f"is {item:.9g}; the largest 32-bit float is {FLOAT32_MAX:.9g}")
         else:
             values.append(item)
 

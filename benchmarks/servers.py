@@ -1,0 +1,169 @@
+"""The servers that are compared: how each is started, what it is sent, and the process while it runs."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.bodies import Call, Case, json_call, json_double_call, safetensors_call
+
+START_SECONDS = 120
+STOP_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way to send a case to a server, and the cells that are measured with it (all, if none are named)."""
+
+    name: str
+    call: Callable[[Case], Call]
+    cells: tuple[str, ...] = ()
+
+    def speaks(self, cell: str) -> bool:
+        """Whether the cell is measured in this dialect."""
+        return not self.cells or cell in self.cells
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A line of the table: `command` may use {port} and {models}; `ready` answers 200 once requests are served."""
+
+    name: str
+    command: tuple[str, ...]
+    dialects: tuple[Dialect, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    ready: str = "/health/ready"
+
+
+JSON = Dialect("json", json_call)
+
+NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
+OURS = "rnn-service"
+
+
+def naive(name: str, variant: str, *env: tuple[str, str]) -> Server:
+    """The hand-written endpoint in one of its variants."""
+    command = (sys.executable, "-m", "benchmarks.naive", variant, "--models={models}", "--port={port}")
+    return Server(name, command, (JSON,), env)
+
+
+SERVERS = (
+    naive(NAIVE[0], "sync"),
+    naive(NAIVE[1], "async"),
+    # torch's default, a thread a core, collapses when the load shares the cores: its barriers spin. Who looks at that
+    # once sets this variable, so the yardstick has it too.
+    naive(NAIVE[2], "async", ("OMP_NUM_THREADS", "1")),
+    Server(
+        OURS,
+        (sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", "{port}", "--models", "{models}"),
+        (JSON, Dialect("safetensors", safetensors_call, ("medium", "large"))),
+        env=(("RNN_REQUEST_LOG", "false"),),
+    ),
+)
+
+
+def with_doubles(server: Server) -> Server:
+    """The same server, sent numbers with the 17 digits of a float64 in JSON."""
+    double = Dialect("json", json_double_call)
+    dialects = tuple(double if dialect == JSON else dialect for dialect in server.dialects)
+    return Server(server.name, server.command, dialects, server.env, server.ready)
+
+
+class Running:
+    """A server's process tree on its port."""
+
+    def __init__(self, server: Server, port: int, process: psutil.Process) -> None:
+        self.server = server
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and all its descendants."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """User and system time that the tree has used so far."""
+        return sum(sum(process.cpu_times()[:2]) for process in self.tree())
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the tree; pages that its processes share count once for each."""
+        return sum(process.memory_info().rss for process in self.tree())
+
+    def post(self, call: Call) -> bytes:
+        """One request; raises on any status but 2xx."""
+        headers = {"Content-Type": call.content_type}
+        reply = httpx.post(self.url + call.path, content=call.body, headers=headers, timeout=120, trust_env=False)
+        if not reply.is_success:
+            raise RuntimeError(f"{self.server.name} answered {reply.status_code}: {reply.text[:500]}")
+        return reply.content
+
+    def settle(self, deadline: float = 30) -> None:
+        """Wait until the work that an ended load left behind is done, so that it does not burden the next one."""
+        end = time.monotonic() + deadline
+        before = self.cpu_seconds()
+        while time.monotonic() < end:
+            time.sleep(0.25)
+            now = self.cpu_seconds()
+            if now - before <= 0.02:
+                return
+            before = now
+
+
+@contextmanager
+def running(server: Server, models: Path, logs: Path) -> Iterator[Running]:
+    """Start a server on a free port of 127.0.0.1, wait until it is ready, and stop it in the end.
+
+    Raises RuntimeError with the end of its output if it does not become ready.
+    """
+    port = free_port()
+    command = [part.format(port=port, models=models) for part in server.command]
+    log = logs / f"{server.name.replace(' ', '-').replace(',', '')}-{port}.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **dict(server.env)})
+    started = Running(server, port, psutil.Process(child.pid))
+    try:
+        wait_until_ready(started, child, log)
+        yield started
+    finally:
+        stop(started, child)
+
+
+def wait_until_ready(server: Running, child: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and child.poll() is None:
+        try:
+            if httpx.get(server.url + server.server.ready, timeout=5, trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"{server.server.name} did not become ready:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def stop(server: Running, child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is not None:
+        return
+    descendants = server.tree()[1:]
+    child.terminate()
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    for process in descendants:
+        if process.is_running():
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

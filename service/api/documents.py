@@ -1,0 +1,64 @@
+"""A request's body as named values, and a reply's named values as a body, in the formats that the client chose."""
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+
+from service.api.body import BodyLimits, read_body
+from service.api.exchange import Exchange
+from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
+from service.errors import NonFiniteOutput
+from service.wire import json, json_slow, safetensors
+from service.wire.arrays import Document, Floats
+
+DECODE_ON_LOOP_BYTES = 2**20
+"""Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
+
+FORMATS: Sequence[str] = (JSON, SAFETENSORS)
+
+
+async def read_document(exchange: Exchange, limits: BodyLimits) -> tuple[Document, str]:
+    """The named values of a body, and its format. Raises as `read_body` and the decoders do."""
+    kind = request_format(exchange.header(b"content-type"), FORMATS)
+    body = await read_body(exchange, limits)
+    begun = perf_counter()
+    if kind == SAFETENSORS:
+        document = safetensors.decode(body)
+    else:
+        try:
+            elsewhere = len(body) > DECODE_ON_LOOP_BYTES
+            document = await asyncio.to_thread(json.decode, body) if elsewhere else json.decode(body)
+        except json.Suspicious:
+            document = await asyncio.to_thread(json_slow.decode, body)
+    exchange.mark("decode", begun)
+    return document, kind
+
+
+def answer_format(exchange: Exchange, kind: str) -> str:
+    """The format of the reply to a request of a format. Raises NotAcceptable."""
+    return reply_format(exchange.header(b"accept"), FORMATS, kind)
+
+
+def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
+    """The body of a reply; numbers that the format cannot carry were looked for before."""
+    begun = perf_counter()
+    body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
+    exchange.mark("encode", begun)
+    return body
+
+
+def refuse_non_finite(name: str, flat: Floats, starts: Sequence[int]) -> None:
+    """Raise NonFiniteOutput naming row and step, if there is a NaN or infinity in flat (N, ·).
+
+    starts are the first steps of the rows in flat, rising.
+    """
+    if np.isfinite(flat).all():
+        return
+    place = int(np.flatnonzero(~np.isfinite(flat).all(axis=-1))[0])
+    row = int(np.searchsorted(starts, place, side="right")) - 1
+    raise NonFiniteOutput(
+        f"{name} of row {row} is not finite at step {place - starts[row]}, and JSON has no NaN or infinity; ask for "
+        'safetensors, or send "non_finite": "null"'
+    )

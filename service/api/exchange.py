@@ -1,0 +1,78 @@
+"""One HTTP request on its way through the service, and what is learnt of it on the way."""
+
+import re
+from secrets import token_hex
+from time import monotonic, perf_counter
+
+from starlette.types import Receive, Scope, Send
+
+from service.errors import FieldError, InvalidRequest
+
+STAGES = ("decode", "queue", "compute", "encode")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Exchange:
+    """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
+
+    `stages` holds seconds by one of `STAGES`.
+    """
+
+    __slots__ = (
+        "admin",
+        "begun",
+        "headers",
+        "model",
+        "receive",
+        "received_all",
+        "received_bytes",
+        "request_id",
+        "rows",
+        "scope",
+        "send",
+        "sent_bytes",
+        "stages",
+        "status",
+        "steps",
+        "version",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else token_hex(8)
+        self.begun = perf_counter()
+        self.admin = False
+        self.model: str | None = None
+        self.version: str | None = None
+        self.rows = 0
+        self.steps = 0
+        self.stages: dict[str, float] = {}
+        self.received_all = False
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.status = 0
+
+    def header(self, name: bytes) -> str:
+        """A header's value, empty if it is missing; of headers that came twice, the last."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    def mark(self, stage: str, since: float) -> float:
+        """Book the time since `since` to a stage; returns now."""
+        now = perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - since
+        return now
+
+    def deadline(self) -> float | None:
+        """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
+        value = self.headers.get(b"x-request-timeout-ms")
+        if value is None:
+            return None
+        if not value.isdigit() or len(value) > 9:
+            message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
+            raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
+        return monotonic() - (perf_counter() - self.begun) + int(value) / 1000

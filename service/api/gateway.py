@@ -1,0 +1,135 @@
+"""The door that every request passes: named, authorised, led to its handler, answered if it fails, accounted for.
+
+The hot paths are handled here, ahead of FastAPI's router, which costs more than a small step does.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.body import ClientGone
+from service.api.draining import Draining
+from service.api.exchange import Exchange
+from service.api.keys import Keys
+from service.api.metrics import Metrics
+from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
+from service.api.reply import send_reply
+from service.errors import MethodNotAllowed, ServiceError
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the log and the metrics say of a client that hung up; no such reply is ever sent."""
+
+
+class Gateway:
+    """The ASGI application: hot paths here, all others in `app`. `hot` maps the paths of POST calls to their handlers.
+
+    `draining` is for whoever stops the process.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hot: Mapping[str, Handler],
+        keys: Keys,
+        metrics: Metrics,
+        draining: Draining,
+        request_log: bool,
+    ) -> None:
+        self.draining = draining
+        self._app = app
+        self._hot = hot
+        self._keys = keys
+        self._metrics = metrics
+        self._request_log = request_log
+        self._log = structlog.get_logger()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event of ASGI; only HTTP requests are ours."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            self._keys.check(exchange)
+            await self._lead(exchange)
+        except ServiceError as error:
+            headers = headers_of(error)
+            await _send_problem(exchange, STATUS[type(error)], problem(error, exchange.request_id), headers)
+        except ClientGone:
+            exchange.status = CLIENT_CLOSED_REQUEST
+        except Exception:
+            self._log.exception("internal_error", request_id=exchange.request_id)
+            if exchange.status:  # too late for another reply: uvicorn closes the connection
+                return
+            await _send_problem(exchange, 500, internal_problem(exchange.request_id), [])
+        finally:
+            self._account(exchange)
+
+    async def _lead(self, exchange: Exchange) -> None:
+        handler = self._hot.get(exchange.scope["path"])
+        if handler is None:
+            exchange.scope["exchange"] = exchange
+            await self._app(exchange.scope, exchange.receive, _noting(exchange))
+        elif exchange.scope["method"] == "POST":
+            await handler(exchange)
+        else:
+            raise MethodNotAllowed(f"{exchange.scope['path']} takes POST, not {exchange.scope['method']}", "POST")
+
+    def _account(self, exchange: Exchange) -> None:
+        seconds = perf_counter() - exchange.begun
+        path = exchange.scope["path"] if exchange.scope["path"] in self._hot else _route(exchange.scope)
+        self._metrics.count(exchange, path, seconds)
+        if self._request_log:
+            # Probes and scrapers come every few seconds for ever.
+            line = self._log.debug if path.startswith(("/health", "/metrics")) else self._log.info
+            line(
+                "request",
+                request_id=exchange.request_id,
+                method=exchange.scope["method"],
+                path=path,
+                status=exchange.status,
+                model=exchange.model,
+                version=exchange.version,
+                rows=exchange.rows,
+                steps=exchange.steps,
+                received_bytes=exchange.received_bytes,
+                sent_bytes=exchange.sent_bytes,
+                ms={stage: round(spent * 1000, 3) for stage, spent in exchange.stages.items()}
+                | {"total": round(seconds * 1000, 3)},
+            )
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange of a request that went on to the router."""
+    exchange: Exchange = scope["exchange"]
+    return exchange
+
+
+def _noting(exchange: Exchange) -> Send:
+    """`send` for the router's replies: notes their status and size, and adds the request's id."""
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
+        elif message["type"] == "http.response.body":
+            exchange.sent_bytes += len(message.get("body", b""))
+        await exchange.send(message)
+
+    return send
+
+
+async def _send_problem(
+    exchange: Exchange, status: int, document: dict[str, object], headers: list[tuple[bytes, bytes]]
+) -> None:
+    await send_reply(exchange, status, MEDIA_TYPE, encode_problem(document), headers)
+
+
+def _route(scope: Scope) -> str:
+    """The path of a route as it was declared: a label must not grow with what clients type."""
+    return getattr(scope.get("route"), "path", "other")

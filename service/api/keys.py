@@ -1,0 +1,44 @@
+"""Who may do what: bearer tokens, compared in constant time."""
+
+from collections.abc import Iterable
+from hmac import compare_digest
+
+from service.api.exchange import Exchange
+from service.errors import Forbidden, Unauthorized
+
+# What probes, scrapers and people read before they have a key; none of it holds a client's data.
+_OPEN = ("/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
+
+
+class Keys:
+    """The keys of this process. Without api keys everybody may call; without admin keys nobody is admin."""
+
+    def __init__(self, api: Iterable[str], admin: Iterable[str]) -> None:
+        self._api = [key.encode() for key in api]
+        self._admin = [key.encode() for key in admin]
+
+    def check(self, exchange: Exchange) -> None:
+        """Let the request pass, and note whether it is an admin's. Raises Unauthorized."""
+        if not self._api and not self._admin:
+            return
+        scheme, _, token = exchange.headers.get(b"authorization", b"").partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else b""
+        exchange.admin = _among(given, self._admin)
+        known = _among(given, self._api) or exchange.admin
+        if known or exchange.scope["path"].startswith(_OPEN):
+            return
+        if given:
+            raise Unauthorized("the key in Authorization is not one of this service's")
+        if self._api:
+            raise Unauthorized("this service needs a key: send Authorization: Bearer <key>")
+
+
+def require_admin(exchange: Exchange) -> None:
+    """Raise Forbidden unless the request came with an admin key."""
+    if not exchange.admin:
+        raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
+
+
+def _among(given: bytes, keys: list[bytes]) -> bool:
+    # All of them, always: how long this takes must not tell which key matched.
+    return sum(compare_digest(given, key) for key in keys) > 0

@@ -1,0 +1,22 @@
+"""Lines out of a body that is still arriving."""
+
+from collections.abc import AsyncIterator
+
+from service.errors import BodyTooLarge
+
+
+async def blocks(pieces: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[list[bytes]]:
+    """Complete lines, those that arrived together in one list; the last one may lack its newline.
+
+    Raises BodyTooLarge as soon as a line has more than max_bytes, and what pieces raises.
+    """
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        longest = max(map(len, lines), default=0)
+        if longest > max_bytes or len(rest) > max_bytes:
+            raise BodyTooLarge(f"a line has more than {max_bytes} bytes, which is the limit")
+        if lines:
+            yield lines
+    if rest.strip():
+        yield [rest]

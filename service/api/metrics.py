@@ -1,0 +1,72 @@
+"""What Prometheus reads: counters and histograms of the requests, gauges of what is loaded and waiting."""
+
+from functools import lru_cache
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from service.api.exchange import STAGES, Exchange
+from service.serving.inference import Inference
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
+
+
+class Metrics:
+    """One application's metrics, in a registry of their own. Times are in seconds, sizes in bytes."""
+
+    def __init__(self, inference: Inference) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._requests = Counter("rnn_requests", "Requests answered.", ("path", "status"), registry=self.registry)
+        self._latency = Histogram(
+            "rnn_request_seconds", "Time from headers to reply.", ("path",), buckets=_SECONDS, registry=self.registry
+        )
+        stages = Histogram(
+            "rnn_stage_seconds",
+            "Time of a request by stage: decode, queue, compute, encode.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        # Looking a child up by its labels costs as much as counting; paths, statuses and models are few.
+        self._stage = {stage: stages.labels(stage) for stage in STAGES}
+        self._of_path = lru_cache(512)(self._latency.labels)
+        self._of_status = lru_cache(512)(lambda path, status: self._requests.labels(path, str(status)))
+        self._of_model = lru_cache(512)(lambda model: (self._rows.labels(model), self._steps.labels(model)))
+        self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
+        self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
+        self._batch = Histogram("rnn_batch_rows", "Rows of a request.", buckets=_COUNTS, registry=self.registry)
+        loaded = Gauge("rnn_loaded_bytes", "Memory that loaded weights take.", registry=self.registry)
+        loaded.set_function(lambda: inference.registry.loaded_bytes)
+        queued = Gauge("rnn_queued_requests", "Requests waiting for compute, or computing.", registry=self.registry)
+        queued.set_function(lambda: inference.queued_requests)
+        queued_bytes = Gauge("rnn_queued_bytes", "Arrays of those requests.", registry=self.registry)
+        queued_bytes.set_function(lambda: inference.queued_bytes)
+
+    def count(self, exchange: Exchange, path: str, seconds: float) -> None:
+        """Account for one finished request. path is a route's, never a client's own words."""
+        self._of_status(path, exchange.status).inc()
+        self._of_path(path).observe(seconds)
+        for stage, spent in exchange.stages.items():
+            self._stage[stage].observe(spent)
+        if exchange.model is not None and exchange.rows:
+            rows, steps = self._of_model(exchange.model)
+            rows.inc(exchange.rows)
+            steps.inc(exchange.steps)
+            self._batch.observe(exchange.rows)
+
+    def page(self) -> bytes:
+        """The Prometheus text of now."""
+        return generate_latest(self.registry)

@@ -1,0 +1,123 @@
+"""GET /models and its admin calls: what can be called, and in what state it is."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+
+from service.api.gateway import exchange_of
+from service.api.keys import require_admin
+from service.serving.registry import Model, ModelVersion, Registry
+from service.spec import Kind, Nonlinearity, WeightsDtype
+
+VersionState = Literal["loaded", "available", "failed"]
+
+
+class VersionView(BaseModel):
+    """One version of a model."""
+
+    version: str = Field(description="A whole number as a string.")
+    state: VersionState = Field(description="loaded; available: loaded at first use; or failed.")
+    reason: str | None = Field(None, description="Why it failed.")
+    engine: str | None = Field(None, description="What runs it, once it is loaded.")
+    loaded_bytes: int = Field(0, description="Memory that its weights take, in bytes.")
+    notes: list[str] = Field(default_factory=list, description="What was done to the weights to load them.")
+
+
+class ModelView(BaseModel):
+    """One model of the repository; a broken one has a reason and no sizes."""
+
+    name: str = Field(description="What requests call it.")
+    state: VersionState = Field(description="State of the version that requests get if they name none.")
+    reason: str | None = Field(None, description="Why it failed.")
+    default_version: str | None = Field(None, description="The version of requests that name none.")
+    versions: list[VersionView] = Field(default_factory=list, description="All versions, oldest first.")
+    kind: Kind | None = Field(None, description="rnn, gru or lstm.")
+    input_size: int | None = Field(None, description="I.")
+    hidden_size: int | None = Field(None, description="H.")
+    num_layers: int | None = Field(None, description="L.")
+    nonlinearity: Nonlinearity | None = Field(None, description="Activation of an rnn.")
+    bias: bool | None = Field(None, description="Whether the layers have biases.")
+    bidirectional: bool | None = Field(None, description="D = 2 if true.")
+    proj_size: int | None = Field(None, description="LSTM only: width of the projection, 0 for none.")
+    out_features: int | None = Field(None, description="O of the head; null if there is none.")
+    weights_dtype: WeightsDtype | None = Field(None, description="Precision of the weights in memory.")
+    description: str = Field("", description="What its author says of it.")
+
+
+class ModelList(BaseModel):
+    """Every model of the repository, by name."""
+
+    models: list[ModelView]
+
+
+def models_router(registry: Registry) -> APIRouter:
+    """The routes over one registry."""
+    router = APIRouter(prefix="/models", tags=["models"])
+    admin = [Depends(_admin)]
+
+    @router.get("", summary="List the models")
+    async def list_models() -> ModelList:
+        return ModelList(models=[view(model) for model in registry.models()])
+
+    @router.get("/{name}", summary="One model")
+    async def get_model(name: str) -> ModelView:
+        return view(registry.model(name))
+
+    @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
+    async def reload_model(name: str) -> ModelView:
+        """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
+        return view(await registry.reload(name))
+
+    @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
+    async def unload_model(name: str) -> ModelView:
+        """The next request loads it again."""
+        return view(registry.unload(name))
+
+    return router
+
+
+def view(model: Model) -> ModelView:
+    """A model as clients see it."""
+    serving = model.serving()
+    shown = ModelView(
+        name=model.name,
+        state="failed" if model.failure or serving is None else serving.state,
+        reason=model.failure or (serving.failure if serving else None),
+        default_version=serving.version if serving and not serving.failure else None,
+        versions=[_version(version) for version in model.versions.values()],
+    )
+    if model.folder.config is None:
+        return shown
+    config, spec = model.folder.config, model.folder.config.spec()
+    return shown.model_copy(
+        update={
+            "kind": spec.kind,
+            "input_size": spec.input_size,
+            "hidden_size": spec.hidden_size,
+            "num_layers": spec.num_layers,
+            "nonlinearity": spec.nonlinearity if spec.kind == "rnn" else None,
+            "bias": spec.bias,
+            "bidirectional": spec.bidirectional,
+            "proj_size": spec.proj_size,
+            "out_features": spec.out_features,
+            "weights_dtype": spec.weights_dtype,
+            "description": config.description,
+        }
+    )
+
+
+def _version(version: ModelVersion) -> VersionView:
+    engine = version.engine
+    return VersionView(
+        version=version.version,
+        state=version.state,
+        reason=version.failure,
+        engine=engine.name if engine else None,
+        loaded_bytes=engine.nbytes if engine else 0,
+        notes=version.notes,
+    )
+
+
+def _admin(request: Annotated[Request, "the exchange is in its scope"]) -> None:
+    require_admin(exchange_of(request.scope))

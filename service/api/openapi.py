@@ -1,0 +1,163 @@
+"""The OpenAPI document: FastAPI's own routes, and beside them the hot ones that it does not see."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service.api.negotiation import JSON, NDJSON, SAFETENSORS
+from service.api.problems import MEDIA_TYPE
+from service.api.replies import ForwardReply, Problem, StepReply
+from service.api.requests import ForwardRequest, StepRequest, StreamRequest
+
+_REF = "#/components/schemas/{model}"
+
+_FORWARD_STATUSES = (400, 401, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+
+# The arrays of PyTorch's tutorial on nn.RNN and nn.RNNCell: they run as they stand on the bundled models.
+FORWARD_EXAMPLES: dict[str, Any] = {
+    "tutorial": {
+        "summary": "Two sequences of three steps, time first",
+        "value": {
+            "model": "tutorial-rnn",
+            "inputs": [
+                [[1, 0, 0, 0], [0, 1, 0, 0]],
+                [[0, 0, 1, 0], [0, 0, 0, 1]],
+                [[1, 1, 0, 0], [0, 0, 1, 1]],
+            ],
+            "h0": [[[0, 0, 0], [0, 0, 0]]],
+            "batch_first": False,
+        },
+    },
+    "ragged": {
+        "summary": "Two sequences of unequal length, final states only",
+        "value": {
+            "model": "tutorial-rnn",
+            "inputs": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], [[0, 0, 0, 1]]],
+            "returns": ["last", "h_n"],
+        },
+    },
+}
+STEP_EXAMPLES: dict[str, Any] = {
+    "tutorial": {
+        "summary": "One step of one row, from a state of zeros",
+        "value": {"model": "tutorial-cell", "inputs": [[1, 0, 0, 0]], "h": [[0, 0]]},
+    },
+    "unbatched": {"summary": "Without the batch axis", "value": {"model": "tutorial-cell", "inputs": [1, 0, 0, 0]}},
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The whole document; built once, at the first request for it."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ForwardRequest, StepRequest, StreamRequest, ForwardReply, StepReply, Problem):
+        _add_schema(schemas, model)
+    _list_problems(document)
+    document["paths"] = _hot_paths() | document["paths"]
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{}, {"key": []}]  # a service without keys is open
+    app.openapi_schema = document
+    return document
+
+
+def _hot_paths() -> dict[str, Any]:
+    forward = {
+        "tags": ["inference"],
+        "operationId": "forward",
+        "summary": "Run whole sequences",
+        "description": "Sequences through `torch.nn.RNN`, `GRU` or `LSTM` semantics; outputs and final states back.",
+        "parameters": _parameters(),
+        "requestBody": {
+            "required": True,
+            "content": {JSON: _json(ForwardRequest, FORWARD_EXAMPLES), SAFETENSORS: _binary()},
+        },
+        "responses": {"200": _ok({JSON: _json(ForwardReply), SAFETENSORS: _binary()}), **_problems(_FORWARD_STATUSES)},
+    }
+    step = {
+        "tags": ["inference"],
+        "operationId": "step",
+        "summary": "Run one time step, or a stream of them",
+        "description": (
+            "One step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model. With "
+            "`application/x-ndjson`, a stream: the first line may be a StreamRequest (or its fields stand in the "
+            "query), every further line is the inputs of one step, and each is answered by one line once it has run."
+        ),
+        "parameters": _parameters(),
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: _json(StepRequest, STEP_EXAMPLES),
+                SAFETENSORS: _binary(),
+                NDJSON: {"schema": {"type": "string"}, "example": '{"model": "tutorial-cell"}\n[1, 0, 0, 0]\n'},
+            },
+        },
+        "responses": {
+            "200": _ok({JSON: _json(StepReply), SAFETENSORS: _binary(), NDJSON: {"schema": {"type": "string"}}}),
+            **_problems(_FORWARD_STATUSES),
+        },
+    }
+    return {"/rnn/forward": {"post": forward}, "/cell/step": {"post": step}}
+
+
+def _list_problems(document: dict[str, Any]) -> None:
+    """FastAPI's own error schema is not what this service sends."""
+    admin = {"401": "401", "403": "403"}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            statuses = [404, 422, 503] if path.startswith("/models/") else [404] if "{" in path else []
+            statuses += [int(status) for status in admin] if method == "post" else [401] if path == "/models" else []
+            operation["responses"].update(_problems(statuses))
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
+    schema = model.model_json_schema(ref_template=_REF)
+    schemas.update(schema.pop("$defs", {}))
+    schemas[model.__name__] = schema
+
+
+def _json(model: type[BaseModel], examples: dict[str, Any] | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return content | {"examples": examples} if examples else content
+
+
+def _binary() -> dict[str, Any]:
+    return {
+        "schema": {"type": "string", "format": "binary", "description": "Arrays by name; other fields in the metadata."}
+    }
+
+
+def _ok(content: dict[str, Any]) -> dict[str, Any]:
+    return {"description": "What was asked for.", "content": content}
+
+
+def _problems(statuses: tuple[int, ...] | list[int]) -> dict[str, Any]:
+    content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
+    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _parameters() -> list[dict[str, Any]]:
+    deadline = "Milliseconds after which the request need not run any more: 504, and it did not run."
+    return [
+        {
+            "name": "X-Request-Timeout-Ms",
+            "in": "header",
+            "description": deadline,
+            "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        },
+        {
+            "name": "X-Request-Id",
+            "in": "header",
+            "description": "The reply and the log carry it; one is made if it is left out.",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        },
+    ]

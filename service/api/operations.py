@@ -1,0 +1,50 @@
+"""What operators and tools read: health, metrics, and the pages behind the problems' types."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from service.api.metrics import CONTENT_TYPE, Metrics
+from service.errors import RouteNotFound
+
+_SLUG = re.compile(r"[a-z-]{1,64}")
+_PAGES = Path(__file__).parents[2] / "docs" / "problems"
+
+
+class Health(BaseModel):
+    """Whether the process can do its work, and why not."""
+
+    status: str = Field(description="live, ready, or not ready.")
+    reasons: list[str] = Field(default_factory=list, description="What it waits for.")
+
+
+def operations_router(metrics: Metrics, unready: Callable[[], list[str]]) -> APIRouter:
+    """The routes; `unready` gives the reasons for not being ready, none if it is."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/health/live", summary="Is the process alive?")
+    async def live() -> Health:
+        return Health(status="live")
+
+    @router.get("/health/ready", summary="Should requests come here?", responses={503: {"model": Health}})
+    async def ready(response: Response) -> Health:
+        reasons = unready()
+        if reasons:
+            response.status_code = 503
+        return Health(status="not ready" if reasons else "ready", reasons=reasons)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(metrics.page(), headers={"content-type": CONTENT_TYPE.decode()})
+
+    @router.get("/problems/{slug}", summary="What a problem means", response_class=Response)
+    async def problem_page(slug: str) -> Response:
+        page = _PAGES / f"{slug}.md"
+        if not _SLUG.fullmatch(slug) or not page.is_file():
+            raise RouteNotFound(f"there is no page on {slug!r:.80}")
+        return Response(page.read_bytes(), media_type="text/plain; charset=utf-8")
+
+    return router

@@ -1,0 +1,77 @@
+"""Sending a reply: headers, compression, and a last word to a client that is still sending."""
+
+import asyncio
+import sys
+import zlib
+
+from service.api.exchange import Exchange
+from service.api.negotiation import reply_encoding
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Headers = list[tuple[bytes, bytes]]
+
+COMPRESS_FROM_BYTES = 1024
+COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
+GZIP_LEVEL = 4
+LINGER_SECONDS = 2.0
+
+
+async def send_reply(
+    exchange: Exchange, status: int, media_type: bytes, body: bytes, headers: Headers | None = None
+) -> None:
+    """Send a whole reply, compressed if the client takes that and it is worth it."""
+    extra = list(headers or ())
+    encoding = reply_encoding(exchange.header(b"accept-encoding")) if len(body) >= COMPRESS_FROM_BYTES else None
+    if encoding:
+        # Compression releases the GIL; a small body is done before another thread has woken up.
+        elsewhere = len(body) >= COMPRESS_ELSEWHERE_FROM_BYTES
+        body = await asyncio.to_thread(_compress, body, encoding) if elsewhere else _compress(body, encoding)
+        extra += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
+    interrupts = status >= 400 and not exchange.received_all
+    if interrupts:
+        extra.append((b"connection", b"close"))
+    exchange.status, exchange.sent_bytes = status, len(body)
+    await exchange.send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", media_type),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", exchange.request_id.encode()),
+                *extra,
+            ],
+        }
+    )
+    if interrupts:
+        await _send_to_a_sender(exchange, body)
+    else:
+        await exchange.send({"type": "http.response.body", "body": body})
+
+
+async def _send_to_a_sender(exchange: Exchange, body: bytes) -> None:
+    """Reply before the request's body is read, and read on for a moment.
+
+    Closing a connection with unread data in it resets it, and the client could lose the reply that says why.
+    """
+    await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while True:
+                message = await exchange.receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        pass
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+def _compress(body: bytes, encoding: str) -> bytes:
+    if encoding == "zstd":
+        return zstd.compress(body)
+    packer = zlib.compressobj(GZIP_LEVEL, wbits=31)
+    return packer.compress(body) + packer.flush()

@@ -1,0 +1,180 @@
+"""The pydantic models of what clients send; they hold arrays, and every wire format is checked by the same ones."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import orjson
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from service.api.shapes import Numbers, Target
+from service.errors import FieldError, InvalidRequest
+from service.wire.arrays import Ragged
+from service.wire.json_slow import spell
+
+MAX_ERRORS = 16
+"""Wrong fields that one problem lists."""
+
+MAX_NAME = 80
+"""Characters of a client's own words that a problem quotes."""
+
+NonFinite = Literal["error", "null"]
+ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]
+StepReturn = Literal["outputs", "h", "c", "predictions"]
+
+
+def _is_numbers(value: Any) -> Numbers:
+    if isinstance(value, np.ndarray | Ragged):
+        return value
+    raise PydanticCustomError("numbers", "expected a list of numbers")
+
+
+def _from_text(value: Any, info: ValidationInfo) -> Any:
+    """Safetensors metadata holds strings only: what is no string in the contract is read from JSON text."""
+    target: Target | None = info.context
+    if target is None or not target.text or not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
+def _array(axes: str, *depths: int) -> Any:
+    """Numbers of the given depths of nesting, as the OpenAPI document shows them."""
+    shapes = []
+    for depth in depths:
+        schema: dict[str, Any] = {"type": "number"}
+        for _ in range(depth):
+            schema = {"type": "array", "items": schema, "minItems": 1}
+        shapes.append(schema)
+    title = {"title": axes}
+    return Annotated[
+        Any,
+        PlainValidator(_is_numbers),
+        WithJsonSchema(title | (shapes[0] if len(shapes) == 1 else {"anyOf": shapes})),
+    ]
+
+
+def _names(value: Any, info: ValidationInfo) -> Any:
+    """A list of names; an empty list of anything comes as an empty array."""
+    value = _from_text(value, info)
+    return [] if isinstance(value, np.ndarray) and value.shape == (0,) else value
+
+
+Text = BeforeValidator(_from_text)
+Names = BeforeValidator(_names)
+
+Name = Annotated[str, Field(max_length=64)]
+
+
+class Request(BaseModel):
+    """What every request may say. Nothing else may stand in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: Name | None = Field(
+        None, description="Name of the model; may be left out if there is only one or a default."
+    )
+    version: Name | None = Field(
+        None, description="Version of the model, a whole number as a string; the highest if left out."
+    )
+    non_finite: NonFinite = Field(
+        "error", description="What a JSON reply does with NaN and infinity: refuse with 422, or print null."
+    )
+
+
+class ForwardRequest(Request):
+    """Whole sequences for `torch.nn.RNN`, `GRU` or `LSTM`; numbers are 32-bit floats."""
+
+    inputs: _array("(B,T,I) or (T,I)", 3, 2) = Field(  # type: ignore[valid-type]
+        description="Sequences: (B,T,I), or (T,I) for one unbatched sequence; rows of unequal length are allowed."
+    )
+    h0: _array("(L·D,B,P) or (L·D,P)", 3, 2) | None = Field(  # type: ignore[valid-type]
+        None, description="Initial hidden state; (L·D,P) if inputs are unbatched; zeros if left out."
+    )
+    c0: _array("(L·D,B,H) or (L·D,H)", 3, 2) | None = Field(  # type: ignore[valid-type]
+        None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; zeros if left out."
+    )
+    lengths: (
+        Annotated[
+            Any,
+            PlainValidator(_is_numbers),
+            WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1}),
+        ]
+        | None
+    ) = Field(None, description="True lengths of padded inputs: B whole numbers from 1 to T.")
+    batch_first: Annotated[bool, Text] = Field(
+        True, description="false: inputs and outputs are (T,B,·), as PyTorch's default; ragged lists need true."
+    )
+    returns: Annotated[list[ForwardReturn], Field(max_length=8), Names] | None = Field(
+        None, description="What to send back; default: outputs, h_n, c_n of an LSTM, predictions if there is a head."
+    )
+
+
+class StepRequest(Request):
+    """One time step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model."""
+
+    inputs: _array("(B,I) or (I)", 2, 1) = Field(  # type: ignore[valid-type]
+        description="One step of each row: (B,I), or (I) for one row."
+    )
+    h: _array("(L,B,P), (B,P) or (P)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="Hidden state before the step: (L,B,P), or (B,P) if L = 1, or (P); zeros if left out."
+    )
+    c: _array("(L,B,H), (B,H) or (H)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
+    )
+    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+        None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."
+    )
+
+
+class StreamRequest(Request):
+    """First line of a stream of steps, or its query parameters: which model, from which state."""
+
+    h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
+    )
+    c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="LSTM only: cell state before the first step; zeros if left out."
+    )
+    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+        None, description="What each answer holds; default: outputs, and predictions if there is a head."
+    )
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target) -> AnyRequest:
+    """Check fields by a pydantic model. Raises InvalidRequest with every field that is wrong."""
+    try:
+        return kind.model_validate(fields, context=target)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)[:MAX_ERRORS]
+        raise InvalidRequest([_field_error(kind, item) for item in errors]) from None
+
+
+def _field_error(kind: type[Request], item: Any) -> FieldError:
+    loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in item["loc"])
+    name = spell(loc)
+    if item["type"] == "extra_forbidden":
+        near = get_close_matches(str(loc[0]), kind.model_fields, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(kind.model_fields)}"
+        return FieldError(loc, f"{name} is not a field of this request; {hint}")
+    if item["type"] == "missing":
+        return FieldError(loc, f"{name} is required")
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    came = "" if isinstance(item["input"], np.ndarray | Ragged) else f", got {item['input']!r:.60}"
+    return FieldError(loc, f"{name}: {message}{came}")

@@ -1,0 +1,174 @@
+"""Do these arrays fit this model: the checks behind the pydantic models, and the sentences that say why not."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.errors import FieldError, InvalidRequest
+from service.spec import ModelSpec
+from service.wire.arrays import Floats, Integers, Ragged
+from service.wire.json_slow import Loc, spell
+
+Numbers = Floats | Integers | Ragged
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Most numbers that one request may bring, and that one reply may hold."""
+
+    input_values: int
+    reply_values: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model that a request is checked against: pydantic's validation context.
+
+    `text` says that plain fields came as strings (safetensors metadata) and are to be read from them.
+    """
+
+    name: str
+    spec: ModelSpec
+    limits: Limits
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Checked inputs: B rows over flat steps (N, I), and the form in which they came.
+
+    `time` is T where the rows came as one array, None where they came as ragged lists.
+    """
+
+    steps: Floats
+    starts: Integers
+    lengths: Integers
+    time: int | None
+    batched: bool
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.lengths.size
+
+    @property
+    def padded(self) -> bool:
+        """Whether some row is shorter than the array that holds it."""
+        return self.time is not None and bool((self.lengths < self.time).any())
+
+
+def wrong(message: str, *loc: str | int) -> InvalidRequest:
+    """The error of one field, or of one place in it."""
+    return InvalidRequest([FieldError(loc, message)])
+
+
+def sequences(inputs: Numbers, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
+    """Check `inputs` and `lengths` against the model. Raises InvalidRequest."""
+    size = inputs.values.size if isinstance(inputs, Ragged) else inputs.size
+    if size > target.limits.input_values:
+        raise wrong(f"inputs holds {size} numbers; the limit is {target.limits.input_values}", "inputs")
+    if size == 0:
+        raise wrong("inputs is empty; expected at least one row of at least one time step", "inputs")
+    if isinstance(inputs, Ragged):
+        return _ragged(inputs, lengths, target, batch_first=batch_first)
+    return _rectangular(inputs, lengths, target, batch_first=batch_first)
+
+
+def steps(inputs: Numbers, target: Target) -> tuple[Floats, bool]:
+    """Check one step of each row, (B,I) or (I); give (B,I) and whether it was batched. Raises InvalidRequest."""
+    if isinstance(inputs, Ragged):
+        vectors(inputs, "inputs", target)
+    if isinstance(inputs, Ragged) or inputs.ndim not in (1, 2):
+        expected = f"(B,I) or (I), with I = {target.spec.input_size}"
+        raise wrong(f"inputs has {inputs.ndim} axes; expected one step of each row, {expected}", "inputs")
+    if inputs.size == 0:
+        raise wrong("inputs is empty; expected at least one row", "inputs")
+    if inputs.shape[-1] != target.spec.input_size:
+        raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
+    if inputs.size > target.limits.input_values:
+        raise wrong(f"inputs holds {inputs.size} numbers; the limit is {target.limits.input_values}", "inputs")
+    return np.ascontiguousarray(inputs.reshape(-1, target.spec.input_size), np.float32), inputs.ndim == 2
+
+
+def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> Floats:
+    """Check an initial state; letters name its axes. Raises InvalidRequest."""
+    if isinstance(value, Ragged):
+        raise wrong(f"{loc} is ragged; expected shape {letters} = {expected}", loc)
+    if value.shape != expected:
+        raise wrong(f"{loc} has shape {value.shape}; expected {letters} = {expected}", loc)
+    return value.astype(np.float32, copy=False)
+
+
+def vectors(values: Ragged, loc: str, target: Target) -> None:
+    """Check that every innermost list has `input_size` numbers. Raises InvalidRequest with the place of the first."""
+    wrong_ones = np.flatnonzero(values.sizes[-1] != target.spec.input_size)
+    if wrong_ones.size:
+        index = int(wrong_ones[0])
+        raise _wrong_width(_place(values, index, loc), int(values.sizes[-1][index]), target)
+
+
+def _rectangular(inputs: Floats | Integers, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
+    if inputs.ndim not in (2, 3):
+        expected = "(B,T,I) or (T,I)" if batch_first else "(T,B,I) or (T,I)"
+        raise wrong(f"inputs has {inputs.ndim} axes; expected {expected}, with I = {target.spec.input_size}", "inputs")
+    if inputs.shape[-1] != target.spec.input_size:
+        raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
+    batched = inputs.ndim == 3
+    if not batched:
+        inputs = inputs[None]
+    elif not batch_first:
+        inputs = inputs.swapaxes(0, 1)
+    batch, time, width = inputs.shape
+    steps = np.ascontiguousarray(inputs, np.float32).reshape(batch * time, width)
+    if lengths is None:
+        counts = np.full(batch, time, np.int64)
+    elif not batched:
+        raise wrong("lengths is for batches; these inputs are one sequence", "lengths")
+    else:
+        counts = _lengths(lengths, batch, time)
+    return Sequences(steps, np.arange(0, batch * time, time, dtype=np.int64), counts, time, batched)
+
+
+def _ragged(inputs: Ragged, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
+    if inputs.ndim == 3 and not batch_first:
+        raise wrong("inputs is ragged, which needs batch_first true", "inputs")
+    if inputs.ndim == 3 and lengths is not None:
+        raise wrong("lengths is for padded inputs; ragged ones have their own", "lengths")
+    if inputs.ndim == 3 and not inputs.sizes[1].all():
+        row = int(np.flatnonzero(inputs.sizes[1] == 0)[0])
+        raise wrong(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
+    vectors(inputs, "inputs", target)
+    # Vectors of one size in two axes would have been an array: what is left is rows of unequal length.
+    counts = inputs.sizes[1]
+    steps = inputs.values.reshape(-1, target.spec.input_size)
+    return Sequences(steps, np.cumsum(counts) - counts, counts, None, batched=True)
+
+
+def _lengths(lengths: Numbers, batch: int, time: int) -> Integers:
+    if isinstance(lengths, Ragged) or lengths.shape != (batch,):
+        got = "a ragged list" if isinstance(lengths, Ragged) else f"shape {lengths.shape}"
+        raise wrong(f"lengths is {got}; expected {batch} whole numbers, one a row", "lengths")
+    with np.errstate(invalid="ignore"):
+        counts = lengths.astype(np.int64)
+    bad = np.flatnonzero((counts != lengths) | (counts < 1) | (counts > time))
+    if bad.size:
+        index = int(bad[0])
+        message = f"lengths[{index}] is {lengths[index]:g}; expected a whole number from 1 to {time}"
+        raise wrong(message, "lengths", index)
+    return counts
+
+
+def _wrong_width(loc: Loc, got: int, target: Target) -> InvalidRequest:
+    place = spell(loc)
+    return wrong(f'{place} has {got} values; model "{target.name}" takes input_size {target.spec.input_size}', *loc)
+
+
+def _place(values: Ragged, index: int, loc: str) -> Loc:
+    """Where the innermost list number `index` stands."""
+    path: list[int] = []
+    for depth in reversed(values.sizes[:-1]):
+        ends = np.cumsum(depth)
+        outer = int(np.searchsorted(ends, index, side="right"))
+        path.insert(0, index - int(ends[outer] - depth[outer]))
+        index = outer
+    return (loc, *path)

@@ -1,0 +1,53 @@
+"""What every way of stepping shares: which models step, what a step may ask for, and the forms of a state."""
+
+from typing import Any
+
+import numpy as np
+
+from service.api.shapes import Target, wrong
+from service.engine.interface import Floats
+from service.errors import NotSteppable
+from service.serving.registry import ModelVersion
+from service.wire.arrays import Ragged
+
+
+def steppable(model: ModelVersion) -> ModelVersion:
+    """The model, if it has a next step. Raises NotSteppable."""
+    if model.spec.bidirectional:
+        raise NotSteppable(
+            f'model "{model.name}" is bidirectional: its backward direction starts at the end of the sequence, so '
+            "there is no single next step; send whole sequences to /rnn/forward"
+        )
+    return model
+
+
+def step_returns(names: list[Any] | None, target: Target, *, stateful: bool) -> frozenset[str]:
+    """What to send back; the state by default only where the client keeps it. Raises InvalidRequest."""
+    spec = target.spec
+    impossible = {"c": f"is of kind {spec.kind}"} if not spec.has_cell_state else {}
+    impossible |= {"predictions": "has no head"} if not spec.out_features else {}
+    if names is None:
+        return frozenset({"outputs", "predictions"} | (set() if stateful else {"h", "c"})) - impossible.keys()
+    for index, name in enumerate(names):
+        if name in impossible:
+            raise wrong(f'returns[{index}] is {name}, and model "{target.name}" {impossible[name]}', "returns", index)
+    return frozenset(names)
+
+
+def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batched: bool) -> Floats:
+    """A state (L,B,·) that the engine may write into, from any of the shapes that mean it; zeros if none came."""
+    if value is None:
+        return np.zeros(shape, np.float32)
+    layers, batch, width = shape
+    allowed: dict[str, tuple[int, ...]] = {f"(L,B,{letter})": shape}
+    if layers == 1:
+        allowed[f"(B,{letter})"] = (batch, width)
+        if batch == 1:
+            allowed[f"({letter})"] = (width,)
+    if not batched:
+        allowed[f"(L,{letter})"] = (layers, width)
+    if isinstance(value, Ragged) or value.shape not in allowed.values():
+        came = "ragged" if isinstance(value, Ragged) else f"of shape {value.shape}"
+        expected = " or ".join(f"{letters} = {sizes}" for letters, sizes in allowed.items())
+        raise wrong(f"{loc} is {came}; expected {expected}", loc)
+    return np.array(value, np.float32).reshape(shape)

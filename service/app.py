@@ -1,0 +1,117 @@
+"""The composition root: builds every part, wires them together, and closes them in reverse order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from service import __version__
+from service.api.body import BodyLimits
+from service.api.draining import Draining
+from service.api.forward import Forward
+from service.api.gateway import Gateway
+from service.api.keys import Keys
+from service.api.metrics import Metrics
+from service.api.models import models_router
+from service.api.openapi import describe
+from service.api.operations import operations_router
+from service.api.router_errors import answer_with_problems
+from service.api.shapes import Limits
+from service.api.step import Step
+from service.api.stream import Stream
+from service.engine.load import EngineFactory
+from service.errors import ServiceError
+from service.serving.inference import Inference
+from service.serving.registry import Registry
+from service.settings import Settings
+
+DESCRIPTION = """POST sequences, get outputs and final states; or send one time step at a time.
+Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
+
+
+def create_app(settings: Settings) -> Gateway:
+    """The whole service as an ASGI application.
+
+    Raises ModelFailed if there is no model repository, ValueError for a device that is not there.
+    """
+    factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine)
+    registry = Registry(
+        settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
+    )
+    registry.scan()
+    inference = Inference(
+        registry,
+        workers=factory.workers,
+        max_queued_requests=settings.max_queued_requests,
+        max_queued_bytes=settings.max_queued_bytes,
+    )
+    draining = Draining()
+    metrics = Metrics(inference)
+    preload = Preload(registry, settings.preload)
+    limits = Limits(settings.max_input_values, settings.max_reply_values)
+    body_limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second)
+    stream = Stream(inference, limits, draining, settings.stream_idle_seconds)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(preload.run())
+        yield
+        loading.cancel()
+        inference.close()
+
+    app = FastAPIOffline(
+        title="rnn-service",
+        version=__version__,
+        summary="Inference for recurrent networks",
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.include_router(models_router(registry))
+    app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
+    answer_with_problems(app)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return Gateway(
+        app,
+        hot={
+            "/rnn/forward": Forward(inference, limits, body_limits),
+            "/cell/step": Step(inference, limits, body_limits, stream),
+        },
+        keys=Keys(
+            (key.get_secret_value() for key in settings.api_keys),
+            (key.get_secret_value() for key in settings.admin_keys),
+        ),
+        metrics=metrics,
+        draining=draining,
+        request_log=settings.request_log,
+    )
+
+
+class Preload:
+    """The models that are loaded before the service calls itself ready."""
+
+    def __init__(self, registry: Registry, names: tuple[str, ...]) -> None:
+        self._registry = registry
+        self._names = names
+        self.waiting: str | None = "starting" if names else None
+
+    async def run(self) -> None:
+        """Load them, one after the other; the first that fails keeps the service unready, and says why."""
+        for name in self._names:
+            self.waiting = f"loading model {name!r}"
+            try:
+                await self._registry.preload([name])
+            except ServiceError as error:
+                self.waiting = str(error)
+                structlog.get_logger().error("preload_failed", model=name, reason=str(error))
+                return
+        self.waiting = None
+
+
+def _unready(preload: Preload, draining: Draining) -> list[str]:
+    reasons = ["shutting down"] if draining.started else []
+    return [*reasons, preload.waiting] if preload.waiting else reasons

@@ -1,0 +1,86 @@
+"""Settings as options of a command: every flag, its help, its variable and its default come from `Settings` itself.
+
+Typer reads the flags and shows what it is told about them; pydantic alone judges the values. What is given on the
+command line goes before `RNN_*` variables, these before `.env`, that before the default.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from service.cli.output import USAGE, fail
+from service.settings import Settings
+
+
+def setting(name: str) -> Any:
+    """The annotation of a command's parameter for one field of Settings."""
+    field = Settings.model_fields[name]
+    flag, is_switch = flag_of(name), field.annotation is bool
+    option = typer.Option(
+        f"{flag}/{flag.replace('--', '--no-', 1)}" if is_switch else flag,
+        help=f"{field.description} [{_variable(name)}{_default(field)}]",
+        metavar=None if is_switch else _metavar(field),
+        show_default=False,
+    )
+    return Annotated[(bool if is_switch else str) | None, option]
+
+
+def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
+    """A command with an option for every field of Settings; it gets the validated Settings."""
+
+    def run(**given: Any) -> None:
+        command(read_settings(given))
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=setting(name))
+        for name in Settings.model_fields
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # this is how a function gets one
+    run.__doc__ = command.__doc__
+    return run
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Settings from flags (None: not given), the environment and `.env`; ends the command where a value is wrong."""
+    flags = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        place = flag_of(name) if name in flags else f"{_variable(name)} (environment or .env)"
+        value = "" if _is_secret(Settings.model_fields.get(name)) else f", and got {str(first['input'])!r:.120}"
+        fail(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}", USAGE)
+
+
+def flag_of(name: str) -> str:
+    """`max_body_bytes` as it is written on a command line: `--max-body-bytes`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"{Settings.model_config.get('env_prefix', '')}{name}".upper()
+
+
+def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
+    if get_origin(field.annotation) is tuple:
+        return "A,B,…"
+    kinds = {int: "N", float: "SECONDS"}
+    return kinds.get(field.annotation, "TEXT") if isinstance(field.annotation, type) else "TEXT"
+
+
+def _default(field: FieldInfo) -> str:
+    """What help shows as the default; nothing for an empty one."""
+    if isinstance(field.default, bool):
+        return f"; default: {'on' if field.default else 'off'}"
+    return f"; default: {field.default}" if field.default not in (None, ()) else ""
+
+
+def _is_secret(field: FieldInfo | None) -> bool:
+    return field is not None and SecretStr in get_args(field.annotation)

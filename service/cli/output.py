@@ -1,0 +1,27 @@
+"""What a command prints: tables and lines to stdout, one line to stderr where it fails."""
+
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from service.repository.printable import printable
+
+FAILED = 1
+USAGE = 2
+WIDTH_OF_A_PIPE = 200
+
+
+def console() -> Console:
+    """Stdout: as wide as the terminal, or wide enough for a table where there is none."""
+    stdout = Console(highlight=False)
+    return stdout if stdout.is_terminal else Console(highlight=False, width=WIDTH_OF_A_PIPE)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with one line on stderr."""
+    # soft_wrap: one line stays one line, however narrow the terminal.
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    stderr.print(Text("error: ", "bold red") + Text(printable(message, 1000)))
+    raise typer.Exit(code)

@@ -1,0 +1,14 @@
+"""`rnn-service serve`."""
+
+from service.settings import Settings
+
+
+def serve(settings: Settings) -> None:
+    """Serve the models of a repository over HTTP until SIGTERM or Ctrl-C.
+
+    Every option is also an RNN_* variable and a line of a .env file: the command line goes first, then the environment,
+    then .env.
+    """
+    from service.server import serve as run  # noqa: PLC0415  # torch and the server take seconds to import
+
+    run(settings)

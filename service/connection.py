@@ -1,0 +1,148 @@
+"""One connection as uvicorn handles it, with the limits that a server in the open needs and uvicorn leaves out."""
+
+import asyncio
+import re
+from typing import Any
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
+STALL_CHECK_SECONDS = 5.0
+
+_H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
+
+
+def guarded_protocol(*, header_seconds: float, min_bytes_per_second: float) -> type[HttpToolsProtocol]:
+    """The protocol class with these limits; uvicorn builds it with arguments of its own."""
+    limits = {"header_seconds": header_seconds, "min_bytes_per_second": min_bytes_per_second}
+    return type("Connection", (GuardedProtocol,), limits)
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection, with limits: on the time that headers take, on what is neither head nor body, on slow readers.
+
+    The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
+    when a body goes on after its reply, or when empty lines are all that follows.
+    """
+
+    header_seconds: float
+    min_bytes_per_second: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._caught_up = False
+        self._in_head = False
+        self._received_bytes = 0
+        self._body_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start waiting for the first headers."""
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all clocks."""
+        self._cancel_header_timer()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
+        self._received_bytes += len(data)
+        super().data_received(_without_h2c(data) if self._header_timer is not None else data)
+        if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
+            self._drop("headers_too_large")
+        elif self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_headers()
+
+    def on_message_begin(self) -> None:
+        """A request line has begun: also on a kept-alive connection its headers must follow."""
+        super().on_message_begin()
+        self._in_head = True
+        self._received_bytes = self._body_bytes = 0
+        if self._header_timer is None:
+            self._await_headers()
+
+    def on_headers_complete(self) -> None:
+        """The headers were in time."""
+        self._in_head = False
+        self._cancel_header_timer()
+        super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers mean nothing here; kept, they could grow without end."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Count what is payload."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A body that outlasted its reply is over: the connection is idle, as after any reply."""
+        super().on_message_complete()
+        if self._header_timer is not None and self.cycle.response_complete:
+            self._cancel_header_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """The reply is written, but perhaps not read: closing, too, would wait for that."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """The client has caught up, for now."""
+        super().resume_writing()
+        self._caught_up = True
+
+    def _await_headers(self) -> None:
+        self._header_timer = self.loop.call_later(self.header_seconds, self._drop, "headers_too_slow")
+
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _watch_reader(self) -> None:
+        if self._stall_timer is None:
+            self._caught_up = False
+            unread = self.transport.get_write_buffer_size()
+            self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, unread)
+
+    def _check_reader(self, before: int) -> None:
+        self._stall_timer = None
+        unread = self.transport.get_write_buffer_size()
+        taken = before - unread
+        if not self._caught_up and unread and taken < self.min_bytes_per_second * STALL_CHECK_SECONDS:
+            self._drop("reader_too_slow")
+        elif unread:
+            self._watch_reader()
+
+    def _drop(self, reason: str) -> None:
+        """Cut the connection: closing would wait for the very client that does not move."""
+        self._cancel_header_timer()
+        structlog.get_logger().info("connection_dropped", reason=reason)
+        self.transport.abort()
+
+
+def _without_h2c(data: bytes) -> bytes:
+    """Headers that offer HTTP/2 over clear text, as Java's client and curl --http2 do, with the offer crossed out.
+
+    It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
+    """
+    headers, end, body = data.partition(b"\r\n\r\n")
+    return _H2C.sub(rb"\1X-Ignored:\2", headers) + end + body if _H2C.search(headers) else data

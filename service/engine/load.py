@@ -1,0 +1,61 @@
+"""Which engine a model gets, and how torch is set up for this process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+import torch
+
+from service.engine.cores import available_cores
+from service.engine.interface import Engine, Floats
+from service.engine.native.engine import NativeEngine
+from service.engine.torch_engine import TorchEngine, resolve_device
+from service.spec import ModelSpec
+
+EngineChoice = Literal["auto", "native", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFactory:
+    """Makes engines for one device. `workers` threads may call them at once, on `cores` cores.
+
+    auto is the native engine on a CPU, and torch where the native one cannot be used: on a GPU, or on a processor that
+    LLVM cannot generate code for.
+    """
+
+    device: torch.device
+    workers: int
+    choice: EngineChoice = "auto"
+    cores: int = 1
+
+    @classmethod
+    def configure(cls, device: str, threads: int, choice: EngineChoice = "auto") -> "EngineFactory":
+        """Choose the device and set torch's own threads, for the whole process.
+
+        device is `auto`, `cpu` or `cuda:N`; threads is the number of compute threads, 0 for one per available core (and
+        one alone on a GPU, which does one thing at a time). Raises ValueError for a device that is not there, or for
+        the native engine on a GPU.
+        """
+        chosen = torch.device("cpu") if choice == "native" and device == "auto" else resolve_device(device)
+        if choice == "native" and chosen.type != "cpu":
+            raise ValueError(f"the native engine runs on the CPU, and the device is {chosen}")
+        cores = available_cores()
+        workers = threads or (cores if chosen.type == "cpu" else 1)
+        # Small recurrent models gain little from threads inside an operator; requests side by side gain fully.
+        torch.set_num_threads(max(1, cores // workers))
+        # cuDNN computes recurrent layers in TF32 unless told otherwise, which is a thousand times coarser than float32.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return cls(chosen, workers, choice, cores)
+
+    def load(self, spec: ModelSpec, weights: Mapping[str, Floats]) -> Engine:
+        """An engine that is ready to run."""
+        if self.device.type == "cpu" and self.choice != "torch":
+            try:
+                return NativeEngine(spec, weights, threads=self.cores)
+            except (RuntimeError, OSError) as error:  # LLVM's own words for a processor that it does not know
+                if self.choice == "native":
+                    raise
+                structlog.get_logger().warning("native_engine_unavailable", reason=str(error))
+        return TorchEngine(spec, weights, device=self.device)

@@ -1,0 +1,81 @@
+"""`model.safetensors` of a model version: checked by its header alone, and read into float32 arrays."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from service.errors import ModelFailed
+from service.spec import ModelSpec
+
+FILE = "model.safetensors"
+
+_CONVERTED = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+@dataclass(slots=True)
+class Weights:
+    """A model's float32 arrays by state_dict name, and what was done to get them."""
+
+    arrays: Mapping[str, NDArray[np.float32]]
+    notes: list[str] = field(default_factory=list)
+
+
+def verify_header(path: Path, spec: ModelSpec) -> None:
+    """Check names, shapes and dtypes without reading the data. Raises ModelFailed with the reason."""
+    with _opened(path) as file:
+        _verify(file, spec)
+
+
+def read_weights(path: Path, spec: ModelSpec) -> Weights:
+    """Read and check everything: names, shapes, dtypes, finite values. Raises ModelFailed with the reason."""
+    with _opened(path) as file:
+        _verify(file, spec)
+        arrays, notes = {}, []
+        for name in spec.weight_shapes():
+            dtype = file.get_slice(name).get_dtype()
+            # A copy: the file is mapped, and may be replaced while the model serves.
+            tensor = file.get_tensor(name).to(torch.float32, copy=True)
+            if not torch.isfinite(tensor).all():
+                raise ModelFailed(f"{name} holds NaN or infinity, or is too large for a 32-bit float")
+            if dtype in _CONVERTED:
+                notes.append(f"{name} was converted from {dtype} to F32")
+            arrays[name] = tensor.numpy()
+    return Weights(arrays, notes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ModelFailed(f"{FILE} is not a safetensors file: {error}") from None
+    except FileNotFoundError:
+        raise ModelFailed(f"{FILE} is missing") from None
+    except OSError as error:
+        raise ModelFailed(f"{FILE} cannot be read: {error.strerror or 'I/O error'}") from None
+
+
+def _verify(file: safe_open, spec: ModelSpec) -> None:
+    expected, found = spec.weight_shapes(), set(file.keys())
+    if missing := expected.keys() - found:
+        raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
+    if unknown := found - expected.keys():
+        raise ModelFailed(f"{FILE} has {_listed(unknown)}, which config.json does not call for")
+    for name, shape in expected.items():
+        entry = file.get_slice(name)
+        if tuple(entry.get_shape()) != shape:
+            raise ModelFailed(f"{name} has shape {tuple(entry.get_shape())}; config.json makes it {shape}")
+        if entry.get_dtype() != "F32" and entry.get_dtype() not in _CONVERTED:
+            raise ModelFailed(f"{name} is {entry.get_dtype()}; expected F32, or one of {', '.join(_CONVERTED)}")
+
+
+def _listed(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:4])
+    return first if len(names) <= 4 else f"{first} and {len(names) - 4} more"

@@ -1,0 +1,216 @@
+"""Which models there are, which are loaded, and which one a request means."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from service.engine.interface import Engine
+from service.engine.load import EngineFactory
+from service.errors import FieldError, InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
+from service.repository.folder import NAME, ModelFolder, VersionFolder, read_folder, scan
+from service.repository.weights import read_weights
+from service.spec import ModelSpec
+
+State = Literal["loaded", "available", "failed"]
+
+
+@dataclass(eq=False, slots=True)
+class ModelVersion:
+    """One version of a model as requests see it: its spec from the start, its engine once loaded."""
+
+    name: str
+    version: str
+    spec: ModelSpec
+    folder: VersionFolder
+    failure: str | None
+    engine: Engine | None = None
+    notes: list[str] = field(default_factory=list)
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def state(self) -> State:
+        """Failed with a reason, loaded, or available: it will be loaded at first use."""
+        return "failed" if self.failure else "loaded" if self.engine else "available"
+
+
+@dataclass(eq=False, slots=True)
+class Model:
+    """A model folder and its versions, in rising order."""
+
+    folder: ModelFolder
+    versions: dict[str, ModelVersion]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing of this model can serve."""
+        return self.folder.failure
+
+    def serving(self) -> ModelVersion | None:
+        """The version of requests that name none: the highest that is sound, else the highest."""
+        for version in reversed(self.versions.values()):
+            if not version.failure:
+                return version
+        return next(reversed(self.versions.values()), None)
+
+
+class Registry:
+    """The models of one repository. Lookups touch no disk; weights are loaded off the event loop, once.
+
+    cache_bytes bounds the loaded weights together; the least recently used are dropped, never the one just loaded.
+    """
+
+    def __init__(self, root: Path, factory: EngineFactory, *, default_model: str | None, cache_bytes: int) -> None:
+        self._root = root
+        self._factory = factory
+        self._default_model = default_model
+        self._cache_bytes = cache_bytes
+        self._models: dict[str, Model] = {}
+        self._loaded: OrderedDict[ModelVersion, None] = OrderedDict()
+        self._log = structlog.get_logger()
+
+    def scan(self) -> None:
+        """Read the whole repository. Raises ModelFailed if there is none."""
+        self._models = {name: self._model(folder) for name, folder in scan(self._root).items()}
+        self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
+
+    async def preload(self, names: Sequence[str]) -> None:
+        """Load models before the service is ready. Raises what `resolve` and `engine` raise."""
+        for name in names:
+            await self.engine(self.resolve(name, None))
+
+    def models(self) -> list[Model]:
+        """Every model, sound or not, by name."""
+        return [self._models[name] for name in sorted(self._models)]
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that the loaded weights take."""
+        return sum(version.engine.nbytes for version in self._loaded if version.engine)
+
+    def model(self, name: str) -> Model:
+        """A model by name. Raises ModelNotFound."""
+        if found := self._models.get(name):
+            return found
+        near = get_close_matches(name[:64], self._models, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"GET /models lists the {len(self._models)} that there are"
+        raise ModelNotFound(f"there is no model {name!r:.80}; {hint}")
+
+    def resolve(self, name: str | None, version: str | None) -> ModelVersion:
+        """The version that a request means; both may be left out.
+
+        Raises ModelNotFound, VersionNotFound, ModelFailed, or InvalidRequest when the request must name a model.
+        """
+        model = self.model(name if name is not None else self._default_name())
+        if model.failure:
+            raise ModelFailed(f"model {model.name!r} cannot be served: {model.failure}")
+        found = model.serving() if version is None else model.versions.get(version)
+        if found is None:
+            there = ", ".join(model.versions)
+            raise VersionNotFound(f"model {model.name!r} has no version {version!r:.80}; it has {there}")
+        if found.failure:
+            raise ModelFailed(f"model {model.name!r} version {found.version} cannot be served: {found.failure}")
+        return found
+
+    def resolve_fields(self, fields: Mapping[str, Any]) -> ModelVersion:
+        """`resolve` by a request's fields `model` and `version`, before they are validated. Raises as it does."""
+        for name in ("model", "version"):
+            if not isinstance(fields.get(name), str | None):
+                raise InvalidRequest([FieldError((name,), f"{name} is no string; expected the name of one")])
+        return self.resolve(fields.get("model"), fields.get("version"))
+
+    async def engine(self, version: ModelVersion) -> Engine:
+        """The engine of a version, loaded now if it is not. Raises ModelFailed, with the reason kept for /models."""
+        if version.engine is None:
+            async with version.loading:
+                if version.engine is None:
+                    await self._load(version)
+        if version in self._loaded:
+            self._loaded.move_to_end(version)
+        return version.engine  # type: ignore[return-value]  # _load has set it or raised
+
+    async def reload(self, name: str) -> Model:
+        """Read a model's folder again, or a new one. What was loaded is loaded anew before it replaces the old.
+
+        Raises ModelNotFound (a folder that is gone leaves the registry), or ModelFailed (the old one serves on).
+        """
+        old = self._models.get(name)
+        if not NAME.fullmatch(name):
+            raise ModelNotFound(f"there is no model {name!r:.80}")
+        folder = await asyncio.to_thread(self._read, name)
+        if folder is None:
+            if old:
+                self._forget(self._models.pop(name))
+            raise ModelNotFound(f"there is no model {name!r} in the repository")
+        new = self._model(folder)
+        serving = new.serving()
+        if old and (new.failure or serving is None or serving.failure):
+            reason = new.failure or (serving.failure if serving else None)
+            raise ModelFailed(f"model {name!r} was not reloaded: {reason}")
+        if old and serving and any(version.engine for version in old.versions.values()):
+            await self.engine(serving)
+        self._models[name] = new
+        if old:
+            self._forget(old)
+        return new
+
+    def unload(self, name: str) -> Model:
+        """Drop a model's engines; the next request loads it again. Raises ModelNotFound."""
+        model = self.model(name)
+        self._forget(model)
+        return model
+
+    async def _load(self, version: ModelVersion) -> None:
+        try:
+            weights = await asyncio.to_thread(read_weights, version.folder.weights, version.spec)
+            version.engine = await asyncio.to_thread(self._factory.load, version.spec, weights.arrays)
+        except ModelFailed as error:
+            version.failure = str(error)
+            self._log.error("model_failed", model=version.name, version=version.version, reason=str(error))
+            raise ModelFailed(f"model {version.name!r} cannot be served: {error}") from None
+        version.notes = weights.notes
+        self._loaded[version] = None
+        self._log.info("model_loaded", model=version.name, version=version.version, bytes=version.engine.nbytes)
+        while self.loaded_bytes > self._cache_bytes and len(self._loaded) > 1:
+            evicted, _ = self._loaded.popitem(last=False)
+            evicted.engine = None
+            self._log.info("model_evicted", model=evicted.name, version=evicted.version)
+
+    def _forget(self, model: Model) -> None:
+        for version in model.versions.values():
+            self._loaded.pop(version, None)
+            version.engine = None
+
+    def _read(self, name: str) -> ModelFolder | None:
+        return read_folder(self._root, name) if (self._root / name).is_dir() else None
+
+    def _model(self, folder: ModelFolder) -> Model:
+        if folder.failure:
+            self._log.warning("model_failed", model=folder.name, reason=folder.failure)
+        if folder.config is None:
+            return Model(folder, {})
+        spec = folder.config.spec()
+        versions = {}
+        for entry in folder.versions:
+            versions[entry.version] = ModelVersion(folder.name, entry.version, spec, entry, entry.failure)
+            if entry.failure:
+                self._log.warning("model_failed", model=folder.name, version=entry.version, reason=entry.failure)
+        return Model(folder, versions)
+
+    def _default_name(self) -> str:
+        if self._default_model is not None:
+            return self._default_model
+        if len(self._models) == 1:
+            return next(iter(self._models))
+        message = f"the request must name a model: there are {len(self._models)} and no default (RNN_DEFAULT_MODEL)"
+        raise InvalidRequest([FieldError(("model",), message)])

@@ -1,0 +1,56 @@
+"""Process configuration: every field is a flag of `rnn-service serve`, an `RNN_*` variable and a line of `.env`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 2**20
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Settings(BaseSettings):
+    """Read once at start; frozen; the unit is in the name. Lists are comma-separated."""
+
+    model_config = SettingsConfigDict(env_prefix="RNN_", env_file=".env", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: Port = Field(8000, description="Port to listen on; 0 picks a free one.")
+
+    models: Path = Field(Path("models"), description="The model repository: one folder per model.")
+    default_model: str | None = Field(None, description="Model of requests that name none.")
+    preload: Annotated[tuple[str, ...], NoDecode] = Field((), description="Models to load before readiness.")
+    model_cache_bytes: PositiveInt = Field(4096 * MIB, description="Loaded weights kept, least recently used go first.")
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, or cuda:N.")
+    engine: Literal["auto", "native", "torch"] = Field("auto", description="auto: native on a CPU, torch on a GPU.")
+    compute_threads: NonNegativeInt = Field(0, description="Requests computed at once; 0: one per available core.")
+
+    max_body_bytes: PositiveInt = Field(64 * MIB, description="Largest request body, decompressed.")
+    max_input_values: PositiveInt = Field(16 * MIB, description="Largest B·T·I of one request.")
+    max_reply_values: PositiveInt = Field(64 * MIB, description="Most numbers that one reply may hold.")
+    max_queued_requests: PositiveInt = Field(256, description="Requests waiting for compute before 503.")
+    max_queued_bytes: PositiveInt = Field(1024 * MIB, description="Arrays waiting for compute before 503.")
+
+    header_timeout_seconds: PositiveFloat = Field(10, description="Time for a request's headers to arrive.")
+    body_timeout_seconds: PositiveFloat = Field(10, description="Grace before min_bytes_per_second counts.")
+    min_bytes_per_second: PositiveInt = Field(1024, description="Slowest body, and slowest reader of a reply.")
+    stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between the lines of a stream.")
+    keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
+    shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens; none: open to all.")
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Tokens for reload and unload.")
+
+    request_log: bool = Field(True, description="One log line a request.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+
+    @field_validator("preload", "api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _split_on_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

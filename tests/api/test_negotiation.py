@@ -1,0 +1,76 @@
+"""What a body is, and what the client wants back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.negotiation import JSON, SAFETENSORS, preferences, reply_encoding, reply_format, request_format
+from service.errors import NotAcceptable, UnsupportedMediaType
+
+OFFERED = (JSON, SAFETENSORS)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        ("", JSON),
+        ("application/json", JSON),
+        ("Application/JSON; charset=UTF-8", JSON),
+        ("application/vnd.safetensors", SAFETENSORS),
+    ],
+)
+def test_request_format(content_type, expected):
+    assert request_format(content_type, OFFERED) == expected
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/json; charset=latin-1", ";", "application/x-ndjson"]
+)
+def test_other_content_types_are_refused(content_type):
+    with pytest.raises(UnsupportedMediaType):
+        request_format(content_type, OFFERED)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", SAFETENSORS),
+        ("*/*", SAFETENSORS),
+        ("application/*", SAFETENSORS),
+        ("application/json", JSON),
+        ("text/html, application/json;q=0.9, */*;q=0.1", JSON),
+        ("application/json;q=0.5, application/vnd.safetensors", SAFETENSORS),
+        ("text/html, */*;q=0.1", SAFETENSORS),
+    ],
+)
+def test_accept_chooses_and_the_request_decides_ties(accept, expected):
+    assert reply_format(accept, OFFERED, SAFETENSORS) == expected
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0, image/*", ";;,", "application/json;q=x"])
+def test_nothing_acceptable(accept):
+    with pytest.raises(NotAcceptable):
+        reply_format(accept, OFFERED, JSON)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ("", None),
+        ("identity", None),
+        ("gzip, deflate, br", "gzip"),
+        ("gzip, zstd", "zstd"),
+        ("gzip, zstd;q=0.5", "gzip"),
+        ("zstd;q=0, gzip;q=0", None),
+        ("*", "zstd"),
+        ("zstd;q=nan, gzip;q=0", None),
+        ("zstd;q=inf, gzip;q=0.1", "gzip"),
+    ],
+)
+def test_reply_encoding(accepted, expected):
+    assert reply_encoding(accepted) == expected
+
+
+@given(st.text(max_size=60))
+def test_any_header_is_read(header):
+    assert all(isinstance(weight, float) for weight in preferences(header).values())

@@ -1,0 +1,84 @@
+"""Every setting is a flag, a variable and a line of `.env`, in this order of precedence."""
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from service.cli import build_app
+from service.cli.options import flag_of, with_settings
+from service.settings import Settings
+
+
+def run(*arguments, env=None):
+    """A command that gets its settings as `serve` does; gives them and the result."""
+    received = []
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(with_settings(received.append))
+    result = CliRunner().invoke(app, list(arguments), env=env)
+    return (received[0] if received else None), result
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_is_in_the_help_with_its_words_and_its_variable():
+    result = CliRunner().invoke(build_app(), ["serve", "--help"], env={"COLUMNS": "400"})
+    text = " ".join(result.output.split())
+    for name, field in Settings.model_fields.items():
+        assert flag_of(name) in text
+        assert f"RNN_{name.upper()}" in text
+        assert " ".join(field.description.split()) in text
+
+
+def test_nothing_given_is_the_defaults():
+    assert run()[0] == Settings(_env_file=None)
+
+
+def test_flag_before_environment_before_env_file_before_default(tmp_path):
+    assert run()[0].port == 8000
+    (tmp_path / ".env").write_text("RNN_PORT=1111\nRNN_HOST=::1\n")
+    assert run()[0].port == 1111
+    assert run(env={"RNN_PORT": "2222"})[0].port == 2222
+    settings, _ = run("--port", "3333", env={"RNN_PORT": "2222"})
+    assert (settings.port, settings.host) == (3333, "::1")
+
+
+def test_each_kind_of_value():
+    settings, result = run(
+        *("--preload", "a, b", "--api-keys", "one,two", "--no-request-log", "--log-format", "json"),
+        *("--models", "elsewhere", "--body-timeout-seconds", "2.5", "--default-model", "a"),
+    )
+    assert result.exit_code == 0
+    assert settings.preload == ("a", "b")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert settings.request_log is False
+    assert settings.log_format == "json"
+    assert str(settings.models) == "elsewhere"
+    assert settings.body_timeout_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        (["--port", "99999"], {}, "error: --port: input should be less than or equal to 65535, and got '99999'\n"),
+        ([], {"RNN_PORT": "x"}, "error: RNN_PORT (environment or .env): input should be a valid integer, "),
+        (
+            ["--log-format", "xml"],
+            {},
+            "error: --log-format: input should be 'auto', 'json' or 'console', and got 'xml'\n",
+        ),
+        (["--device", "tpu"], {}, "error: --device: "),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_flag_and_value(arguments, env, message):
+    settings, result = run(*arguments, env=env)
+    assert settings is None
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_flag_is_a_usage_error():
+    assert run("--prot", "1")[1].exit_code == 2

@@ -1,0 +1,173 @@
+"""The laws of the numbers on the torch engine, against torch.nn in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.interface import Rows
+from service.engine.torch_engine import TorchEngine, resolve_device
+from service.spec import ModelSpec
+from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
+
+
+def engine_of(spec, device="cpu"):
+    weights = weights_of(spec)
+    return TorchEngine(spec, weights, device=torch.device(device)), weights
+
+
+def rows_of(spec, lengths, rng, gap=0):
+    """Random rows, `gap` unused steps between them."""
+    lengths = np.array(lengths, np.int64)
+    starts = np.cumsum(lengths + gap) - (lengths + gap)
+    total = int((lengths + gap).sum())
+    return Rows(
+        inputs=numbers(rng, total, spec.input_size),
+        starts=starts,
+        lengths=lengths,
+        h=numbers(rng, spec.states, len(lengths), spec.state_size),
+        c=numbers(rng, spec.states, len(lengths), spec.hidden_size) if spec.has_cell_state else None,
+        outputs=np.full((total, spec.output_size), 7, np.float32),
+        predictions=np.full((total, spec.out_features), 7, np.float32) if spec.out_features else None,
+    )
+
+
+def assert_rows_match(spec, weights, rows, before):
+    for row, (start, length) in enumerate(zip(rows.starts, rows.lengths, strict=True)):
+        place = slice(start, start + length)
+        c0 = None if before.c is None else before.c[:, row]
+        expected = run_reference(spec, weights, rows.inputs[place], before.h[:, row], c0)
+        np.testing.assert_allclose(rows.outputs[place], expected.outputs, atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(rows.h[:, row], expected.h, atol=TOLERANCE, rtol=0)
+        if rows.c is not None:
+            np.testing.assert_allclose(rows.c[:, row], expected.c, atol=TOLERANCE, rtol=0)
+        if rows.predictions is not None:
+            np.testing.assert_allclose(rows.predictions[place], expected.predictions, atol=TOLERANCE, rtol=0)
+
+
+def copied(rows):
+    return Rows(rows.inputs, rows.starts, rows.lengths, rows.h.copy(), None if rows.c is None else rows.c.copy())
+
+
+def check_parity(device, spec, lengths, gap, seed):
+    engine, weights = engine_of(spec, device)
+    rows = rows_of(spec, lengths, np.random.default_rng(seed), gap)
+    before = copied(rows)
+    engine.run([rows])
+    assert_rows_match(spec, weights, rows, before)
+    used = np.zeros(len(rows.inputs), np.bool_)
+    for start, length in zip(rows.starts, rows.lengths, strict=True):
+        used[start : start + length] = True
+    assert (rows.outputs[~used] == 7).all()  # steps that belong to no row are not written
+
+
+@given(spec=specs(), lengths=LENGTHS, gap=st.integers(0, 2), seed=st.integers(0, 99))
+def test_ragged_rows_agree_with_float64(spec, lengths, gap, seed):
+    check_parity("cpu", spec, lengths, gap, seed)
+
+
+@pytest.mark.gpu
+@settings(max_examples=50)
+@given(spec=specs(), lengths=LENGTHS, gap=st.integers(0, 2), seed=st.integers(0, 99))
+def test_ragged_rows_agree_with_float64_on_a_gpu(spec, lengths, gap, seed):
+    check_parity("cuda:0", spec, lengths, gap, seed)
+
+
+@given(spec=specs(directions=(False,)), data=st.data(), steps=st.integers(1, 12))
+def test_carried_state_equals_one_run(spec, data, steps):
+    split = data.draw(st.integers(0, steps))
+    engine, _ = engine_of(spec)
+    whole = rows_of(spec, [steps], np.random.default_rng(1))
+    pieces = copied(whole)
+    pieces.outputs = np.empty_like(whole.outputs)
+    engine.run([whole])
+    for start, length in ((0, split), (split, steps - split)):
+        pieces.starts, pieces.lengths = np.array([start]), np.array([length])
+        engine.run([pieces])
+    np.testing.assert_allclose(pieces.outputs, whole.outputs, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(pieces.h, whole.h, atol=TOLERANCE, rtol=0)
+
+
+@given(spec=specs(), lengths=LENGTHS)
+def test_a_row_does_not_depend_on_its_neighbours(spec, lengths):
+    engine, _ = engine_of(spec)
+    together = rows_of(spec, lengths, np.random.default_rng(2))
+    alone = copied(together)
+    engine.run([together])
+    for row, (start, length) in enumerate(zip(together.starts, together.lengths, strict=True)):
+        one = Rows(
+            inputs=alone.inputs[start : start + length].copy(),
+            starts=np.zeros(1, np.int64),
+            lengths=np.array([length]),
+            h=alone.h[:, row : row + 1].copy(),
+            c=None if alone.c is None else alone.c[:, row : row + 1].copy(),
+            outputs=np.empty((length, spec.output_size), np.float32),
+        )
+        engine.run([one])
+        np.testing.assert_allclose(one.outputs, together.outputs[start : start + length], atol=TOLERANCE, rtol=0)
+
+
+def test_states_may_be_strided_views():
+    spec = ModelSpec("gru", 3, 4, num_layers=2)
+    engine, weights = engine_of(spec)
+    rows = rows_of(spec, [3, 3], np.random.default_rng(3))
+    slab = np.ascontiguousarray(rows.h.swapaxes(0, 1))  # (B, L, P), as a store of sessions has it
+    before = copied(rows)
+    rows.h = slab.swapaxes(0, 1)
+    engine.run([rows])
+    assert_rows_match(spec, weights, rows, before)
+    assert np.shares_memory(rows.h, slab)
+
+
+def test_rows_of_no_steps_keep_their_state():
+    spec = ModelSpec("lstm", 2, 3)
+    engine, _ = engine_of(spec)
+    rows = rows_of(spec, [0, 2], np.random.default_rng(4))
+    before = copied(rows)
+    engine.run([rows])
+    np.testing.assert_array_equal(rows.h[:, 0], before.h[:, 0])
+    assert not np.array_equal(rows.h[:, 1], before.h[:, 1])
+
+
+def test_no_rows_is_nothing_to_do():
+    spec = ModelSpec("rnn", 2, 3)
+    engine, _ = engine_of(spec)
+    engine.run([rows_of(spec, [], np.random.default_rng(5))])
+    engine.run([])
+
+
+def test_bf16_weights_are_rounded_and_computed_with_in_float32():
+    spec = ModelSpec("gru", 5, 7, out_features=2, weights_dtype="bf16")
+    engine, weights = engine_of(spec)
+    rounded = {name: torch.from_numpy(array).to(torch.bfloat16).float().numpy() for name, array in weights.items()}
+    rows = rows_of(spec, [9], np.random.default_rng(6))
+    before = copied(rows)
+    engine.run([rows])
+    assert_rows_match(spec, rounded, rows, before)
+
+
+def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
+    spec = ModelSpec("lstm", 16, 256)
+    engine, weights = engine_of(spec)
+    rows = rows_of(spec, [1024], np.random.default_rng(7))
+    before = copied(rows)
+    engine.run([rows])
+    assert_rows_match(spec, weights, rows, before)
+
+
+def test_an_absent_device_is_refused():
+    with pytest.raises(ValueError, match="cuda:99"):
+        resolve_device("cuda:99")
+
+
+def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
+    spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=1)
+    monkeypatch.setattr("service.engine.torch_engine.SLICE_STEPS", 5)
+    engine, weights = engine_of(spec)
+    rows = rows_of(spec, [17, 5, 3], np.random.default_rng(8))
+    before = copied(rows)
+    engine.run([rows])
+    assert_rows_match(spec, weights, rows, before)

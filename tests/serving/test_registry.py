@@ -1,0 +1,177 @@
+"""Which models there are, which one a request means, and what is loaded."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from service.engine.interface import Engine
+from service.engine.load import EngineFactory
+from service.errors import InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
+from service.serving.registry import Registry
+
+CONFIG = {"kind": "rnn", "input_size": 4, "hidden_size": 3}
+BYTES = 4 * (3 * 4 + 3 * 3 + 3 + 3)
+
+
+class CountingFactory(EngineFactory):
+    """The real factory, counting."""
+
+    loads = 0
+
+    def load(self, spec, weights) -> Engine:
+        type(self).loads += 1
+        return super().load(spec, weights)
+
+
+@pytest.fixture
+def registry_of(tmp_path):
+    def build(default_model=None, cache_bytes=2**30):
+        CountingFactory.loads = 0
+        factory = CountingFactory(torch.device("cpu"), 1, "torch")
+        registry = Registry(tmp_path, factory, default_model=default_model, cache_bytes=cache_bytes)
+        registry.scan()
+        return registry
+
+    return build
+
+
+def load(registry, name, version=None):
+    return asyncio.run(registry.engine(registry.resolve(name, version)))
+
+
+def test_the_only_model_needs_no_name(write_model, registry_of):
+    write_model("m", CONFIG)
+    assert registry_of().resolve(None, None).name == "m"
+
+
+def test_of_several_models_one_must_be_named_or_the_default(write_model, registry_of):
+    write_model("a", CONFIG)
+    write_model("b", CONFIG)
+    with pytest.raises(InvalidRequest, match="there are 2 and no default"):
+        registry_of().resolve(None, None)
+    assert registry_of(default_model="b").resolve(None, None).name == "b"
+
+
+def test_the_highest_sound_version_serves(write_model, registry_of, tmp_path):
+    for version in ("2", "10", "11"):
+        write_model("m", CONFIG, version)
+    (tmp_path / "m/11/model.safetensors").write_bytes(b"broken")
+    registry = registry_of()
+    assert registry.resolve("m", None).version == "10"
+    assert registry.resolve("m", "2").version == "2"
+    with pytest.raises(ModelFailed, match=r"version 11 cannot be served: model\.safetensors is not"):
+        registry.resolve("m", "11")
+
+
+@pytest.mark.parametrize("name", ["../m", "m/1", "m\x00", "", "M", "ⅿ", "m" * 1000])
+def test_other_names_are_not_found(write_model, registry_of, name):
+    write_model("m", CONFIG)
+    with pytest.raises(ModelNotFound):
+        registry_of().resolve(name, None)
+
+
+@pytest.mark.parametrize("version", ["2", "01", "1.0", "../1", ""])
+def test_other_versions_are_not_found(write_model, registry_of, version):
+    write_model("m", CONFIG)
+    with pytest.raises(VersionNotFound, match="it has 1"):
+        registry_of().resolve("m", version)
+
+
+def test_a_typing_error_gets_a_hint(write_model, registry_of):
+    write_model("sunspots", CONFIG)
+    with pytest.raises(ModelNotFound, match="did you mean 'sunspots'"):
+        registry_of().resolve("sunspot", None)
+
+
+def test_requests_at_once_load_once(write_model, registry_of):
+    write_model("m", CONFIG)
+    registry = registry_of()
+
+    async def run():
+        return await asyncio.gather(*(registry.engine(registry.resolve("m", None)) for _ in range(20)))
+
+    assert len(set(map(id, asyncio.run(run())))) == 1
+    assert CountingFactory.loads == 1
+
+
+def test_the_least_recently_used_goes_first(write_model, registry_of):
+    for name in "abc":
+        write_model(name, CONFIG)
+    registry = registry_of(cache_bytes=2 * BYTES)
+    for name in "abac":  # b was used longest ago when c comes
+        load(registry, name)
+    states = {model.name: model.serving().state for model in registry.models()}
+    assert states == {"a": "loaded", "b": "available", "c": "loaded"}
+    assert registry.loaded_bytes == 2 * BYTES
+
+
+def test_a_model_larger_than_the_cache_still_serves(write_model, registry_of):
+    write_model("m", CONFIG)
+    registry = registry_of(cache_bytes=1)
+    load(registry, "m")
+    assert registry.resolve("m", None).state == "loaded"
+
+
+def test_weights_that_fail_when_loaded_are_listed_with_the_reason(write_model, registry_of):
+    arrays = write_model("m", CONFIG)
+    arrays["bias_ih_l0"][0] = np.nan
+    write_model("m", CONFIG, arrays=arrays)
+    registry = registry_of()
+    with pytest.raises(ModelFailed, match="bias_ih_l0 holds NaN"):
+        load(registry, "m")
+    assert registry.model("m").versions["1"].state == "failed"
+
+
+def test_reload_brings_a_new_version_and_frees_the_old(write_model, registry_of):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    load(registry, "m")
+    old = registry.resolve("m", None)
+    write_model("m", CONFIG, "2")
+    asyncio.run(registry.reload("m"))
+    new = registry.resolve("m", None)
+    assert (new.version, new.state) == ("2", "loaded")
+    assert old.engine is None
+    assert registry.loaded_bytes == BYTES
+
+
+def test_reload_of_something_broken_leaves_the_old_one_serving(write_model, registry_of, tmp_path):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    engine = load(registry, "m")
+    (tmp_path / "m/config.json").write_text("{}")
+    with pytest.raises(ModelFailed, match="was not reloaded"):
+        asyncio.run(registry.reload("m"))
+    assert load(registry, "m") is engine
+
+
+def test_reload_finds_a_new_model_and_drops_one_that_is_gone(write_model, registry_of, tmp_path):
+    write_model("old", CONFIG)
+    registry = registry_of()
+    write_model("new", CONFIG)
+    asyncio.run(registry.reload("new"))
+    assert registry.resolve("new", None).state == "available"
+    (tmp_path / "old").rename(tmp_path / ".gone")
+    with pytest.raises(ModelNotFound):
+        asyncio.run(registry.reload("old"))
+    with pytest.raises(ModelNotFound):
+        registry.resolve("old", None)
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "nothing"])
+def test_reload_touches_only_folders_of_the_repository(write_model, registry_of, name):
+    write_model("m", CONFIG)
+    with pytest.raises(ModelNotFound):
+        asyncio.run(registry_of().reload(name))
+
+
+def test_unload_frees_and_the_next_use_loads_again(write_model, registry_of):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    load(registry, "m")
+    registry.unload("m")
+    assert registry.loaded_bytes == 0
+    load(registry, "m")
+    assert CountingFactory.loads == 2

@@ -1,0 +1,92 @@
+"""safetensors files: the same bits as they went in, metadata beside them, and lying headers refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.numpy import save
+
+from service.errors import MalformedBody
+from service.wire import json, safetensors
+
+
+@given(arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=st.floats(width=32)))
+def test_every_bit_survives(array):
+    decoded = safetensors.decode(safetensors.encode({"x": array, "model": "m"}))
+    assert decoded["x"].tobytes() == array.tobytes()
+    assert decoded["x"].shape == array.shape
+    assert decoded["model"] == "m"
+
+
+@given(
+    arrays(
+        np.float32,
+        array_shapes(max_dims=3, max_side=4),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    )
+)
+def test_both_formats_give_the_same_bits(array):
+    by_json = json.decode(json.encode({"x": array}))["x"]
+    by_safetensors = safetensors.decode(safetensors.encode({"x": array}))["x"]
+    assert by_json.tobytes() == by_safetensors.tobytes()
+
+
+def test_other_fields_go_into_the_metadata():
+    decoded = safetensors.decode(safetensors.encode({"returns": ["h_n"], "batch_first": True, "model": "m"}))
+    assert decoded == {"returns": '["h_n"]', "batch_first": "true", "model": "m"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.float32])
+def test_floats_become_float32(dtype):
+    decoded = safetensors.decode(save({"x": np.array([1.5, -2], dtype)}))["x"]
+    assert decoded.dtype == np.float32
+    assert decoded.tolist() == [1.5, -2]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_whole_numbers_become_int64(dtype):
+    decoded = safetensors.decode(save({"lengths": np.array([3, 1], dtype)}))["lengths"]
+    assert decoded.dtype == np.int64
+    assert decoded.tolist() == [3, 1]
+
+
+def test_other_dtypes_are_refused_by_name():
+    with pytest.raises(MalformedBody, match="'x' is BOOL"):
+        safetensors.decode(save({"x": np.array([True])}))
+
+
+GOOD = save({"x": np.arange(6, dtype=np.float32)}, {"model": "m"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        GOOD[:7],
+        GOOD[:-1],
+        GOOD + b"x",
+        (2**62).to_bytes(8, "little") + GOOD[8:],
+        (2**20).to_bytes(8, "little") + GOOD[8:],
+        GOOD.replace(b"[6]", b"[9]"),
+        GOOD.replace(b"[0,24]", b"[8,24]"),
+        GOOD.replace(b'"F32"', b'"F99"'),
+        GOOD.replace(b"__metadata__", b"__metadatx__"),
+        GOOD.replace(b'"shape":[6],"data_offsets":[0,24]', b'"shape":[0,4611686018427387904,4],"data_offsets":[0,0]')[
+            :-24
+        ],
+        save({"x": np.zeros(1, np.float32)}, {"x": "twice"}),
+    ],
+)
+def test_a_lying_header_is_refused(body):
+    with pytest.raises(MalformedBody):
+        safetensors.decode(body)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_read_or_refused(tail):
+    for body in (tail, len(tail).to_bytes(8, "little") + tail):
+        try:
+            safetensors.decode(body)
+        except MalformedBody:
+            continue
