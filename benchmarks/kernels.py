@@ -1,9 +1,10 @@
 """The native engine's kernels beside torch, ONNX Runtime and OpenVINO, and beside what the machine can do at most.
 
 Every engine gets the same weights and inputs, and its outputs are checked before it is timed. The engines take turns,
-three times; of each the median of its least disturbed turn counts, and only ratios within one run do. One thread is
+five times; of each the median of its least disturbed turn counts, and only ratios within one run do. One thread is
 timed by the processor time of this process, which other programs disturb less; more than one by the clock on the wall,
-with a pause before each turn, because idle threads of some engines go on spinning for a while.
+and a turn then waits until the machine is idle: other programs may be running, and some engines' threads go on spinning
+when their work is done.
 
     python -m benchmarks.kernels [--kinds rnn,gru,lstm] [--seconds 0.5] [--threads 1,2] [--points 0,3]
 """
@@ -41,8 +42,8 @@ GRID = [
     (1024, 1, 128, 256),
 ]
 
-TURNS = 3
-SPINNING_SECONDS = 0.25
+TURNS = 5
+PATIENCE_SECONDS = 4
 
 Call = Callable[[], Floats]
 
@@ -117,7 +118,7 @@ def _medians(calls: dict[str, Call], seconds: float, threads: int) -> dict[str, 
     for _ in range(TURNS):
         for name, call in calls.items():
             if threads > 1:
-                time.sleep(SPINNING_SECONDS)
+                _wait_until_idle()
             # Twice, unmeasured: caches are filled and threads awake.
             call()
             call()
@@ -128,6 +129,22 @@ def _medians(calls: dict[str, Call], seconds: float, threads: int) -> dict[str, 
                 times.append(clock() - begin)
             best[name] = min(best[name], statistics.median(times))
     return best
+
+
+def _wait_until_idle() -> None:
+    """Wait for 50 ms in which all cores were idle for nine tenths, but not for ever."""
+    end = time.perf_counter() + PATIENCE_SECONDS
+    while time.perf_counter() < end:
+        begin, idle = time.perf_counter(), _idle_seconds()
+        time.sleep(0.05)
+        if _idle_seconds() - idle >= 0.9 * (time.perf_counter() - begin) * (os.cpu_count() or 1):
+            return
+
+
+def _idle_seconds() -> float:
+    """Seconds that the machine's cores have been idle, all together. Source: proc_stat(5)."""
+    idle = Path("/proc/stat").read_text().split("\n", 1)[0].split()[4]
+    return int(idle) / os.sysconf("SC_CLK_TCK")
 
 
 def _native(spec: ModelSpec, weights: dict[str, Floats], x: Floats, threads: int) -> Call:
