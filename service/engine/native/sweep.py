@@ -73,22 +73,17 @@ class Sweep:
         def call(panel: Value, column: Value | int, shape: TileShape) -> None:
             self._main.call(self._tile(shape), [panel, *arguments(0, column)])
 
-        self._over(max(self._abreast, 1), call)
+        self._over(self._abreast, call)
 
-    def _many_rows(
-        self,
-        panel: Value,
-        column: Value | int,
-        vectors: int,
-        arguments: Arguments,
-    ) -> None:
+    def _many_rows(self, panel: Value, column: Value | int, vectors: int, arguments: Arguments) -> None:
         """Rows in the fewest tiles of at most `Panels.rows` rows, as equal as can be."""
         f = self._main
         first = f.variable("i64", 0)
         with f.loop(self._tiles) as i:
             height = f.add(self._low, f.select(f.compare("slt", i, self._taller), 1, 0))
             row = first.get()
-            for rows in range(1, self._panels.rows + 1):
+            # Equally tall tiles of at most 3 rows or more are never of one row, when there are two rows to deal out.
+            for rows in range(1 if self._panels.rows < 3 else 2, self._panels.rows + 1):
                 with f.when(f.compare("eq", height, rows)):
                     f.call(self._tile(TileShape(rows, vectors)), [panel, *arguments(row, column)])
             first.set(f.add(row, height))
