@@ -1,12 +1,16 @@
 """The native engine's kernels beside torch, ONNX Runtime and OpenVINO, and beside what the machine can do at most.
 
 Every engine gets the same weights and inputs, and its outputs are checked before it is timed. The engines take turns,
-so that noise meets all of them; the medians count, and only their ratios within one run.
+five times; of each the median of its least disturbed turn counts, and only ratios within one run do. One thread is
+timed by the processor time of this process, which other programs disturb less; more than one by the clock on the wall,
+and a turn then waits until the machine is idle: other programs may be running, and some engines' threads go on spinning
+when their work is done.
 
     python -m benchmarks.kernels [--kinds rnn,gru,lstm] [--seconds 0.5] [--threads 1,2] [--points 0,3]
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -38,6 +42,9 @@ GRID = [
     (1024, 1, 128, 256),
 ]
 
+TURNS = 5
+PATIENCE_SECONDS = 4
+
 Call = Callable[[], Floats]
 
 
@@ -48,9 +55,10 @@ def main() -> None:
     print(_abilities(machine))
     for threads in options.threads:
         for kind in options.kinds:
-            print(f"\n{kind}, {threads} thread{'s' * (threads > 1)}; medians in ms, load {os.getloadavg()[0]:.1f}\n")
-            print("| B,T,I,H | floor | native | of floor | GF/s |", " | ".join(PEERS), "| best peer ÷ native |")
-            print("| --- " * (6 + len(PEERS)) + "|")
+            print(f"\n{kind}, {threads} thread{'s' * (threads > 1)}; milliseconds, load {os.getloadavg()[0]:.1f}\n")
+            titles = ["B,T,I,H", "floor", "native", "of floor", "GF/s", *PEERS, "best peer ÷ native"]
+            titles += ["one thread ÷ native"] * (threads > 1)
+            print(f"| {' | '.join(titles)} |\n{'| --- ' * len(titles)}|")
             for number in options.points:
                 print(_line(machine, kind, GRID[number], threads, options.seconds), flush=True)
 
@@ -67,7 +75,9 @@ def _line(machine: Machine, kind: Kind, point: tuple[int, int, int, int], thread
         error = np.abs(call() - expected).max()
         if not error < 1e-4:
             raise SystemExit(f"{name} differs by {error} at {kind} {point}")
-    times = _medians(calls, seconds)
+    if threads > 1:
+        calls["one thread"] = _native(spec, weights, x, 1)
+    times = _medians(calls, seconds, threads)
     floor = _floor(machine, spec, batch, steps)
     native, flops = times["native"], batch * steps * spec.flops_per_step
     peers = [times[name] for name in PEERS]
@@ -79,6 +89,7 @@ def _line(machine: Machine, kind: Kind, point: tuple[int, int, int, int], thread
         f"{flops / native / 1e9:.1f}",
         *(f"{each * 1e3:.4f}" for each in peers),
         f"{min(peers) / native:.2f}",
+        *([f"{times['one thread'] / native:.2f}"] if threads > 1 else []),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -100,18 +111,40 @@ def _floor(machine: Machine, spec: ModelSpec, batch: int, steps: int) -> float:
     return float(steps * (x_flops / peak + step))
 
 
-def _medians(calls: dict[str, Call], seconds: float) -> dict[str, float]:
-    """Median seconds of each call; they take turns until `seconds` each have passed on average."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end or len(times["native"]) < 7:
+def _medians(calls: dict[str, Call], seconds: float, threads: int) -> dict[str, float]:
+    """Median seconds of each call in its best of `TURNS` turns, of `seconds` in all."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(TURNS):
         for name, call in calls.items():
-            # Several of the short ones in a row: each engine then runs with its weights in the caches.
-            for _ in range(5):
-                begin = time.perf_counter()
+            if threads > 1:
+                _wait_until_idle()
+            # Twice, unmeasured: caches are filled and threads awake.
+            call()
+            call()
+            times: list[float] = []
+            while sum(times) < seconds / TURNS or len(times) < 3:
+                begin = clock()
                 call()
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
+                times.append(clock() - begin)
+            best[name] = min(best[name], statistics.median(times))
+    return best
+
+
+def _wait_until_idle() -> None:
+    """Wait for 50 ms in which all cores were idle for nine tenths, but not for ever."""
+    end = time.perf_counter() + PATIENCE_SECONDS
+    while time.perf_counter() < end:
+        begin, idle = time.perf_counter(), _idle_seconds()
+        time.sleep(0.05)
+        if _idle_seconds() - idle >= 0.9 * (time.perf_counter() - begin) * (os.cpu_count() or 1):
+            return
+
+
+def _idle_seconds() -> float:
+    """Seconds that the machine's cores have been idle, all together. Source: proc_stat(5)."""
+    idle = Path("/proc/stat").read_text().split("\n", 1)[0].split()[4]
+    return int(idle) / os.sysconf("SC_CLK_TCK")
 
 
 def _native(spec: ModelSpec, weights: dict[str, Floats], x: Floats, threads: int) -> Call:

@@ -56,7 +56,7 @@ class Read:
 
 
 class Machine:
-    """Probes of one core; each call is one measurement, so that they can be taken between others."""
+    """Probes of one core in its own time; each call is one measurement, so that they can be taken between others."""
 
     def __init__(self) -> None:
         self.processor = Processor.host()
@@ -68,16 +68,16 @@ class Machine:
         """Floating-point operations a second; with `chain`, of one chain of dependent multiply-adds."""
         code = self._chain if chain else self._peak
         run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         run(self._data.ctypes.data, turns)
         chains = 1 if chain else 12
-        return 2 * self.processor.width * chains * 8 * turns / (time.perf_counter() - begin)
+        return 2 * self.processor.width * chains * 8 * turns / (time.thread_time() - begin)
 
     def bandwidth(self, size: int, total: int = 64 * 2**20) -> float:
         """Bytes a second of reading the same `size` bytes again and again."""
         size -= size % 512
         turns = max(total // size, 1)
         run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(self._read.address)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         run(self._data.ctypes.data, size, turns)
-        return size * turns / (time.perf_counter() - begin)
+        return size * turns / (time.thread_time() - begin)

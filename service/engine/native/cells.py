@@ -67,9 +67,20 @@ def _lstm(v: Vectors, unit: Unit) -> tuple[Value, Value]:
     return v.mul(o, tanh(v, c)), c
 
 
+def _mgu(v: Vectors, unit: Unit) -> tuple[Value, None]:
+    """Gates f, n: n = tanh(x_n + f·h_n), h' = (1 - f)·n + f·h.
+
+    Source: the minimal gated unit of Zhou et al. 2016 (arXiv 1603.09420), its gate after the sum over h as in GRU.
+    """
+    f = sigmoid(v, unit.sums[0])
+    n = tanh(v, v.fma(f, unit.sums[1], unit.x_part(1)))
+    return v.fma(f, v.sub(unit.h(), n), n), None
+
+
 CELLS: Mapping[str, Cell] = {
     "rnn_tanh": Cell(gates=1, update=_rnn_tanh),
     "rnn_relu": Cell(gates=1, update=_rnn_relu),
     "gru": Cell(gates=3, update=_gru, apart=frozenset({2})),
+    "mgu": Cell(gates=2, update=_mgu, apart=frozenset({1})),
     "lstm": Cell(gates=4, update=_lstm, has_cell_state=True),
 }

@@ -5,14 +5,14 @@ Both take all rows through the same tiles (see `tile`), panel by panel, so that 
 once for all the rows.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from service.engine.native.cells import CELLS, Unit
 from service.engine.native.ir import Function, Value, module
 from service.engine.native.processor import Processor
-from service.engine.native.tile import Panels, Tiles, accumulate
+from service.engine.native.sweep import Arguments, Sweep, TileShape
+from service.engine.native.tile import Panels, accumulate
 from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
 
@@ -43,30 +43,23 @@ class Linear:
         """The module in LLVM's language; its entry point is `linear`."""
         panels = self.panels
         main = Function("linear", {"panels": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
-        tiles = Tiles(main, "%n", panels.rows)
-        functions = [main]
+        sweep = Sweep(main, panels, "%n", self._tile)
+        sweep.emit(
+            lambda row, column: [
+                main.at("%inputs", main.mul(row, 8)),
+                element(main, "%y", row, panels.columns, column),
+            ]
+        )
+        return _module([main, *sweep.functions], self.processor, panels.width)
 
-        def panel(weights: Value, first: Value | int, vectors: int) -> None:
-            def tile(row: Value, rows: int) -> None:
-                inputs = main.at("%inputs", main.mul(row, 8))
-                y = main.at("%y", main.mul(main.add(main.mul(row, panels.columns), first), 4))
-                main.call(bodies[rows], [weights, inputs, y])
-
-            bodies = {rows: self._tile(rows, vectors) for rows in range(1, panels.rows + 1)}
-            functions.extend(bodies.values())
-            tiles.each(tile)
-
-        _over_panels(main, "%panels", panels, panel)
-        return _module(functions, self.processor, panels.width)
-
-    def _tile(self, rows: int, vectors: int) -> Function:
+    def _tile(self, shape: TileShape) -> Function:
         panels = self.panels
-        f = Function(f"tile_{rows}x{vectors}", {"panel": "ptr", "inputs": "ptr", "y": "ptr"}, internal=True)
+        f = Function(f"tile_{shape}", {"panel": "ptr", "inputs": "ptr", "y": "ptr"}, internal=True)
         v = Vectors(f, panels.width, self.processor.has_fma)
-        bias = [v.load("%panel", j * v.bytes) for j in range(vectors)]
-        inputs = [f.pointer("%inputs", row) for row in range(rows)]
-        weights = f.at("%panel", panels.bias_bytes(vectors))
-        for m, row in enumerate(accumulate(v, panels, [weights], inputs, [bias] * rows)):
+        addresses = panels_abreast(f, panels, shape)
+        bias = [v.load(panel, j * v.bytes) for panel in addresses for j in range(shape.vectors)]
+        inputs = [f.pointer("%inputs", row) for row in range(shape.rows)]
+        for m, row in enumerate(accumulate(v, panels, addresses, inputs, [bias] * shape.rows)):
             for j, total in enumerate(row):
                 v.store(total, "%y", 4 * m * panels.columns + j * v.bytes)
         return f
@@ -131,72 +124,79 @@ class Recurrent:
         """The module in LLVM's language; its entry point is `recurrent`."""
         names = ("panels", "projection", "x_parts", "h", "c", "units")
         main = Function("recurrent", {**dict.fromkeys(names, "ptr"), "rows": "i64", "steps": "i64"})
-        functions = [main]
-        tiles = Tiles(main, "%rows", self.panels.rows)
-        projection_tiles = Tiles(main, "%rows", self.projection.rows) if self.projection else None
+        sweeps = [Sweep(main, self.panels, "%rows", self._tile)]
+        if self.projection:
+            sweeps.append(Sweep(main, self.projection, "%rows", self._projection_tile, "%projection"))
         x_step, h_step = (main.mul("%rows", 4 * columns) for columns in (self.x_columns, self.h_columns))
         with main.loop("%steps") as t:
             x = main.at("%x_parts", main.mul(t, x_step))
             before = main.at("%h", main.mul(t, h_step))
             after = main.at(before, h_step)
-            self._emit_cell(functions, tiles, x, before, "%units" if self.projection else after)
-            if self.projection and projection_tiles:
-                self._emit_projection(functions, self.projection, projection_tiles, after)
-        return _module(functions, self.processor, self.panels.width)
+            arguments = self._arguments(main, x, before, "%units" if self.projection else after)
+            sweeps[0].emit(arguments)
+            for projection in sweeps[1:]:
+                projection.emit(
+                    lambda row, column: [
+                        element(main, "%units", row, self.c_columns, 0),
+                        element(main, after, row, self.h_columns, column),
+                    ]
+                )
+        functions = [function for sweep in sweeps for function in sweep.functions]
+        return _module([main, *functions], self.processor, self.panels.width)
 
-    def _emit_cell(self, functions: list[Function], tiles: Tiles, x: Value, before: Value, after: Value) -> None:
-        """One step of every row: from x-parts and the state before to the units' outputs."""
-        main, gates = functions[0], CELLS[self.cell].gates
+    def _arguments(self, main: Function, x: Value, before: Value, after: Value) -> Arguments:
+        """What the cell's tiles are called with in a step."""
 
-        def panel(weights: Value, first: Value | int, vectors: int) -> None:
-            def tile(row: Value, rows: int) -> None:
-                unit = main.div(first, gates)
-                arguments = [
-                    weights,
-                    _element(main, x, row, self.x_columns, first),
-                    _element(main, before, row, self.h_columns, 0),
-                    _element(main, before, row, self.h_columns, unit),
-                    _element(main, after, row, self.c_columns, unit),
-                    _element(main, "%c", row, self.c_columns, unit),
-                ]
-                main.call(bodies[rows], arguments)
+        def arguments(row: Value | int, column: Value | int) -> list[Value]:
+            unit = main.div(column, CELLS[self.cell].gates)
+            return [
+                element(main, before, row, self.h_columns, 0),
+                element(main, x, row, self.x_columns, column),
+                element(main, before, row, self.h_columns, unit),
+                element(main, "%c", row, self.c_columns, unit),
+                element(main, after, row, self.c_columns, unit),
+            ]
 
-            bodies = {rows: self._tile(rows, vectors) for rows in range(1, self.panels.rows + 1)}
-            functions.extend(bodies.values())
-            tiles.each(tile)
+        return arguments
 
-        _over_panels(main, "%panels", self.panels, panel)
-
-    def _tile(self, rows: int, vectors: int) -> Function:
-        """M rows of one panel: the sums over h, then the cell."""
+    def _tile(self, shape: TileShape) -> Function:
+        """M rows of a panel, or one row of several: the sums over h, then the cell."""
         cell, panels = CELLS[self.cell], self.panels
-        names = ("panel", "x", "h", "h_units", "out", "c")
-        f = Function(f"tile_{rows}x{vectors}", dict.fromkeys(names, "ptr"), internal=True)
+        f = Function(f"tile_{shape}", dict.fromkeys(("panel", "h", *PLACES), "ptr"), internal=True)
         v = Vectors(f, panels.width, self.processor.has_fma)
-        units = vectors // cell.gates
+        addresses = panels_abreast(f, panels, shape)
 
-        def start(row: int, gate: int, unit: int) -> Value:
-            offset = (gate * units + unit) * v.bytes
-            return v.load("%panel", offset) if gate in cell.apart else v.load("%x", 4 * row * self.x_columns + offset)
+        def start(row: int, panel: int, vector: int) -> Value:
+            if vector // (shape.vectors // cell.gates) in cell.apart:
+                return v.load(addresses[panel], vector * v.bytes)
+            return v.load("%x", 4 * row * self.x_columns + (panel * shape.vectors + vector) * v.bytes)
 
-        starts = [[start(m, g, u) for g in range(cell.gates) for u in range(units)] for m in range(rows)]
-        inputs = [f.at("%h", 4 * m * self.h_columns) for m in range(rows)]
-        sums = accumulate(v, panels, [f.at("%panel", panels.bias_bytes(vectors))], inputs, starts)
-        if rows == 1:
-            self._update(v, sums[0], Place("%x", "%h_units", "%c", "%out"))
+        places = [(panel, vector) for panel in range(shape.abreast) for vector in range(shape.vectors)]
+        starts = [[start(m, *place) for place in places] for m in range(shape.rows)]
+        inputs = [f.at("%h", 4 * m * self.h_columns) for m in range(shape.rows)]
+        sums = accumulate(v, panels, addresses, inputs, starts)
+        if shape.rows == 1:
+            for panel in range(shape.abreast):
+                own = sums[0][panel * shape.vectors : (panel + 1) * shape.vectors]
+                self._update(v, own, self._panel_place(v, panel, shape.vectors))
             return f
         # A loop, by way of memory: all rows at once would need more registers than there are.
-        kept = f.buffer(rows * vectors * v.bytes)
+        kept = f.buffer(shape.rows * shape.vectors * v.bytes)
         for m, row in enumerate(sums):
             for j, total in enumerate(row):
-                v.store(total, kept, (m * vectors + j) * v.bytes)
-        with f.loop(rows) as number:
+                v.store(total, kept, (m * shape.vectors + j) * v.bytes)
+        with f.loop(shape.rows) as number:
             sizes = (self.x_columns, self.h_columns, self.c_columns, self.c_columns)
-            bases = ("%x", "%h_units", "%c", "%out")
-            place = Place(*(_element(f, base, number, size, 0) for base, size in zip(bases, sizes, strict=True)))
-            own = f.at(kept, f.mul(number, vectors * v.bytes))
-            self._update(v, [v.load(own, j * v.bytes) for j in range(vectors)], place)
+            place = Place(*(element(f, f"%{base}", number, size, 0) for base, size in zip(PLACES, sizes, strict=True)))
+            own_sums = f.at(kept, f.mul(number, shape.vectors * v.bytes))
+            self._update(v, [v.load(own_sums, j * v.bytes) for j in range(shape.vectors)], place)
         return f
+
+    def _panel_place(self, v: Vectors, panel: int, vectors: int) -> "Place":
+        """Where the units of a panel of a single row stand."""
+        f, units = v.function, vectors // CELLS[self.cell].gates
+        steps = (vectors, units, units, units)
+        return Place(*(f.at(f"%{base}", panel * step * v.bytes) for base, step in zip(PLACES, steps, strict=True)))
 
     def _update(self, v: Vectors, sums: list[Value], place: "Place") -> None:
         """The cell of one row, for the units of a panel."""
@@ -215,30 +215,20 @@ class Recurrent:
             if c is not None:
                 v.store(c, place.c, offset)
 
-    def _emit_projection(self, functions: list[Function], panels: Panels, tiles: Tiles, after: Value) -> None:
-        """The projection of every row: h = W_hr · units."""
-        main = functions[0]
-
-        def panel(weights: Value, first: Value | int, vectors: int) -> None:
-            def tile(row: Value, rows: int) -> None:
-                units = _element(main, "%units", row, self.c_columns, 0)
-                main.call(bodies[rows], [weights, units, _element(main, after, row, self.h_columns, first)])
-
-            bodies = {rows: self._projection_tile(panels, rows, vectors) for rows in range(1, panels.rows + 1)}
-            functions.extend(bodies.values())
-            tiles.each(tile)
-
-        _over_panels(main, "%projection", panels, panel)
-
-    def _projection_tile(self, panels: Panels, rows: int, vectors: int) -> Function:
-        f = Function(f"project_{rows}x{vectors}", dict.fromkeys(("panel", "units", "h"), "ptr"), internal=True)
+    def _projection_tile(self, shape: TileShape) -> Function:
+        """M rows of a panel of h = W_hr · units."""
+        panels = self.projection or self.panels
+        f = Function(f"project_{shape}", dict.fromkeys(("panel", "units", "h"), "ptr"), internal=True)
         v = Vectors(f, panels.width, self.processor.has_fma)
-        zeros = [[v.constant(0.0)] * vectors] * rows
-        inputs = [f.at("%units", 4 * m * self.c_columns) for m in range(rows)]
-        for m, row in enumerate(accumulate(v, panels, [f.at("%panel", panels.bias_bytes(vectors))], inputs, zeros)):
+        zeros = [[v.constant(0.0)] * (shape.vectors * shape.abreast)] * shape.rows
+        inputs = [f.at("%units", 4 * m * self.c_columns) for m in range(shape.rows)]
+        for m, row in enumerate(accumulate(v, panels, panels_abreast(f, panels, shape), inputs, zeros)):
             for j, total in enumerate(row):
                 v.store(total, "%h", 4 * m * self.h_columns + j * v.bytes)
         return f
+
+
+PLACES = ("x", "h_units", "c", "out")
 
 
 @dataclass(frozen=True)
@@ -251,16 +241,12 @@ class Place:
     out: Value
 
 
-def _over_panels(main: Function, base: Value, panels: Panels, body: Callable[[Value, Value | int, int], None]) -> None:
-    """Emit `body(address of the panel, its first column, its vectors)` for every panel that lies at `base`."""
-    size = panels.panel_bytes(panels.per_panel)
-    with main.loop(panels.full) as p:
-        body(main.at(base, main.mul(p, size)), main.mul(p, panels.per_panel * panels.width), panels.per_panel)
-    if panels.rest:
-        body(main.at(base, panels.full * size), panels.full * panels.per_panel * panels.width, panels.rest)
+def panels_abreast(f: Function, panels: Panels, shape: TileShape) -> list[Value]:
+    """The addresses of the panels of a tile, of which the first is `%panel`."""
+    return [f.at("%panel", number * panels.panel_bytes(shape.vectors)) for number in range(shape.abreast)]
 
 
-def _element(f: Function, base: Value, row: Value, columns: int, column: Value | int) -> Value:
+def element(f: Function, base: Value, row: Value | int, columns: int, column: Value | int) -> Value:
     """The address of element [row, column] of a dense float32 array."""
     return f.at(base, f.mul(f.add(f.mul(row, columns), column), 4))
 

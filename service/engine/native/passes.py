@@ -9,8 +9,8 @@ from service.engine.native.rows import RowTable
 from service.engine.native.threads import Crew
 from service.engine.native.work import Work
 
-SHARED_FLOPS = 4_000_000
-"""Work below this is done by the caller's thread alone: to wake another costs some tens of microseconds."""
+SHARED_FLOPS = 16_000_000
+"""Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them."""
 
 HELD_FLOPS = 200_000
 """Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
@@ -31,32 +31,27 @@ class Pass:
 
     def run(self, table: RowTable) -> None:
         """Run all rows of the table."""
-        steps = table.steps
-        if not steps:
-            return
-        threads = 1
-        if steps * self._flops_per_step >= SHARED_FLOPS:
-            table.longest_first()
-            threads = min(self._crew.size, len(table))
-        if threads == 1:
-            work = self._take()
-            work.use_lanes(len(table))
-            held = steps * self._flops_per_step < HELD_FLOPS
-            (self._schedule_held if held else self._schedule)(self.stack.address, work.address, table.address)
-            self._idle.append(work)
+        flops = table.steps * self._flops_per_step
+        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
+        if not flops:
             return
         works = [self._take() for _ in range(threads)]
-        try:
-            for work in works:
-                work.use_lanes(-(-len(table) // threads))
+        for work in works:
+            work.use_lanes(-(-len(table) // threads))
+        if threads == 1:
+            self._call(table, works[0], flops)
+        else:
+            table.longest_first()
             self._crew.run([partial(self._schedule, self.stack.address, work.address, table.address) for work in works])
-        finally:
-            self._idle.extend(works)
+        self._idle.extend(works)
 
     def run_steps(self, table: RowTable, work: Work, rows: int) -> None:
         """Run `rows` rows of one step, already in `table`, on the caller's thread."""
-        held = rows * self._flops_per_step < HELD_FLOPS
-        (self._schedule_held if held else self._schedule)(self.stack.address, work.address, table.address)
+        self._call(table, work, rows * self._flops_per_step)
+
+    def _call(self, table: RowTable, work: Work, flops: int) -> None:
+        call = self._schedule_held if flops < HELD_FLOPS else self._schedule
+        call(self.stack.address, work.address, table.address)
 
     def _take(self) -> Work:
         try:

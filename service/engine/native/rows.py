@@ -62,37 +62,50 @@ def row_table(batches: Sequence[Rows], way: Way) -> RowTable:
             slot = 0 if batch.slots is None else int(batch.slots[0])
             table.rows[first] = _words(batch, int(batch.starts[0]), int(batch.lengths[0]), slot, way)
         elif count:
-            slots = np.arange(count) if batch.slots is None else batch.slots
-            for word, value in enumerate(_words(batch, batch.starts, batch.lengths, slots, way)):
-                table.rows[first : first + count, word] = value
+            _fill(table.rows[first : first + count], batch, way)
         first += count
     return table
 
 
-def _words(
-    batch: Rows, starts: Integers | int, lengths: Integers | int, slots: Integers | int, way: Way
-) -> tuple[Integers | int, ...]:
-    """The `RowWord`s of one row, or of all rows of a batch word by word."""
-    begin = starts + lengths - 1 if way.reverse else starts
+def _fill(rows: Integers, batch: Rows, way: Way) -> None:
+    rows[:] = _words(batch, 0, 1, 0, way)
+    begin = batch.starts + (batch.lengths - 1) if way.reverse else batch.starts
+    slots = np.arange(len(rows)) if batch.slots is None else batch.slots
+    for address, array in (
+        (RowWord.X, batch.inputs),
+        (RowWord.OUT, batch.outputs),
+        (RowWord.PREDICTION, batch.predictions),
+    ):
+        if array is not None:
+            rows[:, address] += begin * array.strides[0]
+    for address, state in ((RowWord.H, batch.h), (RowWord.C, batch.c)):
+        if state is not None:
+            rows[:, address] += slots * state.strides[1]
+    rows[:, _STEPS] = batch.lengths
+
+
+def _words(batch: Rows, start: int, length: int, slot: int, way: Way) -> tuple[int, ...]:
+    """The `RowWord`s of one row."""
+    begin = start + length - 1 if way.reverse else start
     return (
         *_steps(batch.inputs, begin, way),
         *_steps(batch.outputs, begin, way),
         *_steps(batch.predictions, begin, way),
-        *_states(batch.h, slots, way),
-        *_states(batch.c, slots, way),
-        lengths,
+        *_states(batch.h, slot, way),
+        *_states(batch.c, slot, way),
+        length,
     )
 
 
-def _steps(array: Floats | None, begin: Integers | int, way: Way) -> tuple[Integers | int, int]:
+def _steps(array: Floats | None, begin: int, way: Way) -> tuple[int, int]:
     if array is None:
         return 0, 0
     step = array.strides[0]
     return array.ctypes.data + begin * step, -step if way.reverse else step
 
 
-def _states(array: Floats | None, slots: Integers | int, way: Way) -> tuple[Integers | int, int]:
+def _states(array: Floats | None, slot: int, way: Way) -> tuple[int, int]:
     if array is None:
         return 0, 0
     layer, row = array.strides[:2]
-    return array.ctypes.data + way.first_state * layer + slots * row, layer
+    return array.ctypes.data + way.first_state * layer + slot * row, layer

@@ -9,10 +9,10 @@ Each sum is a chain of fused multiply-adds that starts from a given value and ta
 is the promise behind "the same bits, whole or split, alone or batched": no tile shape may split k into partial sums.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from service.engine.native.ir import Function, Value
+from service.engine.native.ir import Value
 from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
 
@@ -76,17 +76,18 @@ def accumulate(
 ) -> list[list[Value]]:
     """Emit sums[m][j] = starts[m][j] + Σ_k rows[m][k] · weights[k][j], k in order.
 
-    `weights` are the addresses of k = 0 of panels side by side, equally wide; `rows` are M addresses of K floats.
+    `weights` are the addresses of panels side by side, equally wide; `rows` are M addresses of K floats.
     """
     f = v.function
     each = len(starts[0]) // len(weights)
+    first = [f.at(panel, panels.bias_bytes(each)) for panel in weights]
     sums = [[f.variable(v.type, start) for start in row] for row in starts]
     read = v.load if panels.weights == "f32" else v.load_bf16
     size = WEIGHT_BYTES[panels.weights] * v.width
 
     def turn(k: Value | int, count: int) -> None:
         across = [f.at(row, f.mul(k, 4)) for row in rows]
-        down = [f.at(panel, f.mul(k, panels.row_bytes(each))) for panel in weights]
+        down = [f.at(panel, f.mul(k, panels.row_bytes(each))) for panel in first]
         for step in range(count):
             columns = [read(panel, step * panels.row_bytes(each) + j * size) for panel in down for j in range(each)]
             for address, row in zip(across, sums, strict=True):
@@ -101,27 +102,3 @@ def accumulate(
     if panels.depth > whole:
         turn(whole, panels.depth - whole)
     return [[total.get() for total in row] for row in sums]
-
-
-class Tiles:
-    """Rows cut into the fewest tiles of at most `most` rows, as equal as can be."""
-
-    def __init__(self, function: Function, rows: Value, most: int) -> None:
-        f = self._function = function
-        self._most = most
-        # Never 0 tiles, so that the division is sound; a tile of no rows matches no height.
-        self._tiles = f.most(f.div(f.add(rows, most - 1), most), 1)
-        self._low = f.div(rows, self._tiles)
-        self._taller = f.sub(rows, f.mul(self._low, self._tiles))
-
-    def each(self, body: Callable[[Value, int], None]) -> None:
-        """Emit the loop over the tiles; `body(first row, M)` emits one for each M that there can be."""
-        f = self._function
-        first = f.variable("i64", 0)
-        with f.loop(self._tiles) as i:
-            height = f.add(self._low, f.select(f.compare("slt", i, self._taller), 1, 0))
-            row = first.get()
-            for rows in range(1, self._most + 1):
-                with f.when(f.compare("eq", height, rows)):
-                    body(row, rows)
-            first.set(f.add(row, height))

@@ -79,16 +79,17 @@ class Vectors:
 
     def at_most(self, a: Value, limit: Value) -> Value:
         """The smaller of each lane; NaN in `a` stays NaN."""
-        return self._unless("ogt", a, limit)
+        return self._select(self._greater(a, limit), limit, a)
 
     def at_least(self, a: Value, limit: Value) -> Value:
         """The larger of each lane; NaN in `a` stays NaN."""
-        return self._unless("olt", a, limit)
+        return self._select(self._greater(limit, a), limit, a)
 
-    def _unless(self, relation: str, a: Value, limit: Value) -> Value:
-        f, w = self.function, self.width
-        beyond = f.value(f"fcmp {relation} {self.type} {a}, {limit}")
-        return f.value(f"select <{w} x i1> {beyond}, {self.type} {limit}, {self.type} {a}")
+    def _greater(self, a: Value, b: Value) -> Value:
+        return self.function.value(f"fcmp ogt {self.type} {a}, {b}")
+
+    def _select(self, condition: Value, a: Value, b: Value) -> Value:
+        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {a}, {self.type} {b}")
 
     @property
     def declarations(self) -> list[str]:
