@@ -7,6 +7,8 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.transport import JoinedWrites
+
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 STALL_CHECK_SECONDS = 5.0
@@ -42,6 +44,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for the first headers."""
         super().connection_made(transport)
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]  # all that uvicorn calls of one
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -63,7 +63,11 @@ class Wire:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.connect(("127.0.0.1", service.port))
+        try:
+            self.socket.connect(("127.0.0.1", service.port))
+        except OSError:
+            self.socket.close()
+            raise
         self._rest = b""
 
     def __enter__(self) -> "Wire":

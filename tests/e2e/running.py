@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,21 @@ class Service:
     def log(self) -> str:
         return self.log_file.read_text()
 
+    @cached_property
+    def _http(self) -> httpx.Client:
+        """One client for all calls, as making one takes longer than a call; it keeps no connection."""
+        return self.client(limits=httpx.Limits(max_keepalive_connections=0))
+
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, trust_env=False, verify=False, **options)
+        return self._http.get(self.url + path, **options)
 
     def post(self, path: str, document: Any = None, **options: Any) -> httpx.Response:
         if document is not None:
             options["json"] = document
-        return httpx.post(self.url + path, timeout=30, trust_env=False, verify=False, **options)
+        return self._http.post(self.url + path, **options)
 
     def signal_to_stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -77,6 +83,7 @@ class Service:
         self.check_ended()
 
     def check_ended(self) -> None:
+        self._http.close()
         try:
             code = self.process.wait(STOP_SECONDS)
         finally:

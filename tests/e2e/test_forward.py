@@ -170,3 +170,15 @@ def test_weights_are_those_of_the_files(service):
     x = np.array([0.5, -1, 2, 0.25])
     by_hand = np.tanh(arrays["weight_ih_l0"] @ x + arrays["bias_ih_l0"] + arrays["bias_hh_l0"])
     close(forward(service, "tanh", inputs=[x.tolist()])["outputs"][0], by_hand)
+
+
+def test_both_engines_keep_the_law(launch):
+    """Which engine serves a CPU by default may change; the other is held to the same numbers."""
+    rng = np.random.default_rng(9)
+    for engine in ("torch", "native"):
+        service = launch(engine=engine, device="cpu")
+        for name in SMALL:
+            rows = [numbers(rng, length, SPECS[name].input_size) for length in (4, 1, 6)]
+            given = states(name, rng)
+            check_rows(forward(service, name, inputs=[row.tolist() for row in rows], **given), name, rows, given)
+            assert service.get(f"/models/{name}").json()["versions"][0]["engine"] == engine

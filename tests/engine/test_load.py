@@ -28,5 +28,5 @@ def test_torch_serves_where_llvm_cannot(monkeypatch):
 
 def test_the_native_engine_needs_the_cpu():
     assert EngineFactory.configure("auto", 0, "native").device.type == "cpu"
-    with pytest.raises(ValueError, match="is not there|runs on the CPU"):
+    with pytest.raises(ValueError, match=r"is not there|runs on the CPU"):
         EngineFactory.configure("cuda:0", 0, "native")
