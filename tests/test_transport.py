@@ -37,7 +37,7 @@ def told(*writes, close=False, turns=0):
         if close:
             transport.close()
         assert not transport.is_closing()
-        return recorder.calls
+        return list(recorder.calls)
 
     return asyncio.run(run())
 
