@@ -44,7 +44,8 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     try:
         async with asyncio.timeout_at(begun + limits.grace_seconds) as patience:
             limits.draining.waiting.add(patience)
-            async for piece in decompressed(exchange, limits.max_bytes):
+            plain = b"content-encoding" not in exchange.headers
+            async for piece in (_received if plain else decompressed)(exchange, limits.max_bytes):
                 total += len(piece)
                 if total > limits.max_bytes:
                     raise BodyTooLarge(f"the body has more than {limits.max_bytes} bytes, which is the limit")

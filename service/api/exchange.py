@@ -1,7 +1,6 @@
 """One HTTP request on its way through the service, and what is learnt of it on the way."""
 
 import re
-from secrets import token_hex
 from time import monotonic, perf_counter
 
 from starlette.types import Receive, Scope, Send
@@ -16,7 +15,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class Exchange:
     """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
 
-    `stages` holds seconds by one of `STAGES`.
+    request_id is the name that the request gets if it came without one. `stages` holds seconds by one of `STAGES`.
     """
 
     __slots__ = (
@@ -38,13 +37,13 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else token_hex(8)
+        given = self.headers.get(b"x-request-id")
+        self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else request_id
         self.begun = perf_counter()
         self.admin = False
         self.model: str | None = None
@@ -66,6 +65,12 @@ class Exchange:
         now = perf_counter()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - since
         return now
+
+    def book(self, queue: float, compute: float) -> None:
+        """Book the seconds of an engine run; what ran where it stood has not queued."""
+        if queue:
+            self.stages["queue"] = self.stages.get("queue", 0.0) + queue
+        self.stages["compute"] = self.stages.get("compute", 0.0) + compute
 
     async def hung_up(self) -> None:
         """Return when the client has gone. For a body that was read whole; what a pipelining client sends waits."""

@@ -40,7 +40,7 @@ class Forward:
         work = ForwardWork.of(parse(ForwardRequest, document, target), target)
         timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows, exchange.steps = work.rows.lengths.size, work.rows.steps
-        exchange.stages.update(queue=timings.queue, compute=timings.compute)
+        exchange.book(timings.queue, timings.compute)
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}

@@ -4,6 +4,8 @@ The hot paths are handled here, ahead of FastAPI's router, which costs more than
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
+from secrets import token_hex
 from time import perf_counter
 
 import structlog
@@ -46,13 +48,16 @@ class Gateway:
         self._metrics = metrics
         self._request_log = request_log
         self._log = structlog.get_logger()
+        # Unique ids need no randomness each: the process's own, and a count.
+        self._process = token_hex(5)
+        self._numbers = count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI; only HTTP requests are ours."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, f"{self._process}{next(self._numbers):06x}")
         try:
             self._keys.check(exchange)
             await self._lead(exchange)

@@ -40,7 +40,7 @@ class Step:
         work = StepWork.of(parse(StepRequest, document, target), target)
         timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows = exchange.steps = work.rows.lengths.size
-        exchange.stages["queue"], exchange.stages["compute"] = timings.queue, timings.compute
+        exchange.book(timings.queue, timings.compute)
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
         body = encode_document(exchange, work.reply() | {"model": model.name, "version": model.version}, kind)

@@ -123,9 +123,7 @@ class Stepper:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
         timings = await self.inference.run(self.model, rows)
         begun = perf_counter()
-        stages = self.exchange.stages
-        stages["queue"] = stages.get("queue", 0.0) + timings.queue
-        stages["compute"] = stages.get("compute", 0.0) + timings.compute
+        self.exchange.book(timings.queue, timings.compute)
         good = self._finite_steps(rows) if self.refuse_non_finite else count
         answers = b"\n".join([*(json.encode(self._answer(rows, index)) for index in range(good)), b""])
         self.done += good

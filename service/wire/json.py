@@ -82,7 +82,10 @@ def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
         return array.as_list(), 1
     sizes = _sizes(array)
     doubles = np.frombuffer(array.as_buffer(of_type="d"))
-    if doubles.size != sum(sizes[-1]) or doubles.max() >= OVERFLOW or doubles.min() <= -OVERFLOW:
+    if doubles.size != sum(sizes[-1]):
+        raise Suspicious
+    # One quick pass: the sum of squares is small unless some number is large, which a slower look then decides.
+    if doubles.dot(doubles) >= OVERFLOW**2 and np.abs(doubles).max() >= OVERFLOW:
         raise Suspicious
     return assemble(doubles.astype(np.float32), sizes), 1 + sum(len(depth) for depth in sizes[1:])
 

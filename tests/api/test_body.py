@@ -31,7 +31,7 @@ def exchange_of(chunks, encoding="", headers=(), then=None):
         raise AssertionError(message)
 
     encoded = [(b"content-encoding", encoding.encode())] if encoding else []
-    exchange = Exchange({"headers": [*encoded, *headers]}, receive, send)
+    exchange = Exchange({"headers": [*encoded, *headers]}, receive, send, "r1")
     return exchange, taken
 
 
