@@ -44,7 +44,7 @@ examples: .venv/.dev  ## Train the bundled models anew, from data inside two pac
 	$(BIN)/python examples/train_weather.py
 
 container:  ## Build the image and call the service in it
-	scripts/container-check.sh
+	scripts/container_check.py
 
 lock: .venv/.dev  ## Write constraints.txt from what is installed
 	{ echo '# Exact versions of everything that is installed, torch first. Written by `make lock`.'; \

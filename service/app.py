@@ -53,7 +53,9 @@ def create_app(settings: Settings) -> Gateway:
     metrics = Metrics(inference)
     preload = Preload(registry, settings.preload)
     limits = Limits(settings.max_input_values, settings.max_reply_values)
-    body_limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second)
+    body_limits = BodyLimits(
+        settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
+    )
     stream = Stream(inference, limits, draining, settings.stream_idle_seconds)
 
     @asynccontextmanager

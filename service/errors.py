@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class ClientGone(Exception):
+    """The client hung up: there is nobody left to answer, and nothing left to run for it."""
+
+
 class ServiceError(Exception):
     """Base of all errors that a caller is told about; the message is one sentence for the user."""
 

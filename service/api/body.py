@@ -4,12 +4,13 @@ import asyncio
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from service.api.draining import Draining
 from service.api.exchange import Exchange
-from service.errors import BodyTimeout, BodyTooLarge, MalformedBody, UnsupportedMediaType
+from service.errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedBody, ServiceDraining, UnsupportedMediaType
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -22,10 +23,6 @@ PIECE_BYTES = 2**20
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
 
 
-class ClientGone(Exception):
-    """The client hung up before its body was there: there is nobody left to answer."""
-
-
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
     """How much and how slowly: a body may take `grace_seconds`, and beyond that its bytes at `min_bytes_per_second`."""
@@ -33,10 +30,11 @@ class BodyLimits:
     max_bytes: int
     grace_seconds: float
     min_bytes_per_second: float
+    draining: Draining = field(default_factory=Draining)
 
 
 async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
-    """The whole body, decompressed. Raises BodyTooLarge, BodyTimeout, or as `decompressed` does."""
+    """The whole body, decompressed. Raises BodyTooLarge, BodyTimeout, ServiceDraining, or as `decompressed` does."""
     declared = exchange.headers.get(b"content-length")
     if declared is not None and int(declared) > limits.max_bytes:
         raise BodyTooLarge(f"the body has {int(declared)} bytes; the limit is {limits.max_bytes}")
@@ -45,6 +43,7 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     begun = loop.time()
     try:
         async with asyncio.timeout_at(begun + limits.grace_seconds) as patience:
+            limits.draining.waiting.add(patience)
             async for piece in decompressed(exchange, limits.max_bytes):
                 total += len(piece)
                 if total > limits.max_bytes:
@@ -55,8 +54,12 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
                 allowed = exchange.received_bytes / limits.min_bytes_per_second
                 patience.reschedule(begun + limits.grace_seconds + allowed)
     except TimeoutError:
+        if limits.draining.started:
+            raise ServiceDraining("the service is shutting down and waits for no more of this body") from None
         rate = f"{limits.grace_seconds:g} s and {limits.min_bytes_per_second:g} bytes/s"
         raise BodyTimeout(f"the body came more slowly than {rate}; {total} bytes had arrived") from None
+    finally:
+        limits.draining.waiting.discard(patience)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -1,12 +1,12 @@
-"""The end of the process as its streams see it: they are told, answer what they can, and stop."""
+"""The end of the process as whoever waits for a client sees it: a stream for its next line, a request for its body."""
 
 import asyncio
 
 
 class Draining:
-    """Whether the process is going down, and the streams that wait for their clients meanwhile.
+    """Whether the process is going down, and who waits for a client meanwhile.
 
-    A stream waits inside an `asyncio.timeout` of its own, registered here; starting to drain makes it due.
+    They wait inside an `asyncio.timeout` of their own, registered here; starting to drain makes it due.
     """
 
     def __init__(self) -> None:
@@ -14,7 +14,7 @@ class Draining:
         self.waiting: set[asyncio.Timeout] = set()
 
     def start(self) -> None:
-        """Stop being ready, and wake every stream that waits."""
+        """Stop being ready, and wake everybody who waits."""
         self.started = True
         for patience in list(self.waiting):
             patience.reschedule(asyncio.get_running_loop().time())

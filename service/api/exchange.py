@@ -67,6 +67,11 @@ class Exchange:
         self.stages[stage] = self.stages.get(stage, 0.0) + now - since
         return now
 
+    async def hung_up(self) -> None:
+        """Return when the client has gone. For a body that was read whole; what a pipelining client sends waits."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
     def deadline(self) -> float | None:
         """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
         value = self.headers.get(b"x-request-timeout-ms")

@@ -38,8 +38,8 @@ class Forward:
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
         kind = answer_format(exchange, came_as)
         work = ForwardWork.of(parse(ForwardRequest, document, target), target)
+        timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows, exchange.steps = work.rows.lengths.size, work.rows.steps
-        timings = await self.inference.run(model, work.rows, exchange.deadline())
         exchange.stages.update(queue=timings.queue, compute=timings.compute)
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()

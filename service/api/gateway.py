@@ -9,14 +9,13 @@ from time import perf_counter
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.body import ClientGone
 from service.api.draining import Draining
 from service.api.exchange import Exchange
 from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
 from service.api.reply import send_reply
-from service.errors import MethodNotAllowed, ServiceError
+from service.errors import ClientGone, MethodNotAllowed, ServiceError
 
 Handler = Callable[[Exchange], Awaitable[None]]
 

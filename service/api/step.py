@@ -38,8 +38,8 @@ class Step:
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
         kind = answer_format(exchange, came_as)
         work = StepWork.of(parse(StepRequest, document, target), target)
+        timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows = exchange.steps = work.rows.lengths.size
-        timings = await self.inference.run(model, work.rows, exchange.deadline())
         exchange.stages["queue"], exchange.stages["compute"] = timings.queue, timings.compute
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()

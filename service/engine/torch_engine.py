@@ -5,6 +5,7 @@ without being copied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class TorchEngine(Engine):
             return
         for begin in range(0, longest, SLICE_STEPS):
             lengths = np.clip(rows.lengths - begin, 0, SLICE_STEPS)
-            yield Rows(rows.inputs, rows.starts + begin, lengths, rows.h, rows.c, rows.outputs, rows.predictions)
+            yield replace(rows, starts=rows.starts + begin, lengths=lengths)
 
     def _run(self, rows: Rows) -> None:
         steps = int(rows.lengths[0])
@@ -117,12 +118,14 @@ class TorchEngine(Engine):
             self._write_padded(rows, places, outputs)
 
     def _initial(self, rows: Rows, which: Any) -> Any:
+        which = which if rows.slots is None else rows.slots[which]
         h = torch.from_numpy(np.ascontiguousarray(rows.h[:, which])).to(self._device)
         if rows.c is None:
             return h
         return h, torch.from_numpy(np.ascontiguousarray(rows.c[:, which])).to(self._device)
 
     def _write_states(self, rows: Rows, which: Any, final: Any) -> None:
+        which = which if rows.slots is None else rows.slots[which]
         if rows.c is not None:
             final, cells = final
             rows.c[:, which] = cells.cpu().numpy()

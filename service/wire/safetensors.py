@@ -1,6 +1,7 @@
 """safetensors files: arrays by name, and the other fields in the header's metadata.
 
-The library checks the file and gives the arrays; from bytes it drops the metadata, so the header is read for that.
+The library checks the file. From bytes it copies every array and drops the metadata, so the header that it has checked
+is read for both: float32 arrays are views of the body.
 Source: the format section of the safetensors README (8 bytes little-endian header size, JSON header, data).
 """
 
@@ -29,11 +30,13 @@ def decode(body: bytes) -> Document:
     if size > MAX_HEADER_BYTES:
         raise MalformedBody(f"the safetensors header has {size} bytes; the limit is {MAX_HEADER_BYTES}")
     try:
-        tensors = safetensors.deserialize(body)
+        safetensors.deserialize(body)
     except safetensors.SafetensorError as error:
         raise MalformedBody(f"not a safetensors file: {error}") from None
-    fields: dict[str, Any] = {name: _array(name, tensor) for name, tensor in tensors}
-    for name, text in _metadata(body[8 : 8 + size]).items():
+    header: dict[str, Any] = orjson.loads(body[8 : 8 + size])
+    metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+    fields: dict[str, Any] = {name: _array(body, 8 + size, name, entry) for name, entry in header.items()}
+    for name, text in metadata.items():
         if name in fields:
             raise MalformedBody(f"the name {name!r:.80} stands among the arrays and in the metadata")
         fields[name] = text
@@ -46,23 +49,19 @@ def encode(fields: Document) -> bytes:
     return save(arrays, {name: _text(value) for name, value in fields.items() if name not in arrays})
 
 
-def _array(name: str, tensor: Any) -> Floats | Integers:
-    dtype = _READ.get(tensor["dtype"])
+def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
+    """An array of the file, a view of the body if it is float32; data is where the data begin."""
+    dtype = _READ.get(entry["dtype"])
     if dtype is None:
-        raise MalformedBody(f"array {name!r:.80} is {tensor['dtype']}; expected one of {', '.join(_READ)}")
+        raise MalformedBody(f"array {name!r:.80} is {entry['dtype']}; expected one of {', '.join(_READ)}")
+    begin, end = entry["data_offsets"]
     try:
-        values = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        values = np.frombuffer(body, np.uint8, end - begin, data + begin).view(dtype).reshape(entry["shape"])
     except ValueError:  # empty, with axes that no memory has; or with more axes than numpy takes
-        raise MalformedBody(f"array {name!r:.80} has a shape that cannot be: {tensor['shape']!r:.80}") from None
+        raise MalformedBody(f"array {name!r:.80} has a shape that cannot be: {entry['shape']!r:.80}") from None
     if values.dtype.kind == "i":
         return values.astype(np.int64, copy=False)
     return narrowed(values) if dtype == "<f8" else values.astype(np.float32, copy=False)
-
-
-def _metadata(header: bytes) -> dict[str, str]:
-    """The header's `__metadata__`; the library has checked the header, and that its values are strings."""
-    metadata: dict[str, str] = orjson.loads(header).get("__metadata__") or {}
-    return metadata
 
 
 def _text(value: Any) -> str:

@@ -8,9 +8,9 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.body import BodyLimits, ClientGone, read_body
+from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
-from service.errors import BodyTimeout, BodyTooLarge, MalformedBody, UnsupportedMediaType
+from service.errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedBody, ServiceDraining, UnsupportedMediaType
 
 LIMITS = BodyLimits(max_bytes=100_000, grace_seconds=5, min_bytes_per_second=1000)
 
@@ -100,3 +100,19 @@ def test_a_hang_up_is_nobody_left_to_answer():
 def test_other_encodings_are_refused():
     with pytest.raises(UnsupportedMediaType, match="'br'"):
         read([b""], encoding="br")
+
+
+def test_a_half_body_is_answered_when_the_service_goes_down():
+    limits = BodyLimits(max_bytes=1000, grace_seconds=5, min_bytes_per_second=1000)
+    exchange, _ = exchange_of([b"abc"], then="silence")
+
+    async def run():
+        reading = asyncio.create_task(read_body(exchange, limits))
+        while not limits.draining.waiting:
+            await asyncio.sleep(0)
+        limits.draining.start()
+        await reading
+
+    with pytest.raises(ServiceDraining):
+        asyncio.run(run())
+    assert not limits.draining.waiting

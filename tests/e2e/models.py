@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from service.spec import ModelSpec
-from tests.reference import weights_of
+from tests.reference import Result, run_reference, weights_of
 
 SPECS = {
     "tanh": ModelSpec("rnn", 4, 6),
@@ -61,3 +61,8 @@ def write_repository(root: Path) -> Path:
     (root / BROKEN / "config.json").write_text('{"kind": "gru", "input_size": 4, "hidden_size": 7}')
     save_file(weights("tanh"), folder / "model.safetensors")
     return root
+
+
+def expected(name: str, row: np.ndarray, h0: np.ndarray | None = None, c0: np.ndarray | None = None) -> Result:
+    """One row (T, I) through a model in float64, from h0 (L·D, P) and c0 (L·D, H)."""
+    return run_reference(SPECS[name], weights(name), row, h0, c0)

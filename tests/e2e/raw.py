@@ -2,11 +2,19 @@
 
 import json
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .running import Service
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["NDJSON", "Reply", "Wire", "chunk", "head", "post", "stream_head", "zstd"]
 
 NDJSON = "application/x-ndjson"
 

@@ -57,15 +57,15 @@ class Service:
         return self.log_file.read_text()
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, trust_env=False, **options)
+        return httpx.get(self.url + path, timeout=30, trust_env=False, verify=False, **options)
 
     def post(self, path: str, document: Any = None, **options: Any) -> httpx.Response:
         if document is not None:
             options["json"] = document
-        return httpx.post(self.url + path, timeout=30, trust_env=False, **options)
+        return httpx.post(self.url + path, timeout=30, trust_env=False, verify=False, **options)
 
     def signal_to_stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)

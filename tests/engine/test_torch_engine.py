@@ -171,3 +171,20 @@ def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
     before = copied(rows)
     engine.run([rows])
     assert_rows_match(spec, weights, rows, before)
+
+
+def test_states_may_stand_anywhere_in_a_slab():
+    spec = ModelSpec("lstm", 3, 4, num_layers=2)
+    engine, weights = engine_of(spec)
+    for lengths in ([3, 3], [4, 2]):
+        rows = rows_of(spec, lengths, np.random.default_rng(9))
+        before = copied(rows)
+        slab = [np.full((2, 5, 4), 7, np.float32) for _ in range(2)]
+        for part, values in zip(slab, (rows.h, rows.c), strict=True):
+            part[:, [4, 1]] = values
+        rows.h, rows.c = slab
+        rows.slots = np.array([4, 1])
+        engine.run([rows])
+        assert (slab[0][:, [0, 2, 3]] == 7).all()
+        rows.h, rows.c = slab[0][:, [4, 1]], slab[1][:, [4, 1]]
+        assert_rows_match(spec, weights, rows, before)

@@ -11,7 +11,7 @@ import torch
 from service.engine.interface import Rows
 from service.engine.load import EngineFactory
 from service.engine.torch_engine import TorchEngine
-from service.errors import DeadlinePassed, ServiceFull
+from service.errors import ClientGone, DeadlinePassed, ServiceFull
 from service.serving.inference import Inference
 from service.serving.registry import Registry
 
@@ -27,8 +27,10 @@ class GatedEngine(TorchEngine):
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.threads = []
+        self.batches = []
 
     def run(self, batches):
+        self.batches.append(len(batches))
         self.threads.append(threading.current_thread())
         self.entered.set()
         assert self.gate.wait(30)
@@ -53,7 +55,7 @@ def rows_of(steps):
 @pytest.fixture
 def parts(write_model, tmp_path):
     write_model("m", CONFIG)
-    registry = Registry(tmp_path, GatedFactory(torch.device("cpu"), 1), default_model=None, cache_bytes=2**30)
+    registry = Registry(tmp_path, GatedFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=2**30)
     registry.scan()
     inference = Inference(registry, workers=1, max_queued_requests=3, max_queued_bytes=100_000)
     model = registry.resolve("m", None)
@@ -143,3 +145,39 @@ def test_a_failure_of_the_engine_frees_its_place(parts):
 
     assert np.isfinite(asyncio.run(run()).outputs).all()
     assert (inference.queued_requests, inference.queued_bytes) == (0, 0)
+
+
+def test_requests_that_wait_run_together(parts):
+    inference, model, engine = parts
+
+    async def run():
+        first = asyncio.create_task(inference.run(model, rows_of(LONG)))
+        await asyncio.to_thread(engine.entered.wait)
+        others = [asyncio.create_task(inference.run(model, rows_of(LONG))) for _ in range(2)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+
+    asyncio.run(run())
+    assert engine.batches[:2] == [1, 2]
+
+
+def test_a_client_that_hangs_up_leaves_the_queue(parts):
+    inference, model, engine = parts
+    rows = rows_of(LONG)
+
+    async def run():
+        first = asyncio.create_task(inference.run(model, rows_of(LONG)))
+        await asyncio.to_thread(engine.entered.wait)
+        gone = asyncio.Event()
+        leaving = asyncio.create_task(inference.run(model, rows, None, gone.wait))
+        await asyncio.sleep(0)
+        gone.set()
+        with pytest.raises(ClientGone):
+            await leaving
+        assert inference.queued_requests == 1
+        engine.gate.set()
+        await first
+
+    asyncio.run(run())
+    assert np.isnan(rows.outputs).all()

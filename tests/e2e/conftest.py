@@ -1,0 +1,61 @@
+"""Real processes: one for all the cheap tests, and others, with limits of their own, for those that need them."""
+
+import pytest
+
+from .models import write_repository
+from .running import start
+
+ADMIN = "the-admin-key"
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    return write_repository(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def service(repository, tmp_path_factory):
+    """The shared service, with limits that a test can pass. Ending it checks its exit code and its log."""
+    running = start(
+        repository,
+        tmp_path_factory.mktemp("service"),
+        admin_keys=ADMIN,
+        max_body_bytes=4 * 2**20,
+        max_input_values=100_000,
+        max_reply_values=400_000,
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def impatient(repository, tmp_path_factory):
+    """A service whose patience is short enough for a test."""
+    running = start(
+        repository,
+        tmp_path_factory.mktemp("impatient"),
+        header_timeout_seconds=1,
+        body_timeout_seconds=1,
+        min_bytes_per_second=1000,
+        stream_idle_seconds=2,
+        keep_alive_seconds=2,
+        max_body_bytes=64 * 2**20,
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def launch(repository, tmp_path):
+    """Start a service of the test's own."""
+    started = []
+
+    def launch_one(models=repository, **settings):
+        folder = tmp_path / f"service-{len(started)}"
+        folder.mkdir()
+        started.append(start(models, folder, **settings))
+        return started[-1]
+
+    yield launch_one
+    for running in started:
+        running.stop()

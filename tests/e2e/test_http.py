@@ -1,0 +1,175 @@
+"""HTTP itself: versions, framing, pipelines, upgrades, and bytes that are no HTTP at all."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .problems import assert_problem
+from .raw import NDJSON, Wire, chunk, head, post
+
+BODY = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
+WHOLE = post("/rnn/forward", BODY)
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+def send(service, data):
+    with Wire(service) as wire:
+        wire.send(data)
+        return wire.reply()
+
+
+@pytest.fixture(scope="module")
+def wanted(service):
+    return send(service, WHOLE).body
+
+
+def test_pipelined_requests_are_answered_in_order(service):
+    bodies = [json.dumps({"model": "tanh", "inputs": [[index, 2, 3, 4]]}).encode() for index in range(20)]
+    with Wire(service) as wire:
+        wire.send(b"".join(post("/rnn/forward", body, {"X-Request-Id": f"n{i}"}) for i, body in enumerate(bodies)))
+        replies = [wire.reply() for _ in bodies]
+    assert [reply.headers["x-request-id"] for reply in replies] == [f"n{index}" for index in range(20)]
+    assert [reply.body for reply in replies] == [send(service, post("/rnn/forward", body)).body for body in bodies]
+
+
+@pytest.mark.parametrize("size", [1, 7, len(BODY)])
+def test_a_chunked_body_of_any_grain(service, wanted, size):
+    pieces = [chunk(BODY[start : start + size]) for start in range(0, len(BODY), size)]
+    reply = send(service, head("POST", "/rnn/forward", CHUNKED) + b"".join(pieces) + b"0\r\nIgnored: trailer\r\n\r\n")
+    assert (reply.status, reply.body) == (200, wanted)
+
+
+def test_trailers_are_no_headers(service, wanted):
+    trailers = b"0\r\nContent-Type: text/html\r\nX-Request-Timeout-Ms: 0\r\nAccept: text/html\r\n\r\n"
+    reply = send(service, head("POST", "/rnn/forward", CHUNKED) + chunk(BODY) + trailers)
+    assert (reply.status, reply.body) == (200, wanted)
+
+
+def test_bytes_one_by_one(service, wanted):
+    with Wire(service) as wire:
+        for index in range(len(WHOLE)):
+            wire.send(WHOLE[index : index + 1])
+        assert wire.reply().body == wanted
+
+
+def test_expect_100_continue(service, wanted):
+    with Wire(service) as wire:
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": len(BODY), "Expect": "100-continue"}))
+        assert wire.line() == b"HTTP/1.1 100 Continue"
+        assert wire.line() == b""
+        wire.send(BODY)
+        assert wire.reply().body == wanted
+
+
+def test_a_body_that_will_not_be_read_is_refused_before_it_is_sent(service):
+    with Wire(service) as wire:
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": 10**9, "Expect": "100-continue"}))
+        reply = wire.reply()
+    assert_problem(reply, 413, "body-too-large", "1000000000", str(4 * 2**20))
+    assert reply.headers["connection"] == "close"
+
+
+def test_http_1_0(service, wanted):
+    with Wire(service) as wire:
+        wire.send(post("/rnn/forward", BODY, version="1.0"))
+        reply = wire.reply()
+        assert (reply.status, reply.body) == (200, wanted)
+        assert wire.is_closed()
+
+
+def test_an_offer_of_http_2_is_ignored(service, wanted):
+    """What Java's client and curl --http2 send."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    with Wire(service) as wire:
+        wire.send(post("/rnn/forward", BODY, offer))
+        reply = wire.reply()
+        assert (reply.status, reply.body) == (200, wanted)
+        wire.send(WHOLE)
+        assert wire.reply().body == wanted
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nNo colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nNul: a\x00b\r\n\r\n",
+        head("CONNECT", "host:80"),
+        head("POST", "/rnn/forward", {"Content-Length": -5}) + BODY,
+        head("POST", "/rnn/forward", {"Content-Length": "+37"}) + BODY,
+        head("POST", "/rnn/forward", {"Content-Length": "9" * 30}) + BODY,
+        head("POST", "/rnn/forward", {"Content-Length": "37, 38"}) + BODY,
+        head("POST", "/rnn/forward", {"Content-Length": 5, **CHUNKED}) + chunk(BODY) + chunk(b""),
+        head("POST", "/rnn/forward", {"Transfer-Encoding": "identity"}) + BODY,
+        head("POST", "/rnn/forward", CHUNKED) + b"zz\r\n",
+        head("POST", "/rnn/forward", CHUNKED) + chunk(BODY[:5]) + b"-1\r\n",
+        head("POST", "/rnn/forward", CHUNKED) + b"f" * 20 + b"\r\n",
+        head("POST", "/rnn/forward", CHUNKED) + b"5\r\nabcdefg\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_and_closed(service, data):
+    with Wire(service) as wire:
+        wire.send(data)
+        assert wire.reply().status == 400
+        assert wire.is_closed()
+
+
+def test_five_thousand_headers_and_a_header_of_sixty_kilobytes(service):
+    for headers in ({f"x{index}": "v" for index in range(5000)}, {"X": "y" * 60_000}):
+        assert send(service, head("GET", "/health/live", headers)).status in (200, 400)
+
+
+def test_a_stream_by_content_length(service):
+    """Not every client can send chunks."""
+    reply = send(service, post("/cell/step?model=tanh", b"[1,2,3,4]\n[1,2,3,4]\n", {"Content-Type": NDJSON}))
+    assert [json.loads(line)["step"] for line in reply.body.splitlines()] == [1, 2]
+
+
+def test_media_types_ignore_case_and_parameters(service):
+    for kind in ("Application/X-NDJSON", f"{NDJSON}; charset=utf-8"):
+        reply = send(service, post("/cell/step?model=tanh", b"[1,2,3,4]\n", {"Content-Type": kind}))
+        assert (reply.status, reply.headers["content-type"]) == (200, NDJSON)
+
+
+SEEDS = [
+    WHOLE,
+    head("POST", "/cell/step?model=tanh&returns=h", {"Content-Type": NDJSON, **CHUNKED})
+    + chunk(b'[1,2,3,4]\n{"inputs":[1,2,3,4],"step":2}\n')
+    + chunk(b""),
+    head("POST", "/rnn/forward", {"Accept": "application/vnd.safetensors", "X-Request-Timeout-Ms": 1000, **CHUNKED})
+    + chunk(BODY)
+    + chunk(b""),
+    head("GET", "/models/tanh?x=%41#y", {"Accept-Encoding": "zstd;q=0.5, gzip"}),
+]
+
+
+@st.composite
+def mutated(draw):
+    """A good request with a few bytes deleted, inserted or replaced, perhaps cut off."""
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(data) - 1))
+        data[place : place + draw(st.integers(0, 3))] = draw(
+            st.binary(max_size=4) | st.sampled_from([b"\r\n", b"[" * 9, b"0", b":", b"null", b"9" * 25])
+        )
+    return bytes(data[: draw(st.integers(1, len(data)))] if draw(st.booleans()) else data)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=mutated())
+def test_mutated_requests_never_make_the_service_fail(service, data):
+    """Every reply is whole and no 500; the log is searched for errors when the service ends."""
+    with Wire(service, seconds=0.02) as wire:
+        wire.send(data)
+        try:
+            while True:
+                reply = wire.reply()
+                assert reply.status < 500 or reply.status == 504, reply
+        except (ConnectionError, TimeoutError):
+            pass

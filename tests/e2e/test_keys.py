@@ -1,0 +1,140 @@
+"""Keys, and the calls that need an admin's; one service with a repository of one model."""
+
+import shutil
+
+import pytest
+from safetensors.numpy import save_file
+
+from tests.reference import weights_of
+
+from .models import BROKEN, SPECS, write_model
+from .problems import assert_problem
+from .running import start
+
+KEY, ADMIN = "the-api-key", "the-admin-key"
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A repository that these tests change."""
+    root = tmp_path_factory.mktemp("own-models")
+    write_model(root, "tanh")
+    return root
+
+
+@pytest.fixture(scope="module")
+def locked(own, tmp_path_factory):
+    running = start(own, tmp_path_factory.mktemp("locked"), api_keys=f"{KEY},another", admin_keys=ADMIN, preload="tanh")
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, bearer("wrong"), {"authorization": "Bearer"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}],
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/rnn/forward"), ("POST", "/cell/step"), ("GET", "/models"), ("GET", "/nothing")]
+)
+def test_without_a_key_nothing_is_done(locked, method, path, headers):
+    with locked.client() as client:
+        reply = client.request(method, path, json={"inputs": [[1, 2, 3, 4]]}, headers=headers)
+    assert_problem(reply, 401, "unauthorized")
+    assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", [KEY, "another", ADMIN])
+def test_with_a_key_and_without_naming_the_only_model(locked, key):
+    reply = locked.post("/rnn/forward", {"inputs": [[1, 2, 3, 4]]}, headers=bearer(key))
+    assert reply.json()["model"] == "tanh"
+    assert locked.get("/models", headers={"authorization": f"bearer {key}"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"])
+def test_what_probes_and_people_read_is_open(locked, path):
+    assert locked.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("call", ["reload", "unload"])
+def test_admin_calls_need_an_admin_key(locked, call):
+    assert_problem(locked.post(f"/models/tanh/{call}", headers=bearer(KEY)), 403, "forbidden", "RNN_ADMIN_KEYS")
+    assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN)).status_code == 200
+
+
+def test_a_service_without_keys_is_open_and_has_no_admin(launch):
+    running = launch()
+    assert running.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
+    for headers in ({}, {"authorization": "Bearer"}, bearer("x")):
+        assert_problem(running.post("/models/tanh/unload", headers=headers), 403, "forbidden")
+
+
+def test_a_service_with_an_admin_key_alone_is_open_to_all(service):
+    assert service.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
+    assert_problem(service.post("/models/tanh/unload"), 403, "forbidden")
+    assert service.post("/models/relu/unload", headers=bearer(ADMIN)).status_code == 200
+
+
+def run(locked, **fields):
+    return locked.post("/rnn/forward", {"inputs": [[1, 2, 3, 4]]} | fields, headers=bearer(KEY))
+
+
+def admin(locked, path):
+    return locked.post(path, headers=bearer(ADMIN))
+
+
+def test_unload_frees_and_the_next_request_loads_again(locked):
+    assert run(locked).status_code == 200
+    assert admin(locked, "/models/tanh/unload").json()["state"] == "available"
+    before = run(locked).json()
+    assert locked.get("/models/tanh", headers=bearer(KEY)).json()["state"] == "loaded"
+    assert run(locked).json() == before
+
+
+def test_reload_takes_up_a_new_version_and_a_new_model_and_lets_go_of_what_is_gone(locked, own):
+    before = run(locked).json()
+    write_model(own, "tanh-new", 1, SPECS["tanh"])
+    assert_problem(run(locked, model="tanh-new"), 404, "model-not-found", "tanh")
+    assert admin(locked, "/models/tanh-new/reload").json()["state"] == "available"
+    assert run(locked, model="tanh-new").json()["outputs"] == before["outputs"]
+    shutil.rmtree(own / "tanh-new")
+    assert_problem(admin(locked, "/models/tanh-new/reload"), 404, "model-not-found")
+    assert_problem(run(locked, model="tanh-new"), 404, "model-not-found")
+
+    write_version(own, 2)
+    assert run(locked, model="tanh").json()["version"] == "1"
+    assert admin(locked, "/models/tanh/reload").json()["default_version"] == "2"
+    after = run(locked, model="tanh").json()
+    assert after["version"] == "2"
+    assert after["outputs"] != before["outputs"]
+    shutil.rmtree(own / "tanh" / "2")
+    admin(locked, "/models/tanh/reload")
+    assert run(locked, model="tanh").json() == before
+
+
+def test_a_reload_that_fails_leaves_what_serves(locked, own):
+    before = run(locked, model="tanh").json()
+    config = own / "tanh" / "config.json"
+    good = config.read_text()
+    config.write_text(good.replace('"hidden_size": 6', '"hidden_size": 7'))
+    try:
+        assert_problem(admin(locked, "/models/tanh/reload"), 503, "model-failed", "tanh", "weight_ih_l0")
+        assert run(locked, model="tanh").json() == before
+    finally:
+        config.write_text(good)
+    assert admin(locked, "/models/tanh/reload").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["..%2f..", "%00", ".hidden", "a" * 65, "tanh%0a", BROKEN])
+def test_names_that_no_model_can_have_are_not_looked_for(locked, name):
+    for call in ("reload", "unload"):
+        assert admin(locked, f"/models/{name}/{call}").status_code == 404
+
+
+def write_version(root, version):
+    folder = root / "tanh" / str(version)
+    folder.mkdir()
+    save_file(weights_of(SPECS["tanh"], seed=version), folder / "model.safetensors")

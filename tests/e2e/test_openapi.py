@@ -1,0 +1,87 @@
+"""The OpenAPI document against the service that serves it: its examples run, and random requests get what it says."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from .raw import NDJSON
+
+EXAMPLES_EACH = 25
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+@pytest.fixture(scope="module")
+def document(service):
+    return service.get("/openapi.json").json()
+
+
+def test_the_examples_run_as_they_stand(service, document):
+    run = 0
+    for path in ("/rnn/forward", "/cell/step"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        for example in content["application/json"]["examples"].values():
+            reply = service.post(path, example["value"])
+            assert reply.status_code == 200, (example, reply.text)
+            run += 1
+    stream = document["paths"]["/cell/step"]["post"]["requestBody"]["content"][NDJSON]["example"]
+    reply = service.post("/cell/step", content=stream, headers={"content-type": NDJSON})
+    assert reply.status_code == 200
+    assert len(reply.text.splitlines()) == len(stream.splitlines()) - 1
+    assert run >= 4
+
+
+def test_every_field_is_described(document):
+    for name, schema in document["components"]["schemas"].items():
+        for field, described in schema.get("properties", {}).items():
+            assert described.get("description") or "$ref" in described or name == "ModelList", f"{name}.{field}"
+
+
+def test_every_operation_lists_its_problems(document):
+    for path in ("/rnn/forward", "/cell/step"):
+        responses = document["paths"][path]["post"]["responses"]
+        for status in ("400", "401", "404", "413", "415", "422", "503", "504"):
+            assert "application/problem+json" in responses[status]["content"]
+
+
+@pytest.fixture(scope="module")
+def schema(service):
+    return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+
+
+OPERATIONS = [
+    ("/rnn/forward", "POST"),
+    ("/cell/step", "POST"),
+    ("/models", "GET"),
+    ("/models/{name}", "GET"),
+    ("/models/{name}/reload", "POST"),
+    ("/models/{name}/unload", "POST"),
+    ("/health/live", "GET"),
+    ("/health/ready", "GET"),
+    ("/metrics", "GET"),
+    ("/problems/{slug}", "GET"),
+]
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+def test_every_operation_is_fuzzed(document):
+    described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
+    assert described == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_random_requests_get_what_the_document_says(schema, path, method):
+    @settings(max_examples=EXAMPLES_EACH, deadline=None, derandomize=True, database=None, suppress_health_check=SLOW)
+    @given(case=schema[path][method].as_strategy())
+    def check(case):
+        reply = case.call(timeout=30)
+        # 503 is what the document says of a model that has failed and of a service that is full.
+        checks = [check for check in CHECKS if check is not not_a_server_error or reply.status_code != 503]
+        case.validate_response(reply, checks=checks)
+
+    check()

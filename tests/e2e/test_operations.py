@@ -1,0 +1,169 @@
+"""Models, health, metrics, documentation, and what every reply carries."""
+
+import json
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.api.problems import STATUS, slug
+
+from .models import SPECS
+from .problems import assert_problem
+from .raw import Wire, head, post
+from .running import until
+
+OK = {"model": "tanh", "inputs": [[1, 2, 3, 4]]}
+
+
+def test_the_models_are_listed_with_their_sizes_and_states(service):
+    models = {model["name"]: model for model in service.get("/models").json()["models"]}
+    assert models.keys() == {*SPECS, "gru-two-versions", "broken"}
+    projecting = models["lstm-both-ways"]
+    sizes = {"kind": "lstm", "input_size": 3, "hidden_size": 5, "num_layers": 1, "proj_size": 2, "out_features": 3}
+    assert sizes.items() <= projecting.items()
+    assert projecting["bidirectional"]
+    assert [version["version"] for version in models["gru-two-versions"]["versions"]] == ["1", "2"]
+    assert models["gru-two-versions"]["default_version"] == "2"
+
+
+def test_a_broken_model_is_listed_with_its_reason(service):
+    broken = service.get("/models/broken").json()
+    assert broken["state"] == "failed"
+    assert "weight_ih_l0" in broken["reason"]
+
+
+def test_a_used_model_is_loaded(service):
+    service.post("/rnn/forward", OK)
+    version = service.get("/models/tanh").json()["versions"][0]
+    assert version["state"] == "loaded"
+    assert version["loaded_bytes"] >= 4 * (6 * 4 + 6 * 6 + 6 + 6)
+    assert version["engine"]
+
+
+@pytest.mark.parametrize("path", ["/models/unknown", "/models/..%2fetc", "/models/%00", "/models/%ff%fe"])
+def test_an_unknown_model(service, path):
+    assert_problem(service.get(path), 404, "model-not-found" if "2f" not in path else "route-not-found")
+
+
+def test_health(service):
+    assert service.get("/health/live").json() == {"status": "live", "reasons": []}
+    assert service.get("/health/ready").json() == {"status": "ready", "reasons": []}
+
+
+def counts(service):
+    reply = service.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    samples = [sample for family in text_string_to_metric_families(reply.text) for sample in family.samples]
+    return {(sample.name, *sorted(sample.labels.items())): sample.value for sample in samples}
+
+
+def test_metrics_count_requests_rows_and_steps(service):
+    before = counts(service)
+    body = {"model": "relu", "inputs": [[[1, 2, 3]] * 4, [[1, 2, 3]] * 2], "returns": ["last"]}
+    assert service.post("/rnn/forward", body).status_code == 200
+    service.post("/rnn/forward", content=b"{")
+    after = counts(service)
+
+    def grown(name, **labels):
+        key = (name, *sorted(labels.items()))
+        return after[key] - before.get(key, 0)
+
+    assert grown("rnn_rows_total", model="relu") == 2
+    assert grown("rnn_steps_total", model="relu") == 6
+    assert grown("rnn_requests_total", path="/rnn/forward", status="200") == 1
+    assert grown("rnn_requests_total", path="/rnn/forward", status="400") == 1
+    assert grown("rnn_request_seconds_count", path="/rnn/forward") == 2
+    for stage in ("decode", "queue", "compute", "encode"):
+        assert grown("rnn_stage_seconds_count", stage=stage) >= 1
+    assert after[("rnn_loaded_bytes",)] > 0
+
+
+def test_a_metrics_label_never_grows_with_what_clients_type(service):
+    for index in range(20):
+        service.get(f"/nothing-{index}")
+        service.get(f"/models/nothing-{index}")
+    assert not [key for key in counts(service) if "nothing" in str(key)]
+
+
+def test_every_problem_has_a_page(service):
+    for kind in STATUS:
+        page = service.get(f"/problems/{slug(kind)}")
+        assert page.status_code == 200, slug(kind)
+        assert len(page.text) > 50
+    assert service.get("/problems/internal-error").status_code == 200
+    assert_problem(service.get("/problems/..%2f..%2fpyproject"), 404, "route-not-found")
+    assert_problem(service.get("/problems/nothing"), 404, "route-not-found")
+
+
+def test_the_documentation_needs_no_other_host(service):
+    page = service.get("/docs")
+    assert page.status_code == 200
+    assert "SwaggerUIBundle" in page.text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert assets
+    for asset in assets:
+        assert asset.startswith("/"), asset
+        assert service.get(asset).status_code == 200
+
+
+def test_a_request_id_is_taken_or_made(service):
+    given = service.post("/rnn/forward", OK, headers={"x-request-id": "mine-1.2_3"})
+    assert given.headers["x-request-id"] == "mine-1.2_3"
+    minted = {service.post("/rnn/forward", OK).headers["x-request-id"] for _ in range(3)}
+    assert len(minted) == 3
+    for strange in ("a b", "x" * 65, "{}", '"', "é"):
+        with Wire(service) as wire:
+            wire.send(post("/rnn/forward", json.dumps(OK).encode(), {"X-Request-Id": strange}))
+            assert re.fullmatch("[0-9a-f]{16}", wire.reply().headers["x-request-id"])
+    assert service.get("/health/live", headers={"x-request-id": "probe"}).headers["x-request-id"] == "probe"
+
+
+def test_a_request_is_one_line_of_the_log(service):
+    service.post("/rnn/forward", OK | {"version": "1"}, headers={"x-request-id": "look-for-me"})
+    line = until(
+        lambda: next((row for row in service.log().splitlines() if "look-for-me" in row), None), "the log line"
+    )
+    entry = json.loads(line)
+    wanted = {"event": "request", "status": 200, "model": "tanh", "version": "1", "rows": 1, "steps": 1}
+    assert wanted.items() <= entry.items()
+    assert entry["ms"].keys() >= {"decode", "queue", "compute", "encode", "total"}
+
+
+@pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])
+def test_a_deadline_that_has_passed(service, path):
+    body = {"model": "tanh", "inputs": [[1, 2, 3, 4]]}
+    steps = counts(service).get(("rnn_steps_total", ("model", "tanh")), 0)
+    assert_problem(service.post(path, body, headers={"x-request-timeout-ms": "0"}), 504, "deadline-passed", "not run")
+    assert counts(service).get(("rnn_steps_total", ("model", "tanh")), 0) == steps
+    assert service.post(path, body, headers={"x-request-timeout-ms": "60000"}).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["-1", "1e3", "soon", "", "9" * 30])
+def test_a_deadline_that_is_no_number(service, value):
+    reply = service.post("/rnn/forward", OK, headers={"x-request-timeout-ms": value})
+    assert_problem(reply, 422, "invalid-request", "X-Request-Timeout-Ms")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nothing", 404, "route-not-found"),
+        ("POST", "/rnn/forward/", 404, "route-not-found"),
+        ("GET", "//models", 404, "route-not-found"),
+        ("GET", "/static-offline-docs/../../../../etc/passwd", 404, "route-not-found"),
+        ("GET", "/static-offline-docs/%2e%2e/%2e%2e/etc/passwd", 404, "route-not-found"),
+        ("GET", "/" + "a" * 60_000, 404, "route-not-found"),
+        ("OPTIONS", "*", 404, "route-not-found"),
+        ("GET", "/rnn/forward", 405, "method-not-allowed"),
+        ("PUT", "/cell/step", 405, "method-not-allowed"),
+        ("DELETE", "/models", 405, "method-not-allowed"),
+    ],
+)
+def test_a_path_or_a_method_that_is_not_there(service, method, path, status, kind):
+    with Wire(service) as wire:
+        wire.send(head(method, path))
+        reply = wire.reply()
+    assert_problem(reply, status, kind)
+    if status == 405:
+        assert reply.headers["allow"] in ("POST", "GET")
