@@ -142,8 +142,10 @@ def test_no_rows_is_nothing_to_do():
 def test_bf16_weights_are_rounded_and_computed_with_in_float32():
     spec = ModelSpec("gru", 5, 7, out_features=2, weights_dtype="bf16")
     engine, weights = engine_of(spec)
-    rounded = {name: torch.from_numpy(array).to(torch.bfloat16).float().numpy() if array.ndim == 2 else array
-        for name, array in weights.items()}
+    rounded = {
+        name: torch.from_numpy(array).to(torch.bfloat16).float().numpy() if array.ndim == 2 else array
+        for name, array in weights.items()
+    }
     rows = rows_of(spec, [9], np.random.default_rng(6))
     before = copied(rows)
     engine.run([rows])
