@@ -1,9 +1,12 @@
 """The composition root: builds every part, wires them together, and closes them in reverse order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import FrameType
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -38,7 +41,7 @@ def create_app(settings: Settings) -> Gateway:
 
     Raises ModelFailed if there is no model repository, ValueError for a device that is not there.
     """
-    factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine)
+    factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
     registry = Registry(
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
     )
@@ -60,9 +63,11 @@ def create_app(settings: Settings) -> Gateway:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(preload.run())
+        _on_signals(draining.start)
+        tasks = [asyncio.create_task(preload.run()), asyncio.create_task(metrics.keep_sampling())]
         yield
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         inference.close()
 
     app = FastAPIOffline(
@@ -88,9 +93,22 @@ def create_app(settings: Settings) -> Gateway:
             (key.get_secret_value() for key in settings.admin_keys),
         ),
         metrics=metrics,
-        draining=draining,
         request_log=settings.request_log,
     )
+
+
+def _on_signals(action: Callable[[], None]) -> None:
+    """Do something at the first moment of a shutdown, before uvicorn, whose handlers are in place, does its part."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        then = signal.getsignal(number)
+
+        def handle(number: int, frame: FrameType | None, then: Any = then) -> None:
+            loop.call_soon_threadsafe(action)
+            if callable(then):
+                then(number, frame)
+
+        signal.signal(number, handle)
 
 
 class Preload:

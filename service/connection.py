@@ -1,7 +1,10 @@
 """One connection as uvicorn handles it, with the limits that a server in the open needs and uvicorn leaves out."""
 
 import asyncio
+import fcntl
 import re
+import termios
+from array import array
 from typing import Any
 
 import structlog
@@ -16,24 +19,18 @@ STALL_CHECK_SECONDS = 5.0
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
 
-def guarded_protocol(*, header_seconds: float, min_bytes_per_second: float) -> type[HttpToolsProtocol]:
-    """The protocol class with these limits; uvicorn builds it with arguments of its own."""
-    limits = {"header_seconds": header_seconds, "min_bytes_per_second": min_bytes_per_second}
-    return type("Connection", (GuardedProtocol,), limits)
-
-
 class GuardedProtocol(HttpToolsProtocol):
     """One connection, with limits: on the time that headers take, on what is neither head nor body, on slow readers.
 
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
-    when a body goes on after its reply, or when empty lines are all that follows.
+    when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
+    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
     """
 
-    header_seconds: float
-    min_bytes_per_second: float
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self._header_seconds: float = config.header_seconds
+        self._min_bytes_per_second: float = config.min_bytes_per_second
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._caught_up = False
@@ -113,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._caught_up = True
 
     def _await_headers(self) -> None:
-        self._header_timer = self.loop.call_later(self.header_seconds, self._drop, "headers_too_slow")
+        self._header_timer = self.loop.call_later(self._header_seconds, self._drop, "headers_too_slow")
 
     def _cancel_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -123,17 +120,25 @@ class GuardedProtocol(HttpToolsProtocol):
     def _watch_reader(self) -> None:
         if self._stall_timer is None:
             self._caught_up = False
-            unread = self.transport.get_write_buffer_size()
-            self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, unread)
+            self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, self._unread())
 
     def _check_reader(self, before: int) -> None:
         self._stall_timer = None
-        unread = self.transport.get_write_buffer_size()
+        unread = self._unread()
         taken = before - unread
-        if not self._caught_up and unread and taken < self.min_bytes_per_second * STALL_CHECK_SECONDS:
+        if not self._caught_up and unread and taken < self._min_bytes_per_second * STALL_CHECK_SECONDS:
             self._drop("reader_too_slow")
         elif unread:
             self._watch_reader()
+
+    def _unread(self) -> int:
+        """Bytes that the client has not taken: in this process, and in the kernel, which may hold megabytes."""
+        waiting = array("i", [0])
+        try:
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        except OSError:  # closed meanwhile
+            waiting[0] = 0
+        return self.transport.get_write_buffer_size() + waiting[0]
 
     def _drop(self, reason: str) -> None:
         """Cut the connection: closing would wait for the very client that does not move."""

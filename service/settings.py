@@ -19,6 +19,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: Port = Field(8000, description="Port to listen on; 0 picks a free one.")
 
+    workers: PositiveInt = Field(1, description="Processes that share the port; the cores are shared out among them.")
+
     models: Path = Field(Path("models"), description="The model repository: one folder per model.")
     default_model: str | None = Field(None, description="Model of requests that name none.")
     preload: Annotated[tuple[str, ...], NoDecode] = Field((), description="Models to load before readiness.")
@@ -49,6 +51,17 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+
+    def plain(self) -> dict[str, str]:
+        """Every field that has a value, as its variable would hold it."""
+        plain = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                value = ",".join(part.get_secret_value() if isinstance(part, SecretStr) else part for part in value)
+            if value is not None:
+                plain[name] = str(value)
+        return plain
 
     @field_validator("preload", "api_keys", "admin_keys", mode="before")
     @classmethod

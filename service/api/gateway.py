@@ -11,7 +11,6 @@ from time import perf_counter
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.draining import Draining
 from service.api.exchange import Exchange
 from service.api.keys import Keys
 from service.api.metrics import Metrics
@@ -26,10 +25,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class Gateway:
-    """The ASGI application: hot paths here, all others in `app`. `hot` maps the paths of POST calls to their handlers.
-
-    `draining` is for whoever stops the process.
-    """
+    """The ASGI application: hot paths here, all others in `app`. `hot` maps paths of POST calls to their handlers."""
 
     def __init__(
         self,
@@ -38,10 +34,8 @@ class Gateway:
         hot: Mapping[str, Handler],
         keys: Keys,
         metrics: Metrics,
-        draining: Draining,
         request_log: bool,
     ) -> None:
-        self.draining = draining
         self._app = app
         self._hot = hot
         self._keys = keys

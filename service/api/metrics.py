@@ -1,5 +1,7 @@
 """What Prometheus reads: counters and histograms of the requests, gauges of what is loaded and waiting."""
 
+import asyncio
+import os
 from functools import lru_cache
 
 from prometheus_client import (
@@ -12,6 +14,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.api.exchange import STAGES, Exchange
 from service.serving.inference import Inference
@@ -48,12 +51,10 @@ class Metrics:
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
         self._batch = Histogram("rnn_batch_rows", "Rows of a request.", buckets=_COUNTS, registry=self.registry)
-        loaded = Gauge("rnn_loaded_bytes", "Memory that loaded weights take.", registry=self.registry)
-        loaded.set_function(lambda: inference.registry.loaded_bytes)
-        queued = Gauge("rnn_queued_requests", "Requests waiting for compute, or computing.", registry=self.registry)
-        queued.set_function(lambda: inference.queued_requests)
-        queued_bytes = Gauge("rnn_queued_bytes", "Arrays of those requests.", registry=self.registry)
-        queued_bytes.set_function(lambda: inference.queued_bytes)
+        self._inference = inference
+        self._loaded = self._gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
+        self._queued = self._gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
+        self._queued_bytes = self._gauge("rnn_queued_bytes", "Arrays of those requests.")
 
     def count(self, exchange: Exchange, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
@@ -67,6 +68,26 @@ class Metrics:
             steps.inc(exchange.steps)
             self._batch.observe(exchange.rows)
 
+    def sample(self) -> None:
+        """Set the gauges to what is now."""
+        self._loaded.set(self._inference.registry.loaded_bytes)
+        self._queued.set(self._inference.queued_requests)
+        self._queued_bytes.set(self._inference.queued_bytes)
+
+    async def keep_sampling(self) -> None:
+        """Sample every second, for ever: the page may be asked of another worker."""
+        while True:
+            self.sample()
+            await asyncio.sleep(1)
+
     def page(self) -> bytes:
-        """The Prometheus text of now."""
-        return generate_latest(self.registry)
+        """The Prometheus text of now; with several workers, of all of them."""
+        self.sample()
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")

@@ -59,15 +59,20 @@ async def _send_to_a_sender(exchange: Exchange, body: bytes) -> None:
     Closing a connection with unread data in it resets it, and the client could lose the reply that says why.
     """
     await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+    await linger(exchange)
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+async def linger(exchange: Exchange) -> None:
+    """Read on for a moment, to no purpose, if the client is still sending."""
     try:
         async with asyncio.timeout(LINGER_SECONDS):
-            while True:
+            while not exchange.received_all:
                 message = await exchange.receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    break
+                gone = message["type"] == "http.disconnect"
+                exchange.received_all = gone or not message.get("more_body", False)
     except TimeoutError:
         pass
-    await exchange.send({"type": "http.response.body", "body": b""})
 
 
 def _compress(body: bytes, encoding: str) -> bytes:

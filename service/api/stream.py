@@ -15,6 +15,7 @@ from service.api.exchange import Exchange
 from service.api.lines import blocks
 from service.api.negotiation import NDJSON, reply_format
 from service.api.problems import problem
+from service.api.reply import linger
 from service.api.requests import StreamRequest, parse
 from service.api.shapes import Limits, Target, wrong
 from service.api.stepper import Stepper, at_line, decode_line
@@ -54,6 +55,7 @@ class Stream:
                 raise
             last = json.encode({"error": problem(error, exchange.request_id)}) + b"\n"
             await exchange.send({"type": "http.response.body", "body": last, "more_body": True})
+            await linger(exchange)  # closing now could cost the client what it has not read yet
         if not begun:
             await _begin(exchange)
         await exchange.send({"type": "http.response.body", "body": b""})

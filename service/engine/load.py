@@ -30,17 +30,18 @@ class EngineFactory:
     cores: int = 1
 
     @classmethod
-    def configure(cls, device: str, threads: int, choice: EngineChoice = "auto") -> "EngineFactory":
+    def configure(cls, device: str, threads: int, choice: EngineChoice = "auto", processes: int = 1) -> "EngineFactory":
         """Choose the device and set torch's own threads, for the whole process.
 
         device is `auto`, `cpu` or `cuda:N`; threads is the number of compute threads, 0 for one per available core (and
-        one alone on a GPU, which does one thing at a time). Raises ValueError for a device that is not there, or for
-        the native engine on a GPU.
+        one alone on a GPU, which does one thing at a time); processes share the cores.
+
+        Raises ValueError for a device that is not there, or for the native engine on a GPU.
         """
         chosen = torch.device("cpu") if choice == "native" and device == "auto" else resolve_device(device)
         if choice == "native" and chosen.type != "cpu":
             raise ValueError(f"the native engine runs on the CPU, and the device is {chosen}")
-        cores = available_cores()
+        cores = max(1, available_cores() // processes)
         workers = threads or (cores if chosen.type == "cpu" else 1)
         # Small recurrent models gain little from threads inside an operator; requests side by side gain fully.
         torch.set_num_threads(max(1, cores // workers))

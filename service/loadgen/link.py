@@ -35,12 +35,13 @@ class Owner(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """One connection, at most `room` requests in flight on it, answered in order."""
+    """One connection; what is in flight on it is answered in order."""
 
-    def __init__(self, traffic: Traffic, room: int, tally: Tally, owner: Owner) -> None:
-        self.traffic, self.room, self.tally, self.owner = traffic, room, tally, owner
+    def __init__(self, traffic: Traffic, tally: Tally, owner: Owner) -> None:
+        self.traffic, self.tally, self.owner = traffic, tally, owner
         self.in_flight: deque[float] = deque()
         self.alive = False
+        self.broken = False  # something was lost with it
         self.ended = asyncio.get_running_loop().create_future()
         self.parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -60,6 +61,7 @@ class Link(asyncio.Protocol):
     def abort(self, failure: Failure) -> None:
         """Fail what is in flight, and close."""
         self.alive = False
+        self.broken = self.broken or bool(self.in_flight)
         while self.in_flight:
             self.owner.failed(self, self.in_flight.popleft(), failure)
         if self._transport is not None:

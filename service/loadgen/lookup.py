@@ -21,7 +21,7 @@ class NoSuchModel(LookupFailed):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What request bodies depend on. Sizes as in PyTorch; out_features 0 if there is no head."""
+    """What request bodies depend on, sizes as in PyTorch; and whether the version that will run is in memory."""
 
     name: str
     kind: str
@@ -30,6 +30,7 @@ class Model:
     num_layers: int
     proj_size: int
     bidirectional: bool
+    loaded: bool
 
     @property
     def state_size(self) -> int:
@@ -60,9 +61,9 @@ def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _model(document: dict[str, Any], version: str | None) -> Model:
     name = str(document["name"])
-    if version is not None and version not in (entry["version"] for entry in document["versions"]):
-        there = ", ".join(str(entry["version"]) for entry in document["versions"]) or "none"
-        raise NoSuchModel(f'model "{name}" has no version {version}; there are: {there}')
+    states = {str(entry["version"]): entry["state"] for entry in document["versions"]}
+    if version is not None and version not in states:
+        raise NoSuchModel(f'model "{name}" has no version {version}; there are: {", ".join(states) or "none"}')
     if document["kind"] is None:
         raise NoSuchModel(f'model "{name}" cannot be served: {document["reason"]}')
     return Model(
@@ -73,6 +74,7 @@ def _model(document: dict[str, Any], version: str | None) -> Model:
         int(document["num_layers"]),
         int(document["proj_size"] or 0),
         bool(document["bidirectional"]),
+        (document["state"] if version is None else states[version]) == "loaded",
     )
 
 

@@ -11,7 +11,7 @@ ENDED_EARLY = Failure(0, "stream ended early")
 
 
 class Stream(Link):
-    """Each line out is one request, each line in its answer. An error fails every line in flight and ends the stream."""
+    """A line out is a request, a line back its answer. An error fails every line in flight and ends the stream."""
 
     _line = b""
 
@@ -26,7 +26,7 @@ class Stream(Link):
                 self.owner.succeeded(self, self.in_flight.popleft())
 
     def on_message_complete(self) -> None:
-        """The service has ended the stream: refused it, or had an empty chunk from us."""
+        """The service has ended the stream: refused it, or had the empty chunk from us."""
         if self.status >= 200:
             self.abort(self.take_failure() if self.status >= 300 else ENDED_EARLY)
 

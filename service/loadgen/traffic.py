@@ -42,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """`opening` goes out once on each new connection, `unit` for every request: a whole request, or a line of a stream."""
+    """`opening` goes out once on a new connection, `unit` for every request: all of it, or one line of a stream."""
 
     streaming: bool
     opening: bytes

@@ -112,9 +112,10 @@ def start(models: Path, folder: Path, **settings: Any) -> Service:
     try:
         service.port = until(lambda: _listening(service), "the service listens", START_SECONDS)
         until(lambda: service.get("/health/ready").status_code == 200, "the service is ready", START_SECONDS)
-    except BaseException:
+    except BaseException as error:
         process.kill()
         process.wait()
+        error.add_note(service.log()[-4000:])
         raise
     return service
 

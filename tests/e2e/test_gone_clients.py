@@ -156,15 +156,18 @@ NEVER_READ = [
 
 
 def reads_slowly(service):
-    """Slowly, but above the least rate, and for longer than the service takes to look: gives whether all arrived."""
+    """A hundred times the least rate, for longer than the service takes to look; gives whether all arrived."""
     with Wire(service, receive_buffer=4096) as wire:
         wire.send(post("/rnn/forward", LONG))
         status, headers = wire.status_and_headers()
         left = int(headers["content-length"])
         for _ in range(65):
-            left -= len(wire.exactly(20_000))
+            left -= len(wire.exactly(10_000))
             time.sleep(0.1)
-        return status == 200 and len(wire.exactly(left)) == left
+        try:
+            return status == 200 and len(wire.exactly(left)) == left
+        except ConnectionError:
+            return False
 
 
 @pytest.fixture(scope="module")

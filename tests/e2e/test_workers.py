@@ -1,0 +1,62 @@
+"""Several processes on one port: they share the work, the metrics, and the end."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from .running import ROOT, until
+
+STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
+
+
+def workers_of(service):
+    """The worker processes; a spawn helper of multiprocessing is a child too, and so is one that has just died."""
+    alive = [child for child in service.process.children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
+
+
+def total(service, name):
+    """A metric over all its labels."""
+    rows = [line for line in service.get("/metrics").text.splitlines() if line.startswith(name)]
+    return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
+
+
+def test_two_workers_answer_count_together_and_stop_together(launch):
+    service = launch(workers=2)
+    until(lambda: len(workers_of(service)) == 2, "two workers")
+    answers = {service.post("/cell/step", STEP).text for _ in range(40)}
+    assert len(answers) == 1  # the same bits from either
+    assert total(service, "rnn_steps_total") == 40
+    workers = workers_of(service)
+    service.stop()
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_worker_that_is_killed_is_replaced(launch):
+    service = launch(workers=2)
+    until(lambda: len(workers_of(service)) == 2, "two workers")
+    victim, other = workers_of(service)
+    victim.send_signal(signal.SIGKILL)
+    until(lambda: len(set(workers_of(service)) - {victim, other}) == 1, "a new worker", 60)
+    for _ in range(10):
+        assert service.post("/cell/step", STEP).status_code == 200
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_start_that_fails_says_why_and_exits(tmp_path, workers):
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--models", "nowhere", "--port", "0", "--workers", workers],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "cannot be listed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
