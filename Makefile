@@ -33,8 +33,11 @@ format: .venv/.dev  ## Let ruff arrange the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## Beside the hand-written endpoint: requests/s, latency, memory (needs wrk)
+bench: .venv/.dev  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk and cc)
 	$(BIN)/python -m benchmarks.bench
+
+rivals: .venv/.dev  ## Environments of the rivals that `make bench` then measures too
+	$(BIN)/python -m benchmarks.rivals
 
 bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
 	$(PIP) --editable '.[kernels]'

@@ -28,6 +28,7 @@ from service.api.step import Step
 from service.api.stream import Stream
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
+from service.serving.admission import Admission
 from service.serving.inference import Inference
 from service.serving.registry import Registry
 from service.settings import Settings
@@ -52,6 +53,7 @@ def create_app(settings: Settings) -> Gateway:
         max_queued_requests=settings.max_queued_requests,
         max_queued_bytes=settings.max_queued_bytes,
     )
+    admission = Admission(settings.max_queued_requests, settings.max_queued_bytes)
     draining = Draining()
     metrics = Metrics(inference)
     preload = Preload(registry, settings.preload)
@@ -85,8 +87,8 @@ def create_app(settings: Settings) -> Gateway:
     return Gateway(
         app,
         hot={
-            "/rnn/forward": Forward(inference, limits, body_limits),
-            "/cell/step": Step(inference, limits, body_limits, stream),
+            "/rnn/forward": Forward(inference, limits, body_limits, admission),
+            "/cell/step": Step(inference, limits, body_limits, stream, admission),
         },
         keys=Keys(
             (key.get_secret_value() for key in settings.api_keys),

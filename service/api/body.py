@@ -35,9 +35,8 @@ class BodyLimits:
 
 async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     """The whole body, decompressed. Raises BodyTooLarge, BodyTimeout, ServiceDraining, or as `decompressed` does."""
-    declared = exchange.headers.get(b"content-length")
-    if declared is not None and int(declared) > limits.max_bytes:
-        raise BodyTooLarge(f"the body has {int(declared)} bytes; the limit is {limits.max_bytes}")
+    if exchange.declared_bytes > limits.max_bytes:
+        raise BodyTooLarge(f"the body has {exchange.declared_bytes} bytes; the limit is {limits.max_bytes}")
     pieces, total = [], 0
     loop = asyncio.get_running_loop()
     begun = loop.time()

@@ -10,6 +10,7 @@ from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
 from service.errors import NonFiniteOutput
+from service.serving.admission import HEAVY_BYTES
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats
 
@@ -19,10 +20,20 @@ DECODE_ON_LOOP_BYTES = 2**20
 FORMATS: Sequence[str] = (JSON, SAFETENSORS)
 
 
-async def read_document(exchange: Exchange, limits: BodyLimits) -> tuple[Document, str]:
-    """The named values of a body, and its format. Raises as `read_body` and the decoders do."""
+async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.Lock) -> tuple[Document, str]:
+    """The named values of a body, and its format; large ones are decoded one at a time.
+
+    Raises as `read_body` and the decoders do.
+    """
     kind = request_format(exchange.header(b"content-type"), FORMATS)
     body = await read_body(exchange, limits)
+    if len(body) < HEAVY_BYTES:
+        return await _decode(exchange, body, kind), kind
+    async with heavy:
+        return await _decode(exchange, body, kind), kind
+
+
+async def _decode(exchange: Exchange, body: bytes, kind: str) -> Document:
     begun = perf_counter()
     if kind == SAFETENSORS:
         document = safetensors.decode(body)
@@ -33,7 +44,7 @@ async def read_document(exchange: Exchange, limits: BodyLimits) -> tuple[Documen
         except json.Suspicious:
             document = await asyncio.to_thread(json_slow.decode, body)
     exchange.mark("decode", begun)
-    return document, kind
+    return document
 
 
 def answer_format(exchange: Exchange, kind: str) -> str:

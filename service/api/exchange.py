@@ -60,6 +60,11 @@ class Exchange:
         """A header's value, empty if it is missing; of headers that came twice, the last."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    @property
+    def declared_bytes(self) -> int:
+        """Content-Length, 0 if the body comes without."""
+        return int(self.headers.get(b"content-length", b"0"))
+
     def mark(self, stage: str, since: float) -> float:
         """Book the time since `since` to a stage; returns now."""
         now = perf_counter()

@@ -13,6 +13,7 @@ from service.api.reply import send_reply
 from service.api.requests import ForwardRequest, parse
 from service.api.shapes import Limits, Sequences, Target, sequences, state, wrong
 from service.engine.interface import Floats, Rows
+from service.serving.admission import HEAVY_BYTES, Admission
 from service.serving.inference import Inference
 from service.spec import ModelSpec
 
@@ -24,15 +25,17 @@ class Forward:
     inference: Inference
     limits: Limits
     body_limits: BodyLimits
+    admission: Admission
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer; while the reply is being sent, nothing but its body is held any more."""
-        body, kind = await self._answer(exchange)
-        await send_reply(exchange, 200, kind.encode(), body)
+        with self.admission.enter(exchange.declared_bytes):
+            body, kind = await self._answer(exchange)
+            await send_reply(exchange, 200, kind.encode(), body)
 
     async def _answer(self, exchange: Exchange) -> tuple[bytes, str]:
         """Translate, call, translate: the reply's body and its format."""
-        document, came_as = await read_document(exchange, self.body_limits)
+        document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
         model = self.inference.registry.resolve_fields(document)
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
@@ -44,7 +47,10 @@ class Forward:
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
-        return encode_document(exchange, reply, kind), kind
+        if exchange.steps * model.spec.output_size * 4 < HEAVY_BYTES:
+            return encode_document(exchange, reply, kind), kind
+        async with self.admission.heavy:
+            return encode_document(exchange, reply, kind), kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ COMPRESS_FROM_BYTES = 1024
 COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
 GZIP_LEVEL = 4
 LINGER_SECONDS = 2.0
+READ_TO_THE_END_BYTES = 2**20
 
 
 async def send_reply(
@@ -32,7 +33,8 @@ async def send_reply(
         body = await asyncio.to_thread(_compress, body, encoding) if elsewhere else _compress(body, encoding)
         extra += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
     interrupts = status >= 400 and not exchange.received_all
-    if interrupts:
+    # The rest of a small body is read sooner than a new connection is made.
+    if interrupts and not 0 < exchange.declared_bytes <= READ_TO_THE_END_BYTES:
         extra.append((b"connection", b"close"))
     exchange.status, exchange.sent_bytes = status, len(body)
     await exchange.send(

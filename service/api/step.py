@@ -15,6 +15,7 @@ from service.api.shapes import Limits, Target, steps, wrong
 from service.api.stepping import initial, step_returns, steppable
 from service.api.stream import Stream
 from service.engine.interface import Floats, Rows
+from service.serving.admission import Admission
 from service.serving.inference import Inference
 
 
@@ -26,13 +27,14 @@ class Step:
     limits: Limits
     body_limits: BodyLimits
     stream: Stream
+    admission: Admission
 
     async def __call__(self, exchange: Exchange) -> None:
         """Translate, call, translate."""
         if media_type(exchange.header(b"content-type")) == NDJSON:
             await self.stream(exchange)
             return
-        document, came_as = await read_document(exchange, self.body_limits)
+        document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
         model = steppable(self.inference.registry.resolve_fields(document))
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
