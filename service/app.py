@@ -47,15 +47,17 @@ def create_app(settings: Settings) -> Gateway:
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
     )
     registry.scan()
+    metrics = Metrics()
     inference = Inference(
         registry,
         workers=factory.workers,
         max_queued_requests=settings.max_queued_requests,
         max_queued_bytes=settings.max_queued_bytes,
+        on_turn=metrics.count_turn,
     )
+    metrics.watch(inference)
     admission = Admission(settings.max_queued_requests, settings.max_queued_bytes)
     draining = Draining()
-    metrics = Metrics(inference)
     preload = Preload(registry, settings.preload)
     limits = Limits(settings.max_input_values, settings.max_reply_values)
     body_limits = BodyLimits(
@@ -127,8 +129,8 @@ class Preload:
             self.waiting = f"loading model {name!r}"
             try:
                 await self._registry.preload([name])
-            except ServiceError as error:
-                self.waiting = str(error)
+            except Exception as error:  # whatever it is, it must not end in silence
+                self.waiting = str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"
                 structlog.get_logger().error("preload_failed", model=name, reason=str(error))
                 return
         self.waiting = None

@@ -28,8 +28,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 class Metrics:
     """One application's metrics, in a registry of their own. Times are in seconds, sizes in bytes."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._inference: Inference | None = None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._requests = Counter("rnn_requests", "Requests answered.", ("path", "status"), registry=self.registry)
@@ -50,8 +51,9 @@ class Metrics:
         self._of_model = lru_cache(512)(lambda model: (self._rows.labels(model), self._steps.labels(model)))
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
-        self._batch = Histogram("rnn_batch_rows", "Rows of a request.", buckets=_COUNTS, registry=self.registry)
-        self._inference = inference
+        self._batch = Histogram(
+            "rnn_batch_rows", "Rows that ran together in a turn.", buckets=_COUNTS, registry=self.registry
+        )
         self._loaded = self._gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
         self._queued = self._gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
         self._queued_bytes = self._gauge("rnn_queued_bytes", "Arrays of those requests.")
@@ -66,13 +68,21 @@ class Metrics:
             rows, steps = self._of_model(exchange.model)
             rows.inc(exchange.rows)
             steps.inc(exchange.steps)
-            self._batch.observe(exchange.rows)
+
+    def count_turn(self, rows: int) -> None:
+        """Account for rows that ran together."""
+        self._batch.observe(rows)
+
+    def watch(self, inference: Inference) -> None:
+        """Whose gauges to show."""
+        self._inference = inference
 
     def sample(self) -> None:
         """Set the gauges to what is now."""
-        self._loaded.set(self._inference.registry.loaded_bytes)
-        self._queued.set(self._inference.queued_requests)
-        self._queued_bytes.set(self._inference.queued_bytes)
+        if self._inference is not None:
+            self._loaded.set(self._inference.registry.loaded_bytes)
+            self._queued.set(self._inference.queued_requests)
+            self._queued_bytes.set(self._inference.queued_bytes)
 
     async def keep_sampling(self) -> None:
         """Sample every second, for ever: the page may be asked of another worker."""

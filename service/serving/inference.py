@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, perf_counter
-from weakref import WeakKeyDictionary
 
 from service.engine.interface import Engine, Rows
 from service.errors import ClientGone, ServiceFull
@@ -16,12 +15,23 @@ INLINE_SECONDS = 200e-6
 
 
 class Inference:
-    """Runs rows on compute threads, with a bounded queue before them and a scheduler for each engine."""
+    """Runs rows on compute threads, with a bounded queue before them and a scheduler for each engine.
 
-    def __init__(self, registry: Registry, *, workers: int, max_queued_requests: int, max_queued_bytes: int) -> None:
+    on_turn hears of every turn how many rows ran together.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        workers: int,
+        max_queued_requests: int,
+        max_queued_bytes: int,
+        on_turn: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.registry = registry
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compute")
-        self._schedulers: WeakKeyDictionary[Engine, Scheduler] = WeakKeyDictionary()
+        self._on_turn = on_turn
         self._max_queued_requests = max_queued_requests
         self._max_queued_bytes = max_queued_bytes
         self.queued_requests = 0
@@ -33,39 +43,57 @@ class Inference:
         rows: Rows,
         deadline: float | None = None,
         hung_up: Callable[[], Awaitable[None]] | None = None,
+        engine: Engine | None = None,
     ) -> Timings:
         """Run rows; results are in their own arrays when this returns.
 
-        deadline is a time of `monotonic()`; hung_up returns when nobody waits for the results any more. Raises
+        deadline is a time of `monotonic()`; hung_up returns when nobody waits for the results any more; engine is the
+        one to run on, if the caller holds one since before (a stream stays on the weights that it began with). Raises
         ServiceFull, DeadlinePassed (nothing ran), ClientGone, ModelFailed.
         """
-        engine = model.engine or await self.registry.engine(model)
+        engine = engine or self.registry.loaded(model)
+        if engine is None or engine.estimate(rows) > INLINE_SECONDS:
+            return await self._run_queued(model, rows, deadline, hung_up, engine)
         if deadline is not None and monotonic() > deadline:
             raise passed()
-        if engine.estimate(rows) <= INLINE_SECONDS:
-            begun = perf_counter()
-            engine.run([rows])
-            return Timings(compute=perf_counter() - begun)
-        size = rows.inputs.nbytes + sum(part.nbytes for part in (rows.outputs, rows.predictions) if part is not None)
-        if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
-            raise ServiceFull(f"{self.queued_requests} requests are waiting for compute; try again in a second")
-        self.queued_requests += 1
-        self.queued_bytes += size
-        try:
-            return await _unless(hung_up, self._scheduler(engine).run(rows, deadline))
-        finally:
-            self.queued_requests -= 1
-            self.queued_bytes -= size
+        begun = perf_counter()
+        engine.run([rows])
+        return Timings(compute=perf_counter() - begun)
 
     def close(self) -> None:
         """Wait for what is running and end the threads."""
         self._pool.shutdown(wait=True)
 
-    def _scheduler(self, engine: Engine) -> Scheduler:
-        scheduler = self._schedulers.get(engine)
-        if scheduler is None:
-            scheduler = self._schedulers[engine] = Scheduler(engine, self._pool)
-        return scheduler
+    async def _run_queued(
+        self,
+        model: ModelVersion,
+        rows: Rows,
+        deadline: float | None,
+        hung_up: Callable[[], Awaitable[None]] | None,
+        engine: Engine | None,
+    ) -> Timings:
+        arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions)
+        size = sum(array.nbytes for array in arrays if array is not None)
+        if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
+            raise ServiceFull(f"{self.queued_requests} requests are waiting for compute; try again in a second")
+        self.queued_requests += 1
+        self.queued_bytes += size
+        try:
+            return await _unless(hung_up, self._run_in_turns(model, rows, deadline, engine))
+        finally:
+            self.queued_requests -= 1
+            self.queued_bytes -= size
+
+    async def _run_in_turns(
+        self, model: ModelVersion, rows: Rows, deadline: float | None, engine: Engine | None
+    ) -> Timings:
+        engine = engine or await self.registry.engine(model)
+        scheduler = model.scheduler
+        if scheduler is None or scheduler.engine is not engine:
+            scheduler = Scheduler(engine, self._pool, self._on_turn)
+            if model.engine is engine:
+                model.scheduler = scheduler
+        return await scheduler.run(rows, deadline)
 
 
 async def _unless(hung_up: Callable[[], Awaitable[None]] | None, running: Awaitable[Timings]) -> Timings:
@@ -76,6 +104,7 @@ async def _unless(hung_up: Callable[[], Awaitable[None]] | None, running: Awaita
     try:
         await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not run.done():
+            gone.result()  # what went wrong in watching is not a hang-up
             raise ClientGone
         return run.result()
     finally:

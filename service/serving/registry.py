@@ -15,6 +15,7 @@ from service.engine.load import EngineFactory
 from service.errors import FieldError, InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
 from service.repository.folder import NAME, ModelFolder, VersionFolder, read_folder, scan
 from service.repository.weights import read_weights
+from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 
 State = Literal["loaded", "available", "failed"]
@@ -22,7 +23,7 @@ State = Literal["loaded", "available", "failed"]
 
 @dataclass(eq=False, slots=True)
 class ModelVersion:
-    """One version of a model as requests see it: its spec from the start, its engine once loaded."""
+    """One version of a model as requests see it: its spec from the start, its engine and its turns once loaded."""
 
     name: str
     version: str
@@ -30,6 +31,7 @@ class ModelVersion:
     folder: VersionFolder
     failure: str | None
     engine: Engine | None = None
+    scheduler: Scheduler | None = None
     notes: list[str] = field(default_factory=list)
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -129,15 +131,19 @@ class Registry:
                 raise InvalidRequest([FieldError((name,), f"{name} is no string; expected the name of one")])
         return self.resolve(fields.get("model"), fields.get("version"))
 
+    def loaded(self, version: ModelVersion) -> Engine | None:
+        """The engine of a version if it is there; it counts as used now."""
+        if version in self._loaded:
+            self._loaded.move_to_end(version)
+        return version.engine
+
     async def engine(self, version: ModelVersion) -> Engine:
         """The engine of a version, loaded now if it is not. Raises ModelFailed, with the reason kept for /models."""
         if version.engine is None:
             async with version.loading:
                 if version.engine is None:
                     await self._load(version)
-        if version in self._loaded:
-            self._loaded.move_to_end(version)
-        return version.engine  # type: ignore[return-value]  # _load has set it or raised
+        return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
     async def reload(self, name: str) -> Model:
         """Read a model's folder again, or a new one. What was loaded is loaded anew before it replaces the old.
@@ -159,7 +165,9 @@ class Registry:
             raise ModelFailed(f"model {name!r} was not reloaded: {reason}")
         if old and serving and any(version.engine for version in old.versions.values()):
             await self.engine(serving)
+        old = self._models.get(name)  # another reload may have come in between
         self._models[name] = new
+        self._loaded |= {version: None for version in new.versions.values() if version.engine}
         if old:
             self._forget(old)
         return new
@@ -174,22 +182,29 @@ class Registry:
         try:
             weights = await asyncio.to_thread(read_weights, version.folder.weights, version.spec)
             version.engine = await asyncio.to_thread(self._factory.load, version.spec, weights.arrays)
-        except ModelFailed as error:
-            version.failure = str(error)
+        except (ModelFailed, RuntimeError, MemoryError, OSError) as error:
             self._log.error("model_failed", model=version.name, version=version.version, reason=str(error))
-            raise ModelFailed(f"model {version.name!r} cannot be served: {error}") from None
+            # An engine's own words are for the log: they may name what is none of a client's business.
+            version.failure = str(error) if isinstance(error, ModelFailed) else "its engine could not be made"
+            raise ModelFailed(f"model {version.name!r} cannot be served: {version.failure}") from None
         version.notes = weights.notes
+        if not self._holds(version):
+            return  # replaced meanwhile: it lives as long as whoever waits for it
         self._loaded[version] = None
         self._log.info("model_loaded", model=version.name, version=version.version, bytes=version.engine.nbytes)
         while self.loaded_bytes > self._cache_bytes and len(self._loaded) > 1:
             evicted, _ = self._loaded.popitem(last=False)
-            evicted.engine = None
+            evicted.engine = evicted.scheduler = None
             self._log.info("model_evicted", model=evicted.name, version=evicted.version)
 
     def _forget(self, model: Model) -> None:
         for version in model.versions.values():
             self._loaded.pop(version, None)
-            version.engine = None
+            version.engine = version.scheduler = None
+
+    def _holds(self, version: ModelVersion) -> bool:
+        model = self._models.get(version.name)
+        return model is not None and model.versions.get(version.version) is version
 
     def _read(self, name: str) -> ModelFolder | None:
         return read_folder(self._root, name) if (self._root / name).is_dir() else None

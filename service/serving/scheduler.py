@@ -86,19 +86,30 @@ class Turn:
 class Scheduler:
     """The jobs of one engine, and the task that runs them turn by turn. Used from one event loop.
 
-    clock gives seconds, the same that deadlines are given in.
+    on_turn hears how many rows a turn had; clock gives seconds, the same that deadlines are given in.
     """
 
-    def __init__(self, engine: Engine, pool: Executor, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pool: Executor,
+        on_turn: Callable[[int], None] = lambda _: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._engine = engine
         self._pool = pool
+        self._on_turn = on_turn
         self._clock = clock
         self._jobs: list[Job] = []
         self._turns: asyncio.Task[None] | None = None
         # Bidirectional rows cannot be cut: their backward direction begins at the end.
         self._sliceable = not engine.spec.bidirectional
         self._seconds_per_step = engine.spec.flops_per_step / engine.flops_per_second
-        self.last_turn_rows = 0
+
+    @property
+    def engine(self) -> Engine:
+        """Whose jobs these are."""
+        return self._engine
 
     @property
     def busy(self) -> bool:
@@ -123,11 +134,14 @@ class Scheduler:
         try:
             while self._drop_what_need_not_run():
                 turn = self._plan()
-                begun = self._clock()
-                for job in turn.jobs:
-                    job.begun = begun if job.begun is None else job.begun
-                failures = await loop.run_in_executor(self._pool, run_turn, self._engine, turn.slices)
-                self._account(turn, self._clock() - begun, failures)
+                result = await loop.run_in_executor(self._pool, run_turn, self._engine, turn.slices, self._clock)
+                self._account(turn, result)
+                self._on_turn(sum(rows.lengths.size for rows in turn.slices))
+        except Exception as error:  # not of one job: everybody who waits must hear of it
+            for job in self._jobs:
+                if not job.done.done():
+                    job.done.set_exception(error)
+            self._jobs.clear()
         finally:
             self._turns = None
 
@@ -141,30 +155,34 @@ class Scheduler:
         return bool(self._jobs)
 
     def _plan(self) -> Turn:
-        """Short jobs, then long ones in order of arrival, as many rows as a turn has, cut to its time."""
+        """Short jobs and long ones, each in order of arrival, as many rows of either as a turn has, cut to its time.
+
+        The first of either is always in it: neither can starve the other.
+        """
         chosen: list[Job] = []
-        rows = 0
-        for job in sorted(self._jobs, key=lambda job: not job.short):  # stable: arrival decides among equals
-            if chosen and rows + job.rows.lengths.size > MAX_TURN_ROWS:
-                break
-            chosen.append(job)
-            rows += job.rows.lengths.size
+        for short in (True, False):
+            taken = 0
+            for job in self._jobs:
+                if job.short == short and (not taken or taken + job.rows.lengths.size <= MAX_TURN_ROWS):
+                    chosen.append(job)
+                    taken += job.rows.lengths.size
+        rows = sum(job.rows.lengths.size for job in chosen)
         steps = max(MIN_SLICE_STEPS, int(TURN_SECONDS / (self._seconds_per_step * max(rows, 1))))
         turn = Turn(steps=steps)
         for job in chosen:
             turn.add(job, steps if self._sliceable else job.longest)
-        self.last_turn_rows = rows
         return turn
 
-    def _account(self, turn: Turn, seconds: float, failures: Sequence[Exception | None]) -> None:
+    def _account(self, turn: Turn, result: "TurnResult") -> None:
         """Move the jobs of a turn on, tell those that have ended, and learn what a step costs."""
         total = sum(rows.steps for rows in turn.slices)
         if total:
             # Measured, and forgetting: the machine, its load and the mix of lengths change.
-            self._seconds_per_step += 0.2 * (seconds / total - self._seconds_per_step)
-        for job, failure in zip(turn.jobs, failures, strict=True):
+            self._seconds_per_step += 0.2 * (result.seconds / total - self._seconds_per_step)
+        for job, failure in zip(turn.jobs, result.failures, strict=True):
+            job.begun = result.begun if job.begun is None else job.begun
             job.advanced += turn.steps if self._sliceable else job.longest
-            job.compute += seconds
+            job.compute += result.seconds
             if job.done.done():
                 continue
             if failure is not None:
@@ -174,18 +192,29 @@ class Scheduler:
                 job.done.set_result(Timings(queue=waited, compute=job.compute))
 
 
-def run_turn(engine: Engine, slices: Sequence[Rows]) -> list[Exception | None]:
-    """Run slices together; the failure of each, or None. One that fails does not take the others with it."""
-    if len(slices) == 1:
-        return [_failure(engine, slices[0])]
-    kept = [(rows.h.copy(), None if rows.c is None else rows.c.copy()) for rows in slices]
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """When a turn began, how long it took, and the failure of each slice, or None."""
+
+    begun: float
+    seconds: float
+    failures: list[Exception | None]
+
+
+def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]) -> TurnResult:
+    """Run slices together. One that fails does not take the others with it."""
+    begun = clock()
+    kept = [_states(rows) for rows in slices] if len(slices) > 1 else []
+    failures: list[Exception | None] = [None] * len(slices)
     try:
         engine.run(slices)
-    except Exception:  # whose fault it was shows when each runs alone, from the state before
-        for rows, (h, c) in zip(slices, kept, strict=True):
-            _restore(rows, h, c)
-        return [_failure(engine, rows) for rows in slices]
-    return [None] * len(slices)
+    except Exception as error:
+        failures = [error]
+        if kept:  # whose fault it was shows when each runs alone, from the state before
+            for rows, states in zip(slices, kept, strict=True):
+                _restore(rows, states)
+            failures = [_failure(engine, rows) for rows in slices]
+    return TurnResult(begun, clock() - begun, failures)
 
 
 def passed() -> DeadlinePassed:
@@ -196,12 +225,19 @@ def passed() -> DeadlinePassed:
 def _failure(engine: Engine, rows: Rows) -> Exception | None:
     try:
         engine.run([rows])
-    except Exception as error:  # it is the caller's to see, in the event loop
+    except Exception as error:
         return error
     return None
 
 
-def _restore(rows: Rows, h: Floats, c: Floats | None) -> None:
-    rows.h[...] = h
-    if rows.c is not None and c is not None:
-        rows.c[...] = c
+def _states(rows: Rows) -> list[Floats]:
+    """Copies of the states of these rows alone."""
+    which = slice(None) if rows.slots is None else rows.slots
+    return [part[:, which].copy() for part in (rows.h, rows.c) if part is not None]
+
+
+def _restore(rows: Rows, states: list[Floats]) -> None:
+    which = slice(None) if rows.slots is None else rows.slots
+    for part, values in zip((rows.h, rows.c), states, strict=False):
+        if part is not None:
+            part[:, which] = values

@@ -23,7 +23,7 @@ def add(root, name, spec):
         return model.publish()
 
 
-@pytest.mark.parametrize("command", ["serve", "import", "models"])
+@pytest.mark.parametrize("command", ["serve", "import", "models", "bench"])
 def test_every_command_has_help_with_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0

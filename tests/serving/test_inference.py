@@ -1,7 +1,9 @@
 """Running rows: the queue is bounded, deadlines hold, and failures touch nobody else."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from time import monotonic
 
 import numpy as np
@@ -181,3 +183,34 @@ def test_a_client_that_hangs_up_leaves_the_queue(parts):
 
     asyncio.run(run())
     assert np.isnan(rows.outputs).all()
+
+
+def test_an_engine_that_is_unloaded_is_freed(write_model, tmp_path):
+    write_model("m", CONFIG)
+    registry = Registry(tmp_path, EngineFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=2**30)
+    registry.scan()
+    inference = Inference(registry, workers=1, max_queued_requests=3, max_queued_bytes=100_000)
+    model = registry.resolve("m", None)
+    asyncio.run(inference.run(model, rows_of(LONG)))
+    engine = weakref.ref(model.engine)
+    registry.unload("m")
+    gc.collect()
+    assert engine() is None
+    inference.close()
+
+
+def test_use_counts_for_what_is_evicted_last(write_model, tmp_path):
+    for name in "abc":
+        write_model(name, CONFIG)
+    registry = Registry(tmp_path, EngineFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=300)
+    registry.scan()
+    inference = Inference(registry, workers=1, max_queued_requests=3, max_queued_bytes=100_000)
+
+    async def run():
+        for name in "abaac":  # 144 bytes each: two fit, and b was used longest ago
+            await inference.run(registry.resolve(name, None), rows_of(1))
+
+    asyncio.run(run())
+    inference.close()
+    assert {model.name: model.serving().state for model in registry.models()}["a"] == "loaded"
+    assert registry.resolve("b", None).state == "available"

@@ -108,7 +108,7 @@ ARRIVALS = st.lists(
 @given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS)
 def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals):
     engine = TimedEngine(spec)
-    scheduler = Scheduler(engine, Here(), engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def client(arrival, rows):
         while len(engine.turns) < arrival.after_turns and scheduler.busy:
@@ -139,7 +139,7 @@ def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, 
 
 
 def run_all(engine, *work, deadlines=()):
-    scheduler = Scheduler(engine, Here(), engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def run():
         jobs = [scheduler.run(rows, *deadlines[i : i + 1]) for i, rows in enumerate(work)]
@@ -156,7 +156,7 @@ def test_rows_of_all_that_wait_run_together():
 
 def test_a_long_row_is_cut_and_a_step_that_arrives_waits_for_one_turn_only():
     engine = TimedEngine(SPEC)
-    scheduler = Scheduler(engine, Here(), engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def run():
         long = asyncio.create_task(scheduler.run(rows_of(SPEC, [2000], 0)))
@@ -179,7 +179,7 @@ def test_short_rows_go_before_long_ones_when_a_turn_is_full():
     short = rows_of(SPEC, [1], 9)
     run_all(engine, *long, short)
     assert [1] in engine.turns[0]
-    assert len(engine.turns[0]) == 2  # the short one, and one of the long
+    assert len(engine.turns[0]) == 3  # the short one, and two of the long
 
 
 def test_with_many_rows_a_turn_still_moves_every_row_on():
@@ -218,3 +218,40 @@ def test_bidirectional_rows_run_whole():
     engine = TimedEngine(BOTH_WAYS)
     run_all(engine, rows_of(BOTH_WAYS, [500], 0))
     assert engine.turns == [[[500]]]
+
+
+def test_a_job_too_large_for_a_turn_is_not_starved_by_short_ones():
+    engine = TimedEngine(SPEC)
+    large = rows_of(SPEC, [SHORT_STEPS + 1] * (MAX_TURN_ROWS + 1), 0)
+    run_all(engine, *(rows_of(SPEC, [1] * (MAX_TURN_ROWS // 2), seed) for seed in range(1, 5)), large)
+    assert len(engine.turns[0]) == 3
+
+
+def test_an_error_of_the_scheduler_reaches_everybody_who_waits():
+    engine = TimedEngine(SPEC)
+
+    class Broken(Executor):
+        def submit(self, fn, /, *args, **kwargs):
+            raise RuntimeError("cannot schedule new futures")
+
+    scheduler = Scheduler(engine, Broken(), clock=engine.clock)
+
+    async def run():
+        return await asyncio.gather(*(scheduler.run(rows_of(SPEC, [3], i)) for i in range(3)), return_exceptions=True)
+
+    assert [type(result) for result in asyncio.run(run())] == [RuntimeError] * 3
+    assert not scheduler.busy
+
+
+def test_a_failed_turn_leaves_the_other_states_of_a_slab_alone():
+    engine = TimedEngine(SPEC)
+    poison, good = (rows_of(SPEC, [2], seed, poison=seed == 0) for seed in range(2))
+    wanted = alone(SPEC, good)
+    slab = np.zeros((2, 4, 5), np.float32)
+    slab[:, 1], slab[:, 2] = poison.h[:, 0], good.h[:, 0]
+    poison.h = good.h = slab
+    poison.slots, good.slots = np.array([1]), np.array([2])
+    results = run_all(engine, poison, good)
+    assert isinstance(results[0], Poisoned)
+    np.testing.assert_array_equal(slab[:, 2], wanted.h[:, 0])
+    assert (slab[:, [0, 3]] == 0).all()
