@@ -54,7 +54,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._received_bytes += len(data)
-        super().data_received(_without_h2c(data) if self._header_timer is not None else data)
+        between = self._in_head or self.cycle is None or self.cycle.response_complete
+        super().data_received(_without_h2c(data) if between else data)
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
         elif self._header_timer is None and (self.cycle is None or self.cycle.response_complete):

@@ -11,11 +11,20 @@ class ServiceError(Exception):
     """Base of all errors that a caller is told about; the message is one sentence for the user."""
 
 
+Loc = tuple[str | int, ...]
+"""A place in a request, names and indices from the outside in."""
+
+
+def spell(loc: Loc) -> str:
+    """A place in the words of the client's own code: `inputs[3][17]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One field that is wrong: where it is (`("inputs", 3, 17)`) and what was expected and came."""
 
-    loc: tuple[str | int, ...]
+    loc: Loc
     msg: str
 
 

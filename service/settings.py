@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, or cuda:N.")
     engine: Literal["auto", "native", "torch"] = Field("auto", description="auto: native on a CPU, torch on a GPU.")
-    compute_threads: NonNegativeInt = Field(0, description="Requests computed at once; 0: one per available core.")
+    compute_threads: NonNegativeInt = Field(0, description="Threads that compute; 0: one per available core.")
 
     max_body_bytes: PositiveInt = Field(64 * MIB, description="Largest request body, decompressed.")
     max_input_values: PositiveInt = Field(16 * MIB, description="Largest B·T·I of one request.")

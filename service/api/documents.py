@@ -12,7 +12,7 @@ from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_for
 from service.errors import NonFiniteOutput
 from service.serving.admission import HEAVY_BYTES
 from service.wire import json, json_slow, safetensors
-from service.wire.arrays import Document, Floats
+from service.wire.arrays import Document, Floats, Integers
 
 DECODE_ON_LOOP_BYTES = 2**20
 """Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
@@ -35,14 +35,12 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
 
 async def _decode(exchange: Exchange, body: bytes, kind: str) -> Document:
     begun = perf_counter()
-    if kind == SAFETENSORS:
-        document = safetensors.decode(body)
-    else:
-        try:
-            elsewhere = len(body) > DECODE_ON_LOOP_BYTES
-            document = await asyncio.to_thread(json.decode, body) if elsewhere else json.decode(body)
-        except json.Suspicious:
-            document = await asyncio.to_thread(json_slow.decode, body)
+    decode = safetensors.decode if kind == SAFETENSORS else json.decode
+    try:
+        elsewhere = len(body) > DECODE_ON_LOOP_BYTES
+        document = await asyncio.to_thread(decode, body) if elsewhere else decode(body)
+    except json.Suspicious:
+        document = await asyncio.to_thread(json_slow.decode, body)
     exchange.mark("decode", begun)
     return document
 
@@ -60,16 +58,19 @@ def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
     return body
 
 
-def refuse_non_finite(name: str, flat: Floats, starts: Sequence[int]) -> None:
-    """Raise NonFiniteOutput naming row and step, if there is a NaN or infinity in flat (N, ·).
+def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:
+    """Raise NonFiniteOutput naming the row, if there is a NaN or infinity in values (B, ·); with starts, the step too.
 
-    starts are the first steps of the rows in flat, rising.
+    Then values are (N, ·), and starts (B,) the first steps of the rows in them, rising.
     """
-    if np.isfinite(flat).all():
+    if np.isfinite(values).all():
         return
-    place = int(np.flatnonzero(~np.isfinite(flat).all(axis=-1))[0])
-    row = int(np.searchsorted(starts, place, side="right")) - 1
+    place = int(np.flatnonzero(~np.isfinite(values).all(axis=-1))[0])
+    row, step = place, ""
+    if starts is not None:
+        row = int(np.searchsorted(starts, place, side="right")) - 1
+        step = f" at step {place - int(starts[row])}"
     raise NonFiniteOutput(
-        f"{name} of row {row} is not finite at step {place - starts[row]}, and JSON has no NaN or infinity; ask for "
-        'safetensors, or send "non_finite": "null"'
+        f"{name} of row {row} is not finite{step}, and JSON has no NaN or infinity; ask for safetensors, or send "
+        '"non_finite": "null"'
     )

@@ -1,6 +1,7 @@
 """The end of the process as whoever waits for a client sees it: a stream for its next line, a request for its body."""
 
 import asyncio
+from contextlib import suppress
 
 
 class Draining:
@@ -17,4 +18,5 @@ class Draining:
         """Stop being ready, and wake everybody who waits."""
         self.started = True
         for patience in list(self.waiting):
-            patience.reschedule(asyncio.get_running_loop().time())
+            with suppress(RuntimeError):  # it is due already, in this very turn of the loop
+                patience.reschedule(asyncio.get_running_loop().time())

@@ -9,6 +9,8 @@ from service.errors import FieldError, InvalidRequest
 
 STAGES = ("decode", "queue", "compute", "encode")
 
+_LISTS = (b"accept", b"accept-encoding", b"content-encoding")
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -42,6 +44,8 @@ class Exchange:
         self.receive = receive
         self.send = send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(self.headers) < len(scope["headers"]):
+            self._join_lists()
         given = self.headers.get(b"x-request-id")
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else request_id
         self.begun = perf_counter()
@@ -57,8 +61,15 @@ class Exchange:
         self.status = 0
 
     def header(self, name: bytes) -> str:
-        """A header's value, empty if it is missing; of headers that came twice, the last."""
+        """A header's value, empty if it is missing; lists that came in several lines are joined."""
         return self.headers.get(name, b"").decode("latin-1")
+
+    def _join_lists(self) -> None:
+        """Headers that are lists may come in several lines (RFC 9110, 5.3)."""
+        for name in _LISTS:
+            values = [value for key, value in self.scope["headers"] if key == name]
+            if values:
+                self.headers[name] = b", ".join(values)
 
     @property
     def declared_bytes(self) -> int:
@@ -72,9 +83,8 @@ class Exchange:
         return now
 
     def book(self, queue: float, compute: float) -> None:
-        """Book the seconds of an engine run; what ran where it stood has not queued."""
-        if queue:
-            self.stages["queue"] = self.stages.get("queue", 0.0) + queue
+        """Book the seconds of an engine run."""
+        self.stages["queue"] = self.stages.get("queue", 0.0) + queue
         self.stages["compute"] = self.stages.get("compute", 0.0) + compute
 
     async def hung_up(self) -> None:
@@ -84,10 +94,15 @@ class Exchange:
 
     def deadline(self) -> float | None:
         """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
+        timeout = self.timeout()
+        return None if timeout is None else monotonic() - (perf_counter() - self.begun) + timeout
+
+    def timeout(self) -> float | None:
+        """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""
         value = self.headers.get(b"x-request-timeout-ms")
         if value is None:
             return None
         if not value.isdigit() or len(value) > 9:
             message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
             raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
-        return monotonic() - (perf_counter() - self.begun) + int(value) / 1000
+        return int(value) / 1000

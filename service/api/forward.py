@@ -11,7 +11,7 @@ from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS
 from service.api.reply import send_reply
 from service.api.requests import ForwardRequest, parse
-from service.api.shapes import Limits, Sequences, Target, sequences, state, wrong
+from service.api.shapes import Limits, Sequences, Target, refuse_too_much, sequences, state, wrong
 from service.engine.interface import Floats, Rows
 from service.serving.admission import HEAVY_BYTES, Admission
 from service.serving.inference import Inference
@@ -69,6 +69,10 @@ class ForwardWork:
         spec = target.spec
         inputs = sequences(request.inputs, request.lengths, target, batch_first=request.batch_first)
         returns = _returns(request, target)
+        # The last output of a reverse direction is not in h_n, which has its first.
+        wants_outputs = "outputs" in returns or ("last" in returns and spec.bidirectional)
+        wants = returns | {"outputs"} if wants_outputs else returns
+        refuse_too_much(inputs.batch, len(inputs.steps), wants, target)
         rows = Rows(
             inputs.steps, inputs.starts, inputs.lengths, h=_initial(request.h0, "h0", spec.state_size, inputs, spec)
         )
@@ -76,9 +80,6 @@ class ForwardWork:
             rows.c = _initial(request.c0, "c0", spec.hidden_size, inputs, spec)
         elif request.c0 is not None:
             raise wrong(f'c0 is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c0")
-        # The last output of a reverse direction is not in h_n, which has its first.
-        wants_outputs = "outputs" in returns or ("last" in returns and spec.bidirectional)
-        _fits(inputs.steps.shape[0], wants_outputs, "predictions" in returns, target)
         room = np.zeros if inputs.padded else np.empty
         if wants_outputs:
             rows.outputs = room((inputs.steps.shape[0], spec.output_size), np.float32)
@@ -88,16 +89,16 @@ class ForwardWork:
 
     def refuse_non_finite(self) -> None:
         """Raise NonFiniteOutput if a result that will be sent holds NaN or infinity."""
-        starts = self.inputs.starts.tolist()
-        for name in ("outputs", "predictions"):
-            values = getattr(self.rows, name)
-            if values is not None:
-                refuse_non_finite(name, values, starts)
-        final = np.concatenate(
-            [part.swapaxes(0, 1) for part in (self.rows.h, self.rows.c) if part is not None], axis=-1
-        )
-        if self.returns & {"h_n", "c_n", "last"}:
-            refuse_non_finite("the final state", final.reshape(len(starts), -1), list(range(len(starts))))
+        starts = self.inputs.starts
+        if "outputs" in self.returns and self.rows.outputs is not None:
+            refuse_non_finite("outputs", self.rows.outputs, starts)
+        if self.rows.predictions is not None:
+            refuse_non_finite("predictions", self.rows.predictions, starts)
+        if "last" in self.returns:
+            refuse_non_finite("last", self._last())
+        for name, states in (("h_n", self.rows.h), ("c_n", self.rows.c)):
+            if name in self.returns and states is not None:
+                refuse_non_finite(name, states.swapaxes(0, 1).reshape(self.inputs.batch, -1))
 
     def reply(self, *, ragged: bool) -> dict[str, Any]:
         """The fields of the reply; `ragged` says whether the format has lists of unequal length."""
@@ -163,16 +164,6 @@ def _initial(value: Any, loc: str, width: int, inputs: Sequences, spec: ModelSpe
     if inputs.batched:
         return state(value, loc, shape, f"(L·D,B,{letter})").copy()
     return state(value, loc, (shape[0], width), f"(L·D,{letter})").reshape(shape).copy()
-
-
-def _fits(steps: int, outputs: bool, predictions: bool, target: Target) -> None:
-    width = outputs * target.spec.output_size + predictions * (target.spec.out_features or 0)
-    if steps * width > target.limits.reply_values:
-        raise wrong(
-            f"the reply would hold {steps * width} numbers; the limit is {target.limits.reply_values}: send fewer "
-            "rows, or ask for less in returns",
-            "inputs",
-        )
 
 
 def _padded(parts: list[Floats]) -> Floats:

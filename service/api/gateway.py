@@ -3,6 +3,7 @@
 The hot paths are handled here, ahead of FastAPI's router, which costs more than a small step does.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from secrets import token_hex
@@ -16,7 +17,7 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
 from service.api.reply import send_reply
-from service.errors import ClientGone, MethodNotAllowed, ServiceError
+from service.errors import ClientGone, MethodNotAllowed, ServiceDraining, ServiceError
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -60,6 +61,9 @@ class Gateway:
             await _send_problem(exchange, STATUS[type(error)], problem(error, exchange.request_id), headers)
         except ClientGone:
             exchange.status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:  # the time to shut down is over
+            exchange.status = exchange.status or STATUS[ServiceDraining]
+            raise
         except Exception:
             self._log.exception("internal_error", request_id=exchange.request_id)
             if exchange.status:  # too late for another reply: uvicorn closes the connection

@@ -26,13 +26,17 @@ async def send_reply(
 ) -> None:
     """Send a whole reply, compressed if the client takes that and it is worth it."""
     extra = list(headers or ())
-    encoding = reply_encoding(exchange.header(b"accept-encoding")) if len(body) >= COMPRESS_FROM_BYTES else None
+    encoding = None
+    if len(body) >= COMPRESS_FROM_BYTES:
+        encoding = reply_encoding(exchange.header(b"accept-encoding"))
+        extra.append((b"vary", b"accept-encoding"))
     if encoding:
         # Compression releases the GIL; a small body is done before another thread has woken up.
         elsewhere = len(body) >= COMPRESS_ELSEWHERE_FROM_BYTES
         body = await asyncio.to_thread(_compress, body, encoding) if elsewhere else _compress(body, encoding)
-        extra += [(b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding")]
-    interrupts = status >= 400 and not exchange.received_all
+        extra.append((b"content-encoding", encoding.encode()))
+    sends = exchange.declared_bytes or b"transfer-encoding" in exchange.headers
+    interrupts = status >= 400 and sends and not exchange.received_all
     # The rest of a small body is read sooner than a new connection is made.
     if interrupts and not 0 < exchange.declared_bytes <= READ_TO_THE_END_BYTES:
         extra.append((b"connection", b"close"))

@@ -19,9 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from service.api.shapes import Numbers, Target
-from service.errors import FieldError, InvalidRequest
+from service.errors import FieldError, InvalidRequest, spell
 from service.wire.arrays import Ragged
-from service.wire.json_slow import spell
 
 MAX_ERRORS = 16
 """Wrong fields that one problem lists."""

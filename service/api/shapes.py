@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.errors import FieldError, InvalidRequest
+from service.errors import FieldError, InvalidRequest, Loc, spell
 from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged
-from service.wire.json_slow import Loc, spell
 
 Numbers = Floats | Integers | Ragged
 
@@ -105,6 +104,23 @@ def vectors(values: Ragged, loc: str, target: Target) -> None:
     if wrong_ones.size:
         index = int(wrong_ones[0])
         raise _wrong_width(_place(values, index, loc), int(values.sizes[-1][index]), target)
+
+
+def refuse_too_much(rows: int, steps: int, wants: frozenset[str], target: Target) -> None:
+    """Check, before any room is made, how many numbers a request leads to: its states, and what it wants per step.
+
+    Raises InvalidRequest.
+    """
+    spec = target.spec
+    per_row = spec.states * (spec.state_size + spec.has_cell_state * spec.hidden_size)
+    per_step = ("outputs" in wants) * spec.output_size + ("predictions" in wants) * (spec.out_features or 0)
+    total = rows * per_row + steps * per_step
+    if total > target.limits.reply_values:
+        raise wrong(
+            f"states and reply would hold {total} numbers; the limit is {target.limits.reply_values}: send fewer rows, "
+            "or ask for less in returns",
+            "inputs",
+        )
 
 
 def _rectangular(inputs: Floats | Integers, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:

@@ -11,7 +11,7 @@ from service.api.exchange import Exchange
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.reply import send_reply
 from service.api.requests import StepRequest, parse
-from service.api.shapes import Limits, Target, steps, wrong
+from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
 from service.api.stepping import initial, step_returns, steppable
 from service.api.stream import Stream
 from service.engine.interface import Floats, Rows
@@ -65,6 +65,7 @@ class StepWork:
         inputs, batched = steps(request.inputs, target)
         batch = len(inputs)
         returns = step_returns(request.returns, target, stateful=False)
+        refuse_too_much(batch, batch, returns, target)
         rows = Rows(
             inputs,
             np.arange(batch, dtype=np.int64),
@@ -80,16 +81,16 @@ class StepWork:
         return cls(request, returns, rows, batched)
 
     def refuse_non_finite(self) -> None:
-        """Raise NonFiniteOutput if a result holds NaN or infinity."""
-        starts = range(self.rows.lengths.size)
+        """Raise NonFiniteOutput if a result that will be sent holds NaN or infinity."""
+        batch = self.rows.lengths.size
         if "h" in self.returns:  # outputs are its top layer
-            refuse_non_finite("h", self.rows.h.swapaxes(0, 1).reshape(len(starts), -1), starts)
-        else:
-            refuse_non_finite("outputs", self.rows.h[-1], starts)
-        if self.rows.c is not None and "c" in self.returns:
-            refuse_non_finite("c", self.rows.c.swapaxes(0, 1).reshape(len(starts), -1), starts)
+            refuse_non_finite("h", self.rows.h.swapaxes(0, 1).reshape(batch, -1))
+        elif "outputs" in self.returns:
+            refuse_non_finite("outputs", self.rows.h[-1])
+        if "c" in self.returns and self.rows.c is not None:
+            refuse_non_finite("c", self.rows.c.swapaxes(0, 1).reshape(batch, -1))
         if self.rows.predictions is not None:
-            refuse_non_finite("predictions", self.rows.predictions, starts)
+            refuse_non_finite("predictions", self.rows.predictions)
 
     def reply(self) -> dict[str, Any]:
         """The fields of the reply. `outputs` is the top layer of the new state."""

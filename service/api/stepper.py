@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from service.api.exchange import Exchange
 from service.api.requests import StreamRequest
 from service.api.shapes import Target, steps, wrong
 from service.api.stepping import initial, step_returns
-from service.engine.interface import Floats, Rows
+from service.engine.interface import Engine, Floats, Rows
 from service.errors import FieldError, InvalidRequest, NonFiniteOutput, ServiceError
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
@@ -33,12 +33,18 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 
 @dataclass(slots=True)
 class Stepper:
-    """The state of one stream, and its count of steps done. h is (L,1,P), c (L,1,H)."""
+    """The state of one stream, and its count of steps done. h is (L,1,P), c (L,1,H).
+
+    engine is the one that the stream began with: a reload does not change the weights under it. patience is the time in
+    seconds from a line's arrival within which it must begin to run.
+    """
 
     model: ModelVersion
     target: Target
     inference: Inference
     exchange: Exchange
+    engine: Engine
+    patience: float | None
     returns: frozenset[str]
     refuse_non_finite: bool
     h: Floats
@@ -46,14 +52,15 @@ class Stepper:
     done: int = 0
 
     @classmethod
-    def of(
+    async def of(
         cls, request: StreamRequest, model: ModelVersion, target: Target, inference: Inference, exchange: Exchange
     ) -> "Stepper":
-        """Check what opens a stream. Raises InvalidRequest."""
+        """Check what opens a stream, and load the model if it is not. Raises InvalidRequest, ModelFailed."""
         spec = model.spec
         returns = step_returns(request.returns, target, stateful=True)
         h = initial(request.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
-        stepper = cls(model, target, inference, exchange, returns, request.non_finite == "error", h)
+        engine, patience = await inference.registry.engine(model), exchange.timeout()
+        stepper = cls(model, target, inference, exchange, engine, patience, returns, request.non_finite == "error", h)
         if spec.has_cell_state:
             stepper.c = initial(request.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
         elif request.c is not None:
@@ -121,7 +128,11 @@ class Stepper:
         rows.outputs = np.empty((count, spec.output_size), np.float32)
         if "predictions" in self.returns and spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
-        timings = await self.inference.run(self.model, rows)
+        deadline = None if self.patience is None else monotonic() + self.patience
+        try:
+            timings = await self.inference.run(self.model, rows, deadline, engine=self.engine)
+        except ServiceError as error:
+            raise at_line(error, line) from None
         begun = perf_counter()
         self.exchange.book(timings.queue, timings.compute)
         good = self._finite_steps(rows) if self.refuse_non_finite else count

@@ -20,12 +20,13 @@ from service.api.requests import StreamRequest, parse
 from service.api.shapes import Limits, Target, wrong
 from service.api.stepper import Stepper, at_line, decode_line
 from service.api.stepping import steppable
-from service.errors import BodyTimeout, ServiceDraining, ServiceError
+from service.errors import BodyTimeout, MalformedBody, ServiceDraining, ServiceError
 from service.serving.inference import Inference
 from service.wire import json
 from service.wire.arrays import MAX_FIELDS
 
 MAX_LINE_BYTES = 2**20
+MAX_BLANK_LINES = 10_000
 
 _HEADERS = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
@@ -63,17 +64,20 @@ class Stream:
     async def _answers(self, exchange: Exchange) -> AsyncIterator[bytes]:
         """Answers when they are ready, one or more lines at a time. Raises what the client is to be told."""
         stepper: Stepper | None = None
-        number = 0
+        number = blank = 0
         async for lines in self._waited(blocks(decompressed(exchange), MAX_LINE_BYTES)):
             steps = []
             for line in lines:
                 number += 1
                 if not line.strip():
+                    blank += 1
+                    if blank > MAX_BLANK_LINES:
+                        raise MalformedBody(f"line {number}: the stream has more than {MAX_BLANK_LINES} blank lines")
                     continue
                 if stepper is None:
                     opening = await _opening(line, number)
-                    stepper = self._open(exchange, opening)
-                    if opening:
+                    stepper = await self._open(exchange, opening or {})
+                    if opening is not None:
                         continue
                 steps.append((number, line))
             if stepper is not None:
@@ -99,22 +103,22 @@ class Stream:
             yield lines
         raise ServiceDraining("the service is shutting down; open the stream again, from the last state you have")
 
-    def _open(self, exchange: Exchange, opening: Mapping[str, Any]) -> Stepper:
+    async def _open(self, exchange: Exchange, opening: Mapping[str, Any]) -> Stepper:
         """The model and first state, from the query and the first line together. Raises as `resolve` and `parse` do."""
         fields = {**_from_query(exchange.scope["query_string"]), **opening}
         model = steppable(self.inference.registry.resolve_fields(fields))
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits)
-        return Stepper.of(parse(StreamRequest, fields, target), model, target, self.inference, exchange)
+        return await Stepper.of(parse(StreamRequest, fields, target), model, target, self.inference, exchange)
 
 
-async def _opening(line: bytes, number: int) -> Mapping[str, Any]:
-    """The first line's fields if it opens the stream; nothing if it is a step already."""
+async def _opening(line: bytes, number: int) -> Mapping[str, Any] | None:
+    """The first line's fields if it opens the stream; None if it is a step already."""
     try:
         first = await decode_line(line)
     except ServiceError as error:
         raise at_line(error, number) from None
-    return first if isinstance(first, Mapping) and "inputs" not in first else {}
+    return first if isinstance(first, Mapping) and "inputs" not in first else None
 
 
 def _from_query(query: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ EngineChoice = Literal["auto", "native", "torch"]
 
 @dataclass(frozen=True, slots=True)
 class EngineFactory:
-    """Makes engines for one device. `workers` threads may call them at once, on `cores` cores.
+    """Makes engines for one device. `workers` threads may call them at once, and the native engine uses as many itself.
 
     auto is the native engine on a CPU, and torch where the native one cannot be used: on a GPU, or on a processor that
     LLVM cannot generate code for.
@@ -27,7 +27,6 @@ class EngineFactory:
     device: torch.device
     workers: int
     choice: EngineChoice = "auto"
-    cores: int = 1
 
     @classmethod
     def configure(cls, device: str, threads: int, choice: EngineChoice = "auto", processes: int = 1) -> "EngineFactory":
@@ -43,18 +42,18 @@ class EngineFactory:
             raise ValueError(f"the native engine runs on the CPU, and the device is {chosen}")
         cores = max(1, available_cores() // processes)
         workers = threads or (cores if chosen.type == "cpu" else 1)
-        # Small recurrent models gain little from threads inside an operator; requests side by side gain fully.
+        # Small recurrent models gain little from threads inside an operator; models side by side gain fully.
         torch.set_num_threads(max(1, cores // workers))
         # cuDNN computes recurrent layers in TF32 unless told otherwise, which is a thousand times coarser than float32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-        return cls(chosen, workers, choice, cores)
+        return cls(chosen, workers, choice)
 
     def load(self, spec: ModelSpec, weights: Mapping[str, Floats]) -> Engine:
         """An engine that is ready to run."""
         if self.device.type == "cpu" and self.choice != "torch":
             try:
-                return NativeEngine(spec, weights, threads=self.cores)
+                return NativeEngine(spec, weights, threads=self.workers)
             except (RuntimeError, OSError) as error:  # LLVM's own words for a processor that it does not know
                 if self.choice == "native":
                     raise

@@ -6,6 +6,7 @@ without being copied.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,8 @@ class TorchEngine(Engine):
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], *, device: torch.device) -> None:
         self.spec = spec
         self._device = device
+        if device.type != "cpu":
+            self.step_seconds = inf  # waiting for a GPU is never quick enough for the event loop
         tensors = {name: _rounded(torch.from_numpy(array.copy()), spec) for name, array in weights.items()}
         head = {name: tensors.pop(f"head.{name}") for name in ("weight", "bias") if f"head.{name}" in tensors}
         self._module = build_module(spec).eval()
@@ -97,7 +100,7 @@ class TorchEngine(Engine):
         if adjacent:
             begin = int(rows.starts[0])
             span = slice(begin, begin + steps * rows.lengths.size)
-            inputs = torch.from_numpy(rows.inputs[span]).view(rows.lengths.size, steps, -1).to(self._device)
+            inputs = _tensor(rows.inputs[span]).view(rows.lengths.size, steps, -1).to(self._device)
             outputs, final = self._module(inputs, self._initial(rows, slice(None)))
             self._write_flat(rows, span, outputs)
             self._write_states(rows, slice(None), final)
@@ -110,7 +113,7 @@ class TorchEngine(Engine):
         places = [
             slice(start, start + length) for start, length in zip(rows.starts[live], lengths.tolist(), strict=True)
         ]
-        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(rows.inputs[place]) for place in places], True)
+        padded = torch.nn.utils.rnn.pad_sequence([_tensor(rows.inputs[place]) for place in places], True)
         packed = pack_padded_sequence(padded.to(self._device), lengths, batch_first=True, enforce_sorted=False)
         outputs, final = self._module(packed, self._initial(rows, live))
         self._write_states(rows, live, final)
@@ -155,6 +158,11 @@ class TorchEngine(Engine):
             raise ValueError("predictions were asked of a model without a head")
         predictions: torch.Tensor = self._head(outputs)
         return predictions
+
+
+def _tensor(array: Floats) -> torch.Tensor:
+    """A tensor over the same memory; over a copy of what may not be written, which torch does not take."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _rounded(tensor: torch.Tensor, spec: ModelSpec) -> torch.Tensor:

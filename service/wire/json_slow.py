@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.errors import DuplicateName, FieldError, InvalidRequest, MalformedBody
+from service.errors import DuplicateName, FieldError, InvalidRequest, Loc, MalformedBody, ServiceError, spell
 from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 MAX_BYTES = 2**20
@@ -22,8 +22,6 @@ _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
 
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{},:]', re.DOTALL)
-
-Loc = tuple[str | int, ...]
 
 
 def decode(body: bytes) -> Document:
@@ -56,13 +54,10 @@ def parse(body: bytes, name: Loc = ()) -> Any:
     Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
     """
     if len(body) > MAX_BYTES:
-        raise MalformedBody(
-            f"the body is not a JSON object of finite 32-bit numbers; in a body of up to {MAX_BYTES // 2**20} MiB "
-            "the place would be named"
-        )
+        raise _verdict(body)
     try:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
-        return json.loads(body, object_pairs_hook=_unique)
+        return json.loads(body, object_pairs_hook=unique)
     except orjson.JSONDecodeError as error:
         place = name + locate(error.doc[: error.pos])
         at = f", in {spell(place)}" if place else ""
@@ -73,6 +68,18 @@ def parse(body: bytes, name: Loc = ()) -> Any:
         raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
     except RecursionError:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
+
+
+def _verdict(body: bytes) -> ServiceError:
+    """The error of a body too large to look for the place in it."""
+    advice = f"in a body of up to {MAX_BYTES // 2**20} MiB the place would be named"
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "infinity" not in error.msg and not _NOT_FINITE.match(error.doc, error.pos):
+            return MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}; {advice}")
+    message = f"the body holds something that is no 32-bit number where numbers belong, or a name twice; {advice}"
+    return InvalidRequest([FieldError((), message)])
 
 
 def field(items: list[Any], loc: Loc) -> Floats | Ragged | list[str]:
@@ -108,11 +115,6 @@ def locate(text: str) -> Loc:
     return tuple(step for step in path if step != "") if len(path) <= MAX_DEPTH + 1 else ()
 
 
-def spell(loc: Loc) -> str:
-    """A place in the words of the client's own code: `inputs[3][17]`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
-
-
 def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[int]]) -> None:
     """Gather numbers in order and lengths by depth. Raises InvalidRequest at the first thing out of place."""
     depth = len(loc)  # the field's name counts for its own list
@@ -141,7 +143,8 @@ def _invalid(loc: Loc, what: str) -> InvalidRequest:
     return InvalidRequest([FieldError(loc, f"{spell(loc)} {what}")])
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text, for `object_pairs_hook`. Raises DuplicateName."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         names = [name for name, _ in pairs]

@@ -5,6 +5,7 @@ is read for both: float32 arrays are views of the body.
 Source: the format section of the safetensors README (8 bytes little-endian header size, JSON header, data).
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import save
 
 from service.errors import MalformedBody
 from service.wire.arrays import Document, Floats, Integers, narrowed
+from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
 """Enough for every field of the contract a hundred times."""
@@ -24,7 +26,7 @@ _READ = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
 def decode(body: bytes) -> Document:
     """Arrays by name, float32 or int64, and metadata fields as the strings they are.
 
-    float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody.
+    float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody, DuplicateName.
     """
     size = int.from_bytes(body[:8], "little")
     if size > MAX_HEADER_BYTES:
@@ -33,7 +35,7 @@ def decode(body: bytes) -> Document:
         safetensors.deserialize(body)
     except safetensors.SafetensorError as error:
         raise MalformedBody(f"not a safetensors file: {error}") from None
-    header: dict[str, Any] = orjson.loads(body[8 : 8 + size])
+    header: dict[str, Any] = json.loads(body[8 : 8 + size], object_pairs_hook=unique)
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     fields: dict[str, Any] = {name: _array(body, 8 + size, name, entry) for name, entry in header.items()}
     for name, text in metadata.items():
