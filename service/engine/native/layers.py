@@ -94,11 +94,8 @@ class Stack:
         self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [head.columns if head else 0])
         self.h_columns = max((layer.recurrent.h_columns for layer in layers), default=0)
         self.c_columns = max((layer.recurrent.c_columns for layer in layers), default=0)
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of the smallest W_hh, packed."""
-        return min((layer.weights[1].nbytes for layer in self.layers), default=0)
+        # Of the smallest W_hh.
+        self.step_bytes = min((layer.weights[1].nbytes for layer in layers), default=0)
 
     @property
     def nbytes(self) -> int:

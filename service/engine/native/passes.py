@@ -34,12 +34,12 @@ class Pass:
     def run(self, table: RowTable) -> None:
         """Run all rows of the table."""
         flops = table.steps * self._flops_per_step
-        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
         if not flops:
             return
         if len(table) == 1 and self._split and self._split.pays(self.stack.step_bytes, flops):
             self._run_split(self._split, table)
             return
+        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
         works = [self._take() for _ in range(threads)]
         for work in works:
             work.use_lanes(-(-len(table) // threads))

@@ -39,7 +39,7 @@ class Split:
 
     def pays(self, step_bytes: int, flops: int) -> bool:
         """Whether to split a call of one row: of so many bytes of W_hh, and so many operations in all."""
-        if self._crew.size == 1 or step_bytes < self._rule.step_bytes or flops < self._rule.flops:
+        if flops < self._rule.flops or step_bytes < self._rule.step_bytes or self._crew.size == 1:
             return False
         if self._resting:
             # Calls at the same time may count wrong by a few; nothing depends on it.
