@@ -12,6 +12,7 @@ from service.engine.native.passes import SHARED_FLOPS, Pass
 from service.engine.native.processor import Processor
 from service.engine.native.rows import Way, row_table
 from service.engine.native.schedule import Schedule
+from service.engine.native.split import Split, SplitRule
 from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
 from service.spec import ModelSpec
@@ -35,11 +36,13 @@ class NativeEngine(Engine):
         *,
         threads: int,
         processor: Processor | None = None,
+        split_rule: SplitRule | None = None,
     ) -> None:
         processor = processor or Processor.host()
         self.spec = spec
         code = compiled(Schedule(processor))
         crew = Crew(threads)
+        split = Split(split_rule or SplitRule(), crew, processor)
         layers = [
             Layer(cell_name(spec), _layer_weights(spec, weights, suffix), spec.weights_dtype, processor)
             for layer in range(spec.num_layers)
@@ -52,7 +55,7 @@ class NativeEngine(Engine):
         stacks = [Stack([layer]) for layer in layers] if spec.bidirectional else [Stack(layers, head)]
         self._flops = spec.flops_per_step
         flops = self._flops // len(stacks)
-        self._passes = [Pass(stack, code, crew, flops) for stack in stacks]
+        self._passes = [Pass(stack, code, crew, flops, split) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []

@@ -82,6 +82,10 @@ class Function:
         """A if condition else b."""
         return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
 
+    def negated(self, condition: Value) -> Value:
+        """An i1: not `condition`."""
+        return self.value(f"xor i1 {condition}, true")
+
     # Memory
 
     def at(self, pointer: Value, offset: Value | int) -> Value:
@@ -127,9 +131,9 @@ class Function:
     # Control flow
 
     @contextmanager
-    def loop(self, count: Value | int, step: int = 1) -> Iterator[Value]:
-        """Repeat the block for index = 0, step, 2·step … < count; yields the index."""
-        index = self.variable("i64", 0)
+    def loop(self, count: Value | int, step: int = 1, first: Value | int = 0) -> Iterator[Value]:
+        """Repeat the block for index = first, first + step, first + 2·step … < count; yields the index."""
+        index = self.variable("i64", first)
         with self.repeat() as stop:
             i = index.get()
             stop(self.compare("sge", i, count))

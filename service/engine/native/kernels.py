@@ -1,6 +1,5 @@
-"""The two kernels that everything is made of: `Linear`, a matrix product, and `Recurrent`, a cell's loop over time.
+"""The kernel of a cell's loop over time, `Recurrent`: it goes on from the x-parts that `Linear` has made, step by step.
 
-`Linear` computes the x-parts of many steps at once, and the head. `Recurrent` goes on from the x-parts, step by step.
 Both take all rows through the same tiles (see `tile`), panel by panel, so that a panel is read into the nearest cache
 once for all the rows.
 """
@@ -9,60 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from service.engine.native.cells import CELLS, Unit
-from service.engine.native.ir import Function, Value, module
+from service.engine.native.ir import Function, Value
+from service.engine.native.linear import Linear, element, is_null, kernel_module, panels_abreast
 from service.engine.native.processor import Processor
-from service.engine.native.sweep import Arguments, Sweep, TileShape
+from service.engine.native.sweep import Arguments, Sweep, Tiles, TileShape
+from service.engine.native.team import SHARE, lead
 from service.engine.native.tile import Panels, accumulate
 from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = bias + W x for K = `depth` values of x and `columns` of y.
-
-    Compiled signature: linear(ptr panels, ptr inputs, ptr y, i64 n): `inputs` is a table of n pointers to K floats, y
-    is dense (n, `panels.columns`).
-    """
-
-    depth: int
-    columns: int
-    weights: WeightsDtype
-    processor: Processor
-    name = "linear"
-
-    @property
-    def panels(self) -> Panels:
-        """The layout of W."""
-        width = self.processor.width_for(self.columns)
-        vectors = -(-self.columns // width)
-        per_panel = min(vectors, self.processor.panel_vectors)
-        return Panels(self.depth, vectors, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
-
-    def text(self) -> str:
-        """The module in LLVM's language; its entry point is `linear`."""
-        panels = self.panels
-        main = Function("linear", {"panels": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
-        sweep = Sweep(main, panels, "%n", self._tile)
-        sweep.emit(
-            lambda row, column: [
-                main.at("%inputs", main.mul(row, 8)),
-                element(main, "%y", row, panels.columns, column),
-            ]
-        )
-        return _module([main, *sweep.functions], self.processor, panels.width)
-
-    def _tile(self, shape: TileShape) -> Function:
-        panels = self.panels
-        f = Function(f"tile_{shape}", {"panel": "ptr", "inputs": "ptr", "y": "ptr"}, internal=True)
-        v = Vectors(f, panels.width, self.processor.has_fma)
-        addresses = panels_abreast(f, panels, shape)
-        bias = [v.load(panel, j * v.bytes) for panel in addresses for j in range(shape.vectors)]
-        inputs = [f.pointer("%inputs", row) for row in range(shape.rows)]
-        for m, row in enumerate(accumulate(v, panels, addresses, inputs, [bias] * shape.rows)):
-            for j, total in enumerate(row):
-                v.store(total, "%y", 4 * m * panels.columns + j * v.bytes)
-        return f
 
 
 @dataclass(frozen=True)
@@ -72,8 +25,9 @@ class Recurrent:
     The two differ if the state is a projection of the units' outputs (LSTM with proj_size).
 
     Compiled signature: recurrent(ptr panels, ptr projection, ptr x_parts, ptr h, ptr c, ptr units, i64 rows, i64
-    steps), everything dense: x_parts (steps, rows, `x_columns`); h (steps + 1, rows, `h_columns`), of which the first
-    is given and the others are computed; c (rows, `c_columns`), changed in place; units (rows, `c_columns`), scratch.
+    steps, ptr team), everything dense: x_parts (steps, rows, `x_columns`); h (steps + 1, rows, `h_columns`), of which
+    the first is given and the others are computed; c (rows, `c_columns`), changed in place; units (rows, `c_columns`),
+    scratch. `team` is null for one thread; with a team there is one row.
     """
 
     cell: str
@@ -123,28 +77,57 @@ class Recurrent:
     def text(self) -> str:
         """The module in LLVM's language; its entry point is `recurrent`."""
         names = ("panels", "projection", "x_parts", "h", "c", "units")
-        main = Function("recurrent", {**dict.fromkeys(names, "ptr"), "rows": "i64", "steps": "i64"})
-        sweeps = [Sweep(main, self.panels, "%rows", self._tile)]
+        main = Function("recurrent", {**dict.fromkeys(names, "ptr"), "rows": "i64", "steps": "i64", "team": "ptr"})
+        tiles = [Tiles(self._tile)]
+        sweeps = [Sweep(main, self.panels, "%rows", tiles[0])]
+        shares = [self._share(tiles[0])]
         if self.projection:
-            sweeps.append(Sweep(main, self.projection, "%rows", self._projection_tile, "%projection"))
+            tiles.append(Tiles(self._projection_tile))
+            sweeps.append(Sweep(main, self.projection, "%rows", tiles[1], "%projection"))
+            shares.append(self._projection_share(self.projection, tiles[1]))
+        alone = is_null(main, "%team")
+        together = main.negated(alone)
         x_step, h_step = (main.mul("%rows", 4 * columns) for columns in (self.x_columns, self.h_columns))
         with main.loop("%steps") as t:
             x = main.at("%x_parts", main.mul(t, x_step))
             before = main.at("%h", main.mul(t, h_step))
             after = main.at(before, h_step)
-            arguments = self._arguments(main, x, before, "%units" if self.projection else after)
-            sweeps[0].emit(arguments)
-            for projection in sweeps[1:]:
-                projection.emit(
-                    lambda row, column: [
-                        element(main, "%units", row, self.c_columns, 0),
-                        element(main, after, row, self.h_columns, column),
-                    ]
-                )
-        functions = [function for sweep in sweeps for function in sweep.functions]
-        return _module([main, *functions], self.processor, self.panels.width)
+            out = "%units" if self.projection else after
+            with main.when(alone):
+                sweeps[0].emit(self._arguments(main, x, before, "%c", out))
+                for projection in sweeps[1:]:
+                    projection.emit(self._projection_arguments(main, "%units", after))
+            with main.when(together):
+                lead(main, self.processor, "%team", shares[0], ["%panels", x, before, "%c", out])
+                for share in shares[1:]:
+                    lead(main, self.processor, "%team", share, ["%projection", "%units", after])
+        functions = [function for some in tiles for function in some.functions]
+        return kernel_module([main, *shares, *functions], self.processor, self.panels.width)
 
-    def _arguments(self, main: Function, x: Value, before: Value, after: Value) -> Arguments:
+    def _projection_arguments(self, f: Function, units: Value, after: Value) -> Arguments:
+        """What the projection's tiles are called with in a step."""
+        return lambda row, column: [
+            element(f, units, row, self.c_columns, 0),
+            element(f, after, row, self.h_columns, column),
+        ]
+
+    def _share(self, tiles: Tiles) -> Function:
+        """A part of the units of a single row, in one step; the words are what `_arguments` takes, after the panels."""
+        f = Function("share", SHARE, internal=True)
+        panels, x, before, c, out = (f.pointer("%arguments", number) for number in range(5))
+        Sweep(f, self.panels, "1", tiles, panels, ("%part", "%parts")).one_row(self._arguments(f, x, before, c, out))
+        return f
+
+    def _projection_share(self, projection: Panels, tiles: Tiles) -> Function:
+        """A part of a single row's projection."""
+        f = Function("share_projection", SHARE, internal=True)
+        panels, units, after = (f.pointer("%arguments", number) for number in range(3))
+        Sweep(f, projection, "1", tiles, panels, ("%part", "%parts")).one_row(
+            self._projection_arguments(f, units, after)
+        )
+        return f
+
+    def _arguments(self, main: Function, x: Value, before: Value, c: Value, after: Value) -> Arguments:
         """What the cell's tiles are called with in a step."""
 
         def arguments(row: Value | int, column: Value | int) -> list[Value]:
@@ -153,7 +136,7 @@ class Recurrent:
                 element(main, before, row, self.h_columns, 0),
                 element(main, x, row, self.x_columns, column),
                 element(main, before, row, self.h_columns, unit),
-                element(main, "%c", row, self.c_columns, unit),
+                element(main, c, row, self.c_columns, unit),
                 element(main, after, row, self.c_columns, unit),
             ]
 
@@ -239,17 +222,3 @@ class Place:
     h: Value
     c: Value
     out: Value
-
-
-def panels_abreast(f: Function, panels: Panels, shape: TileShape) -> list[Value]:
-    """The addresses of the panels of a tile, of which the first is `%panel`."""
-    return [f.at("%panel", number * panels.panel_bytes(shape.vectors)) for number in range(shape.abreast)]
-
-
-def element(f: Function, base: Value, row: Value | int, columns: int, column: Value | int) -> Value:
-    """The address of element [row, column] of a dense float32 array."""
-    return f.at(base, f.mul(f.add(f.mul(row, columns), column), 4))
-
-
-def _module(functions: list[Function], processor: Processor, width: int) -> str:
-    return module(functions, Vectors(functions[0], width, processor.has_fma).declarations)

@@ -8,7 +8,8 @@ import numpy as np
 from service.engine.interface import Floats
 from service.engine.native.cells import CELLS
 from service.engine.native.compiler import compiled
-from service.engine.native.kernels import Linear, Recurrent
+from service.engine.native.kernels import Recurrent
+from service.engine.native.linear import Linear
 from service.engine.native.packing import cell_order, packed
 from service.engine.native.processor import Processor
 from service.engine.native.schedule import LayerWord, StackWord
@@ -93,6 +94,8 @@ class Stack:
         self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [head.columns if head else 0])
         self.h_columns = max((layer.recurrent.h_columns for layer in layers), default=0)
         self.c_columns = max((layer.recurrent.c_columns for layer in layers), default=0)
+        # Of the smallest W_hh.
+        self.step_bytes = min((layer.weights[1].nbytes for layer in layers), default=0)
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@ from functools import partial
 from service.engine.native.compiler import Code
 from service.engine.native.layers import Stack
 from service.engine.native.rows import RowTable
+from service.engine.native.split import Split
 from service.engine.native.threads import Crew
 from service.engine.native.work import Work
 
@@ -19,10 +20,11 @@ HELD_FLOPS = 200_000
 class Pass:
     """A stack of layers with its scratch memory."""
 
-    def __init__(self, stack: Stack, code: Code, crew: Crew, flops_per_step: int) -> None:
+    def __init__(self, stack: Stack, code: Code, crew: Crew, flops_per_step: int, split: Split | None = None) -> None:
         self.stack = stack
         self._code = code
         self._crew = crew
+        self._split = split
         self._schedule = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
         self._schedule_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
         # Scratch memory that no call uses now; list.append and list.pop are atomic.
@@ -32,9 +34,12 @@ class Pass:
     def run(self, table: RowTable) -> None:
         """Run all rows of the table."""
         flops = table.steps * self._flops_per_step
-        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
         if not flops:
             return
+        if len(table) == 1 and self._split and self._split.pays(self.stack.step_bytes, flops):
+            self._run_split(self._split, table)
+            return
+        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
         works = [self._take() for _ in range(threads)]
         for work in works:
             work.use_lanes(-(-len(table) // threads))
@@ -48,6 +53,17 @@ class Pass:
     def run_steps(self, table: RowTable, work: Work, rows: int) -> None:
         """Run `rows` rows of one step, already in `table`, on the caller's thread."""
         self._call(table, work, rows * self._flops_per_step)
+
+    def _run_split(self, split: Split, table: RowTable) -> None:
+        work = self._take()
+
+        def lead(team: int) -> None:
+            work.use_team(team)
+            self._schedule(self.stack.address, work.address, table.address)
+
+        split.run(lead)
+        work.use_team(0)
+        self._idle.append(work)
 
     def _call(self, table: RowTable, work: Work, flops: int) -> None:
         call = self._schedule_held if flops < HELD_FLOPS else self._schedule

@@ -20,8 +20,8 @@ from enum import Enum, IntEnum
 from service.engine.native.ir import Function, Value, Variable, module
 from service.engine.native.processor import Processor
 
-LINEAR = ["ptr", "ptr", "ptr", "i64"]
-RECURRENT = ["ptr"] * 6 + ["i64"] * 2
+LINEAR = ["ptr", "ptr", "ptr", "i64", "ptr"]
+RECURRENT = ["ptr"] * 6 + ["i64"] * 2 + ["ptr"]
 
 
 class StackWord(IntEnum):
@@ -56,7 +56,8 @@ class LayerWord(IntEnum):
 class WorkWord(IntEnum):
     """Words of a thread's scratch memory: addresses of its parts, and how much they hold.
 
-    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have.
+    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have; `TEAM` is the address of the team that
+    shares this work out, or 0.
     """
 
     INPUTS = 0
@@ -68,6 +69,7 @@ class WorkWord(IntEnum):
     LANES = 6
     LANE_COUNT = 7
     ROW_STEPS = 8
+    TEAM = 9
 
 
 class RowWord(IntEnum):
@@ -161,6 +163,7 @@ class Block:
         self.inputs = f.pointer("%work", WorkWord.INPUTS)
         self.x_parts = f.pointer("%work", WorkWord.X_PARTS)
         self.c = f.pointer("%work", WorkWord.C)
+        self.team = f.pointer("%work", WorkWord.TEAM)
 
     def lane(self, number: Value) -> Value:
         """The address of a lane's row."""
@@ -183,7 +186,9 @@ class Block:
         head = f.pointer("%stack", StackWord.HEAD)
         with f.when(f.value(f"icmp ne ptr {head}, null")):
             f.call_at(
-                head, LINEAR, [f.pointer("%stack", StackWord.HEAD_PANELS), self.inputs, self.x_parts, self.row_steps]
+                head,
+                LINEAR,
+                [f.pointer("%stack", StackWord.HEAD_PANELS), self.inputs, self.x_parts, self.row_steps, self.team],
             )
             self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
             self._write(RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES))
@@ -217,14 +222,14 @@ class Block:
     def _run_layer(self, layer: Value, number: Value, h: Value) -> None:
         """One layer: states in, both kernels, states out."""
         f = self.f
-        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
+        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps, self.team]
         f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
         stride = f.word(layer, LayerWord.H_STRIDE)
         for state, scratch in ((State.H, h), (State.C, self.c)):
             self._move(state, layer, number, scratch, inward=True)
         panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
         arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%work", WorkWord.UNITS)]
-        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
+        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps, self.team])
         last = f.at(h, f.mul(self.row_steps, stride))
         for state, scratch in ((State.H, last), (State.C, self.c)):
             self._move(state, layer, number, scratch, inward=False)

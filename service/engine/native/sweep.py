@@ -33,8 +33,7 @@ class TileShape:
 class Sweep:
     """The loops over `rows` rows and the panels at `base`, emitted into `main` as often as `emit` is called.
 
-    `tile` writes the function for a shape, as often as there are shapes; its first parameter is the address of the
-    (first) panel.
+    A tile's first parameter is the address of its (first) panel. `share`: which part of the panels, and of how many.
     """
 
     def __init__(
@@ -42,12 +41,13 @@ class Sweep:
         main: Function,
         panels: Panels,
         rows: Value,
-        tile: Callable[[TileShape], Function],
+        tile: "Tiles",
         base: Value = "%panels",
+        share: tuple[Value, Value] | None = None,
     ) -> None:
         self._main, self._panels, self._rows, self._base = main, panels, rows, base
-        self._write = tile
-        self._functions: dict[TileShape, Function] = {}
+        self._tile = tile
+        self._share = share
         self._abreast = min(panels.full, -(-CHAINS // panels.per_panel))
         f, most = main, panels.rows
         # Never 0 tiles, so that the division is sound; a tile of no rows matches no height.
@@ -55,21 +55,18 @@ class Sweep:
         self._low = f.div(rows, self._tiles)
         self._taller = f.sub(rows, f.mul(self._low, self._tiles))
 
-    @property
-    def functions(self) -> list[Function]:
-        """The tiles that were needed."""
-        return list(self._functions.values())
-
     def emit(self, arguments: Arguments) -> None:
         """Emit the sweep; `arguments(row, column)` are a tile's after the panel, for its first row and column."""
         f = self._main
         one = f.compare("eq", self._rows, 1)
         with f.when(one):
-            self._one_row(arguments)
+            self.one_row(arguments)
         with f.when(f.value(f"xor i1 {one}, true")):
             self._over(1, lambda panel, column, shape: self._many_rows(panel, column, shape.vectors, arguments))
 
-    def _one_row(self, arguments: Arguments) -> None:
+    def one_row(self, arguments: Arguments) -> None:
+        """Emit the sweep for one row only."""
+
         def call(panel: Value, column: Value | int, shape: TileShape) -> None:
             self._main.call(self._tile(shape), [panel, *arguments(0, column)])
 
@@ -93,17 +90,49 @@ class Sweep:
         f, panels = self._main, self._panels
         each, size = panels.per_panel, panels.panel_bytes(panels.per_panel)
         groups = panels.full // abreast
-        with f.loop(groups) as p:
+        narrow = [
+            (vectors, count, done)
+            for vectors, count, done in (
+                (each, panels.full - groups * abreast, groups * abreast),
+                (panels.rest, 1, panels.full),
+            )
+            if vectors and count
+        ]
+        first, end = self._part(groups + len(narrow))
+        with f.loop(f.least(groups, end) if self._share else groups, first=first) as p:
             address = f.at(self._base, f.mul(p, abreast * size))
             body(address, f.mul(p, abreast * each * panels.width), TileShape(1, each, abreast))
-        for vectors, count, done in (
-            (each, panels.full - groups * abreast, groups * abreast),
-            (panels.rest, 1, panels.full),
-        ):
-            if vectors and count:
-                body(f.at(self._base, done * size), done * each * panels.width, TileShape(1, vectors, count))
+        for number, (vectors, count, done) in enumerate(narrow, start=groups):
+            arguments = (f.at(self._base, done * size), done * each * panels.width, TileShape(1, vectors, count))
+            if self._share:
+                inside = f.value(f"and i1 {f.compare('sge', number, first)}, {f.compare('slt', number, end)}")
+                with f.when(inside):
+                    body(*arguments)
+            else:
+                body(*arguments)
 
-    def _tile(self, shape: TileShape) -> Function:
+    def _part(self, items: int) -> tuple[Value | int, Value | int]:
+        """First and end of this share's of `items`."""
+        if not self._share:
+            return 0, items
+        f, (part, parts) = self._main, self._share
+        return f.div(f.mul(part, items), parts), f.div(f.mul(f.add(part, 1), items), parts)
+
+
+class Tiles:
+    """The tile functions of a matrix, written when first asked for."""
+
+    def __init__(self, write: Callable[[TileShape], Function]) -> None:
+        self._write = write
+        self._functions: dict[TileShape, Function] = {}
+
+    @property
+    def functions(self) -> list[Function]:
+        """The tiles that were needed."""
+        return list(self._functions.values())
+
+    def __call__(self, shape: TileShape) -> Function:
+        """The function for a shape."""
         if shape not in self._functions:
             self._functions[shape] = self._write(shape)
         return self._functions[shape]

@@ -42,6 +42,10 @@ class Work:
         self._words[WorkWord.ROW_STEPS] = row_steps
         self.address = int(self._words.ctypes.data)
 
+    def use_team(self, address: int) -> None:
+        """Share each matrix with the team whose words are there; 0 for none."""
+        self._words[WorkWord.TEAM] = address
+
     def use_lanes(self, count: int) -> None:
         """Have at most `count` rows under way at once."""
         self._words[WorkWord.LANE_COUNT] = min(LANES, count)
