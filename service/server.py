@@ -14,6 +14,7 @@ from service.app import create_app
 from service.connection import GuardedProtocol
 from service.errors import ModelFailed
 from service.logs import configure_logging
+from service.memory import share_arenas
 from service.settings import Settings
 
 WORKER_START_SECONDS = 120
@@ -75,6 +76,7 @@ def serve(settings: Settings) -> None:
 
 def application() -> Gateway:
     """The application of this process, from its environment. Raises SystemExit if it cannot be made."""
+    share_arenas()
     settings = Settings()
     configure_logging(settings)
     try:

@@ -35,14 +35,23 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
 
 async def _decode(exchange: Exchange, body: bytes, kind: str) -> Document:
     begun = perf_counter()
-    decode = safetensors.decode if kind == SAFETENSORS else json.decode
-    try:
-        elsewhere = len(body) > DECODE_ON_LOOP_BYTES
-        document = await asyncio.to_thread(decode, body) if elsewhere else decode(body)
-    except json.Suspicious:
+    document = await _decode_fast(body, kind)
+    if document is None:
         document = await asyncio.to_thread(json_slow.decode, body)
     exchange.mark("decode", begun)
     return document
+
+
+async def _decode_fast(body: bytes, kind: str) -> Document | None:
+    """The document, or None where the fast JSON reader is not sure.
+
+    A function of its own: an error of the slow reader must not keep the fast one's memory, by way of its context.
+    """
+    decode = safetensors.decode if kind == SAFETENSORS else json.decode
+    try:
+        return await asyncio.to_thread(decode, body) if len(body) > DECODE_ON_LOOP_BYTES else decode(body)
+    except json.Suspicious:
+        return None
 
 
 def answer_format(exchange: Exchange, kind: str) -> str:

@@ -82,7 +82,7 @@ def test_more_numbers_than_the_limit(service):
 def test_a_reply_over_the_limit_does_not_run(launch):
     small = launch(max_reply_values=100)
     reply = small.post("/rnn/forward", {"model": "tanh", "inputs": [ROW] * 17})
-    assert_problem(reply, 422, "invalid-request", "102", "100", "returns")
+    assert_problem(reply, 422, "invalid-request", "108", "100", "returns")
     assert small.post("/rnn/forward", {"model": "tanh", "inputs": [ROW] * 17, "returns": ["last"]}).status_code == 200
 
 

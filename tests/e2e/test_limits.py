@@ -89,6 +89,7 @@ def busy(repository, tmp_path_factory):
     """One compute thread, and two requests at most that wait for it or run on it."""
     running = start(repository, tmp_path_factory.mktemp("busy"), compute_threads=1, max_queued_requests=2)
     running.post("/rnn/forward", **wide(20))
+    running.post("/cell/step", {"model": "tanh", "inputs": [1, 2, 3, 4]})  # loaded: what loads first has to queue
     yield running
     running.stop()
 
