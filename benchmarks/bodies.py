@@ -6,7 +6,7 @@ float64 on those same float32 values.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Cell:
 
 CELLS = (
     Cell("step", "/cell/step", 1, 1, 16, 32, connections=16),
+    Cell("step-1", "/cell/step", 1, 1, 16, 32, connections=1),
     Cell("small", "/rnn/forward", 1, 32, 16, 32, connections=16),
     Cell("medium", "/rnn/forward", 8, 64, 32, 64, connections=8),
     Cell("large", "/rnn/forward", 8, 256, 128, 256, connections=4),
@@ -87,6 +88,17 @@ def write_models(directory: Path, cells: tuple[Cell, ...] = CELLS) -> None:
         save_file(network(cell).state_dict(), folder / "1" / "model.safetensors")
 
 
+def write_replies(directory: Path, cells: tuple[Cell, ...] = CELLS) -> None:
+    """The right answer to every cell, `<cell>.json` and `<cell>.safetensors`, as large as the service's own reply."""
+    directory.mkdir()
+    for cell in cells:
+        answers = {name: np.ascontiguousarray(array, np.float32) for name, array in case(cell).answers.items()}
+        reply = {**answers, "model": cell.name, "version": "1"}
+        (directory / f"{cell.name}.json").write_bytes(orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY))
+        file = safetensors.numpy.save(answers, metadata={"model": cell.name, "version": "1"})
+        (directory / f"{cell.name}.safetensors").write_bytes(file)
+
+
 def case(cell: Cell) -> Case:
     """The values of a cell, the same every time, and the float64 answers."""
     random = np.random.default_rng(SEED)
@@ -117,6 +129,22 @@ def safetensors_call(case: Case) -> Call:
     """Arrays by name, the model's name in the metadata."""
     body = safetensors.numpy.save(case.fields, metadata={"model": case.cell.name})
     return Call(case.cell.path, "application/vnd.safetensors", body, safetensors.numpy.load)
+
+
+def at(path: str, call: Callable[[Case], Call]) -> Callable[[Case], Call]:
+    """The same body, sent to another path; it may use {cell}."""
+    return lambda case: replace(call(case), path=path.format(cell=case.cell.name))
+
+
+def listed(path: str, call: Callable[[Case], Call]) -> Callable[[Case], Call]:
+    """The same JSON body as the only one of a list of `requests`, and the only reply of a list."""
+
+    def inside(case: Case) -> Call:
+        alone = call(case)
+        body = b'{"requests":[' + alone.body + b"]}"
+        return Call(path, alone.content_type, body, lambda reply: alone.decode(reply[1:-1]))
+
+    return inside
 
 
 def largest_error(call: Call, reply: bytes, case: Case) -> float:

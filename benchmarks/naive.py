@@ -5,7 +5,6 @@ folders and takes the same JSON as the service. Run as `python -m benchmarks.nai
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +12,8 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
-from safetensors.torch import load_file
-from torch import nn
+
+from benchmarks.modules import Modules
 
 Variant = Literal["sync", "async"]
 
@@ -51,18 +50,8 @@ class StepReply(BaseModel):
     h: list[list[float]]
 
 
-class Model:
-    """One folder's weights as the two modules that use them."""
-
-    def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "1" / "model.safetensors")
-        sizes = config["input_size"], config["hidden_size"]
-        self.name = folder.name
-        self.rnn = nn.RNN(*sizes, batch_first=True).eval()
-        self.rnn.load_state_dict(weights)
-        self.cell = nn.RNNCell(*sizes).eval()
-        self.cell.load_state_dict({name.removesuffix("_l0"): array for name, array in weights.items()})
+class Model(Modules):
+    """One folder's weights behind both calls."""
 
     @torch.inference_mode()
     def forward(self, request: ForwardRequest) -> ForwardReply:

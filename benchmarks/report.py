@@ -12,16 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import tables
 from benchmarks.bodies import CELLS
 from benchmarks.memory import Peak
-from benchmarks.results import Row, Spread, best_naive, verdicts
+from benchmarks.plots import Picture, draw
+from benchmarks.results import Resident, Row
+from benchmarks.rivals.environments import RIVALS, pinned, ready
+from benchmarks.scaling import Cost
+from benchmarks.stages import Breakdown
+from benchmarks.sweep import Point
+from benchmarks.verdicts import verdicts
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")
+IMAGES = Path("docs/images")
 PACKAGES = (
     "torch",
     "numpy",
@@ -34,26 +41,31 @@ PACKAGES = (
     "orjson",
     "pysimdjson",
 )
-MIB = 2**20
 
 METHOD = """\
-Each server is one process on 127.0.0.1 of the same machine, with its default threads unless said, and so is the load
-(`wrk -t1`, connections as listed, each client sends its next request when it has its reply). All servers get the same
-weights and the same JSON body; their answers are checked against PyTorch in float64 first (at most 1e-5 apart).
-Servers take turns within each round, in another order each round; a figure is the median of the rounds, with the
-smallest and largest beside it. Ratios are taken within a round, against the fastest of the naive variants.
+Each server is one process on 127.0.0.1 of the same machine, with its default threads unless said, and so is the load.
+All servers get the same weights and the same JSON body; their answers are checked against PyTorch in float64 first (at
+most 1e-5 apart). Request logs are off in all of them. CPU is user + system time of the server per answered request.
+Peak memory: a fresh process, one short request, then one large one; the rise of VmHWM over what was resident.
+
+Closed loop: `wrk -t1`, connections as listed, each client sends its next request when it has its reply. Servers take
+turns within each round, in another order each round; a figure is the median of the rounds, with the smallest and
+largest beside it. Ratios are taken within a round, against the fastest of the naive variants.
+
+Fixed arrival rates (open loop, benchmarks/openloop.c): requests arrive as a Poisson process whatever the server does,
+over 16 connections for each client of the closed loop; latency runs from the arrival, waiting for a free connection
+included. Rates are fractions of what the server did in closed loop just before. A percentile is left out where fewer
+than ten values lie beyond it.
+
 `naive` (benchmarks/naive.py) is the endpoint that most people write: FastAPI, nested lists, `torch.tensor`, `nn.RNN`,
-`.tolist()`. Request logs are off in all of them. CPU is user + system time of the server per answered request.
-Peak memory: a fresh process, one short request, then one large one; the rise of VmHWM over what was resident."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A server's resident memory when it was ready, and at most after a run of load."""
-
-    server: str
-    ready_bytes: int
-    loaded_bytes: int
+`.tolist()`. The bare ASGI echo (uvicorn, uvloop, httptools) reads the whole body and writes the right answer, prepared
+beforehand: the floor of the web layer. The rivals (benchmarks/rivals) run as their documentation shows for one worker
+on a CPU, each in an environment of its own, with torch's threads set to 1; they are started for their turn in each
+round, since their processes do not rest when idle. LitServe: one LitAPI and one worker process (plus its HTTP
+process); batching: `max_batch_size=16, batch_timeout=0.002`. BentoML: one service, `workers=1`, `numpy.ndarray`
+arguments; batching: a `batchable` call, `max_batch_size=16`, that takes the same body as a list of one. Ray Serve: one
+replica with `max_ongoing_requests=256` behind its own proxy, or behind HAProxy; batching: `@serve.batch` with
+`max_batch_size=16, batch_wait_timeout_s=0.002`. Resident memory is the sum over a server's processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,69 +79,47 @@ class Report:
     rows: Sequence[Row]
     resident: Sequence[Resident]
     peaks: Sequence[Peak]
+    points: Sequence[Point]
+    stages: Sequence[Breakdown]
+    costs: Sequence[Cost]
 
     def tables(self) -> list[Table]:
         """All tables, in the order to be read."""
-        tables = [self._load(), self._resident(), self._peaks(), self._verdicts()]
-        return [table for table in tables if table.row_count]
-
-    def _load(self) -> Table:
-        table = _table("Load", "cell", "server", "requests/s", "p50 ms", "p99 ms", "CPU ms", "× naive", "errors")
-        for row in self.rows:
-            naive = best_naive(self.rows, row.cell)
-            table.add_row(
-                row.cell,
-                f"{row.server} ({row.dialect})",
-                _figure(row.rate),
-                _figure(Spread.of(sample.p50_ms for sample in row.samples)),
-                _figure(Spread.of(sample.p99_ms for sample in row.samples)),
-                _number(Spread.of(sample.cpu_ms for sample in row.samples).median),
-                _figure(row.over(naive)) if naive else "",
-                str(row.errors) + (" (short run)" if row.too_short else ""),
-            )
-        return table
-
-    def _resident(self) -> Table:
-        table = _table("Resident memory", "server", "ready, MiB", "at most after a run, MiB")
-        for line in self.resident:
-            table.add_row(line.server, _number(line.ready_bytes / MIB), _number(line.loaded_bytes / MIB))
-        return table
-
-    def _peaks(self) -> Table:
-        table = _table(
-            "Peak memory of one large request", "server", "body MiB", "reply MiB", "peak MiB", "× body + reply"
-        )
-        for peak in self.peaks:
-            sizes = (peak.body_bytes, peak.reply_bytes, peak.peak_bytes)
-            table.add_row(f"{peak.server} ({peak.dialect})", *(_number(n / MIB) for n in sizes), _number(peak.ratio))
-        return table
-
-    def _verdicts(self) -> Table:
-        table = _table("Expected", "what", "expected", "measured", "met")
-        for verdict in verdicts(self.rows, self.peaks):
-            table.add_row(verdict.what, verdict.expected, _figure(verdict.measured), "yes" if verdict.met else "no")
-        return table
+        found = [
+            tables.load_table(self.rows),
+            tables.arrivals_table(self.points),
+            tables.stages_table(self.stages),
+            tables.costs_table(self.costs),
+            tables.lines_table(self.costs),
+            tables.resident_table(self.resident),
+            tables.peaks_table(self.peaks),
+            tables.verdicts_table(verdicts(self.rows, self.resident, self.peaks, self.points)),
+        ]
+        return [table for table in found if table.row_count]
 
     def show(self) -> None:
         """Print all tables."""
-        console = Console(width=max(Console().width, 130))
+        console = Console(width=max(Console().width, 150))
         for table in self.tables():
             console.print(table)
 
-    def write(self) -> list[Path]:
-        """Write every sample to benchmarks/results and the tables to docs; return the files."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write samples, tables and pictures to their places under the folder; return the files."""
         machine = _machine()
         slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['cores']} cores".lower()).strip("-")
-        samples = RESULTS / f"{self.when:%Y-%m-%d}-{slug}.json"
-        samples.parent.mkdir(parents=True, exist_ok=True)
+        samples, page, images = RESULTS / f"{self.when:%Y-%m-%d}-{slug}.json", folder / PAGE, folder / IMAGES
+        for file in (folder / samples, page, images / "any"):
+            file.parent.mkdir(parents=True, exist_ok=True)
         document = {**asdict(self), "machine": machine, "versions": _versions(), "cells": [asdict(c) for c in CELLS]}
-        samples.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        PAGE.write_text(self._page(machine, samples))
-        return [samples, PAGE]
+        options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        (folder / samples).write_bytes(orjson.dumps(document, option=options))
+        pictures = draw(images, self.points, self.stages, self.costs)
+        page.write_text(self._page(machine, samples, pictures))
+        return [folder / samples, page, *(picture.file for picture in pictures)]
 
-    def _page(self, machine: dict[str, Any], samples: Path) -> str:
+    def _page(self, machine: dict[str, Any], samples: Path, pictures: Sequence[Picture]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-        cells = _table("Cells", "cell", "path", "B", "T", "I", "H", "connections")
+        cells = tables.new_table("Cells", "cell", "path", "B", "T", "I", "H", "connections")
         for cell in CELLS:
             sizes = (cell.batch, cell.steps, cell.input_size, cell.hidden_size, cell.connections)
             cells.add_row(cell.name, cell.path, *map(str, sizes))
@@ -141,40 +131,13 @@ class Report:
             f"Numbers in JSON bodies: {self.numbers}.",
             METHOD,
             "Machines differ and are noisy: only ratios taken in one run count. Reproduce with `make bench`\n"
-            "(needs wrk; `.venv/bin/python -m benchmarks.bench --help` lists what can be chosen).\n"
+            "(needs wrk and a C compiler; `make rivals` first, to have the rivals measured too;\n"
+            "`.venv/bin/python -m benchmarks.bench --help` lists what can be chosen).\n"
             f"Every sample of this run: [{samples.name}](../{samples}).",
-            *(_markdown(table) for table in [cells, *self.tables()]),
+            *(f"![{picture.title}](images/{picture.file.name})" for picture in pictures),
+            *(tables.markdown(table) for table in [cells, *self.tables()]),
         ]
         return "\n\n".join(parts) + "\n"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or column in {"server", "path"} else "right")
-    return table
-
-
-def _markdown(table: Table) -> str:
-    columns = [list(column.cells) for column in table.columns]
-    lines = [
-        [str(column.header) for column in table.columns],
-        ["---:" if column.justify == "right" else "---" for column in table.columns],
-        *zip(*columns, strict=True),
-    ]
-    return "\n".join([f"## {table.title}", "", *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
-
-
-def _number(value: float) -> str:
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _figure(spread: Spread) -> str:
-    if spread.low == spread.high:
-        return _number(spread.median)
-    return f"{_number(spread.median)} ({_number(spread.low)}–{_number(spread.high)})"
 
 
 def _machine() -> dict[str, Any]:
@@ -197,5 +160,6 @@ def _versions() -> dict[str, str]:
         "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
         **packages,
+        **{name: pinned(name) for name in RIVALS if ready(name)},
         "wrk": wrk[1] if len(wrk) > 1 else "unknown",
     }

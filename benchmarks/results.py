@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.load import Sample
-from benchmarks.memory import Peak
-from benchmarks.servers import JSON, NAIVE, OURS
+from benchmarks.table import NAIVE
 
 MIN_REQUESTS = 50
 
@@ -56,64 +55,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The least that is expected: of ours against the fastest naive variant, or against our own JSON."""
+class Resident:
+    """A server's resident memory when it was ready, and at most after a run of load."""
 
-    cell: str
-    dialect: str
-    least: float
-    against: str = "naive"
-
-
-TARGETS = (
-    Target("step", "json", 1.2),
-    Target("small", "json", 2),
-    Target("medium", "json", 3),
-    Target("large", "json", 3.5),
-    Target("large", "safetensors", 4, against="json"),
-)
-
-# The most memory that a request may take at its peak, in multiples of body + reply.
-PEAK_LIMITS = (("json", 6.0), ("safetensors", 2.5))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A figure beside what was expected of it."""
-
-    what: str
-    expected: str
-    measured: Spread
-    met: bool
+    server: str
+    ready_bytes: int
+    loaded_bytes: int
 
 
 def best_naive(rows: Sequence[Row], cell: str) -> Row | None:
-    """The faster of the naive variants on a cell, if any was measured."""
-    candidates = [row for row in rows if row.cell == cell and row.server in NAIVE]
-    return max(candidates, key=lambda row: row.rate.median, default=None)
+    """The fastest of the naive variants on a cell, if any was measured."""
+    return fastest(row for row in rows if row.cell == cell and row.server in NAIVE)
 
 
-def ours(rows: Sequence[Row], cell: str, dialect: str) -> Row | None:
-    found = (row for row in rows if (row.cell, row.server, row.dialect) == (cell, OURS, dialect))
-    return next(found, None)
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The row with the highest rate."""
+    return max(rows, key=lambda row: row.rate.median, default=None)
 
 
-def verdicts(rows: Sequence[Row], peaks: Sequence[Peak]) -> list[Verdict]:
-    """Every expectation whose figures were measured."""
-    found = []
-    for target in TARGETS:
-        row = ours(rows, target.cell, target.dialect)
-        naive = target.against == "naive"
-        baseline = best_naive(rows, target.cell) if naive else ours(rows, target.cell, JSON.name)
-        if row and baseline:
-            ratio = row.over(baseline)
-            what = f"{target.cell}, {target.dialect}: requests/s"
-            against = "the fastest naive variant" if naive else "our own JSON"
-            met = ratio.median >= target.least and not row.errors
-            found.append(Verdict(what, f"≥ {target.least:g} × {against}", ratio, met))
-    for dialect, limit in PEAK_LIMITS:
-        for peak in (peak for peak in peaks if (peak.server, peak.dialect) == (OURS, dialect)):
-            what = f"{peak.cell}, {dialect}: peak memory of a request"
-            expected = f"≤ {limit:g} × (body + reply)"
-            found.append(Verdict(what, expected, Spread.of([peak.ratio]), peak.ratio <= limit))
-    return found
+def find(rows: Sequence[Row], cell: str, server: str, dialect: str) -> Row | None:
+    """One server's row, if it was measured."""
+    wanted = (cell, server, dialect)
+    return next((row for row in rows if (row.cell, row.server, row.dialect) == wanted), None)

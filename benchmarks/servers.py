@@ -1,9 +1,8 @@
-"""The servers that are compared: how each is started, what it is sent, and the process while it runs."""
+"""A server: how it is started, what it is sent, and the process while it runs."""
 
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks.bodies import Call, Case, json_call, json_double_call, safetensors_call
+from benchmarks.bodies import Call, Case
 
 START_SECONDS = 120
 STOP_SECONDS = 20
@@ -34,47 +33,19 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A line of the table: `command` may use {port} and {models}; `ready` answers 200 once requests are served."""
+    """A line of the table.
+
+    `command` and the values of `env` may use {port}, {models} (the model repository), {replies} (right answers to
+    every cell) and {root} (this repository). `ready` answers 200 once requests are served. A server that is `alone` is
+    started for its turn only, so that what its processes do when idle burdens no other.
+    """
 
     name: str
     command: tuple[str, ...]
     dialects: tuple[Dialect, ...]
     env: tuple[tuple[str, str], ...] = ()
     ready: str = "/health/ready"
-
-
-JSON = Dialect("json", json_call)
-
-NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
-OURS = "rnn-service"
-
-
-def naive(name: str, variant: str, *env: tuple[str, str]) -> Server:
-    """The hand-written endpoint in one of its variants."""
-    command = (sys.executable, "-m", "benchmarks.naive", variant, "--models={models}", "--port={port}")
-    return Server(name, command, (JSON,), env)
-
-
-SERVERS = (
-    naive(NAIVE[0], "sync"),
-    naive(NAIVE[1], "async"),
-    # torch's default, a thread a core, collapses when the load shares the cores: its barriers spin. Who looks at that
-    # once sets this variable, so the yardstick has it too.
-    naive(NAIVE[2], "async", ("OMP_NUM_THREADS", "1")),
-    Server(
-        OURS,
-        (sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", "{port}", "--models", "{models}"),
-        (JSON, Dialect("safetensors", safetensors_call, ("medium", "large"))),
-        env=(("RNN_REQUEST_LOG", "false"),),
-    ),
-)
-
-
-def with_doubles(server: Server) -> Server:
-    """The same server, sent numbers with the 17 digits of a float64 in JSON."""
-    double = Dialect("json", json_double_call)
-    dialects = tuple(double if dialect == JSON else dialect for dialect in server.dialects)
-    return Server(server.name, server.command, dialects, server.env, server.ready)
+    alone: bool = False
 
 
 class Running:
@@ -124,10 +95,12 @@ def running(server: Server, models: Path, logs: Path) -> Iterator[Running]:
     Raises RuntimeError with the end of its output if it does not become ready.
     """
     port = free_port()
-    command = [part.format(port=port, models=models) for part in server.command]
+    places = {"port": port, "models": models, "replies": models.parent / "replies", "root": Path.cwd()}
+    command = [part.format(**places) for part in server.command]
+    env = {**os.environ, **{name: value.format(**places) for name, value in server.env}}
     log = logs / f"{server.name.replace(' ', '-').replace(',', '')}-{port}.log"
     with log.open("wb") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **dict(server.env)})
+        child = subprocess.Popen(command, stdout=output, stderr=output, env=env)
     started = Running(server, port, psutil.Process(child.pid))
     try:
         wait_until_ready(started, child, log)

@@ -12,7 +12,7 @@ call() { # call TITLE CURL-ARGUMENTS...
 
 call 'What is served' "$SERVICE/models"
 
-call 'A whole sequence: a sunspot forecast after each of four years, and the state to go on from' \
+call 'A whole sequence: a sunspot forecast after each of four years' \
     "$SERVICE/rnn/forward" -H 'Content-Type: application/json' -d '{
         "model": "sunspots", "inputs": [[4.2], [21.5], [40.0], [29.8]], "returns": ["predictions"]}'
 

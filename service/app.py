@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Gateway:
     metrics.watch(inference)
     admission = Admission(settings.max_queued_requests, settings.max_queued_bytes)
     draining = Draining()
-    preload = Preload(registry, settings.preload)
+    preload = Preload(registry, settings.preload, settings.default_model)
     limits = Limits(settings.max_input_values, settings.max_reply_values)
     body_limits = BodyLimits(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
@@ -116,19 +116,22 @@ def _on_signals(action: Callable[[], None]) -> None:
 
 
 class Preload:
-    """The models that are loaded before the service calls itself ready."""
+    """The models that are loaded before the service calls itself ready, and the default, which must be there."""
 
-    def __init__(self, registry: Registry, names: tuple[str, ...]) -> None:
+    def __init__(self, registry: Registry, names: tuple[str, ...], default_model: str | None) -> None:
         self._registry = registry
         self._names = names
-        self.waiting: str | None = "starting" if names else None
+        self._default_model = default_model
+        self.waiting: str | None = "starting" if names or default_model else None
 
     async def run(self) -> None:
         """Load them, one after the other; the first that fails keeps the service unready, and says why."""
-        for name in self._names:
+        for name in filter(None, (self._default_model, *self._names)):
             self.waiting = f"loading model {name!r}"
             try:
-                await self._registry.preload([name])
+                version = self._registry.resolve(name, None)
+                if name in self._names:
+                    await self._registry.engine(version)
             except Exception as error:  # whatever it is, it must not end in silence
                 self.waiting = str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"
                 structlog.get_logger().error("preload_failed", model=name, reason=str(error))

@@ -9,7 +9,7 @@ import numpy as np
 from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
-from service.errors import NonFiniteOutput
+from service.errors import FieldError, InvalidRequest, NonFiniteOutput
 from service.serving.admission import HEAVY_BYTES
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats, Integers
@@ -25,6 +25,9 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
 
     Raises as `read_body` and the decoders do.
     """
+    if exchange.scope["query_string"]:
+        message = "query parameters are for streams (application/x-ndjson); here every field stands in the body"
+        raise InvalidRequest([FieldError(("query",), message)])
     kind = request_format(exchange.header(b"content-type"), FORMATS)
     body = await read_body(exchange, limits)
     if len(body) < HEAVY_BYTES:

@@ -47,6 +47,7 @@ class Forward:
         if kind == JSON and work.request.non_finite == "error":
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
+        del document, work  # the inputs need not wait for the reply to be encoded
         if exchange.steps * model.spec.output_size * 4 < HEAVY_BYTES:
             return encode_document(exchange, reply, kind), kind
         async with self.admission.heavy:

@@ -89,7 +89,7 @@ def _hot_paths() -> dict[str, Any]:
             "`application/x-ndjson`, a stream: the first line may be a StreamRequest (or its fields stand in the "
             "query), every further line is the inputs of one step, and each is answered by one line once it has run."
         ),
-        "parameters": _parameters(),
+        "parameters": [*_parameters(), *_stream_parameters()],
         "requestBody": {
             "required": True,
             "content": {
@@ -113,8 +113,12 @@ def _list_problems(document: dict[str, Any]) -> None:
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
             statuses = [404, 422, 503] if path.startswith("/models/") else [404] if "{" in path else []
-            statuses += [int(status) for status in admin] if method == "post" else [401] if path == "/models" else []
+            statuses += (
+                [int(status) for status in admin] if method == "post" else [401] if path.startswith("/models") else []
+            )
             operation["responses"].update(_problems(statuses))
+            if not path.startswith("/models"):
+                operation["security"] = []
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
 
@@ -143,6 +147,18 @@ def _ok(content: dict[str, Any]) -> dict[str, Any]:
 def _problems(statuses: tuple[int, ...] | list[int]) -> dict[str, Any]:
     content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
     return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _stream_parameters() -> list[dict[str, Any]]:
+    words = {
+        "model": "Streams only: name of the model.",
+        "version": "Streams only: version of the model.",
+        "returns": "Streams only: what each answer holds, with commas: outputs, h, c, predictions.",
+        "non_finite": "Streams only: error, or null.",
+    }
+    return [
+        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in words.items()
+    ]
 
 
 def _parameters() -> list[dict[str, Any]]:

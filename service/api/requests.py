@@ -67,8 +67,10 @@ def _array(axes: str, *depths: int) -> Any:
 
 
 def _names(value: Any, info: ValidationInfo) -> Any:
-    """A list of names; an empty list of anything comes as an empty array."""
+    """A list of names, in safetensors metadata also with commas; an empty list of anything comes as an empty array."""
     value = _from_text(value, info)
+    if isinstance(value, str) and info.context is not None and info.context.text:
+        return [part.strip() for part in value.split(",") if part.strip()]
     return [] if isinstance(value, np.ndarray) and value.shape == (0,) else value
 
 

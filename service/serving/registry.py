@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -86,11 +86,6 @@ class Registry:
         self._models = {name: self._model(folder) for name, folder in scan(self._root).items()}
         self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
 
-    async def preload(self, names: Sequence[str]) -> None:
-        """Load models before the service is ready. Raises what `resolve` and `engine` raise."""
-        for name in names:
-            await self.engine(self.resolve(name, None))
-
     def models(self) -> list[Model]:
         """Every model, sound or not, by name."""
         return [self._models[name] for name in sorted(self._models)]
@@ -160,7 +155,9 @@ class Registry:
             raise ModelNotFound(f"there is no model {name!r} in the repository")
         new = self._model(folder)
         serving = new.serving()
-        if old and (new.failure or serving is None or serving.failure):
+        if new.failure or serving is None or serving.failure:
+            if old is None:
+                self._models[name] = new
             reason = new.failure or (serving.failure if serving else None)
             raise ModelFailed(f"model {name!r} was not reloaded: {reason}")
         if old and serving and any(version.engine for version in old.versions.values()):

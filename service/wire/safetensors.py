@@ -13,9 +13,9 @@ import orjson
 import safetensors
 from safetensors.numpy import save
 
-from service.errors import MalformedBody
+from service.errors import FieldError, InvalidRequest, MalformedBody, spell
 from service.wire.arrays import Document, Floats, Integers, narrowed
-from service.wire.json_slow import unique
+from service.wire.json_slow import FLOAT32_MAX, unique
 
 MAX_HEADER_BYTES = 64 * 1024
 """Enough for every field of the contract a hundred times."""
@@ -26,7 +26,8 @@ _READ = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
 def decode(body: bytes) -> Document:
     """Arrays by name, float32 or int64, and metadata fields as the strings they are.
 
-    float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody, DuplicateName.
+    float16 and float64 arrays become float32, int32 ones int64. Raises MalformedBody, DuplicateName, or
+    InvalidRequest for a float64 that no float32 can hold.
     """
     size = int.from_bytes(body[:8], "little")
     if size > MAX_HEADER_BYTES:
@@ -63,7 +64,15 @@ def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
         raise MalformedBody(f"array {name!r:.80} has a shape that cannot be: {entry['shape']!r:.80}") from None
     if values.dtype.kind == "i":
         return values.astype(np.int64, copy=False)
-    return narrowed(values) if dtype == "<f8" else values.astype(np.float32, copy=False)
+    if dtype != "<f8":
+        return values.astype(np.float32, copy=False)
+    floats = narrowed(values)
+    too_large = np.argwhere(np.isinf(floats) & np.isfinite(values))
+    if too_large.size:
+        loc = (name, *too_large[0].tolist())
+        message = f"{spell(loc)} is {values[tuple(too_large[0])]:.9g}; the largest 32-bit float is {FLOAT32_MAX:.9g}"
+        raise InvalidRequest([FieldError(loc, message)])
+    return floats
 
 
 def _text(value: Any) -> str:

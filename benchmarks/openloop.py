@@ -1,0 +1,103 @@
+"""Open-loop load: requests arrive at a fixed mean rate, whatever the server does. See openloop.c for the client."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.bodies import Call, Cell
+from benchmarks.servers import Running
+
+SOURCE = Path(__file__).with_suffix(".c")
+# Arrivals past this many per client of the closed-loop cell wait for a free connection, and their wait counts.
+CONNECTIONS_PER_CLIENT = 16
+TIMEOUT_SECONDS = 10
+# A percentile says little with fewer values beyond it.
+MIN_BEYOND = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What became of requests that arrived at `offered` a second. Latencies, in milliseconds, run from the arrival.
+
+    `answered` had a 2xx; `refused` 429 or 503; `failed` another status, no reply within the time-out, or a broken
+    connection. `goodput` counts answers that came while requests arrived, a second. Percentiles are those of the
+    answered, and of the refused; None where fewer than ten lie beyond (for p50: where there is none).
+    """
+
+    offered: float
+    seconds: float
+    answered: int
+    refused: int
+    failed: int
+    goodput: float
+    p50_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
+    refusal_p99_ms: float | None
+    cpu_ms: float
+    resident_bytes: int
+
+
+@contextmanager
+def client() -> Iterator[Path]:
+    """The compiled client, for as long as it is needed. Raises CalledProcessError if `cc` does not compile it."""
+    with tempfile.TemporaryDirectory(prefix="rnn-openloop-") as directory:
+        program = Path(directory, "openloop")
+        subprocess.run(["cc", "-O2", "-o", str(program), str(SOURCE), "-lm"], check=True)
+        yield program
+
+
+def arrive(program: Path, server: Running, cell: Cell, call: Call, rate: float, seconds: float) -> Arrivals:
+    """Let requests arrive for `seconds`, as a Poisson process of `rate` a second, the same one every time."""
+    request = program.with_name("request")
+    head = (
+        f"POST {call.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {call.content_type}\r\n"
+        f"Content-Length: {len(call.body)}\r\n\r\n"
+    )
+    request.write_bytes(head.encode() + call.body)
+    port = server.url.rpartition(":")[2]
+    connections = CONNECTIONS_PER_CLIENT * cell.connections
+    command = [str(program), port, str(request), *map(str, (rate, seconds, connections, TIMEOUT_SECONDS, 1))]
+    before = server.cpu_seconds()
+    output = subprocess.run(command, capture_output=True, check=True, timeout=seconds + 3 * TIMEOUT_SECONDS).stdout
+    cpu = server.cpu_seconds() - before
+    resident = server.resident_bytes()
+    server.settle()
+    return summary(output, rate, seconds, cpu, resident)
+
+
+def summary(output: bytes, rate: float, seconds: float, cpu_seconds: float, resident_bytes: int) -> Arrivals:
+    """Counts and percentiles of the client's lines: arrival and latency in microseconds, status."""
+    lines = np.loadtxt(BytesIO(output), ndmin=2) if output else np.empty((0, 3))
+    arrival, latency, status = lines[:, 0], lines[:, 1], lines[:, 2]
+    good = (status >= 200) & (status < 300)
+    refused = (status == 429) | (status == 503)
+    start = arrival.min(initial=np.inf)
+    in_time = good & (arrival + latency <= start + 1e6 * seconds)
+    return Arrivals(
+        offered=rate,
+        seconds=seconds,
+        answered=int(good.sum()),
+        refused=int(refused.sum()),
+        failed=int((~good & ~refused).sum()),
+        goodput=float(in_time.sum() / seconds),
+        p50_ms=_percentile(latency[good], 50),
+        p99_ms=_percentile(latency[good], 99),
+        p999_ms=_percentile(latency[good], 99.9),
+        refusal_p99_ms=_percentile(latency[refused], 99),
+        cpu_ms=1e3 * cpu_seconds / max(int(good.sum()), 1),
+        resident_bytes=resident_bytes,
+    )
+
+
+def _percentile(microseconds: NDArray[np.float64], percent: float) -> float | None:
+    beyond = (1 - percent / 100) * len(microseconds)
+    enough = beyond >= MIN_BEYOND or (percent == 50 and len(microseconds) > 0)
+    return float(np.percentile(microseconds, percent)) / 1e3 if enough else None

@@ -1,0 +1,143 @@
+"""The tables of a report."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.memory import Peak
+from benchmarks.results import Resident, Row, Spread, best_naive
+from benchmarks.scaling import Cost, lines
+from benchmarks.stages import REST, STAGES, Breakdown
+from benchmarks.sweep import Point
+from benchmarks.verdicts import Verdict
+
+MIB = 2**20
+LEFT = frozenset({"server", "path", "format", "expected"})
+
+
+def load_table(rows: Sequence[Row]) -> Table:
+    """Closed loop: every server on every cell."""
+    table = new_table("Load", "cell", "server", "requests/s", "p50 ms", "p99 ms", "CPU ms", "× naive", "errors")
+    for row in rows:
+        naive = best_naive(rows, row.cell)
+        table.add_row(
+            row.cell,
+            f"{row.server} ({row.dialect})",
+            figure(row.rate),
+            figure(Spread.of(sample.p50_ms for sample in row.samples)),
+            figure(Spread.of(sample.p99_ms for sample in row.samples)),
+            number(Spread.of(sample.cpu_ms for sample in row.samples).median),
+            figure(row.over(naive)) if naive else "",
+            str(row.errors) + (" (short run)" if row.too_short else ""),
+        )
+    return table
+
+
+def arrivals_table(points: Sequence[Point]) -> Table:
+    """Open loop: every server at every arrival rate."""
+    columns = ("arrivals/s", "answered/s", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed", "refusal p99 ms")
+    table = new_table("Fixed arrival rates", "cell", "server", *columns)
+    for point in points:
+        taken = point.arrivals
+        table.add_row(
+            point.cell,
+            f"{point.server} ({point.dialect})",
+            number(taken.offered),
+            number(taken.goodput),
+            *map(optional, (taken.p50_ms, taken.p99_ms, taken.p999_ms)),
+            str(taken.refused),
+            str(taken.failed),
+            optional(taken.refusal_p99_ms),
+        )
+    return table
+
+
+def stages_table(breakdowns: Sequence[Breakdown]) -> Table:
+    """Where a request's time goes in our service."""
+    table = new_table("Time by stage, mean ms", "cell", "clients", *STAGES, REST)
+    for one in breakdowns:
+        times = [number(one.milliseconds[stage]) for stage in (*STAGES, REST)]
+        table.add_row(f"{one.cell} ({one.dialect})", str(one.clients), *times)
+    return table
+
+
+def costs_table(costs: Sequence[Cost]) -> Table:
+    """What a request costs our service as it grows."""
+    table = new_table("Cost as requests grow", "axis", "value", "format", "CPU ms", "requests/s", "p50 ms")
+    for cost in costs:
+        sample = cost.sample
+        figures = [number(value) for value in (sample.cpu_ms, sample.rate, sample.p50_ms)]
+        table.add_row(cost.axis, str(cost.value), cost.dialect, *figures)
+    return table
+
+
+def lines_table(costs: Sequence[Cost]) -> Table:
+    """The straight line through cost against B·T."""
+    table = new_table(
+        "CPU time against B·T: straight line", "format", "fixed ms", "µs a step", "furthest off", "at B·T"
+    )
+    for line in lines(costs) if any(cost.axis == "B" for cost in costs) else []:
+        table.add_row(
+            line.dialect, number(line.fixed_ms), number(line.per_step_us), f"{line.worst:+.0%}", str(line.worst_at)
+        )
+    return table
+
+
+def resident_table(residents: Iterable[Resident]) -> Table:
+    """Memory at rest and after load."""
+    table = new_table("Resident memory", "server", "ready, MiB", "at most after a run, MiB")
+    for line in residents:
+        table.add_row(line.server, number(line.ready_bytes / MIB), number(line.loaded_bytes / MIB))
+    return table
+
+
+def peaks_table(peaks: Iterable[Peak]) -> Table:
+    """Memory of one large request."""
+    columns = ("body MiB", "reply MiB", "peak MiB", "× body + reply")
+    table = new_table("Peak memory of one large request", "server", *columns)
+    for peak in peaks:
+        sizes = (peak.body_bytes, peak.reply_bytes, peak.peak_bytes)
+        table.add_row(f"{peak.server} ({peak.dialect})", *(number(n / MIB) for n in sizes), number(peak.ratio))
+    return table
+
+
+def verdicts_table(found: Iterable[Verdict]) -> Table:
+    """What was expected, and whether it was met."""
+    table = new_table("Expected", "what", "expected", "measured", "met")
+    for verdict in found:
+        table.add_row(verdict.what, verdict.expected, figure(verdict.measured), "yes" if verdict.met else "no")
+    return table
+
+
+def new_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or column in LEFT else "right")
+    return table
+
+
+def markdown(table: Table) -> str:
+    columns = [list(column.cells) for column in table.columns]
+    lines = [
+        [str(column.header) for column in table.columns],
+        ["---:" if column.justify == "right" else "---" for column in table.columns],
+        *zip(*columns, strict=True),
+    ]
+    return "\n".join([f"## {table.title}", "", *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
+
+
+def number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def figure(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return number(spread.median)
+    return f"{number(spread.median)} ({number(spread.low)}–{number(spread.high)})"
+
+
+def optional(value: float | None) -> str:
+    return "" if value is None else number(value)
