@@ -58,16 +58,14 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(_without_h2c(data) if between else data)
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+        elif self._header_timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
             self._await_headers()
 
     def on_message_begin(self) -> None:
-        """A request line has begun: also on a kept-alive connection its headers must follow."""
+        """A request line has begun; unless its headers came with it, `data_received` starts to wait for them."""
         super().on_message_begin()
         self._in_head = True
         self._received_bytes = self._body_bytes = 0
-        if self._header_timer is None:
-            self._await_headers()
 
     def on_headers_complete(self) -> None:
         """The headers were in time."""

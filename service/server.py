@@ -1,24 +1,27 @@
 """The process, or the processes: uvicorn around the application, from the settings to the exit code."""
 
+import gc
 import os
 import tempfile
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.api.gateway import Gateway
-from service.app import create_app
 from service.connection import GuardedProtocol
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
 from service.settings import Settings
 
-WORKER_START_SECONDS = 120
-"""How long a worker may be silent: importing torch on a busy machine takes a while."""
+if TYPE_CHECKING:
+    from service.api.gateway import Gateway
+
+WORKER_SILENCE_SECONDS = 30
+"""How long a worker may leave the supervisor without an answer before it counts as hung."""
 
 
 class Config(uvicorn.Config):
@@ -41,7 +44,7 @@ class Config(uvicorn.Config):
             proxy_headers=False,
             timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=settings.shutdown_seconds,
-            timeout_worker_healthcheck=WORKER_START_SECONDS,
+            timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         )
         self.header_seconds = settings.header_timeout_seconds
         self.min_bytes_per_second = settings.min_bytes_per_second
@@ -60,10 +63,11 @@ def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
     _export(settings)
+    if not settings.models.is_dir():  # the commonest mistake is found at once, by the supervisor itself
+        _cannot_start("the model repository cannot be listed: there is no such folder", settings)
     if settings.workers == 1:
         Server(Config(settings)).run()
         return
-    application()  # what no worker could start with is said once, by this process
     with tempfile.TemporaryDirectory(prefix="rnn-metrics-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -74,16 +78,26 @@ def serve(settings: Settings) -> None:
             raise SystemExit(STARTUP_FAILURE)
 
 
-def application() -> Gateway:
+def application() -> "Gateway":
     """The application of this process, from its environment. Raises SystemExit if it cannot be made."""
+    # Here, not above: the supervisor needs no torch, and a worker answers it while this is imported.
+    from service.app import create_app  # noqa: PLC0415
+
     share_arenas()
     settings = Settings()
     configure_logging(settings)
     try:
-        return create_app(settings)
+        app = create_app(settings)
     except (ModelFailed, ValueError) as error:
-        structlog.get_logger().error("cannot_start", reason=str(error), models=str(settings.models))
-        raise SystemExit(STARTUP_FAILURE) from None
+        _cannot_start(str(error), settings)
+    # What is there now stays: the collector need not walk through all of torch again and again.
+    gc.freeze()
+    return app
+
+
+def _cannot_start(reason: str, settings: Settings) -> NoReturn:
+    structlog.get_logger().error("cannot_start", reason=reason, models=str(settings.models))
+    raise SystemExit(STARTUP_FAILURE)
 
 
 def _export(settings: Settings) -> None:

@@ -17,6 +17,9 @@ class JoinedWrites:
         self._transport = transport
         self._loop = loop
         self._head = b""
+        # Asked several times a request: found at once rather than by way of __getattr__.
+        self.is_closing = transport.is_closing
+        self.get_write_buffer_size = transport.get_write_buffer_size
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

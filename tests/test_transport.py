@@ -25,6 +25,9 @@ class Recorder:
     def is_closing(self):
         return False
 
+    def get_write_buffer_size(self):
+        return 0
+
 
 def told(*writes, close=False, turns=0):
     async def run():

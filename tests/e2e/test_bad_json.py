@@ -247,7 +247,7 @@ def test_a_safetensors_body_with_a_lying_header(service, path, body):
     assert_problem(service.post(path, content=body, headers=SAFETENSORS), 400, "malformed-body")
 
 
-@pytest.mark.parametrize("fields", [{"batch_first": "yes"}, {"returns": "[" * 1000}, {"returns": '"last"'}])
+@pytest.mark.parametrize("fields", [{"batch_first": "yes"}, {"returns": "[" * 1000}, {"returns": '"lost"'}])
 def test_metadata_that_is_not_its_fields_json(service, fields):
     body = save({"inputs": np.ones((1, 4), np.float32)}, {"model": "tanh"} | fields)
     reply = service.post("/rnn/forward", content=body, headers=SAFETENSORS)
