@@ -69,10 +69,12 @@ def create_app(settings: Settings) -> Gateway:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
         tasks = [asyncio.create_task(preload.run()), asyncio.create_task(metrics.keep_sampling())]
-        yield
-        for task in tasks:
-            task.cancel()
-        inference.close()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            inference.close()
 
     app = FastAPIOffline(
         title="rnn-service",

@@ -1,6 +1,7 @@
 """Several processes on one port: they share the work, the metrics, and the end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,14 @@ STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
 
 def workers_of(service):
     """The worker processes; a spawn helper of multiprocessing is a child too, and so is one that has just died."""
-    alive = [child for child in service.process.children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in service.process.children() if is_worker(child)]
+
+
+def is_worker(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended between the two looks
+        return False
 
 
 def total(service, name):
@@ -60,3 +67,20 @@ def test_a_start_that_fails_says_why_and_exits(tmp_path, workers):
     assert done.returncode == 3
     assert "cannot be listed" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_hang_up_signal_renews_the_workers_and_finds_new_models(launch, repository, tmp_path):
+    """Reload reaches the one worker that is asked; the signal reaches all, and somebody answers meanwhile."""
+    models = shutil.copytree(repository, tmp_path / "models")
+    service = launch(models=models, workers=2)
+    until(lambda: len(workers_of(service)) == 2, "two workers")
+    shutil.copytree(models / "tanh", models / "added")
+    old = set(workers_of(service))
+    service.process.send_signal(signal.SIGHUP)
+    while not all_new(service, old):
+        assert service.post("/cell/step", STEP).status_code == 200
+    assert service.get("/models/added").status_code == 200
+
+
+def all_new(service, old):
+    return len(workers_of(service)) == 2 and not set(workers_of(service)) & old
