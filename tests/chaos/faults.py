@@ -123,9 +123,9 @@ def racing_processes(stage: Stage, steps: int, connections: int = 16) -> str:
 
     async def play() -> None:
         url = stage.service.url
-        async with aiohttp.ClientSession() as http:
-            async with http.post(f"{url}/cell/sessions", json={"model": MODEL}) as reply:
-                session = (await reply.json())["session"]
+        opening = {"json": {"model": MODEL}}
+        async with aiohttp.ClientSession() as http, http.post(f"{url}/cell/sessions", **opening) as reply:
+            session = (await reply.json())["session"]
         body, left = {"session": session, "inputs": vector.tolist()}, iter(range(steps))
         seen: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Many clients, each with sessions of its own that it steps one by one, and does not let go before it has its answer."""
+"""Many clients, each with sessions of its own: a step is sent again until it is answered."""
 
 import asyncio
 import random
