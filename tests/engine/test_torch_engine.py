@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.interface import Rows
-from service.engine.torch_engine import TorchEngine, resolve_device
+from service.engine.torch_engine import TorchEngine, bytes_per_step, resolve_device
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
 
@@ -168,7 +168,7 @@ def test_an_absent_device_is_refused():
 
 def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
     spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=1)
-    monkeypatch.setattr("service.engine.torch_engine.SLICE_STEPS", 5)
+    monkeypatch.setattr("service.engine.torch_engine.CALL_BYTES", 5 * bytes_per_step(spec))
     engine, weights = engine_of(spec)
     rows = rows_of(spec, [17, 5, 3], np.random.default_rng(8))
     before = copied(rows)

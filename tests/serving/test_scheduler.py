@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from service.engine.interface import Engine, Rows
 from service.engine.native.engine import NativeEngine
 from service.errors import DeadlinePassed
-from service.serving.scheduler import MAX_TURN_ROWS, MIN_SLICE_STEPS, SHORT_STEPS, TURN_SECONDS, Scheduler
+from service.serving.scheduler import MIN_SLICE_STEPS, SHORT_STEPS, Scheduler
 from service.spec import ModelSpec
 from tests.reference import numbers, weights_of
 
 SPEC = ModelSpec("gru", 3, 5, num_layers=2, out_features=2)
 BOTH_WAYS = ModelSpec("rnn", 3, 5, bidirectional=True)
+MAX_TURN_ROWS, TURN_SECONDS = Engine.turn_rows, Engine.turn_seconds
 STEP_SECONDS = 1e-4  # a turn of one row has 20 steps
 POISON = 1e30
 
