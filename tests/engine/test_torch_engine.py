@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from service.engine import torch_engine
 from service.engine.interface import Rows
+from service.engine.load import EngineFactory
 from service.engine.torch_engine import TorchEngine, bytes_per_step, resolve_device
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
@@ -17,6 +18,8 @@ LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 
 def engine_of(spec, device="cpu", like_gpu=False):
     weights = weights_of(spec)
+    if device != "cpu":  # as the service has it, with TF32 off
+        return EngineFactory.configure(device, 0).load(spec, weights), weights
     return TorchEngine(spec, weights, device=torch.device(device), like_gpu=like_gpu), weights
 
 

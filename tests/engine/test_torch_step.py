@@ -14,7 +14,7 @@ from service.spec import ModelSpec
 from tests.engine.test_torch_engine import engine_of
 from tests.reference import TOLERANCE, numbers, run_reference, specs
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+CPU, GPU = "cpu", "cuda:0"
 
 
 def steps_of(spec, device):
@@ -97,7 +97,7 @@ def test_a_bucket_is_the_smallest_power_of_two_that_holds_the_rows():
 
 
 def test_parts_of_a_buffer_are_aligned_and_apart():
-    buffer = Buffer({"a": (3, 5), "b": (1, 1), "c": (2, 64)}, CPU)
+    buffer = Buffer({"a": (3, 5), "b": (1, 1), "c": (2, 64)}, torch.device(CPU))
     for number, array in enumerate(buffer.host.values()):
         array[:] = number
     buffer.send()
@@ -122,8 +122,8 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(monkeypatch):
     monkeypatch.setattr(torch_step, "WARM_UP_RUNS", 1)
     module = Uncapturable(3, 4, batch_first=True).eval().to(GPU)
     with torch.inference_mode():
-        assert not Bucket(ModelSpec("gru", 3, 4), module, None, GPU, 2).captured
-        results = Steps(ModelSpec("gru", 3, 4), module, None, GPU).run(
+        assert not Bucket(ModelSpec("gru", 3, 4), module, None, torch.device(GPU), 2).captured
+        results = Steps(ModelSpec("gru", 3, 4), module, None, torch.device(GPU)).run(
             np.ones((2, 3), np.float32), np.zeros((1, 2, 4), np.float32), None, predict=False
         )
         expected, _ = module(torch.ones(2, 1, 3, device=GPU))
