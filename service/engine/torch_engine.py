@@ -102,7 +102,7 @@ class TorchEngine(Engine):
             self._side_by_side = spec.hidden_size <= PERSISTENT_HIDDEN_SIZE[spec.kind] and not spec.proj_size
         if device.type == "cuda":
             self.call_seconds = inf  # waiting for a GPU is never quick enough for the event loop
-            self.flops_per_second = 1e13
+            self.flops_per_second = 1e13  # a guess, until turns have been measured
             self.turn_seconds, self.turn_rows = GPU_TURN_SECONDS, MAX_BUCKET_ROWS
 
     def run(self, batches: Sequence[Rows]) -> None:

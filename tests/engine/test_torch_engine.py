@@ -198,10 +198,10 @@ def test_states_may_stand_anywhere_in_a_slab():
 
 
 @st.composite
-def batches_of(draw, spec):
+def batches_of(draw, spec, longest=12):
     """What a turn may hold: rows of several requests; some in slabs, some that ask for nothing or for one thing."""
     batches = []
-    for seed, lengths in enumerate(draw(st.lists(st.lists(st.integers(0, 12), max_size=5), max_size=5))):
+    for seed, lengths in enumerate(draw(st.lists(st.lists(st.integers(0, longest), max_size=5), max_size=5))):
         rows = rows_of(spec, lengths, np.random.default_rng(seed), draw(st.integers(0, 1)))
         if draw(st.booleans()):
             rows.outputs = None
@@ -253,6 +253,18 @@ def check_batches(device, spec, batches, like_gpu=False, call_steps=1_000):
 @given(data=st.data(), spec=specs(layers=2, size=5), like_gpu=st.booleans(), call_steps=st.integers(3, 60))
 def test_a_row_gets_its_own_whatever_it_was_batched_with(data, spec, like_gpu, call_steps):
     check_batches("cpu", spec, data.draw(batches_of(spec)), like_gpu, call_steps)
+
+
+@given(data=st.data(), spec=specs(layers=3, size=5))
+def test_single_steps_in_fixed_buffers_are_steps_like_any(data, spec):
+    check_batches("cpu", spec, data.draw(batches_of(spec, longest=1)), like_gpu=True)
+
+
+@pytest.mark.gpu
+@settings(max_examples=50)
+@given(data=st.data(), spec=specs(layers=3, size=5))
+def test_single_steps_are_steps_like_any_on_a_gpu(data, spec):
+    check_batches("cuda:0", spec, data.draw(batches_of(spec, longest=1)))
 
 
 @pytest.mark.gpu
