@@ -21,7 +21,9 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.models import models_router
 from service.api.openapi import describe
+from service.api.opening import Opener
 from service.api.operations import operations_router
+from service.api.patience import Patience
 from service.api.router_errors import answer_with_problems
 from service.api.shapes import Limits
 from service.api.step import Step
@@ -63,7 +65,7 @@ def create_app(settings: Settings) -> Gateway:
     body_limits = BodyLimits(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
     )
-    stream = Stream(inference, limits, draining, settings.stream_idle_seconds)
+    stream = Stream(Opener(inference, limits), Patience(draining, settings.stream_idle_seconds))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

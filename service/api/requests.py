@@ -142,8 +142,15 @@ class StepRequest(Request):
 
 
 class StreamRequest(Request):
-    """First line of a stream of steps, or its query parameters: which model, from which state."""
+    """First line of a stream of steps, or its query parameters: which model, from which state; or which session."""
 
+    session: Name | None = Field(
+        None, description="A session that the service keeps; it brings its model and its state. Or X-Session-Id."
+    )
+    step: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Number of the first step, for steps that bring none; a session's next one, or 1, if left out.",
+    )
     h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
     )

@@ -1,0 +1,103 @@
+"""What opens a stream, over HTTP or a WebSocket: query parameters, a header and the first message, as one request."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from service.api.conversation import Conversation
+from service.api.exchange import Exchange
+from service.api.requests import StreamRequest, parse
+from service.api.shapes import Limits, Target, wrong
+from service.api.stepping import initial, step_returns, steppable
+from service.serving.inference import Inference
+from service.serving.steps import StatelessStepper, Stepper
+from service.wire.arrays import MAX_FIELDS
+
+SessionOpener = Callable[[Mapping[str, Any], Exchange], Awaitable[Stepper]]
+"""Gives the stepper of the session that a stream's fields name. Raises what the client is to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Makes a conversation of what a client opens it with; `sessions` is there if the service keeps any."""
+
+    inference: Inference
+    limits: Limits
+    sessions: SessionOpener | None = None
+
+    async def open(self, exchange: Exchange, message: Mapping[str, Any]) -> Conversation:
+        """The conversation that query, header and first message mean together.
+
+        Raises InvalidRequest, NotSteppable, what `Registry.resolve` and the sessions raise.
+        """
+        fields = {**_from_query(exchange.scope["query_string"]), **message}
+        _take_header(fields, exchange)
+        if "session" in fields:
+            return await self._session(fields, exchange)
+        return await self._stateless(fields, exchange)
+
+    async def _stateless(self, fields: Mapping[str, Any], exchange: Exchange) -> Conversation:
+        model = steppable(self.inference.registry.resolve_fields(fields))
+        exchange.model, exchange.version = model.name, model.version
+        spec, target = model.spec, Target(model.name, model.spec, self.limits)
+        request = parse(StreamRequest, fields, target)
+        returns = step_returns(request.returns, target, stateful=True)
+        h = initial(request.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
+        c = None
+        if spec.has_cell_state:
+            c = initial(request.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
+        elif request.c is not None:
+            raise wrong(f'c is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c")
+        stepper = StatelessStepper(
+            model,
+            self.inference,
+            await self.inference.registry.engine(model),
+            h,
+            c,
+            predictions="predictions" in returns,
+            refuse_non_finite=request.non_finite == "error",
+            with_state=bool(returns & {"h", "c"}),
+            book=exchange.book,
+            done=0 if request.step is None else request.step - 1,
+        )
+        return Conversation(stepper, target, exchange, returns, exchange.timeout(), request.step)
+
+    async def _session(self, fields: Mapping[str, Any], exchange: Exchange) -> Conversation:
+        if self.sessions is None:
+            raise wrong("session: this service keeps no sessions", "session")
+        for name in ("h", "c"):
+            if name in fields:
+                raise wrong(f"{name} is what the session keeps; open another one from a state of yours", name)
+        stepper = await self.sessions(fields, exchange)
+        model = stepper.model
+        exchange.model, exchange.version = model.name, model.version
+        target = Target(model.name, model.spec, self.limits)
+        request = parse(StreamRequest, fields, target)
+        returns = step_returns(request.returns, target, stateful=True)
+        return Conversation(stepper, target, exchange, returns, exchange.timeout(), request.step)
+
+
+def _take_header(fields: dict[str, Any], exchange: Exchange) -> None:
+    """X-Session-Id names the session as well as the field does. Raises InvalidRequest if they differ."""
+    named = exchange.header(b"x-session-id")
+    if named and fields.setdefault("session", named) != named:
+        raise wrong("session is not the one of X-Session-Id; name one", "session")
+
+
+def _from_query(query: bytes) -> dict[str, Any]:
+    """Query parameters as fields; `returns` is comma-separated there. Raises InvalidRequest."""
+    fields: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise wrong(f"the query has more than {MAX_FIELDS} parameters", "query") from None
+    for name, value in pairs:
+        if name in fields:
+            raise wrong(f"{name:.80} stands twice in the query", name[:80])
+        fields[name] = value
+    if "returns" in fields:
+        fields["returns"] = [part for part in fields["returns"].split(",") if part]
+    if fields.get("step", "").isascii() and fields.get("step", "").isdigit() and len(fields["step"]) < 19:
+        fields["step"] = int(fields["step"])
+    return fields
