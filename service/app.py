@@ -28,6 +28,7 @@ from service.api.router_errors import answer_with_problems
 from service.api.shapes import Limits
 from service.api.step import Step
 from service.api.stream import Stream
+from service.api.websocket import WebSocketStream
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.admission import Admission
@@ -65,7 +66,8 @@ def create_app(settings: Settings) -> Gateway:
     body_limits = BodyLimits(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
     )
-    stream = Stream(Opener(inference, limits), Patience(draining, settings.stream_idle_seconds))
+    opener, patience = Opener(inference, limits), Patience(draining, settings.stream_idle_seconds)
+    stream = Stream(opener, patience)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,6 +97,9 @@ def create_app(settings: Settings) -> Gateway:
         hot={
             "/rnn/forward": Forward(inference, limits, body_limits, admission),
             "/cell/step": Step(inference, limits, body_limits, stream, admission),
+        },
+        sockets={
+            "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
         },
         keys=Keys(
             (key.get_secret_value() for key in settings.api_keys),

@@ -39,14 +39,16 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 class Conversation:
     """A stepper, and what its stream said at the beginning.
 
-    patience is the time in seconds from a line's arrival within which it must begin to run; number is that of the next
-    step that brings none, None if they run in the order they arrive.
+    binary is which of the arrays a binary answer holds, None if more than one was asked for; patience is the time in
+    seconds from a line's arrival within which it must begin to run; number is that of the next step that brings none,
+    None if they run in the order they arrive.
     """
 
     stepper: Stepper
     target: Target
     exchange: Exchange
     returns: frozenset[str]
+    binary: str | None
     patience: float | None
     number: int | None
 
@@ -90,6 +92,14 @@ class Conversation:
             if failure:
                 raise self._not_finite(place(begin + failure.index))
             await asyncio.sleep(0)  # small steps run where they stand: let the others have their turn
+
+    def array(self, ran: Steps) -> Floats:
+        """What a binary answer holds of steps that have run: the values of each step in turn, (k, ·)."""
+        arrays = {"outputs": ran.outputs, "predictions": ran.predictions, "h": ran.h, "c": ran.c}
+        values = arrays[self.binary or "outputs"]
+        if values is None:  # what a model does not have cannot have been asked for
+            raise TypeError(self.binary)
+        return np.ascontiguousarray(values, "<f4").reshape(ran.count, -1)
 
     def fields(self, ran: Steps) -> dict[str, Floats]:
         """What the stream asked for of steps that have run, arrays (k, …); a state is there for k = 1 alone."""

@@ -1,15 +1,17 @@
 """What opens a stream, over HTTP or a WebSocket: query parameters, a header and the first message, as one request."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service.api.conversation import Conversation
+from service.api.conversation import Conversation, decode_line
 from service.api.exchange import Exchange
+from service.api.places import at, at_line
 from service.api.requests import StreamRequest, parse
 from service.api.shapes import Limits, Target, wrong
 from service.api.stepping import initial, step_returns, steppable
+from service.errors import ServiceError
 from service.serving.inference import Inference
 from service.serving.steps import StatelessStepper, Stepper
 from service.wire.arrays import MAX_FIELDS
@@ -61,7 +63,9 @@ class Opener:
             book=exchange.book,
             done=0 if request.step is None else request.step - 1,
         )
-        return Conversation(stepper, target, exchange, returns, exchange.timeout(), request.step)
+        return Conversation(
+            stepper, target, exchange, returns, _only(request.returns), exchange.timeout(), request.step
+        )
 
     async def _session(self, fields: Mapping[str, Any], exchange: Exchange) -> Conversation:
         if self.sessions is None:
@@ -75,7 +79,20 @@ class Opener:
         target = Target(model.name, model.spec, self.limits)
         request = parse(StreamRequest, fields, target)
         returns = step_returns(request.returns, target, stateful=True)
-        return Conversation(stepper, target, exchange, returns, exchange.timeout(), request.step)
+        return Conversation(
+            stepper, target, exchange, returns, _only(request.returns), exchange.timeout(), request.step
+        )
+
+
+async def opening_message(line: bytes, place: int) -> Mapping[str, Any] | None:
+    """The first line's fields if it opens the stream; None if it is a step already. Raises what is wrong with it."""
+    if line.startswith(b"["):
+        return None
+    try:
+        first = await decode_line(line)
+    except ServiceError as error:
+        raise at(at_line(place), error) from None
+    return first if isinstance(first, Mapping) and "inputs" not in first else None
 
 
 def _take_header(fields: dict[str, Any], exchange: Exchange) -> None:
@@ -83,6 +100,13 @@ def _take_header(fields: dict[str, Any], exchange: Exchange) -> None:
     named = exchange.header(b"x-session-id")
     if named and fields.setdefault("session", named) != named:
         raise wrong("session is not the one of X-Session-Id; name one", "session")
+
+
+def _only(returns: Sequence[str] | None) -> str | None:
+    """The array that a binary answer holds: the one that was asked for, outputs if nothing was said."""
+    if returns is None:
+        return "outputs"
+    return returns[0] if len(set(returns)) == 1 else None
 
 
 def _from_query(query: bytes) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 Lines that arrive together run as one block of steps: that is quicker and the numbers are the same.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from service.api.body import decompressed
-from service.api.conversation import MAX_BLOCK_STEPS, Conversation, decode_line
+from service.api.conversation import MAX_BLOCK_STEPS, Conversation
 from service.api.exchange import Exchange
-from service.api.lines import blocks
+from service.api.lines import blocks, without_blanks
 from service.api.negotiation import NDJSON, reply_format
-from service.api.opening import Opener
+from service.api.opening import Opener, opening_message
 from service.api.patience import Patience
-from service.api.places import at, at_line, error_line
+from service.api.places import error_line
 from service.api.reply import linger
 from service.errors import MalformedBody, ServiceError
 
@@ -78,23 +77,6 @@ class Stream:
                 some = slice(begin, begin + MAX_BLOCK_STEPS)
                 async for answers in conversation.answers(lines[some], places[some]):
                     yield answers
-
-
-async def opening_message(line: bytes, place: int) -> Mapping[str, Any] | None:
-    """The first line's fields if it opens the stream; None if it is a step already. Raises what is wrong with it."""
-    if line.startswith(b"["):
-        return None
-    try:
-        first = await decode_line(line)
-    except ServiceError as error:
-        raise at(at_line(place), error) from None
-    return first if isinstance(first, Mapping) and "inputs" not in first else None
-
-
-def without_blanks(lines: Sequence[bytes], places: Sequence[int]) -> tuple[list[bytes], list[int]]:
-    """The lines that say something, and their places."""
-    kept = [(line, place) for line, place in zip(lines, places, strict=True) if line.strip()]
-    return [line for line, _ in kept], [place for _, place in kept]
 
 
 async def _begin(exchange: Exchange) -> None:
