@@ -108,9 +108,15 @@ class _Talk:
         while (messages := await self._arrived()) is not None:
             block: list[Frame] = []
             steps = 0
+            failure = None
             for message in messages:
-                for frame in await self._understood(message):
-                    # One block is of one kind, and no frame is cut by its end: it is answered by one frame.
+                try:
+                    frames = await self._understood(message)
+                except ServiceError as error:
+                    failure = error
+                    break
+                for frame in frames:
+                    # A block is of one kind, and no frame is cut by its end: it is answered by one frame.
                     alike = not block or (block[0].lines is None) == (frame.lines is None)
                     if not alike or steps + len(frame.places) > MAX_BLOCK_STEPS:
                         await self._answer(block)
@@ -118,6 +124,8 @@ class _Talk:
                     block.append(frame)
                     steps += len(frame.places)
             await self._answer(block)
+            if failure:
+                raise failure
 
     async def _arrived(self) -> list[Message] | None:
         """The next message and all that wait behind it; None once the client has closed."""
@@ -183,10 +191,11 @@ class _Talk:
         try:
             async for answers in conversation.answers(lines, places):
                 ready += answers
-                while sizes and len(ready) >= sizes[0]:
-                    size = sizes.popleft()
-                    yield {"text": b"".join(ready[:size]).decode()}
-                    del ready[:size]
+                taken = 0
+                while sizes and len(ready) - taken >= sizes[0]:
+                    begin, taken = taken, taken + sizes.popleft()
+                    yield {"text": b"".join(ready[begin:taken]).decode()}
+                del ready[:taken]
         except ServiceError:
             if ready:  # the steps of the same frame before the one that failed
                 yield {"text": b"".join(ready).decode()}
@@ -203,10 +212,11 @@ class _Talk:
                 values = conversation.array(ran)
                 width = values.nbytes // ran.count
                 ready += values.tobytes()
-                while sizes and len(ready) >= sizes[0] * width:
-                    size = sizes.popleft() * width
-                    yield {"bytes": ready[:size]}
-                    ready = ready[size:]
+                taken = 0
+                while sizes and len(ready) - taken >= sizes[0] * width:
+                    begin, taken = taken, taken + sizes.popleft() * width
+                    yield {"bytes": ready[begin:taken]}
+                ready = ready[taken:]
         except ServiceError:
             if ready:
                 yield {"bytes": ready}
