@@ -1,7 +1,7 @@
 """Waiting for a client's next words: not for ever, and not beyond the end of the process."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,19 +18,22 @@ class Patience:
     draining: Draining
     seconds: float
 
-    async def wait(self, arriving: Awaitable[T], word: str) -> T:
+    async def wait(self, arrive: Callable[[], Awaitable[T]], word: str) -> T:
         """What arrives. Raises BodyTimeout or ServiceDraining."""
+        if self.draining.started:  # even if there is something: a client that always sends would never be told
+            raise self._draining()
         try:
             async with asyncio.timeout(self.seconds) as patience:
-                if self.draining.started:
-                    patience.reschedule(0)
                 self.draining.waiting.add(patience)
                 try:
-                    return await arriving
+                    return await arrive()
                 finally:
                     self.draining.waiting.discard(patience)
         except TimeoutError:
             if self.draining.started:
-                message = "the service is shutting down; open the stream again, from the last state you have"
-                raise ServiceDraining(message) from None
+                raise self._draining() from None
             raise BodyTimeout(f"no complete {word} came for {self.seconds:g} s") from None
+
+    @staticmethod
+    def _draining() -> ServiceDraining:
+        return ServiceDraining("the service is shutting down; open the stream again, from the last state you have")

@@ -57,7 +57,7 @@ class Stream:
         conversation: Conversation | None = None
         number = blank = 0
         arriving = blocks(decompressed(exchange), MAX_LINE_BYTES)
-        while (block := await self.patience.wait(anext(arriving, None), "line")) is not None:
+        while (block := await self.patience.wait(lambda: anext(arriving, None), "line")) is not None:
             lines: Sequence[bytes] = block
             places: Sequence[int] = range(number + 1, number + 1 + len(block))
             number += len(block)

@@ -27,7 +27,7 @@ from service.wire import json
 
 SUBPROTOCOL = "rnn-service"
 WAITING = "rnn.waiting"
-"""Name of the ASGI extension that says how many messages `receive` would give at once."""
+"""Name of the ASGI extension, set by the connection, that says how many messages `receive` would give at once."""
 
 SWITCHING_PROTOCOLS = 101
 
@@ -129,7 +129,7 @@ class _Talk:
 
     async def _arrived(self) -> list[Message] | None:
         """The next message and all that wait behind it; None once the client has closed."""
-        messages = [await self._patience.wait(self._exchange.receive(), "message")]
+        messages = [await self._patience.wait(self._exchange.receive, "message")]
         for _ in range(self._waiting()):
             messages.append(await self._exchange.receive())  # noqa: PERF401  # each await gives one that is there
         for index, message in enumerate(messages):

@@ -165,6 +165,18 @@ def test_streams_are_told_to_come_back_when_the_process_goes_down(launch):
     service.check_ended()
 
 
+def test_a_stream_that_never_pauses_is_told_as_well(launch):
+    service = launch()
+    with opened(service, "?model=tanh", *["[1,2,3,4]\n" * 1024] * 20) as socket:
+        answered = socket.recv(timeout=20).count("\n")
+        service.signal_to_stop()
+        messages, code, _ = ended(socket)
+    steps = [json.loads(line).get("step") for text in messages for line in text.splitlines()]
+    assert code == 1012
+    assert steps[:-1] == list(range(answered + 1, answered + len(steps)))
+    service.check_ended()
+
+
 @pytest.mark.parametrize("goodbye", ["close", "reset"])
 def test_a_client_that_hangs_up_leaves_nothing_behind(service, goodbye):
     with memory_returns(service):
