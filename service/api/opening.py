@@ -17,7 +17,7 @@ from service.serving.steps import StatelessStepper, Stepper
 from service.wire.arrays import MAX_FIELDS
 
 SessionOpener = Callable[[Mapping[str, Any], Exchange], Awaitable[Stepper]]
-"""Gives the stepper of the session that a stream's fields name. Raises what the client is to be told."""
+"""Gives the stepper of the session that a stream's fields, valid ones, name. Raises what the client is to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Opener:
     async def _session(self, fields: Mapping[str, Any], exchange: Exchange) -> Conversation:
         if self.sessions is None:
             raise wrong("session: this service keeps no sessions", "session")
+        request = parse(StreamRequest, fields, None)
         for name in ("h", "c"):
             if name in fields:
                 raise wrong(f"{name} is what the session keeps; open another one from a state of yours", name)
@@ -77,7 +78,6 @@ class Opener:
         model = stepper.model
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits)
-        request = parse(StreamRequest, fields, target)
         returns = step_returns(request.returns, target, stateful=True)
         return Conversation(
             stepper, target, exchange, returns, _only(request.returns), exchange.timeout(), request.step

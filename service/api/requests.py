@@ -165,7 +165,7 @@ class StreamRequest(Request):
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
-def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target) -> AnyRequest:
+def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target | None) -> AnyRequest:
     """Check fields by a pydantic model. Raises InvalidRequest with every field that is wrong."""
     try:
         return kind.model_validate(fields, context=target)
