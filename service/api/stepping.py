@@ -1,11 +1,12 @@
 """What every way of stepping shares: which models step, what a step may ask for, and the forms of a state."""
 
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from service.api.shapes import Target, wrong
-from service.engine.interface import Floats
+from service.engine.interface import Floats, Integers
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
 from service.wire.arrays import Ragged
@@ -24,14 +25,28 @@ def steppable(model: ModelVersion) -> ModelVersion:
 def step_returns(names: list[Any] | None, target: Target, *, stateful: bool) -> frozenset[str]:
     """What to send back; the state by default only where the client keeps it. Raises InvalidRequest."""
     spec = target.spec
+    if names is None:
+        return _default_returns(spec.has_cell_state, bool(spec.out_features), stateful)
     impossible = {"c": f"is of kind {spec.kind}"} if not spec.has_cell_state else {}
     impossible |= {"predictions": "has no head"} if not spec.out_features else {}
-    if names is None:
-        return frozenset({"outputs", "predictions"} | (set() if stateful else {"h", "c"})) - impossible.keys()
     for index, name in enumerate(names):
         if name in impossible:
             raise wrong(f'returns[{index}] is {name}, and model "{target.name}" {impossible[name]}', "returns", index)
     return frozenset(names)
+
+
+@cache
+def _default_returns(has_cell_state: bool, has_head: bool, stateful: bool) -> frozenset[str]:
+    states = {"h", "c"} if has_cell_state else {"h"}
+    return frozenset({"outputs"} | ({"predictions"} if has_head else set()) | (set() if stateful else states))
+
+
+@lru_cache(64)
+def single_steps(batch: int) -> tuple[Integers, Integers]:
+    """`Rows.starts` and `Rows.lengths` of rows of one step each; not to be written into."""
+    starts, lengths = np.arange(batch, dtype=np.int64), np.ones(batch, np.int64)
+    starts.flags.writeable = lengths.flags.writeable = False
+    return starts, lengths
 
 
 def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batched: bool) -> Floats:
@@ -39,6 +54,8 @@ def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batc
     if value is None:
         return np.zeros(shape, np.float32)
     layers, batch, width = shape
+    if type(value) is np.ndarray and (value.shape == shape or (layers == 1 and value.shape == shape[1:])):
+        return np.array(value, np.float32).reshape(shape)
     allowed: dict[str, tuple[int, ...]] = {f"(L,B,{letter})": shape}
     if layers == 1:
         allowed[f"(B,{letter})"] = (batch, width)

@@ -48,7 +48,7 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
     if len(sizes) == 1:
         return values
     for depth in sizes:
-        if depth and depth.count(depth[0]) != len(depth):
+        if len(depth) > 1 and depth.count(depth[0]) != len(depth):
             return Ragged(values, tuple(np.array(depth, np.int64) for depth in sizes))
     # A depth below an empty list has no lists at all: its axis is empty too.
     return values.reshape([depth[0] if depth else 0 for depth in sizes])

@@ -1,0 +1,47 @@
+"""Running a coroutine here and now, and in a task only if it has to wait.
+
+A task costs an object, two turns of the event loop and a callback, and a small request never waits for anything.
+Python 3.12 has `eager_start` for this; the code is written for 3.11 too.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from types import coroutine
+from typing import Any
+
+Running = Coroutine[Any, None, None]
+
+
+def start(running: Running, in_task: Callable[[Running], object]) -> None:
+    """Run up to the end, or to the first wait; `in_task` then gets a coroutine that goes on from there.
+
+    Before its first wait the coroutine runs outside of any task, so it must not ask for one: `asyncio.timeout` does.
+    What it raises meanwhile is raised here.
+    """
+    try:
+        awaited = running.send(None)
+    except StopIteration:
+        return
+    in_task(_rest(running, awaited))
+
+
+@coroutine
+def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that waits for a future, or for the next turn (None)."""
+    if isinstance(awaited, asyncio.Future):
+        # How a future says that it is awaited rather than yielded; somebody else who awaits it too takes it back.
+        awaited._asyncio_future_blocking = True  # noqa: SLF001
+    while True:
+        try:
+            result = yield awaited
+        except GeneratorExit:
+            running.close()
+            raise
+        except BaseException as error:
+            step, value = running.throw, error
+        else:
+            step, value = running.send, result
+        try:
+            awaited = step(value)
+        except StopIteration:
+            return
