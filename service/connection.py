@@ -46,6 +46,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._caught_up = False
         self._in_head = False
+        self._just_ended = False
         self._received_bytes = 0
         self._body_bytes = 0
         self._begins_at_once: Callable[[Any], bool] = getattr(self.app, "begins_at_once", _never)
@@ -71,18 +72,20 @@ class GuardedProtocol(HttpToolsProtocol):
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._received_bytes += len(data)
         between = self._in_head or self.cycle is None or self.cycle.response_complete
+        self._just_ended = False
         super().data_received(_without_h2c(data) if between else data)
         if self._held is not None:  # the rest of its body is still to come
             super()._start_asgi_task(*self._release())
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif self._header_timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
+        elif self._header_timer is None and not self._just_ended and (self._in_head or self.cycle is None or self.cycle.response_complete):
             self._await_headers()
 
     def on_message_begin(self) -> None:
         """A request line has begun; unless its headers came with it, `data_received` starts to wait for them."""
         super().on_message_begin()
         self._in_head = True
+        self._just_ended = False
         self._received_bytes = self._body_bytes = 0
 
     def on_headers_complete(self) -> None:
@@ -108,6 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A body that outlasted its reply is over: the connection is idle, as after any reply."""
         super().on_message_complete()
+        self._just_ended = True
         if self._held is not None:
             self._begin(*self._release())
         if self._header_timer is not None and self.cycle.response_complete:

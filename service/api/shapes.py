@@ -8,6 +8,8 @@ from service.errors import FieldError, InvalidRequest, Loc, spell
 from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged
 
+FLOAT32 = np.dtype(np.float32)
+
 Numbers = Floats | Integers | Ragged
 
 
@@ -86,7 +88,12 @@ def steps(inputs: Numbers, target: Target) -> tuple[Floats, bool]:
         raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
     if inputs.size > target.limits.input_values:
         raise wrong(f"inputs holds {inputs.size} numbers; the limit is {target.limits.input_values}", "inputs")
-    return np.ascontiguousarray(inputs.reshape(-1, target.spec.input_size), np.float32), inputs.ndim == 2
+    if inputs.ndim == 1:
+        inputs = inputs.reshape(1, -1)
+        return np.ascontiguousarray(inputs, np.float32), False
+    if inputs.dtype is FLOAT32 and inputs.flags.c_contiguous:
+        return inputs, True
+    return np.ascontiguousarray(inputs, np.float32), True
 
 
 def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> Floats:

@@ -43,9 +43,9 @@ class Step:
         timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows = exchange.steps = work.rows.lengths.size
         exchange.book(timings.queue, timings.compute)
-        if kind == JSON and work.request.non_finite == "error":
-            work.refuse_non_finite()
-        body = encode_document(exchange, work.reply() | {"model": model.name, "version": model.version}, kind)
+        body = encode_document(exchange, work.reply(model.name, model.version), kind)
+        if kind == JSON and b"null" in body and work.request.non_finite == "error":
+            work.refuse_non_finite()  # that is how NaN and infinity are printed; it may be in a name, too
         await send_reply(exchange, 200, kind.encode(), body)
 
 
@@ -91,7 +91,7 @@ class StepWork:
         if self.rows.predictions is not None:
             refuse_non_finite("predictions", self.rows.predictions)
 
-    def reply(self) -> dict[str, Any]:
+    def reply(self, model: str, version: str) -> dict[str, Any]:
         """The fields of the reply. `outputs` is the top layer of the new state."""
         fields: dict[str, Any] = {}
         if "outputs" in self.returns:
@@ -102,6 +102,8 @@ class StepWork:
             fields["c"] = self._state(self.rows.c, self.request.c)
         if "predictions" in self.returns and self.rows.predictions is not None:
             fields["predictions"] = self._row(self.rows.predictions)
+        fields["model"] = model
+        fields["version"] = version
         return fields
 
     def _row(self, values: Floats) -> Floats:

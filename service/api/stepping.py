@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from service.api.shapes import Target, wrong
+from service.api.shapes import FLOAT32, Target, wrong
 from service.engine.interface import Floats, Integers
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
@@ -55,7 +55,9 @@ def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batc
         return np.zeros(shape, np.float32)
     layers, batch, width = shape
     if type(value) is np.ndarray and (value.shape == shape or (layers == 1 and value.shape == shape[1:])):
-        return np.array(value, np.float32).reshape(shape)
+        # What was decoded from JSON is nobody else's; a view of a safetensors body must not be written into.
+        mine = value.dtype is FLOAT32 and value.flags.writeable
+        return (value if mine else np.array(value, np.float32)).reshape(shape)
     allowed: dict[str, tuple[int, ...]] = {f"(L,B,{letter})": shape}
     if layers == 1:
         allowed[f"(B,{letter})"] = (batch, width)
