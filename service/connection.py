@@ -78,7 +78,11 @@ class GuardedProtocol(HttpToolsProtocol):
             super()._start_asgi_task(*self._release())
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif self._header_timer is None and not self._just_ended and (self._in_head or self.cycle is None or self.cycle.response_complete):
+        elif (
+            self._header_timer is None
+            and not self._just_ended
+            and (self._in_head or self.cycle is None or self.cycle.response_complete)
+        ):
             self._await_headers()
 
     def on_message_begin(self) -> None:
@@ -101,7 +105,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers mean nothing here; kept, they could grow without end."""
         if self._in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_body(self, body: bytes) -> None:
         """Count what is payload."""
@@ -161,7 +168,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(cycle.body) > AT_ONCE_BYTES:
             super()._start_asgi_task(cycle, app)
             return
-        cycle.scope["extensions"] = {WHOLE: Whole(self, cycle)}
+        cycle.scope["extensions"] = {WHOLE: Whole(self, cycle)}  # type: ignore[dict-item]  # an object of our own
         try:
             eager.start(cycle.run_asgi(app), self._keep)
         except Exception:  # uvicorn's own failure: the application's are answered
@@ -240,6 +247,7 @@ class Whole:
         )
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
+        del cycle.scope["extensions"]  # which has this: the collector need not find the circle
         connection.on_response_complete()
         return True
 

@@ -32,16 +32,15 @@ def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
         # How a future says that it is awaited rather than yielded; somebody else who awaits it too takes it back.
         awaited._asyncio_future_blocking = True  # noqa: SLF001
     while True:
+        failure: BaseException | None = None
         try:
             result = yield awaited
         except GeneratorExit:
             running.close()
             raise
         except BaseException as error:
-            step, value = running.throw, error
-        else:
-            step, value = running.send, result
+            failure = error
         try:
-            awaited = step(value)
+            awaited = running.send(result) if failure is None else running.throw(failure)
         except StopIteration:
             return

@@ -79,7 +79,8 @@ class Exchange:
 
     def header(self, name: bytes) -> str:
         """A header's value, empty if it is missing; lists that came in several lines are joined."""
-        return self.headers.get(name, b"").decode("latin-1")
+        value = self.headers.get(name)
+        return "" if value is None else value.decode("latin-1")
 
     def _join_lists(self) -> None:
         """Headers that are lists may come in several lines (RFC 9110, 5.3)."""

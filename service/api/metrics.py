@@ -97,7 +97,7 @@ class Metrics:
             self._queued_bytes.set(self._inference.queued_bytes)
 
     async def keep_sampling(self) -> None:
-        """Sample ten times a second, for ever: the page may be asked of another worker. The last sample is the end's."""
+        """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
         try:
             while True:
                 self.sample()

@@ -1,6 +1,7 @@
 """Do these arrays fit this model: the checks behind the pydantic models, and the sentences that say why not."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged
 
 FLOAT32 = np.dtype(np.float32)
+
+FEW_ROWS = 64
+"""Batches up to this have their starts and lengths kept from one request to the next."""
 
 Numbers = Floats | Integers | Ragged
 
@@ -46,16 +50,13 @@ class Sequences:
     lengths: Integers
     time: int | None
     batched: bool
+    padded: bool = False
+    """Whether some row is shorter than the array that holds it."""
 
     @property
     def batch(self) -> int:
         """B."""
         return self.lengths.size
-
-    @property
-    def padded(self) -> bool:
-        """Whether some row is shorter than the array that holds it."""
-        return self.time is not None and bool((self.lengths < self.time).any())
 
 
 def wrong(message: str, *loc: str | int) -> InvalidRequest:
@@ -91,9 +92,21 @@ def steps(inputs: Numbers, target: Target) -> tuple[Floats, bool]:
     if inputs.ndim == 1:
         inputs = inputs.reshape(1, -1)
         return np.ascontiguousarray(inputs, np.float32), False
-    if inputs.dtype is FLOAT32 and inputs.flags.c_contiguous:
-        return inputs, True
     return np.ascontiguousarray(inputs, np.float32), True
+
+
+def whole_rows(batch: int, time: int) -> tuple[Integers, Integers]:
+    """`Rows.starts` and `Rows.lengths` (B,) of rows of `time` steps each, one after the other; read-only."""
+    return _few_rows(batch, time) if batch <= FEW_ROWS else _rows(batch, time)
+
+
+def _rows(batch: int, time: int) -> tuple[Integers, Integers]:
+    starts, lengths = np.arange(0, batch * time, time, dtype=np.int64), np.full(batch, time, np.int64)
+    starts.flags.writeable = lengths.flags.writeable = False
+    return starts, lengths
+
+
+_few_rows = lru_cache(256)(_rows)
 
 
 def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> Floats:
@@ -144,12 +157,12 @@ def _rectangular(inputs: Floats | Integers, lengths: Numbers | None, target: Tar
     batch, time, width = inputs.shape
     steps = np.ascontiguousarray(inputs, np.float32).reshape(batch * time, width)
     if lengths is None:
-        counts = np.full(batch, time, np.int64)
-    elif not batched:
+        return Sequences(steps, *whole_rows(batch, time), time, batched)
+    if not batched:
         raise wrong("lengths is for batches; these inputs are one sequence", "lengths")
-    else:
-        counts = _lengths(lengths, batch, time)
-    return Sequences(steps, np.arange(0, batch * time, time, dtype=np.int64), counts, time, batched)
+    counts = _lengths(lengths, batch, time)
+    starts, _ = whole_rows(batch, time)
+    return Sequences(steps, starts, counts, time, batched, padded=bool((counts < time).any()))
 
 
 def _ragged(inputs: Ragged, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:

@@ -11,8 +11,8 @@ from service.api.exchange import Exchange
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.reply import send_reply
 from service.api.requests import StepRequest, parse
-from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
-from service.api.stepping import initial, single_steps, step_returns, steppable
+from service.api.shapes import Limits, Target, refuse_too_much, steps, whole_rows, wrong
+from service.api.stepping import initial, step_returns, steppable
 from service.api.stream import Stream
 from service.engine.interface import Floats, Rows
 from service.serving.admission import Admission
@@ -68,7 +68,7 @@ class StepWork:
         refuse_too_much(batch, batch, returns, target)
         rows = Rows(
             inputs,
-            *single_steps(batch),
+            *whole_rows(batch, 1),
             h=initial(request.h, "h", (spec.num_layers, batch, spec.state_size), "P", batched),
         )
         if spec.has_cell_state:

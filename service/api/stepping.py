@@ -1,12 +1,12 @@
 """What every way of stepping shares: which models step, what a step may ask for, and the forms of a state."""
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from service.api.shapes import FLOAT32, Target, wrong
-from service.engine.interface import Floats, Integers
+from service.engine.interface import Floats
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
 from service.wire.arrays import Ragged
@@ -39,14 +39,6 @@ def step_returns(names: list[Any] | None, target: Target, *, stateful: bool) -> 
 def _default_returns(has_cell_state: bool, has_head: bool, stateful: bool) -> frozenset[str]:
     states = {"h", "c"} if has_cell_state else {"h"}
     return frozenset({"outputs"} | ({"predictions"} if has_head else set()) | (set() if stateful else states))
-
-
-@lru_cache(64)
-def single_steps(batch: int) -> tuple[Integers, Integers]:
-    """`Rows.starts` and `Rows.lengths` of rows of one step each; not to be written into."""
-    starts, lengths = np.arange(batch, dtype=np.int64), np.ones(batch, np.int64)
-    starts.flags.writeable = lengths.flags.writeable = False
-    return starts, lengths
 
 
 def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batched: bool) -> Floats:

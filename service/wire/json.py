@@ -13,11 +13,7 @@ import orjson
 import simdjson
 from numpy.typing import NDArray
 
-from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
-
-
-SHORT = 4096
-"""Numbers up to which one dot product is the quickest look at all of them: BLAS does it in one thread."""
+from service.wire.arrays import MAX_FIELDS, OVERFLOW, SHORT, Document, Floats, Ragged, assemble
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
