@@ -22,15 +22,14 @@ def start(running: Running, in_task: Callable[[Running], object]) -> None:
         awaited = running.send(None)
     except StopIteration:
         return
+    _set_awaited(awaited, False)
     in_task(_rest(running, awaited))
 
 
 @coroutine
 def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
     """What is left of a coroutine that waits for a future, or for the next turn (None)."""
-    if isinstance(awaited, asyncio.Future):
-        # How a future says that it is awaited rather than yielded; somebody else who awaits it too takes it back.
-        awaited._asyncio_future_blocking = True  # noqa: SLF001
+    _set_awaited(awaited, True)
     while True:
         failure: BaseException | None = None
         try:
@@ -44,3 +43,12 @@ def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
             awaited = running.send(result) if failure is None else running.throw(failure)
         except StopIteration:
             return
+
+
+def _set_awaited(awaited: Any, now: bool) -> None:
+    """The mark by which a task tells a future that is awaited from one that is yielded, for one await at a time.
+
+    The future has set it; until the task is there to see it, others may await the same future.
+    """
+    if isinstance(awaited, asyncio.Future):
+        awaited._asyncio_future_blocking = now  # noqa: SLF001
