@@ -2,16 +2,24 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service import eager
 from service.readers import ReaderWatch
 from service.transport import JoinedWrites
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
+
+AT_ONCE_BYTES = 64 * 1024
+"""Bodies up to this are handled where they were read, if they came in one read with their headers."""
+
+WHOLE = "rnn.whole"
+"""Name of the ASGI extension that `Whole` is."""
 
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
@@ -22,6 +30,9 @@ class GuardedProtocol(HttpToolsProtocol):
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
     configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+
+    A request that was read whole begins at once, without a task, if the application's `begins_at_once(scope)` says so,
+    and has a `Whole` among its extensions.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -32,8 +43,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._watch: ReaderWatch | None = None
         self._upgraded = False
         self._in_head = False
+        self._just_ended = False
         self._received_bytes = 0
         self._body_bytes = 0
+        self._begins_at_once: Callable[[Any], bool] = getattr(self.app, "begins_at_once", _never)
+        self._default_headers: object = None
+        self._default_lines = b""
+        self._in_headers = False
+        self._held: tuple[RequestResponseCycle, Any] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for the first headers."""
@@ -53,30 +70,45 @@ class GuardedProtocol(HttpToolsProtocol):
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._received_bytes += len(data)
         between = self._in_head or self.cycle is None or self.cycle.response_complete
+        self._just_ended = False
         super().data_received(_without_h2c(data) if between else data)
         if self._upgraded:
             return
+        if self._held is not None:  # the rest of its body is still to come
+            super()._start_asgi_task(*self._release())
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif self._header_timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
+        elif (
+            self._header_timer is None
+            and not self._just_ended
+            and (self._in_head or self.cycle is None or self.cycle.response_complete)
+        ):
             self._await_headers()
 
     def on_message_begin(self) -> None:
         """A request line has begun; unless its headers came with it, `data_received` starts to wait for them."""
         super().on_message_begin()
         self._in_head = True
+        self._just_ended = False
         self._received_bytes = self._body_bytes = 0
 
     def on_headers_complete(self) -> None:
         """The headers were in time."""
         self._in_head = False
         self._cancel_header_timer()
+        # Armed if the request before this one came in the same read and has been answered.
+        self._unset_keepalive_if_required()
+        self._in_headers = True
         super().on_headers_complete()
+        self._in_headers = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers mean nothing here; kept, they could grow without end."""
         if self._in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_body(self, body: bytes) -> None:
         """Count what is payload."""
@@ -86,6 +118,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A body that outlasted its reply is over: the connection is idle, as after any reply."""
         super().on_message_complete()
+        self._just_ended = True
+        if self._held is not None:
+            self._begin(*self._release())
         if self._header_timer is not None and self.cycle.response_complete:
             self._cancel_header_timer()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -121,6 +156,43 @@ class GuardedProtocol(HttpToolsProtocol):
             self._watch.stop()
         super().handle_websocket_upgrade()
 
+    def default_lines(self) -> bytes:
+        """The headers of every reply (uvicorn makes them anew each second), spelt out."""
+        headers = self.server_state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        return self._default_lines
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Hold a request until it is known whether all of it has been read."""
+        if self._in_headers and self._begins_at_once(cycle.scope):
+            self._held = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _release(self) -> tuple[RequestResponseCycle, Any]:
+        held, self._held = self._held, None
+        assert held is not None  # noqa: S101  # asked before
+        return held
+
+    def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Handle a request of which all has been read; in a task only from where it has to wait."""
+        if len(cycle.body) > AT_ONCE_BYTES:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.scope["extensions"] = {WHOLE: Whole(self, cycle)}  # type: ignore[dict-item]  # an object of our own
+        try:
+            eager.start(cycle.run_asgi(app), self._keep)
+        except Exception:  # uvicorn's own failure: the application's are answered
+            structlog.get_logger().exception("internal_error")
+            self.transport.abort()
+
+    def _keep(self, running: eager.Running) -> None:
+        task = self.loop.create_task(running)
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
     def _await_headers(self) -> None:
         self._header_timer = self.loop.call_later(self._header_seconds, self._drop, "headers_too_slow")
 
@@ -137,6 +209,44 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cancel_header_timer()
         structlog.get_logger().info("connection_dropped", reason=reason)
         self.transport.abort()
+
+
+class Whole:
+    """A request that was read whole, and the short way for a whole reply: one write, of bytes that are ready."""
+
+    __slots__ = ("_connection", "_cycle", "body")
+
+    def __init__(self, connection: GuardedProtocol, cycle: RequestResponseCycle) -> None:
+        self._connection = connection
+        self._cycle = cycle
+        self.body = bytes(cycle.body)
+
+    def reply(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send a reply, its header lines spelt out; False if it must go the long way, by ASGI's `send`.
+
+        That is so where the connection will be closed, the client is slow, or something has been sent already.
+        """
+        connection, cycle = self._connection, self._cycle
+        if (
+            not cycle.keep_alive
+            or cycle.response_started
+            or cycle.disconnected
+            or connection.flow.write_paused
+            or cycle.waiting_for_100_continue
+        ):
+            return False
+        connection.transport.send(  # type: ignore[attr-defined]  # JoinedWrites
+            b"".join((STATUS_LINE[status], connection.default_lines(), headers, b"\r\n", body))
+        )
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        del cycle.scope["extensions"]  # which has this: the collector need not find the circle
+        connection.on_response_complete()
+        return True
+
+
+def _never(_: Any) -> bool:
+    return False
 
 
 def _without_h2c(data: bytes) -> bytes:

@@ -33,27 +33,27 @@ class ModelSpec:
     out_features: int | None = None
     weights_dtype: WeightsDtype = "f32"
 
-    @property
+    @cached_property
     def directions(self) -> int:
         """D: 2 when bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
-    @property
+    @cached_property
     def state_size(self) -> int:
         """P: the width of a hidden state, `proj_size` if set, else H."""
         return self.proj_size or self.hidden_size
 
-    @property
+    @cached_property
     def output_size(self) -> int:
         """D·P: the width of `outputs`."""
         return self.directions * self.state_size
 
-    @property
+    @cached_property
     def states(self) -> int:
         """L·D: the number of hidden states that a sequence carries."""
         return self.num_layers * self.directions
 
-    @property
+    @cached_property
     def has_cell_state(self) -> bool:
         """Whether the model carries `c` beside `h`."""
         return self.kind == "lstm"

@@ -35,6 +35,11 @@ class JoinedWrites:
         else:
             self._transport.write(data)
 
+    def send(self, data: bytes) -> None:
+        """Send a whole reply."""
+        self._flush()
+        self._transport.write(data)
+
     def close(self) -> None:
         """Close once everything is sent."""
         self._flush()

@@ -37,6 +37,8 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     """The whole body, decompressed. Raises BodyTooLarge, BodyTimeout, ServiceDraining, or as `decompressed` does."""
     if exchange.declared_bytes > limits.max_bytes:
         raise BodyTooLarge(f"the body has {exchange.declared_bytes} bytes; the limit is {limits.max_bytes}")
+    if (whole := whole_body(exchange, limits)) is not None:
+        return whole
     pieces, total = [], 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -61,6 +63,17 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
     finally:
         limits.draining.waiting.discard(patience)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def whole_body(exchange: Exchange, limits: BodyLimits) -> bytes | None:
+    """A plain body that came with its headers: nothing to wait for, nothing to put together. Raises BodyTooLarge."""
+    if exchange.whole is None or b"content-encoding" in exchange.headers:
+        return None
+    body = exchange.whole.body
+    exchange.received_all, exchange.received_bytes = True, len(body)
+    if len(body) > limits.max_bytes:
+        raise BodyTooLarge(f"the body has {len(body)} bytes; the limit is {limits.max_bytes}")
+    return body
 
 
 async def decompressed(exchange: Exchange, max_received: float = inf) -> AsyncIterator[bytes]:

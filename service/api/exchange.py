@@ -2,6 +2,7 @@
 
 import re
 from time import monotonic, perf_counter
+from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -12,6 +13,19 @@ STAGES = ("decode", "queue", "compute", "encode")
 _LISTS = (b"accept", b"accept-encoding", b"content-encoding")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+WHOLE = "rnn.whole"
+"""The ASGI extension by which the connection hands over a request that it has read whole."""
+
+
+class Whole(Protocol):
+    """A request's whole body, and the short way for a whole reply; `connection.Whole` is one."""
+
+    body: bytes
+
+    def reply(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send a reply, its header lines spelt out; False if it must go by ASGI's `send`."""
 
 
 class Exchange:
@@ -39,6 +53,7 @@ class Exchange:
         "status",
         "steps",
         "version",
+        "whole",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -58,6 +73,8 @@ class Exchange:
         self.rows = 0
         self.steps = 0
         self.stages: dict[str, float] = {}
+        extensions = scope.get("extensions")
+        self.whole: Whole | None = extensions.get(WHOLE) if extensions else None
         self.received_all = False
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -65,7 +82,8 @@ class Exchange:
 
     def header(self, name: bytes) -> str:
         """A header's value, empty if it is missing; lists that came in several lines are joined."""
-        return self.headers.get(name, b"").decode("latin-1")
+        value = self.headers.get(name)
+        return "" if value is None else value.decode("latin-1")
 
     def _join_lists(self) -> None:
         """Headers that are lists may come in several lines (RFC 9110, 5.3)."""
@@ -87,13 +105,15 @@ class Exchange:
     def mark(self, stage: str, since: float) -> float:
         """Book the time since `since` to a stage; returns now."""
         now = perf_counter()
-        self.stages[stage] = self.stages.get(stage, 0.0) + now - since
+        stages = self.stages
+        stages[stage] = stages.get(stage, 0.0) + now - since
         return now
 
     def book(self, queue: float, compute: float) -> None:
         """Book the seconds of an engine run."""
-        self.stages["queue"] = self.stages.get("queue", 0.0) + queue
-        self.stages["compute"] = self.stages.get("compute", 0.0) + compute
+        stages = self.stages
+        stages["queue"] = stages.get("queue", 0.0) + queue
+        stages["compute"] = stages.get("compute", 0.0) + compute
 
     async def hung_up(self) -> None:
         """Return when the client has gone. For a body that was read whole; what a pipelining client sends waits."""

@@ -87,6 +87,19 @@ class Gateway:
         finally:
             self._account(exchange)
 
+    def begins_at_once(self, scope: Scope) -> bool:
+        """Whether a request may begin outside of a task: a plain body for a hot path, and no stream.
+
+        Its handler is done before it waits for anything, or waits for compute; nothing in it needs the task to be its
+        own before then.
+        """
+        if scope["method"] != "POST" or scope["path"] not in self._hot:
+            return False
+        for name, value in scope["headers"]:
+            if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
+                return False
+        return True
+
     async def _lead(self, exchange: Exchange) -> None:
         path = exchange.scope["path"]
         if exchange.scope["type"] == "websocket":

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections import Counter as Count
-from functools import lru_cache
 from typing import Literal
 
 from prometheus_client import (
@@ -19,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.api.exchange import STAGES, Exchange
+from service.api.tallies import Tally
 from service.serving.inference import Inference
 from service.serving.sessions import Sessions
 
@@ -47,11 +47,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        # Looking a child up by its labels costs as much as counting; paths, statuses and models are few.
-        self._stage = {stage: stages.labels(stage) for stage in STAGES}
-        self._of_path = lru_cache(512)(self._latency.labels)
-        self._of_status = lru_cache(512)(lambda path, status: self._requests.labels(path, str(status)))
-        self._of_model = lru_cache(512)(lambda model: (self._rows.labels(model), self._steps.labels(model)))
+        self._stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
+        self._of_path: dict[str, Tally] = {}
+        self._answered: dict[tuple[str, int], int] = {}
+        self._run: dict[str, list[int]] = {}
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
         self._batch = Histogram(
@@ -77,14 +76,18 @@ class Metrics:
 
     def count(self, exchange: Exchange, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
-        self._of_status(path, exchange.status).inc()
-        self._of_path(path).observe(seconds)
+        key = path, exchange.status
+        self._answered[key] = self._answered.get(key, 0) + 1
+        latency = self._of_path.get(path)
+        if latency is None:
+            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
+        latency.observe(seconds)
         for stage, spent in exchange.stages.items():
             self._stage[stage].observe(spent)
-        if exchange.model is not None and exchange.rows:
-            rows, steps = self._of_model(exchange.model)
-            rows.inc(exchange.rows)
-            steps.inc(exchange.steps)
+        if exchange.rows and exchange.model is not None:
+            run = self._run.setdefault(exchange.model, [0, 0])
+            run[0] += exchange.rows
+            run[1] += exchange.steps
 
     def count_turn(self, rows: int) -> None:
         """Account for rows that ran together."""
@@ -95,7 +98,16 @@ class Metrics:
         self._inference = inference
 
     def sample(self) -> None:
-        """Set the gauges to what is now."""
+        """Set the gauges to what is now, and fold what was counted since the last time."""
+        for (path, status), count in self._answered.items():
+            self._requests.labels(path, str(status)).inc(count)
+        self._answered.clear()
+        for model, (rows, steps) in self._run.items():
+            self._rows.labels(model).inc(rows)
+            self._steps.labels(model).inc(steps)
+        self._run.clear()
+        for tally in (*self._stage.values(), *self._of_path.values()):
+            tally.fold()
         if self._inference is not None:
             self._loaded.set(self._inference.registry.loaded_bytes)
             self._queued.set(self._inference.queued_requests)
@@ -126,10 +138,13 @@ class Metrics:
         self._counted[counter, label] = count
 
     async def keep_sampling(self) -> None:
-        """Sample every second, for ever: the page may be asked of another worker."""
-        while True:
+        """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
+        try:
+            while True:
+                self.sample()
+                await asyncio.sleep(0.1)
+        finally:
             self.sample()
-            await asyncio.sleep(1)
 
     def page(self) -> bytes:
         """The Prometheus text of now; with several workers, of all of them."""

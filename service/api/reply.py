@@ -25,7 +25,7 @@ async def send_reply(
     exchange: Exchange, status: int, media_type: bytes, body: bytes, headers: Headers | None = None
 ) -> None:
     """Send a whole reply, compressed if the client takes that and it is worth it."""
-    extra = list(headers or ())
+    extra = list(headers) if headers else []
     encoding = None
     if len(body) >= COMPRESS_FROM_BYTES:
         encoding = reply_encoding(exchange.header(b"accept-encoding"))
@@ -35,12 +35,16 @@ async def send_reply(
         elsewhere = len(body) >= COMPRESS_ELSEWHERE_FROM_BYTES
         body = await asyncio.to_thread(_compress, body, encoding) if elsewhere else _compress(body, encoding)
         extra.append((b"content-encoding", encoding.encode()))
-    sends = exchange.declared_bytes or b"transfer-encoding" in exchange.headers
-    interrupts = status >= 400 and sends and not exchange.received_all
+    sends = status >= 400 and (exchange.declared_bytes or b"transfer-encoding" in exchange.headers)
+    interrupts = sends and not exchange.received_all and exchange.whole is None
     # The rest of a small body is read sooner than a new connection is made.
     if interrupts and not 0 < exchange.declared_bytes <= READ_TO_THE_END_BYTES:
         extra.append((b"connection", b"close"))
     exchange.status, exchange.sent_bytes = status, len(body)
+    if exchange.whole is not None and exchange.whole.reply(
+        status, _spelt(media_type, len(body), exchange.request_id, extra), body
+    ):
+        return
     await exchange.send(
         {
             "type": "http.response.start",
@@ -57,6 +61,11 @@ async def send_reply(
         await _send_to_a_sender(exchange, body)
     else:
         await exchange.send({"type": "http.response.body", "body": body})
+
+
+def _spelt(media_type: bytes, size: int, request_id: str, extra: Headers) -> bytes:
+    lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (media_type, size, request_id.encode())
+    return b"".join((lines, *(b"%b: %b\r\n" % line for line in extra))) if extra else lines
 
 
 async def _send_to_a_sender(exchange: Exchange, body: bytes) -> None:

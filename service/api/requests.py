@@ -11,14 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import core_schema
 
-from service.api.shapes import Numbers, Target
+from service.api.shapes import Target
 from service.errors import FieldError, InvalidRequest, spell
 from service.wire.arrays import Ragged
 
@@ -33,10 +32,17 @@ ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]
 StepReturn = Literal["outputs", "h", "c", "predictions"]
 
 
-def _is_numbers(value: Any) -> Numbers:
-    if isinstance(value, np.ndarray | Ragged):
-        return value
-    raise PydanticCustomError("numbers", "expected a list of numbers")
+class _Numbers:
+    """Marks a field that holds an array: pydantic asks for the type by itself, without a call into Python."""
+
+    def __get_pydantic_core_schema__(self, _: Any, __: Any) -> core_schema.CoreSchema:
+        return core_schema.custom_error_schema(
+            core_schema.union_schema(
+                [core_schema.is_instance_schema(np.ndarray), core_schema.is_instance_schema(Ragged)]
+            ),
+            custom_error_type="numbers",
+            custom_error_message="expected a list of numbers",
+        )
 
 
 def _from_text(value: Any, info: ValidationInfo) -> Any:
@@ -61,7 +67,7 @@ def _array(axes: str, *depths: int) -> Any:
     title = {"title": axes}
     return Annotated[
         Any,
-        PlainValidator(_is_numbers),
+        _Numbers(),
         WithJsonSchema(title | (shapes[0] if len(shapes) == 1 else {"anyOf": shapes})),
     ]
 
@@ -111,7 +117,7 @@ class ForwardRequest(Request):
     lengths: (
         Annotated[
             Any,
-            PlainValidator(_is_numbers),
+            _Numbers(),
             WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1}),
         ]
         | None

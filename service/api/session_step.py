@@ -48,8 +48,8 @@ class SessionStep:
             ran = await self.steps.run(session.record, model, inputs, request.step, terms, exchange.deadline())
         except NonFinite as error:
             raise NonFiniteOutput(
-                f"the result of step {error.index + 1} of this request is not finite, and JSON has no NaN or infinity; the "
-                'session is as it was; ask for safetensors, or send "non_finite": "null"'
+                f"the result of step {error.index + 1} of this request is not finite, and JSON has no NaN or infinity; "
+                'the session is as it was; ask for safetensors, or send "non_finite": "null"'
             ) from None
         exchange.rows, exchange.steps = 1, len(inputs)
         body = encode_document(exchange, _reply(ran, returns, several=several), kind)

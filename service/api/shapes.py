@@ -1,12 +1,18 @@
 """Do these arrays fit this model: the checks behind the pydantic models, and the sentences that say why not."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from service.errors import FieldError, InvalidRequest, Loc, spell
 from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged
+
+FLOAT32 = np.dtype(np.float32)
+
+FEW_ROWS = 64
+"""Batches up to this have their starts and lengths kept from one request to the next."""
 
 Numbers = Floats | Integers | Ragged
 
@@ -44,16 +50,13 @@ class Sequences:
     lengths: Integers
     time: int | None
     batched: bool
+    padded: bool = False
+    """Whether some row is shorter than the array that holds it."""
 
     @property
     def batch(self) -> int:
         """B."""
         return self.lengths.size
-
-    @property
-    def padded(self) -> bool:
-        """Whether some row is shorter than the array that holds it."""
-        return self.time is not None and bool((self.lengths < self.time).any())
 
 
 def wrong(message: str, *loc: str | int) -> InvalidRequest:
@@ -86,7 +89,24 @@ def steps(inputs: Numbers, target: Target) -> tuple[Floats, bool]:
         raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
     if inputs.size > target.limits.input_values:
         raise wrong(f"inputs holds {inputs.size} numbers; the limit is {target.limits.input_values}", "inputs")
-    return np.ascontiguousarray(inputs.reshape(-1, target.spec.input_size), np.float32), inputs.ndim == 2
+    if inputs.ndim == 1:
+        inputs = inputs.reshape(1, -1)
+        return np.ascontiguousarray(inputs, np.float32), False
+    return np.ascontiguousarray(inputs, np.float32), True
+
+
+def whole_rows(batch: int, time: int) -> tuple[Integers, Integers]:
+    """`Rows.starts` and `Rows.lengths` (B,) of rows of `time` steps each, one after the other; read-only."""
+    return _few_rows(batch, time) if batch <= FEW_ROWS else _rows(batch, time)
+
+
+def _rows(batch: int, time: int) -> tuple[Integers, Integers]:
+    starts, lengths = np.arange(0, batch * time, time, dtype=np.int64), np.full(batch, time, np.int64)
+    starts.flags.writeable = lengths.flags.writeable = False
+    return starts, lengths
+
+
+_few_rows = lru_cache(256)(_rows)
 
 
 def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> Floats:
@@ -137,12 +157,12 @@ def _rectangular(inputs: Floats | Integers, lengths: Numbers | None, target: Tar
     batch, time, width = inputs.shape
     steps = np.ascontiguousarray(inputs, np.float32).reshape(batch * time, width)
     if lengths is None:
-        counts = np.full(batch, time, np.int64)
-    elif not batched:
+        return Sequences(steps, *whole_rows(batch, time), time, batched)
+    if not batched:
         raise wrong("lengths is for batches; these inputs are one sequence", "lengths")
-    else:
-        counts = _lengths(lengths, batch, time)
-    return Sequences(steps, np.arange(0, batch * time, time, dtype=np.int64), counts, time, batched)
+    counts = _lengths(lengths, batch, time)
+    starts, _ = whole_rows(batch, time)
+    return Sequences(steps, starts, counts, time, batched, padded=bool((counts < time).any()))
 
 
 def _ragged(inputs: Ragged, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:

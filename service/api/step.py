@@ -12,7 +12,7 @@ from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.reply import send_reply
 from service.api.requests import StepRequest, parse
 from service.api.session_step import SessionStep
-from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
+from service.api.shapes import Limits, Target, refuse_too_much, steps, whole_rows, wrong
 from service.api.stepping import initial, step_returns, steppable
 from service.api.stream import Stream
 from service.engine.interface import Floats, Rows
@@ -48,9 +48,9 @@ class Step:
         timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
         exchange.rows = exchange.steps = work.rows.lengths.size
         exchange.book(timings.queue, timings.compute)
-        if kind == JSON and work.request.non_finite == "error":
-            work.refuse_non_finite()
-        body = encode_document(exchange, work.reply() | {"model": model.name, "version": model.version}, kind)
+        body = encode_document(exchange, work.reply(model.name, model.version), kind)
+        if kind == JSON and b"null" in body and work.request.non_finite == "error":
+            work.refuse_non_finite()  # that is how NaN and infinity are printed; it may be in a name, too
         await send_reply(exchange, 200, kind.encode(), body)
 
 
@@ -73,8 +73,7 @@ class StepWork:
         refuse_too_much(batch, batch, returns, target)
         rows = Rows(
             inputs,
-            np.arange(batch, dtype=np.int64),
-            np.ones(batch, np.int64),
+            *whole_rows(batch, 1),
             h=initial(request.h, "h", (spec.num_layers, batch, spec.state_size), "P", batched),
         )
         if spec.has_cell_state:
@@ -97,7 +96,7 @@ class StepWork:
         if self.rows.predictions is not None:
             refuse_non_finite("predictions", self.rows.predictions)
 
-    def reply(self) -> dict[str, Any]:
+    def reply(self, model: str, version: str) -> dict[str, Any]:
         """The fields of the reply. `outputs` is the top layer of the new state."""
         fields: dict[str, Any] = {}
         if "outputs" in self.returns:
@@ -108,6 +107,8 @@ class StepWork:
             fields["c"] = self._state(self.rows.c, self.request.c)
         if "predictions" in self.returns and self.rows.predictions is not None:
             fields["predictions"] = self._row(self.rows.predictions)
+        fields["model"] = model
+        fields["version"] = version
         return fields
 
     def _row(self, values: Floats) -> Floats:

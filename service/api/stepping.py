@@ -1,10 +1,11 @@
 """What every way of stepping shares: which models step, what a step may ask for, and the forms of a state."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from service.api.shapes import Target, wrong
+from service.api.shapes import FLOAT32, Target, wrong
 from service.engine.interface import Floats
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
@@ -24,14 +25,20 @@ def steppable(model: ModelVersion) -> ModelVersion:
 def step_returns(names: list[Any] | None, target: Target, *, stateful: bool) -> frozenset[str]:
     """What to send back; the state by default only where the client keeps it. Raises InvalidRequest."""
     spec = target.spec
+    if names is None:
+        return _default_returns(spec.has_cell_state, bool(spec.out_features), stateful)
     impossible = {"c": f"is of kind {spec.kind}"} if not spec.has_cell_state else {}
     impossible |= {"predictions": "has no head"} if not spec.out_features else {}
-    if names is None:
-        return frozenset({"outputs", "predictions"} | (set() if stateful else {"h", "c"})) - impossible.keys()
     for index, name in enumerate(names):
         if name in impossible:
             raise wrong(f'returns[{index}] is {name}, and model "{target.name}" {impossible[name]}', "returns", index)
     return frozenset(names)
+
+
+@cache
+def _default_returns(has_cell_state: bool, has_head: bool, stateful: bool) -> frozenset[str]:
+    states = {"h", "c"} if has_cell_state else {"h"}
+    return frozenset({"outputs"} | ({"predictions"} if has_head else set()) | (set() if stateful else states))
 
 
 def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batched: bool) -> Floats:
@@ -39,6 +46,10 @@ def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batc
     if value is None:
         return np.zeros(shape, np.float32)
     layers, batch, width = shape
+    if type(value) is np.ndarray and (value.shape == shape or (layers == 1 and value.shape == shape[1:])):
+        # What was decoded from JSON is nobody else's; a view of a safetensors body must not be written into.
+        mine = value.dtype is FLOAT32 and value.flags.writeable
+        return (value if mine else np.array(value, np.float32)).reshape(shape)
     allowed: dict[str, tuple[int, ...]] = {f"(L,B,{letter})": shape}
     if layers == 1:
         allowed[f"(B,{letter})"] = (batch, width)

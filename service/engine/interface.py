@@ -48,7 +48,7 @@ class Rows:
     @property
     def steps(self) -> int:
         """Total time steps of all rows."""
-        return int(self.lengths.sum())
+        return int(self.lengths[0]) if len(self.lengths) == 1 else int(self.lengths.sum())
 
 
 class Engine(ABC):
@@ -76,7 +76,7 @@ class Engine(ABC):
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
         steps, count = len(rows.inputs), len(rows.lengths)
-        longest = 1 if steps == count else int(rows.lengths.max(initial=0))
+        longest = 1 if steps == count else steps if count == 1 else int(rows.lengths.max(initial=0))
         chain = longest * self.spec.states * self.step_seconds
         return self.call_seconds + chain + steps * self.spec.flops_per_step / self.flops_per_second
 

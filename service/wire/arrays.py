@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ MAX_DEPTH = 3
 
 OVERFLOW = 2.0**128 - 2.0**103
 """The midpoint above the largest float32: from here on a number rounds to infinity."""
+
+SHORT = 4096
+"""Numbers up to which one dot product is the quickest look at all of them: BLAS does it in one thread."""
 
 MAX_FIELDS = 32
 """Names in one document: no request of the contract has a third as many."""
@@ -48,10 +52,19 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
     if len(sizes) == 1:
         return values
     for depth in sizes:
-        if depth and depth.count(depth[0]) != len(depth):
+        if len(depth) > 1 and depth.count(depth[0]) != len(depth):
             return Ragged(values, tuple(np.array(depth, np.int64) for depth in sizes))
     # A depth below an empty list has no lists at all: its axis is empty too.
     return values.reshape([depth[0] if depth else 0 for depth in sizes])
+
+
+def finite(values: Floats) -> bool:
+    """Whether no value is NaN or infinite."""
+    if values.size <= SHORT:
+        flat = values.reshape(-1)
+        if isfinite(flat.dot(flat)):  # not if the values are very large
+            return True
+    return bool(np.isfinite(values).all())
 
 
 def narrowed(doubles: NDArray[np.float64]) -> Floats:

@@ -13,7 +13,9 @@ import orjson
 import simdjson
 from numpy.typing import NDArray
 
-from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
+from service.wire.arrays import MAX_FIELDS, OVERFLOW, SHORT, Document, Floats, Ragged, assemble
+
+_Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
 
 class Suspicious(Exception):
@@ -28,16 +30,16 @@ def decode(body: bytes) -> Document:
     """
     try:
         document = _parsed(body)
-        if not isinstance(document, simdjson.Object) or len(document) > MAX_FIELDS:
+        if not isinstance(document, _Object) or len(document) > MAX_FIELDS:
             raise Suspicious
         fields: dict[str, Any] = {}
         brackets = 0
         for name in document:  # items() would turn every number into a Python object
             value = document[name]
-            if isinstance(value, simdjson.Array):
+            if isinstance(value, _Array):
                 fields[name], opened = _list(value)
                 brackets += opened
-            elif isinstance(value, simdjson.Object):
+            elif isinstance(value, _Object):
                 raise Suspicious  # no field of the contract is an object
             else:
                 fields[name] = value
@@ -83,39 +85,57 @@ def encode(fields: Document) -> bytes:
 def _parsed(body: bytes) -> Any:
     try:
         # A parser's buffers stay as large as its largest body: a new one costs less than a microsecond.
-        return simdjson.Parser().parse(body)
+        return _Parser().parse(body)
     except RuntimeError as error:  # an integer of more than 64 bits
         raise Suspicious from error
 
 
 def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
     """The value of a JSON list, and how many brackets it opens."""
-    if len(array) and isinstance(array[0], str):
-        return array.as_list(), 1
-    sizes = _sizes(array)
+    count = len(array)
+    first = array[0] if count else None
+    if isinstance(first, _Array):
+        sizes, brackets = _sizes(array, first)
+        return assemble(_numbers(array, sum(sizes[-1])), sizes), brackets
+    return (array.as_list() if isinstance(first, str) else _numbers(array, count)), 1
+
+
+def _numbers(array: Any, count: int) -> Floats:
+    """All numbers of an array, however nested, which must be so many."""
     doubles = np.frombuffer(array.as_buffer(of_type="d"))
-    if doubles.size != sum(sizes[-1]):
+    if doubles.size != count:
         raise Suspicious
-    return assemble(_narrowed(doubles), sizes), 1 + sum(len(depth) for depth in sizes[1:])
+    return _narrowed(doubles)
 
 
 def _narrowed(doubles: NDArray[np.float64]) -> Floats:
-    """As float32. Raises Suspicious if one is too large, ValueError if there is none."""
-    # Two passes, and no dot product: BLAS would wake threads that spin beside the engine's.
-    if np.maximum.reduce(doubles) >= OVERFLOW or np.minimum.reduce(doubles) <= -OVERFLOW:
-        raise Suspicious
+    """As float32. Raises Suspicious if one is too large."""
+    if doubles.size <= SHORT:
+        if doubles.dot(doubles) >= OVERFLOW:  # rather too early: each number alone may be up to that
+            _refuse_overflow(doubles)
+    else:
+        _refuse_overflow(doubles)
     return doubles.astype(np.float32)
 
 
-def _sizes(array: Any) -> list[list[int]]:
-    """Lengths of the lists at each depth, as deep as the first elements go. Raises TypeError if a list is missing."""
-    sizes, outer = [[len(array)]], [array]
-    first = array
-    while len(first) and isinstance(first[0], simdjson.Array):
-        if len(sizes) == MAX_DEPTH:
+def _refuse_overflow(doubles: NDArray[np.float64]) -> None:
+    # Two passes, and no dot product where arrays are long: BLAS would wake threads that spin beside the engine's.
+    if np.maximum.reduce(doubles) >= OVERFLOW or np.minimum.reduce(doubles) <= -OVERFLOW:
+        raise Suspicious
+
+
+def _sizes(array: Any, first: Any) -> tuple[list[list[int]], int]:
+    """Lengths of the lists at each depth, as deep as the first elements go, and how many brackets open them.
+
+    first is the list that stands first in the array. Raises TypeError if a list is missing.
+    """
+    count = len(array)
+    outer = list(array) if count > 1 else [first]
+    inner = [len(lists) for lists in outer]
+    sizes, brackets = [[count], inner], 1 + count
+    if inner[0] and isinstance(first[0], _Array):
+        if isinstance(first[0][0] if len(first[0]) else None, _Array):  # deeper than any field
             raise Suspicious
-        if len(sizes) > 1:
-            outer = [inner for lists in outer for inner in lists]
-        sizes.append([len(inner) for lists in outer for inner in lists])
-        first = first[0]
-    return sizes
+        sizes.append([len(innermost) for lists in outer for innermost in lists])
+        brackets += len(sizes[2])
+    return sizes, brackets

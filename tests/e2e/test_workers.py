@@ -37,7 +37,7 @@ def test_two_workers_answer_count_together_and_stop_together(launch):
     until(lambda: len(workers_of(service)) == 2, "two workers")
     answers = {service.post("/cell/step", STEP).text for _ in range(40)}
     assert len(answers) == 1  # the same bits from either
-    assert total(service, "rnn_steps_total") == 40
+    until(lambda: total(service, "rnn_steps_total") == 40, "the count of both workers")
     workers = workers_of(service)
     service.stop()
     assert not any(worker.is_running() for worker in workers)

@@ -1,5 +1,6 @@
 """Tables of rows as the scheduler reads them, made from the engine's `Rows`."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,16 @@ from service.engine.native.schedule import HEADER_WORDS, ROW_WORDS, RowWord
 
 _STEPS = int(RowWord.STEPS)
 
+_first_byte = ctypes.c_char.from_buffer
+
+
+def address(array: Floats | Integers) -> int:
+    """Where an array's data begins. For an array of one piece that may be written into, four times as fast as numpy."""
+    try:
+        return ctypes.addressof(_first_byte(array))  # type: ignore[arg-type]  # arrays are buffers
+    except (TypeError, ValueError):
+        return array.ctypes.data
+
 
 class RowTable:
     """A table of `RowWord`s with its header. It holds addresses only: the arrays must outlive it."""
@@ -18,7 +29,7 @@ class RowTable:
         self._words = np.zeros(HEADER_WORDS + count * ROW_WORDS, np.int64)
         self._words[1] = count
         self.rows = self._words[HEADER_WORDS:].reshape(count, ROW_WORDS)
-        self.address = int(self._words.ctypes.data)
+        self.address = address(self._words)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,11 +112,11 @@ def _steps(array: Floats | None, begin: int, way: Way) -> tuple[int, int]:
     if array is None:
         return 0, 0
     step = array.strides[0]
-    return array.ctypes.data + begin * step, -step if way.reverse else step
+    return address(array) + begin * step, -step if way.reverse else step
 
 
 def _states(array: Floats | None, slot: int, way: Way) -> tuple[int, int]:
     if array is None:
         return 0, 0
     layer, row = array.strides[:2]
-    return array.ctypes.data + way.first_state * layer + slot * row, layer
+    return address(array) + way.first_state * layer + slot * row, layer

@@ -25,6 +25,8 @@ class Stage:
         self._c = np.zeros((spec.num_layers, LANES, spec.hidden_size), np.float32) if spec.has_cell_state else None
         self._top = self._h[-1]
         self._predictions = np.zeros((LANES, spec.out_features or 0), np.float32)
+        # One row of one step is what comes most: it needs no index.
+        self._only = self._x[:1], self._h[:, :1], None if self._c is None else self._c[:, :1]
         first, one = np.arange(LANES), np.ones(LANES, np.int64)
         with_head = None if spec.out_features is None else self._predictions
         self.table: RowTable = row_table([Rows(self._x, first, one, self._h, self._c, predictions=with_head)], Way())
@@ -32,6 +34,14 @@ class Stage:
     def load(self, batches: Sequence[Rows]) -> None:
         """Copy the inputs and states of rows of one step in."""
         x, h, c = self._x, self._h, self._c
+        if _is_alone(batches):
+            only_x, only_h, only_c = self._only
+            only_x[...] = batches[0].inputs
+            only_h[...] = batches[0].h
+            if only_c is not None:
+                only_c[...] = batches[0].c
+            self.table.use_rows(1)
+            return
         first = 0
         for batch in batches:
             count = len(batch.starts)
@@ -53,6 +63,17 @@ class Stage:
 
     def store(self, batches: Sequence[Rows]) -> None:
         """Copy states, and what else was asked for, out."""
+        if _is_alone(batches):
+            batch = batches[0]
+            _, only_h, only_c = self._only
+            batch.h[...] = only_h
+            if only_c is not None:
+                batch.c[...] = only_c  # type: ignore[index]  # it came in
+            if batch.outputs is not None:
+                batch.outputs[0] = self._top[0]
+            if batch.predictions is not None:
+                batch.predictions[0] = self._predictions[0]
+            return
         first = 0
         for batch in batches:
             count = len(batch.starts)
@@ -81,6 +102,11 @@ class Stage:
             batch.outputs[batch.starts] = self._top[rows]
         if batch.predictions is not None:
             batch.predictions[batch.starts] = self._predictions[rows]
+
+
+def _is_alone(batches: Sequence[Rows]) -> bool:
+    """Whether one row is all that the arrays hold."""
+    return len(batches) == 1 and batches[0].inputs.shape[0] == 1 and batches[0].h.shape[1] == 1
 
 
 def single_steps(batches: Sequence[Rows]) -> int:

@@ -1,0 +1,54 @@
+"""Running a coroutine here and now, and in a task only if it has to wait.
+
+A task costs an object, two turns of the event loop and a callback, and a small request never waits for anything.
+Python 3.12 has `eager_start` for this; the code is written for 3.11 too.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from types import coroutine
+from typing import Any
+
+Running = Coroutine[Any, None, None]
+
+
+def start(running: Running, in_task: Callable[[Running], object]) -> None:
+    """Run up to the end, or to the first wait; `in_task` then gets a coroutine that goes on from there.
+
+    Before its first wait the coroutine runs outside of any task, so it must not ask for one: `asyncio.timeout` does.
+    What it raises meanwhile is raised here.
+    """
+    try:
+        awaited = running.send(None)
+    except StopIteration:
+        return
+    _set_awaited(awaited, False)
+    in_task(_rest(running, awaited))
+
+
+@coroutine
+def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that waits for a future, or for the next turn (None)."""
+    _set_awaited(awaited, True)
+    while True:
+        failure: BaseException | None = None
+        try:
+            result = yield awaited
+        except GeneratorExit:
+            running.close()
+            raise
+        except BaseException as error:
+            failure = error
+        try:
+            awaited = running.send(result) if failure is None else running.throw(failure)
+        except StopIteration:
+            return
+
+
+def _set_awaited(awaited: Any, now: bool) -> None:
+    """The mark by which a task tells a future that is awaited from one that is yielded, for one await at a time.
+
+    The future has set it; until the task is there to see it, others may await the same future.
+    """
+    if isinstance(awaited, asyncio.Future):
+        awaited._asyncio_future_blocking = now  # noqa: SLF001
