@@ -32,7 +32,7 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """k."""
+        """K."""
         return len(self.outputs)
 
     def refuse_non_finite(self, *, state: bool) -> None:
