@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rnn_client.errors import ClientError
 
-FIRST_SECONDS = 0.1
+FIRST_SECONDS = 0.05
 LONGEST_SECONDS = 5.0
 
 _log = logging.getLogger("rnn_client")
@@ -53,5 +53,5 @@ class Patience:
         if now + delay > self._deadline:
             raise error
         self._failures += 1
-        _log.warning("%s; trying again in %.1f s", error, delay)
+        _log.warning("%s; trying again in %.2g s", error, delay)
         return delay

@@ -121,7 +121,7 @@ class Stream:
     def receive(self, message: str | bytes) -> list[StepResult]:
         """Results that are whole with this message, in order. Raises ServiceError, or BrokenReply."""
         answers = [message] if isinstance(message, bytes) else message.splitlines()
-        results = [result for answer in answers if answer for result in self._answer(answer)]
+        results = [result for answer in answers for result in self._answer(answer)]
         self._progress.streaming = bool(self._flight)
         return results
 

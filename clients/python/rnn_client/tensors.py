@@ -20,7 +20,7 @@ MEDIA_TYPE = "application/vnd.safetensors"
 
 def floats(values: ArrayLike) -> Floats:
     """Any numbers as a little-endian float32 array."""
-    return np.ascontiguousarray(values, "<f4")
+    return np.asarray(values, "<f4", order="C")
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
