@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import ArrayLike
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from rnn_client.address import STREAM_FAILURES
 from rnn_client.calls import Call, Returns
@@ -145,8 +146,9 @@ class _Link:
                 if self._connection is None:
                     self._connection = await self._client.connect()
                     self._stream.connected()
-                for frame in self._stream.to_send():
-                    await self._connection.send(frame)
+                with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
+                    for frame in self._stream.to_send():
+                        await self._connection.send(frame)
                 async with asyncio.timeout(self._client.address.timeout):
                     message = await self._connection.recv()
                 results = self._stream.receive(message)

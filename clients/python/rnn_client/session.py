@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from numpy.typing import ArrayLike
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from rnn_client.address import STREAM_FAILURES
@@ -117,8 +118,9 @@ class _Link:
                 if self._connection is None:
                     self._connection = self._client.connect()
                     self._stream.connected()
-                for message in self._stream.to_send():
-                    self._connection.send(message)
+                with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
+                    for frame in self._stream.to_send():
+                        self._connection.send(frame)
                 results = self._stream.receive(self._connection.recv(self._client.address.timeout))
             except STREAM_FAILURES as failure:
                 self.close()

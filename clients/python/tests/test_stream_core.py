@@ -75,11 +75,11 @@ class FakeConnection:
             outputs = [self.service.step(self.next + index, x) for index, x in enumerate(rows)]
             self.next += len(rows)
             return np.concatenate(outputs).tobytes()
-        line = json.loads(message)
-        assert line["step"] == self.next
-        outputs = self.service.step(self.next, np.array(line["inputs"], np.float32))
-        self.next += 1
-        return json.dumps({"outputs": outputs.tolist(), "step": self.next - 1})
+        answers = []
+        for line in map(json.loads, message.splitlines()):
+            outputs = self.service.step(line["step"], np.array(line["inputs"], np.float32))
+            answers.append(json.dumps({"outputs": outputs.tolist(), "step": line["step"]}) + "\n")
+        return "".join(answers)
 
 
 def run(stream, service, inputs, fate):
@@ -160,28 +160,29 @@ def test_the_first_message_names_session_step_and_returns():
     stream = started(done=4)
     stream.take([1.0, 2.0])
     first, frame = sent(stream)
-    assert json.loads(first) == {"session": "s", "step": 5, "returns": ["outputs"]}
+    assert json.loads(first) == {"session": "s", "step": 5, "returns": ["outputs"], "non_finite": "null"}
     assert frame == np.array([1, 2], "<f4").tobytes()
 
 
 def test_several_arrays_travel_as_lines():
     stream = started(8, returns=["outputs", "h"], done=4)
     stream.take([[1.0], [2.0]])
-    assert [json.loads(line) for line in sent(stream)[1:]] == [
+    first, frame = sent(stream)
+    assert json.loads(first) == {"session": "s", "step": 5, "returns": ["outputs", "h"]}
+    assert [json.loads(line) for line in frame.splitlines()] == [
         {"inputs": [1.0], "step": 5},
         {"inputs": [2.0], "step": 6},
     ]
-    assert stream.receive('{"outputs": [3], "h": [3], "step": 5}') == []
-    [result] = stream.receive('{"outputs": [4], "h": [4], "step": 6}\n')
+    [result] = stream.receive('{"outputs": [3], "h": [3], "step": 5}\n{"outputs": [4], "h": [4], "step": 6}\n')
     assert (result.outputs.tolist(), result.h.tolist(), result.step) == ([[3], [4]], [4], 6)
 
 
 def test_no_more_is_under_way_than_can_be_answered_again():
-    stream = started(replay_steps=3)
+    stream = started(replay_steps=4, returns=None)
     for _ in range(4):
         stream.take([[1.0], [1.0]])
-    assert len(sent(stream)) == 1 + 1  # a second frame would make four steps
-    stream.receive(bytes(2 * 4))
+    assert len(sent(stream)) == 1 + 2  # a third frame would make six steps
+    stream.receive('{"outputs": [3], "step": 1}\n{"outputs": [4], "step": 2}\n')
     assert len(sent(stream)) == 1
 
 
@@ -192,14 +193,35 @@ def test_a_service_that_does_not_say_gets_one_frame_at_a_time():
     assert len(sent(stream)) == 1 + 1
 
 
-def test_a_long_input_is_cut_into_frames_that_can_be_answered_again():
-    stream = started(replay_steps=2)
-    stream.take(np.arange(5, dtype=np.float32)[:, None])
-    frames, result = sent(stream)[1:], []
+def test_a_long_input_is_cut_into_frames_that_the_service_runs_whole():
+    stream = started(replay_steps=8)
+    inputs = np.arange(2500, dtype=np.float32)[:, None]
+    stream.take(inputs)
+    frames, sizes, results = sent(stream)[1:], [], []
     while frames:
-        result = stream.receive(frames.pop(0))
+        sizes.append(len(frames[0]) // 4)
+        results += stream.receive(frames.pop(0))
         frames += sent(stream)
-    assert result[0].outputs.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert sizes == [1, 1024, 1024, 451]
+    np.testing.assert_array_equal(results[0].outputs, inputs)
+
+
+@pytest.mark.parametrize("returns", ["outputs", None])
+def test_what_ran_of_a_frame_before_it_failed_counts(returns):
+    stream = started(8, returns=returns)
+    stream.take([[1.0], [2.0], [3.0]])
+    messages = sent(stream)
+    if returns:  # one step, then two, of which one is answered
+        assert [len(message) for message in messages[1:]] == [4, 8]
+        assert stream.receive(bytes(4)) == stream.receive(bytes(4)) == []
+    else:
+        assert stream.receive('{"outputs": [1], "step": 1}\n{"outputs": [2], "step": 2}\n') == []
+    stream.connected()
+    first, rest = sent(stream)
+    assert json.loads(first)["step"] == 3
+    assert rest == np.array([3], "<f4").tobytes() if returns else json.loads(rest)["step"] == 3
+    [result] = stream.receive(bytes(4) if returns else '{"outputs": [3], "step": 3}')
+    assert (len(result.outputs), result.step) == (3, 3)
 
 
 def test_an_error_is_raised_as_what_it_is():
@@ -236,7 +258,7 @@ def test_inputs_of_another_shape_are_refused(inputs):
 
 def test_what_json_cannot_carry_is_refused_in_lines_only():
     started().take([np.nan])
-    with pytest.raises(ValueError, match="ask for one array"):
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
         started(returns=None).take([np.nan])
     with pytest.raises(ValueError, match="ahead is 0"):
         started(ahead=0)
