@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -175,9 +176,9 @@ class AsyncClient:
             except ClientError as error:
                 await asyncio.sleep(patience.delay(error, repeatable=call.repeatable))
 
-    async def connect(self) -> ClientConnection:
-        """A new connection for a stream. Raises one of `STREAM_FAILURES`."""
-        return await connect(self._address.stream_url, **self._address.stream_options)
+    def connect(self) -> AbstractAsyncContextManager[ClientConnection]:
+        """A new connection for a stream. Entering it raises one of `STREAM_FAILURES`."""
+        return connect(self._address.stream_url, **self._address.stream_options)
 
     @property
     def address(self) -> Address:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -137,6 +137,7 @@ class _Link:
         self._client = client
         self._stream = stream
         self._patience = client.patience()
+        self._open = AsyncExitStack()
         self._connection: ClientConnection | None = None
 
     async def exchange(self) -> list[StepResult]:
@@ -144,7 +145,7 @@ class _Link:
         while True:
             try:
                 if self._connection is None:
-                    self._connection = await self._client.connect()
+                    self._connection = await self._open.enter_async_context(self._client.connect())
                     self._stream.connected()
                 with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
                     for frame in self._stream.to_send():
@@ -166,9 +167,8 @@ class _Link:
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        self._connection = None
+        await self._open.aclose()
 
 
 async def _each(inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike]) -> AsyncGenerator[ArrayLike, None]:

@@ -3,6 +3,7 @@
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -174,9 +175,10 @@ class Client:
             except ClientError as error:
                 time.sleep(patience.delay(error, repeatable=call.repeatable))
 
-    def connect(self) -> ClientConnection:
-        """A new connection for a stream. Raises one of `STREAM_FAILURES`."""
-        connection: ClientConnection = connect(self._address.stream_url, **self._address.stream_options)
+    def connect(self) -> AbstractContextManager[ClientConnection]:
+        """A new connection for a stream. It, or entering it, raises one of `STREAM_FAILURES`."""
+        connection: AbstractContextManager[ClientConnection]
+        connection = connect(self._address.stream_url, **self._address.stream_options)
         return connection
 
     @property

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -109,6 +109,7 @@ class _Link:
         self._client = client
         self._stream = stream
         self._patience = client.patience()
+        self._open = ExitStack()
         self._connection: ClientConnection | None = None
 
     def exchange(self) -> list[StepResult]:
@@ -116,7 +117,7 @@ class _Link:
         while True:
             try:
                 if self._connection is None:
-                    self._connection = self._client.connect()
+                    self._connection = self._open.enter_context(self._client.connect())
                     self._stream.connected()
                 with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
                     for frame in self._stream.to_send():
@@ -136,6 +137,5 @@ class _Link:
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = None
+        self._open.close()

@@ -11,7 +11,7 @@ class Cutter:
     def __init__(self, target, seed=0, fewest=100, most=4000):
         self._target = target
         self._random = random.Random(seed)
-        self._range = (fewest, most)
+        self.fewest, self.most = fewest, most
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._tasks = set()
@@ -49,7 +49,7 @@ class Cutter:
         far_writer = None
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            allowance = [self._random.randint(*self._range)]
+            allowance = [self._random.randint(self.fewest, self.most)]
             ways = [
                 asyncio.create_task(self._forward(reader, far_writer, allowance)),
                 asyncio.create_task(self._forward(far_reader, writer, allowance)),
