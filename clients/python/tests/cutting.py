@@ -6,7 +6,10 @@ import threading
 
 
 class Cutter:
-    """Forwards to a port of this machine. A connection breaks after a random number of bytes, both ways counted."""
+    """Forwards to a port of this machine. A connection breaks after a random number of bytes, both ways counted.
+
+    With `stalling` it stays open then, and nothing passes any more.
+    """
 
     def __init__(self, target, seed=0, fewest=100, most=4000):
         self._target = target
@@ -17,6 +20,7 @@ class Cutter:
         self._tasks = set()
         self.cuts = 0
         self.cutting = True
+        self.stalling = False
 
     @property
     def url(self):
@@ -77,6 +81,8 @@ class Cutter:
                 await writer.drain()
                 await asyncio.sleep(self._random.random() / 500)
                 self.cuts += 1
+                while self.stalling and await reader.read(65536):
+                    pass
                 return
             allowance[0] -= len(data)
             writer.write(data)

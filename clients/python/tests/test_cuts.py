@@ -58,6 +58,16 @@ def test_without_retries_a_cut_is_an_error_and_the_same_step_can_be_sent_again(c
     assert session.done == 40
 
 
+def test_a_connection_that_falls_silent_is_left(connect, service, cutter):
+    cutter.stalling = True
+    inputs = row("gru", 30)
+    with connect(cutter.url, timeout=0.2).session("gru") as session:
+        outputs = [session.step(each).outputs for each in inputs]
+        same(outputs, connect(service.url).forward(inputs, "gru").outputs)
+        assert session.done == 30
+    assert cutter.cuts > 2
+
+
 def test_a_service_that_is_not_there(connect):
     with pytest.raises(ConnectionLost, match=r"no answer from http://127.0.0.1:9: ") as caught:
         connect("http://127.0.0.1:9", retry_seconds=0.1).models()

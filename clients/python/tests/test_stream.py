@@ -8,6 +8,7 @@ from driving import left_early
 
 from rnn_client import AsyncClient, InvalidRequest, NonFiniteOutput, SessionGone
 from tests.e2e.models import SPECS
+from tests.e2e.running import start, until
 
 RNG = np.random.default_rng(17)
 
@@ -149,6 +150,33 @@ def test_a_stream_runs_once_however_often_the_connection_breaks(connect, service
         same(snapshot.h, whole.h_n)
         assert snapshot.step == session.done == 400
     assert cutter.cuts > 5
+
+
+def test_a_stream_on_a_connection_that_falls_silent_goes_on(connect, service, cutter):
+    cutter.stalling = True
+    inputs = row("gru", 60)
+    with connect(cutter.url, timeout=0.2).session("gru") as session:
+        outputs = [result.outputs for result in session.stream(inputs, returns="outputs")]
+        same(outputs, connect(service.url).forward(inputs, "gru").outputs)
+        assert session.done == 60
+    assert cutter.cuts > 1
+
+
+def test_inputs_that_come_more_slowly_than_the_service_waits(connect, repository, tmp_path):
+    running = start(repository, tmp_path, stream_idle_seconds=1)
+    inputs = row("gru", 2)
+
+    def slow():
+        yield inputs[0]
+        held = running.connections
+        until(lambda: running.connections < held, "the service closes the silent stream")
+        yield inputs[1]
+
+    client = connect(running.url)
+    with client.session("gru") as session:
+        outputs = [result.outputs for result in session.stream(slow(), returns="outputs")]
+        same(outputs, client.forward(inputs, "gru").outputs)
+    running.stop()
 
 
 def test_async_inputs(service):
