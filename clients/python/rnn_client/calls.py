@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,7 +94,7 @@ def models() -> Call[list[ModelInfo]]:
 
 def model(name: str) -> Call[ModelInfo]:
     """GET /models/{name}."""
-    return Call("GET", f"/models/{name}", lambda body: ModelInfo.read(json.loads(body)))
+    return Call("GET", f"/models/{quote(name, safe='')}", lambda body: ModelInfo.read(json.loads(body)))
 
 
 def open_session(fields: Mapping[str, Any], read: Callable[[bytes], Answer]) -> Call[Answer]:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from numpy.typing import ArrayLike
 
@@ -92,7 +93,7 @@ class Progress:
 
     @property
     def _path(self) -> str:
-        return f"/cell/sessions/{self.session}"
+        return _path(self.session)
 
 
 def open_fields(
@@ -125,7 +126,11 @@ def attaching(session: str, done: int | None) -> Call[Progress]:
         progress = Progress.read(body)
         return progress if done is None else replace(progress, done=done)
 
-    return Call("GET", f"/cell/sessions/{session}", read)
+    return Call("GET", _path(session), read)
+
+
+def _path(session: str) -> str:
+    return f"/cell/sessions/{quote(session, safe='')}"
 
 
 class SessionView:
