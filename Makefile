@@ -24,6 +24,7 @@ check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry .
+	cd clients/python && ../../$(BIN)/deptry .
 	$(BIN)/codespell
 
 coverage: .venv/.dev  ## Which branches no test takes
@@ -73,5 +74,5 @@ clean:  ## Remove what was installed
 	touch $@
 
 .venv/.dev: .venv/.runtime
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --editable clients/python
 	touch $@

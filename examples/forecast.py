@@ -7,57 +7,50 @@ Letters: T time steps, S of them in the test section, I inputs and O forecasts p
 """
 
 import argparse
-import json
 from pathlib import Path
 
-import httpx
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from series import Floats, Series, baselines, sunspots, weather
 
+from rnn_client import Client
+
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "forecast.png"
 TRUTH, FORECAST, QUIET = "#30343b", "#d9480f", "#868e96"
 
 
-def whole(service: httpx.Client, model: str, inputs: Floats) -> tuple[Floats, list[float]]:
-    """The sequence (T, I) in one request: predictions (T, O) and the final state (P)."""
-    request = {"model": model, "inputs": inputs.tolist(), "returns": ["predictions", "h_n"]}
-    reply = service.post("/rnn/forward", json=request).raise_for_status().json()
-    return np.array(reply["predictions"], np.float32), reply["h_n"][0]
+def whole(client: Client, model: str, inputs: Floats) -> tuple[Floats, Floats]:
+    """The sequence (T, I) in one request: predictions (T, O) and the final state (L, P)."""
+    result = client.forward(inputs, model, returns=["predictions", "h_n"])
+    return result.predictions, result.h_n
 
 
-def stepwise(service: httpx.Client, model: str, inputs: Floats, h: list[float]) -> Floats:
-    """One request a step, the state kept here: predictions (S, O) from inputs (S, I) and the state (P) before."""
+def stepwise(client: Client, model: str, inputs: Floats, h: Floats) -> Floats:
+    """One request a step, the state kept here: predictions (S, O) from inputs (S, I) and the state (L, P) before."""
     predictions = []
-    for step in inputs.tolist():
-        reply = service.post("/cell/step", json={"model": model, "inputs": step, "h": h}).raise_for_status().json()
-        h = reply["h"]
-        predictions.append(reply["predictions"])
-    return np.array(predictions, np.float32)
+    h = h[:, None]  # one row
+    for step in inputs[:, None]:
+        result = client.step(step, h, model=model)
+        h = result.h
+        predictions.append(result.predictions[0])
+    return np.array(predictions)
 
 
-def streamed(service: httpx.Client, model: str, inputs: Floats, h: list[float]) -> Floats:
-    """One request, a line each way for every step: predictions (S, O) from inputs (S, I) and the state (P) before."""
-    lines = [{"model": model, "h": h, "returns": ["predictions"]}, *inputs.tolist()]
-    body = "".join(json.dumps(line) + "\n" for line in lines)
-    reply = service.post(
-        "/cell/step", content=body, headers={"Content-Type": "application/x-ndjson"}
-    ).raise_for_status()
-    answers = [json.loads(line) for line in reply.text.splitlines()]
-    if "error" in answers[-1]:
-        raise RuntimeError(answers[-1]["error"]["detail"])
-    return np.array([answer["predictions"] for answer in answers], np.float32)
+def streamed(client: Client, model: str, inputs: Floats, h: Floats) -> Floats:
+    """A stream over a WebSocket, the state kept by the service: predictions (S, O) from inputs (S, I)."""
+    with client.session(model, h=h) as session:
+        return np.array([result.predictions for result in session.stream(inputs, returns="predictions")])
 
 
-def forecast(service: httpx.Client, series: Series) -> Floats:
+def forecast(client: Client, series: Series) -> Floats:
     """Predictions (T, O) for the whole series. Raises if the test section, run live, gives anything else."""
-    predictions, _ = whole(service, series.model, series.inputs)
+    predictions, _ = whole(client, series.model, series.inputs)
     history, live = np.split(series.inputs, [series.test_from])
-    _, h = whole(service, series.model, history)
+    _, h = whole(client, series.model, history)
     for way in (stepwise, streamed):
-        difference = np.abs(way(service, series.model, live, h) - predictions[series.test_from :]).max()
+        difference = np.abs(way(client, series.model, live, h) - predictions[series.test_from :]).max()
         relative = float(difference / np.abs(predictions).max())
         print(f"{series.model}: {way.__name__} and whole agree to {relative:.1e} of the largest prediction")
         if relative > 1e-5:
@@ -105,8 +98,8 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     arguments = parser.parse_args()
-    with httpx.Client(base_url=arguments.url, timeout=60) as service:
-        results = {series.model: (series, forecast(service, series)) for series in (sunspots(), weather())}
+    with Client(arguments.url) as client:
+        results = {series.model: (series, forecast(client, series)) for series in (sunspots(), weather())}
     plot(results, arguments.picture)
 
 

@@ -1,0 +1,155 @@
+"""A stream of a session's steps over connections that may break, without the connections.
+
+    inputs ─ take ─► pending ─ to_send ─► flight ─ receive ─► results, in order
+                        ▲                    │
+                        └──── connected ◄────┘   a new connection: what was not answered goes again, with its numbers
+
+Nothing runs twice, as every step keeps its number; nothing is lost, as no more steps are unanswered than the service
+can answer again.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rnn_client.calls import Returns
+from rnn_client.errors import BrokenReply
+from rnn_client.frames import EVERY_STEP, BinaryFrames, Frames, TextFrames
+from rnn_client.progress import Progress
+from rnn_client.results import StepResult
+from rnn_client.tensors import Floats, floats
+
+FRAME_STEPS = 1024
+"""Most steps in a frame. The service runs so many at a time, and keeps the answers of the last that it ran."""
+
+
+@dataclass
+class _Item:
+    """Inputs as they were given, and what was answered of them so far."""
+
+    batched: bool
+    unanswered: int
+    parts: list[dict[str, Floats]] = field(default_factory=list)
+
+
+@dataclass
+class _Frame:
+    """Steps that travel together: the number of the first, inputs (k,I), and whose they are."""
+
+    first: int
+    inputs: Floats
+    item: _Item
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.inputs) - 1
+
+
+class Stream:
+    """Which messages to send, and what the answers mean.
+
+    ahead: how many inputs may be taken before the first of them is answered.
+    """
+
+    def __init__(self, progress: Progress, returns: Returns, ahead: int) -> None:
+        if ahead < 1:
+            raise ValueError(f"ahead is {ahead}; expected at least 1")
+        progress.refuse_while_streaming()
+        self._progress = progress
+        self._frames: Frames = (BinaryFrames if returns in EVERY_STEP else TextFrames)(returns)
+        self._ahead = ahead
+        self._items = 0
+        self._taken = progress.done
+        self._pending: deque[_Frame] = deque()
+        self._flight: deque[_Frame] = deque()
+        self._greeting = False
+
+    @property
+    def room(self) -> bool:
+        """Whether the next input may be taken."""
+        return self._items < self._ahead
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was taken is answered."""
+        return not self._pending and not self._flight
+
+    def take(self, inputs: ArrayLike) -> None:
+        """Take the inputs of one step (I), or of k steps (k,I). Raises ValueError for anything else."""
+        values = floats(inputs)
+        if values.ndim not in (1, 2) or values.size == 0:
+            raise ValueError(f"an input has shape {values.shape}; expected (I), or (k, I) for k steps")
+        rows = values.reshape(-1, values.shape[-1])
+        self._frames.check(rows)
+        item = _Item(values.ndim == 2, len(rows))
+        for begin, end in self._frames.cuts(len(rows), FRAME_STEPS):
+            self._pending.append(_Frame(self._taken + begin + 1, rows[begin:end], item))
+        self._taken += len(rows)
+        self._items += 1
+
+    def connected(self) -> None:
+        """A new connection: the first message is due, and then everything that is not answered."""
+        self._pending.extendleft(reversed(self._flight))
+        self._flight.clear()
+        self._greeting = True
+
+    def to_send(self) -> Iterator[str | bytes]:
+        """Messages that may leave now, in order; each counts as sent when it is given."""
+        if self._greeting:
+            self._greeting = False
+            yield self._frames.greeting(self._progress.session, self._progress.done + 1)
+        while self._pending and self._fits(self._pending[0]):
+            frame = self._pending.popleft()
+            self._flight.append(frame)
+            self._progress.streaming = True
+            yield self._frames.message(frame.inputs, frame.first)
+
+    def receive(self, message: str | bytes) -> list[StepResult]:
+        """Results that are whole with this message, in order. Raises ServiceError, or BrokenReply."""
+        answers = self._frames.answers(message, self._progress.done + 1)
+        results = [result for steps, arrays in answers for result in self._answered(steps, arrays)]
+        self._progress.streaming = bool(self._flight)
+        return results
+
+    def leave(self) -> None:
+        """Nothing more is to be sent; what is under way will be answered."""
+        self._pending.clear()
+
+    def give_up(self) -> None:
+        """The stream ends here, whatever was under way."""
+        self._pending.clear()
+        self._flight.clear()
+        self._progress.streaming = False
+
+    def _fits(self, frame: _Frame) -> bool:
+        """Whether a frame may follow those that are under way; alone it may always, as the last one is kept whole."""
+        under_way = frame.last - self._progress.done
+        return not self._flight or under_way <= (self._progress.replay_steps or 0)
+
+    def _answered(self, steps: int, arrays: dict[str, Floats]) -> Iterator[StepResult]:
+        """So many steps of the first frame are answered: all of it, or its beginning if the rest failed."""
+        frame = self._flight[0] if self._flight else None
+        if frame is None or steps > len(frame.inputs):
+            raise BrokenReply("the service answered steps of this stream that were not sent")
+        item = frame.item
+        item.parts.append(arrays)
+        item.unanswered -= steps
+        frame.first, frame.inputs = frame.first + steps, frame.inputs[steps:]
+        self._progress.done = frame.first - 1
+        if not len(frame.inputs):
+            self._flight.popleft()
+        if item.unanswered == 0:
+            self._items -= 1
+            yield StepResult(_joined(item), self._progress.model, self._progress.version, self._progress.done)
+
+
+def _joined(item: _Item) -> dict[str, Floats]:
+    """What was answered of one input, as one: the results of every step, and the state after the last."""
+    arrays = {}
+    for name in item.parts[0]:
+        values = np.concatenate([part[name] for part in item.parts])
+        arrays[name] = values if item.batched and name in EVERY_STEP else values[-1]
+    return arrays
