@@ -17,6 +17,7 @@ from service.api.body import BodyLimits
 from service.api.draining import Draining
 from service.api.forward import Forward
 from service.api.gateway import Gateway
+from service.api.home import home_router
 from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.models import models_router
@@ -84,6 +85,7 @@ def create_app(settings: Settings) -> Gateway:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.include_router(home_router())
     app.include_router(models_router(registry))
     app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
     answer_with_problems(app)

@@ -25,7 +25,7 @@ class Keys:
         given = token.strip() if scheme.lower() == b"bearer" else b""
         exchange.admin = _among(given, self._admin)
         known = _among(given, self._api) or exchange.admin
-        if known or exchange.scope["path"].startswith(_OPEN):
+        if known or exchange.scope["path"] == "/" or exchange.scope["path"].startswith(_OPEN):
             return
         if given:
             raise Unauthorized("the key in Authorization is not one of this service's")
