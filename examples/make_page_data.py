@@ -1,6 +1,6 @@
 """Write the series that the page at `/` streams: sunspots whole, and two weeks of weather that its model never saw.
 
-    python examples/make_page_data.py
+python examples/make_page_data.py
 """
 
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from series import Series, sunspots, weather
 
 FILE = Path(__file__).parents[1] / "service" / "api" / "page" / "series.json"

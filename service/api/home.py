@@ -1,4 +1,4 @@
-"""The page at `/`: the models, and a live stream through one of them. One document that asks nobody else for anything."""
+"""The page at `/`: the models, and a live stream through one of them; one document that asks nobody else for more."""
 
 import re
 from base64 import b64encode

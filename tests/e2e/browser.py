@@ -52,7 +52,9 @@ class Browser:
             started = self._call("POST", "", {"capabilities": {"alwaysMatch": always}})
             self._session += f"/{started['sessionId']}"
             # The size of what is shown, rather than of a window with its frame.
-            self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+            self.cdp(
+                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            )
             self.open("about:blank")
             self.requests()  # of the browser's own first page
         except BaseException as error:
