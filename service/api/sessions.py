@@ -37,7 +37,7 @@ class SessionView(BaseModel):
     version: str = Field(description="The version that it stays on until it ends.")
     step: int = Field(description="Steps done.")
     ttl_seconds: float = Field(description="Life since the last step.")
-    created_at: datetime
+    created_at: datetime = Field(description="When it was opened.")
     used_at: datetime = Field(description="Time of the last step or reset.")
     expires_at: datetime = Field(description="When it ends if nobody steps it.")
     replay_steps: int = Field(description="How many of a stream's latest steps can be repeated, at least.")
@@ -46,19 +46,19 @@ class SessionView(BaseModel):
 class ShortView(BaseModel):
     """A session as an admin sees it: its id is shortened, as it is the key to it."""
 
-    session: str
-    model: str
-    version: str
-    step: int
-    created_at: datetime
-    used_at: datetime
-    expires_at: datetime
+    session: str = Field(description="The first characters of its id.")
+    model: str = Field(description="The model that it steps.")
+    version: str = Field(description="The version that it stays on until it ends.")
+    step: int = Field(description="Steps done.")
+    created_at: datetime = Field(description="When it was opened.")
+    used_at: datetime = Field(description="Time of the last step or reset.")
+    expires_at: datetime = Field(description="When it ends if nobody steps it.")
 
 
 class SessionPage(BaseModel):
     """Some of the live sessions, by id."""
 
-    sessions: list[ShortView]
+    sessions: list[ShortView] = Field(description="The sessions of this page.")
     next: str | None = Field(description="What to send as `after` for the next page; null if there is none.")
 
 
