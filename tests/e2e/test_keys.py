@@ -54,7 +54,7 @@ def test_with_a_key_and_without_naming_the_only_model(locked, key):
     assert locked.get("/models", headers={"authorization": f"bearer {key}"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/", "/docs", "/openapi.json"])
 def test_what_probes_and_people_read_is_open(locked, path):
     assert locked.get(path).status_code == 200
 
