@@ -92,7 +92,7 @@ def replay(kept: bytes, spec: ModelSpec, done: int, state: bytes, first: int, in
             raise NotKept
         here, stop = reached - block.first, min(end - 1, block.last) - block.first + 1
         asked = inputs[reached - first : reached - first + stop - here]
-        same = (block.inputs[here:stop] == asked).all(axis=-1)
+        same = (block.inputs[here:stop].view(np.uint32) == asked.view(np.uint32)).all(axis=-1)  # NaN is what it is, too
         if not same.all():
             raise OtherInputs(reached + int(np.argmin(same)))
         whole = stop == len(block.inputs)
