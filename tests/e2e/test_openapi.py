@@ -88,8 +88,8 @@ def test_random_requests_get_what_the_document_says(schema, path, method):
     @given(case=schema[path][method].as_strategy())
     def check(case):
         reply = case.call(timeout=30)
-        # 503 is what the document says of a model that has failed and of a service that is full.
-        checks = [check for check in CHECKS if check is not not_a_server_error or reply.status_code != 503]
+        # 503 is what the document says of a model that has failed and of a service that is full, 504 of a deadline.
+        checks = [check for check in CHECKS if check is not not_a_server_error or reply.status_code not in (503, 504)]
         case.validate_response(reply, checks=checks)
 
     check()
