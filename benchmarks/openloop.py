@@ -1,9 +1,6 @@
 """Open-loop load: requests arrive at a fixed mean rate, whatever the server does. See openloop.c for the client."""
 
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.bodies import Call, Cell
 from benchmarks.servers import Running
 
-SOURCE = Path(__file__).with_suffix(".c")
+PROGRAM = "openloop"
 # Arrivals past this many per client of the closed-loop cell wait for a free connection, and their wait counts.
 CONNECTIONS_PER_CLIENT = 16
 TIMEOUT_SECONDS = 10
@@ -43,15 +40,6 @@ class Arrivals:
     refusal_p99_ms: float | None
     cpu_ms: float
     resident_bytes: int
-
-
-@contextmanager
-def client() -> Iterator[Path]:
-    """The compiled client, for as long as it is needed. Raises CalledProcessError if `cc` does not compile it."""
-    with tempfile.TemporaryDirectory(prefix="rnn-openloop-") as directory:
-        program = Path(directory, "openloop")
-        subprocess.run(["cc", "-O2", "-o", str(program), str(SOURCE), "-lm"], check=True)
-        yield program
 
 
 def arrive(program: Path, server: Running, cell: Cell, call: Call, rate: float, seconds: float) -> Arrivals:
