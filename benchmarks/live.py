@@ -16,7 +16,6 @@ from benchmarks.servers import Running
 
 PROGRAM = "live"
 TOLERANCE = 1e-5
-START_SECONDS = 120
 # Eight characters for a step's number, so that all messages of a connection are equally long.
 NUMBER = b"       1"
 
@@ -43,6 +42,7 @@ class Talk:
 class Flow:
     """One run: steps answered in all, latency of a message in milliseconds, CPU of the server in µs a step.
 
+    `offered` is the rate at which messages arrived, 0 in a closed loop.
     `client_busy` is the part of one core that the client itself took: near 1, it is the client that was measured.
     """
 
@@ -56,6 +56,7 @@ class Flow:
     client_busy: float
     cpu_us: float
     resident_bytes: int
+    offered: float = 0
 
     @property
     def rate(self) -> float:
@@ -185,7 +186,7 @@ class Client:
         server.settle()
         result = orjson.loads(output)
         done = result["steps"] if rate == 0 else result["messages"] * one.steps
-        flow = Flow(**{**result, "steps": done}, cpu_us=1e6 * cpu / max(done, 1), resident_bytes=resident)
+        flow = Flow(**{**result, "steps": done}, cpu_us=1e6 * cpu / max(done, 1), resident_bytes=resident, offered=rate)
         return flow, (place / "answer").read_bytes()
 
 

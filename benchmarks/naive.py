@@ -1,11 +1,13 @@
 """The endpoint that most people write: FastAPI, nested lists, `torch.tensor`, `nn.RNN`, `.tolist()`.
 
 The yardstick of every ratio: written straightforwardly, with nothing done to make it slow. It serves the same model
-folders and takes the same JSON as the service; its WebSocket keeps the state in a variable. Run as `python -m benchmarks.naive sync|async --models DIR --port P`.
+folders and takes the same JSON as the service; its WebSocket keeps the state in a variable.
+Run as `python -m benchmarks.naive sync|async --models DIR --port P`.
 """
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +82,18 @@ class Model(Modules):
         return outputs.numpy().tobytes(), h_n[0]
 
 
+async def step_stream(socket: WebSocket, model: Model) -> None:
+    """Answer a stream's messages, text or binary, until it ends."""
+    h = torch.zeros(1, model.cell.hidden_size)
+    while (message := await socket.receive())["type"] == "websocket.receive":
+        if message.get("text") is not None:
+            h = model.step_of_stream(json.loads(message["text"]), h)
+            await socket.send_json({"outputs": h[0].tolist()})
+        else:
+            outputs, h = model.steps_of_stream(message["bytes"], h)
+            await socket.send_bytes(outputs)
+
+
 def create_app(models: Path, variant: Variant) -> FastAPI:
     """The app with `def` endpoints (a thread pool runs them) or `async def` ones (the event loop does)."""
     app = FastAPI()
@@ -104,21 +118,8 @@ def create_app(models: Path, variant: Variant) -> FastAPI:
     @app.websocket("/cell/stream")
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
-        try:
-            model = loaded[(await socket.receive_json())["model"]]
-            h = torch.zeros(1, model.cell.hidden_size)
-            while True:
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                if message.get("text") is not None:
-                    h = model.step_of_stream(json.loads(message["text"]), h)
-                    await socket.send_json({"outputs": h[0].tolist()})
-                else:
-                    outputs, h = model.steps_of_stream(message["bytes"], h)
-                    await socket.send_bytes(outputs)
-        except WebSocketDisconnect:
-            return
+        with suppress(WebSocketDisconnect):
+            await step_stream(socket, loaded[(await socket.receive_json())["model"]])
 
     asynchronous = variant == "async"
     app.post("/rnn/forward", response_model=ForwardReply)(forward_async if asynchronous else forward)

@@ -42,8 +42,13 @@ class Arrivals:
     resident_bytes: int
 
 
-def arrive(program: Path, server: Running, cell: Cell, call: Call, rate: float, seconds: float) -> Arrivals:
-    """Let requests arrive for `seconds`, as a Poisson process of `rate` a second, the same one every time."""
+def arrive(
+    program: Path, server: Running, cell: Cell, call: Call, rate: float, seconds: float, *, settle: bool = True
+) -> Arrivals:
+    """Let requests arrive for `seconds`, as a Poisson process of `rate` a second, the same one every time.
+
+    Waits in the end until the server has settled, unless something else keeps it busy.
+    """
     request = program.with_name("request")
     head = (
         f"POST {call.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {call.content_type}\r\n"
@@ -57,7 +62,8 @@ def arrive(program: Path, server: Running, cell: Cell, call: Call, rate: float, 
     output = subprocess.run(command, capture_output=True, check=True, timeout=seconds + 3 * TIMEOUT_SECONDS).stdout
     cpu = server.cpu_seconds() - before
     resident = server.resident_bytes()
-    server.settle()
+    if settle:
+        server.settle()
     return summary(output, rate, seconds, cpu, resident)
 
 
