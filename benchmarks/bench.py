@@ -209,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--cells", nargs="+", choices=cells, default=cells, help="default: all")
     found.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
     found.add_argument("--rounds", type=int, default=5, help="in which the servers take turns")
-    found.add_argument("--seconds", type=int, default=2, help="shortest run of one server on one cell")
+    found.add_argument("--seconds", type=int, default=1, help="shortest run of one server on one cell")
     found.add_argument("--numbers", choices=sorted(NUMBERS), default="float32", help="digits in the JSON bodies")
     found.add_argument("--quick", action="store_true", help="one short round, to try things out")
     found.add_argument("--onto", type=Path, help="results (JSON) of an earlier run, whose other parts are kept")

@@ -64,9 +64,7 @@ def beside(servers: Sequence[Server], rounds: Rounds, places: tuple[Path, Path],
                                 length = 2 * rounds.seconds + BEFORE_SECONDS
                                 load = background(started, calls[name], LARGE.connections, length, scratch)
                                 stack.enter_context(load)
-                            sample = arrive(
-                                program, started, STEP, step.call, rate, rounds.seconds, settle=name == ALONE
-                            )
+                            sample = arrive(program, started, step.call, rate, rounds.seconds, settle=name == ALONE)
                         started.settle()
                         samples.append(sample)
                         outcome = f"p50 {sample.p50_ms} ms, p99 {sample.p99_ms} ms"

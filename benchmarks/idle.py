@@ -19,6 +19,7 @@ COUNTS = {SMALL.name: 1_000_000, LARGE.name: 100_000}
 STORED = 100_000
 CLIENTS = 16
 LONG = 86_400
+SWEEP_SECONDS = 15
 MIB = 2**20
 
 
@@ -73,13 +74,13 @@ def idle(server: Server, places: tuple[Path, Path], console: Console, *, quick: 
                 warm_up = open_some(client, started, cell, 1, LONG)
                 rate = warm_up / 1.0
                 # None may expire before the last is open.
-                life = 1.5 * wanted / rate + 5 if cell is SMALL else LONG
+                life = 1.2 * wanted / rate + 10 if cell is SMALL else LONG
                 before, begun, opened = started.resident_bytes(), time.monotonic(), 0
                 while opened < wanted:
                     opened += open_some(client, started, cell, max((wanted - opened) / rate, 0.5), life)
                 seconds, full = time.monotonic() - begun, started.resident_bytes()
                 console.print(f"{opened:,} sessions, H {cell.hidden_size}: {(full - before) / opened:,.0f} bytes each")
-                left = lowest(started, life) if cell is SMALL else None
+                left = lowest(started, life, before) if cell is SMALL else None
             yield Idle(cell.hidden_size, opened, seconds, before, full, left)
 
 
@@ -91,10 +92,10 @@ def open_some(client: Client, server: Running, cell: Cell, seconds: float, life:
     return flow.steps + CLIENTS
 
 
-def lowest(server: Running, life: float) -> int:
-    """Resident bytes once all sessions must have expired and been swept, or fewer seen before."""
-    end, least = time.monotonic() + life + 15, server.resident_bytes()
-    while time.monotonic() < end:
+def lowest(server: Running, life: float, before: int) -> int:
+    """Resident bytes when they are back, or the least that were seen until all must have expired and been swept."""
+    end, least = time.monotonic() + life + SWEEP_SECONDS, server.resident_bytes()
+    while time.monotonic() < end and least > before:
         time.sleep(1)
         least = min(least, server.resident_bytes())
     return least

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bodies import Call, Cell
+from benchmarks.bodies import Call
 from benchmarks.servers import Running
 
 PROGRAM = "openloop"
-# Arrivals past this many per client of the closed-loop cell wait for a free connection, and their wait counts.
-CONNECTIONS_PER_CLIENT = 16
+# More than any server takes at once: arrivals come from everywhere. Those beyond wait for a free connection, and their
+# wait counts. The connections that were used last are used again, so that fewer are at work when fewer are needed.
+CONNECTIONS = 512
 TIMEOUT_SECONDS = 10
 # A percentile says little with fewer values beyond it.
 MIN_BEYOND = 10
@@ -42,9 +43,7 @@ class Arrivals:
     resident_bytes: int
 
 
-def arrive(
-    program: Path, server: Running, cell: Cell, call: Call, rate: float, seconds: float, *, settle: bool = True
-) -> Arrivals:
+def arrive(program: Path, server: Running, call: Call, rate: float, seconds: float, *, settle: bool = True) -> Arrivals:
     """Let requests arrive for `seconds`, as a Poisson process of `rate` a second, the same one every time.
 
     Waits in the end until the server has settled, unless something else keeps it busy.
@@ -56,8 +55,7 @@ def arrive(
     )
     request.write_bytes(head.encode() + call.body)
     port = server.url.rpartition(":")[2]
-    connections = CONNECTIONS_PER_CLIENT * cell.connections
-    command = [str(program), port, str(request), *map(str, (rate, seconds, connections, TIMEOUT_SECONDS, 1))]
+    command = [str(program), port, str(request), *map(str, (rate, seconds, CONNECTIONS, TIMEOUT_SECONDS, 1))]
     before = server.cpu_seconds()
     output = subprocess.run(command, capture_output=True, check=True, timeout=seconds + 3 * TIMEOUT_SECONDS).stdout
     cpu = server.cpu_seconds() - before

@@ -58,9 +58,9 @@ turns within each round, in another order each round; a figure is the median of 
 largest beside it. Ratios are taken within a round, against the fastest of the naive variants.
 
 Fixed arrival rates (open loop, benchmarks/openloop.c): requests arrive as a Poisson process whatever the server does,
-over 16 connections for each client of the closed loop; latency runs from the arrival, waiting for a free connection
+over up to 512 connections; latency runs from the arrival, waiting for a free connection
 included. Rates are fractions of what the server did in closed loop just before; servers beside ours are asked at fewer
-rates, the rivals on fewer cells. A percentile is left out where fewer than ten values lie beyond it. Steps beside large
+rates and on fewer cells. A percentile is left out where fewer than ten values lie beyond it. Steps beside large
 requests: steps at half of the closed loop's rate, while wrk keeps the large cell's clients busy on the same server.
 
 Streams and sessions (benchmarks/live.c): every stream is a connection that keeps a number of messages unanswered;

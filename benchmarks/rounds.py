@@ -17,7 +17,7 @@ from benchmarks.servers import Dialect, Running, Server, running
 TOLERANCE = 1e-5
 WARM_UP_SECONDS = 1
 WARM_UP_REQUESTS = 20
-MAX_SECONDS = 8
+MAX_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
