@@ -1,5 +1,6 @@
 """Pictures of a run: latency against throughput, time by stage, cost as requests grow, steps/s of streams."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ def steps_of_streams(measured: Sequence[Flows], title: str) -> Figure:
     axes.set_yticks(range(len(ways)), [f"{server}\n{way}" for server, way in ways])
     axes.set(xscale="log", xlabel="steps a second, all streams together")
     axes.margins(x=0.15)
+    axes.set_xlim(left=10 ** math.floor(math.log10(min(flows.rate.low for flows in measured)) - 0.3))
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=len(counts), frameon=False)
     figure.suptitle(title)
