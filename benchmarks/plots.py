@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmarks.bodies import CELLS
 from benchmarks.scaling import AXES, Cost, lines
 from benchmarks.stages import REST, STAGES, Breakdown
 from benchmarks.streams import Flows
@@ -27,6 +28,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "figure.dpi": 150,
 }
+OUR_COLORS = {(OURS, "json"): "black", (OURS, "safetensors"): "crimson"}
 LABELS = {"B": "B, sequences", "T": "T, steps", "H": "H, hidden size", "clients": "clients"}
 
 
@@ -65,9 +67,10 @@ def saved(figure: Figure, title: str, file: Path) -> Picture:
 
 def latency(points: Sequence[Point], title: str) -> Figure:
     """p50 (solid) and p99 (dashed) against the answers a second, a panel for each cell."""
-    cells = list(dict.fromkeys(point.cell for point in points))
+    cells = [cell.name for cell in CELLS if any(point.cell == cell.name for point in points)]
     servers = list(dict.fromkeys((point.server, point.dialect) for point in points))
     colors = {server: colormaps["tab20"](index % 20) for index, server in enumerate(servers)}
+    colors |= {server: color for server, color in OUR_COLORS.items() if server in colors}
     columns = min(len(cells), 2)
     rows = -(-len(cells) // columns)
     figure = Figure(figsize=(5.5 * columns, 3.6 * rows + 1.2), layout="constrained")
