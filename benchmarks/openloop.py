@@ -26,7 +26,7 @@ class Arrivals:
 
     `answered` had a 2xx; `refused` 429 or 503; `failed` another status, no reply within the time-out, or a broken
     connection. `goodput` counts answers that came while requests arrived, a second. Percentiles are those of the
-    answered, and of the refused; None where fewer than ten lie beyond (for p50: where there is none).
+    answered, and of the refused; None where fewer than ten lie beyond (p50: where there is none; of the refused: one).
     """
 
     offered: float
@@ -83,13 +83,12 @@ def summary(output: bytes, rate: float, seconds: float, cpu_seconds: float, resi
         p50_ms=_percentile(latency[good], 50),
         p99_ms=_percentile(latency[good], 99),
         p999_ms=_percentile(latency[good], 99.9),
-        refusal_p99_ms=_percentile(latency[refused], 99),
+        refusal_p99_ms=_percentile(latency[refused], 99, beyond=1),
         cpu_ms=1e3 * cpu_seconds / max(int(good.sum()), 1),
         resident_bytes=resident_bytes,
     )
 
 
-def _percentile(microseconds: NDArray[np.float64], percent: float) -> float | None:
-    beyond = (1 - percent / 100) * len(microseconds)
-    enough = beyond >= MIN_BEYOND or (percent == 50 and len(microseconds) > 0)
+def _percentile(microseconds: NDArray[np.float64], percent: float, beyond: int = MIN_BEYOND) -> float | None:
+    enough = round((1 - percent / 100) * len(microseconds), 6) >= beyond or (percent == 50 and len(microseconds) > 0)
     return float(np.percentile(microseconds, percent)) / 1e3 if enough else None
