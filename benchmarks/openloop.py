@@ -17,7 +17,7 @@ PROGRAM = "openloop"
 CONNECTIONS = 512
 TIMEOUT_SECONDS = 10
 # A percentile says little with fewer values beyond it.
-MIN_BEYOND = 10
+MIN_BEYOND = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Arrivals:
 
     `answered` had a 2xx; `refused` 429 or 503; `failed` another status, no reply within the time-out, or a broken
     connection. `goodput` counts answers that came while requests arrived, a second. Percentiles are those of the
-    answered, and of the refused; None where fewer than ten lie beyond (p50: where there is none; of the refused: one).
+    answered, and of the refused; None where fewer than five lie beyond (p50: where there is none; of the refused: one).
     """
 
     offered: float

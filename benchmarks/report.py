@@ -60,7 +60,7 @@ largest beside it. Ratios are taken within a round, against the fastest of the n
 Fixed arrival rates (open loop, benchmarks/openloop.c): requests arrive as a Poisson process whatever the server does,
 over up to 512 connections; latency runs from the arrival, waiting for a free connection
 included. Rates are fractions of what the server did in closed loop just before; servers beside ours are asked at fewer
-rates and on fewer cells. A percentile is left out where fewer than ten values lie beyond it. Steps beside large
+rates and on fewer cells. A percentile is left out where fewer than five values lie beyond it. Steps beside large
 requests: steps at half of the closed loop's rate, while wrk keeps the large cell's clients busy on the same server.
 
 Streams and sessions (benchmarks/live.c): every stream is a connection that keeps a number of messages unanswered;

@@ -21,8 +21,9 @@ FULL, OVERLOAD = 1.0, FRACTIONS[-1]
 # Servers beside ours are asked less, so that a run takes minutes: what they do before, near and past their limit.
 FEWER_FRACTIONS = (0.5, 0.9, 1.25)
 FEWER_CELLS = ("step", "medium")
-MIN_ARRIVALS = 50
-MAX_SECONDS = 10
+# Enough for a p99, if they come in time.
+MIN_ARRIVALS = 500
+MAX_SECONDS = 4
 # Long enough for every queue to fill: what comes after that is what counts.
 OVERLOAD_SECONDS = 10
 
