@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +52,9 @@ class Sample:
 
 def drive(server: Running, call: Call, connections: int, seconds: int, scratch: Path) -> Sample:
     """Keep `connections` clients busy for whole `seconds`; each sends its next request when it has its reply."""
-    body, script = scratch / "body", scratch / "post.lua"
-    body.write_bytes(call.body)
-    script.write_text(SCRIPT.format(body=body, content_type=call.content_type))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s", "--latency"]
     before = server.cpu_seconds()
     run = subprocess.run(
-        [*command, f"--script={script}", server.url + call.path],
+        wrk(server, call, connections, seconds, scratch),
         capture_output=True,
         text=True,
         check=True,
@@ -67,6 +65,28 @@ def drive(server: Running, call: Call, connections: int, seconds: int, scratch: 
     resident = server.resident_bytes()
     server.settle()
     return sample(run.stdout, cpu, resident)
+
+
+@contextmanager
+def background(server: Running, call: Call, connections: int, seconds: int, scratch: Path) -> Iterator[None]:
+    """The same load while something else is measured, for so many seconds at most."""
+    folder = scratch / "background"
+    folder.mkdir(exist_ok=True)
+    command = wrk(server, call, connections, seconds, folder)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            yield
+        finally:
+            child.kill()
+
+
+def wrk(server: Running, call: Call, connections: int, seconds: int, scratch: Path) -> list[str]:
+    """The command; its files are in `scratch`."""
+    body, script = scratch / "body", scratch / "post.lua"
+    body.write_bytes(call.body)
+    script.write_text(SCRIPT.format(body=body, content_type=call.content_type))
+    options = ["-t1", f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s", "--latency"]
+    return ["wrk", *options, f"--script={script}", server.url + call.path]
 
 
 def sample(output: str, cpu_seconds: float, resident_bytes: int) -> Sample:

@@ -1,17 +1,21 @@
 """The endpoint that most people write: FastAPI, nested lists, `torch.tensor`, `nn.RNN`, `.tolist()`.
 
 The yardstick of every ratio: written straightforwardly, with nothing done to make it slow. It serves the same model
-folders and takes the same JSON as the service. Run as `python -m benchmarks.naive sync|async --models DIR --port P`.
+folders and takes the same JSON as the service; its WebSocket keeps the state in a variable.
+Run as `python -m benchmarks.naive sync|async --models DIR --port P`.
 """
 
 import argparse
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
+from torch import Tensor
 
 from benchmarks.modules import Modules
 
@@ -65,6 +69,30 @@ class Model(Modules):
         h = self.cell(torch.tensor(request.inputs), torch.tensor(request.h)).tolist()
         return StepReply(model=self.name, outputs=h, h=h)
 
+    @torch.inference_mode()
+    def step_of_stream(self, inputs: list[float], h: Tensor) -> Tensor:
+        """One step of a stream: inputs (I) and h (1, H) give h (1, H)."""
+        return self.cell(torch.tensor([inputs]), h)
+
+    @torch.inference_mode()
+    def steps_of_stream(self, data: bytes, h: Tensor) -> tuple[bytes, Tensor]:
+        """Steps of a stream as float32 values: inputs (k, I) and h (1, H) give outputs (k, H) and h."""
+        inputs = torch.frombuffer(bytearray(data), dtype=torch.float32).view(1, -1, self.cell.input_size)
+        outputs, h_n = self.rnn(inputs, h[None])
+        return outputs.numpy().tobytes(), h_n[0]
+
+
+async def step_stream(socket: WebSocket, model: Model) -> None:
+    """Answer a stream's messages, text or binary, until it ends."""
+    h = torch.zeros(1, model.cell.hidden_size)
+    while (message := await socket.receive())["type"] == "websocket.receive":
+        if message.get("text") is not None:
+            h = model.step_of_stream(json.loads(message["text"]), h)
+            await socket.send_json({"outputs": h[0].tolist()})
+        else:
+            outputs, h = model.steps_of_stream(message["bytes"], h)
+            await socket.send_bytes(outputs)
+
 
 def create_app(models: Path, variant: Variant) -> FastAPI:
     """The app with `def` endpoints (a thread pool runs them) or `async def` ones (the event loop does)."""
@@ -86,6 +114,12 @@ def create_app(models: Path, variant: Variant) -> FastAPI:
 
     async def step_async(request: StepRequest) -> StepReply:
         return step(request)
+
+    @app.websocket("/cell/stream")
+    async def stream(socket: WebSocket) -> None:
+        await socket.accept()
+        with suppress(WebSocketDisconnect):
+            await step_stream(socket, loaded[(await socket.receive_json())["model"]])
 
     asynchronous = variant == "async"
     app.post("/rnn/forward", response_model=ForwardReply)(forward_async if asynchronous else forward)

@@ -1,18 +1,24 @@
-"""Pictures of a run: latency against throughput, time by stage, cost as requests grow."""
+"""Pictures of a run: latency against throughput, time by stage, cost as requests grow, steps/s of streams."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmarks.bodies import CELLS
 from benchmarks.scaling import AXES, Cost, lines
 from benchmarks.stages import REST, STAGES, Breakdown
+from benchmarks.streams import Flows
 from benchmarks.sweep import Point
 from benchmarks.table import OURS
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
 
 STYLE = {
     "font.size": 9,
@@ -22,6 +28,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "figure.dpi": 150,
 }
+OUR_COLORS = {(OURS, "json"): "black", (OURS, "safetensors"): "crimson"}
 LABELS = {"B": "B, sequences", "T": "T, steps", "H": "H, hidden size", "clients": "clients"}
 
 
@@ -33,21 +40,22 @@ class Picture:
     file: Path
 
 
-def draw(
-    folder: Path, points: Sequence[Point], breakdowns: Sequence[Breakdown], costs: Sequence[Cost]
-) -> list[Picture]:
+def draw(folder: Path, report: "Report") -> list[Picture]:
     """Every picture whose figures were measured."""
     found = []
     with mpl.rc_context(STYLE):
-        if points:
+        if report.points:
             title = "Latency against throughput at fixed arrival rates"
-            found.append(saved(latency(points, title), title, folder / "bench-latency.png"))
-        if breakdowns:
+            found.append(saved(latency(report.points, title), title, folder / "bench-latency.png"))
+        if report.stages:
             title = "Time of a request by stage"
-            found.append(saved(by_stage(breakdowns, title), title, folder / "bench-stages.png"))
-        if costs:
+            found.append(saved(by_stage(report.stages, title), title, folder / "bench-stages.png"))
+        if report.costs:
             title = "CPU time of a request as it grows"
-            found.append(saved(growth(costs, title), title, folder / "bench-cost.png"))
+            found.append(saved(growth(report.costs, title), title, folder / "bench-cost.png"))
+        if report.streams:
+            title = "Steps a second over streams"
+            found.append(saved(steps_of_streams(report.streams, title), title, folder / "bench-streams.png"))
     return found
 
 
@@ -59,9 +67,10 @@ def saved(figure: Figure, title: str, file: Path) -> Picture:
 
 def latency(points: Sequence[Point], title: str) -> Figure:
     """p50 (solid) and p99 (dashed) against the answers a second, a panel for each cell."""
-    cells = list(dict.fromkeys(point.cell for point in points))
+    cells = [cell.name for cell in CELLS if any(point.cell == cell.name for point in points)]
     servers = list(dict.fromkeys((point.server, point.dialect) for point in points))
     colors = {server: colormaps["tab20"](index % 20) for index, server in enumerate(servers)}
+    colors |= {server: color for server, color in OUR_COLORS.items() if server in colors}
     columns = min(len(cells), 2)
     rows = -(-len(cells) // columns)
     figure = Figure(figsize=(5.5 * columns, 3.6 * rows + 1.2), layout="constrained")
@@ -130,4 +139,30 @@ def growth(costs: Sequence[Cost], title: str) -> Figure:
         axes.set_xscale("log", base=2)
     panels[0][0].legend(frameon=False)
     figure.suptitle(f"{title} (B 8, T 64, I 32, H 64, 4 clients unless on the axis; dotted: straight line in B·T)")
+    return figure
+
+
+def steps_of_streams(measured: Sequence[Flows], title: str) -> Figure:
+    """A group of bars for each server and way, a bar for each number of streams, all together; whiskers: the rounds."""
+    ways = list(dict.fromkeys((flows.server, flows.way) for flows in measured))
+    counts = sorted({flows.connections for flows in measured})
+    figure = Figure(figsize=(9, 0.75 * len(ways) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(counts)
+    for index, count in enumerate(counts):
+        mine = [flows for flows in measured if flows.connections == count]
+        places = [ways.index((flows.server, flows.way)) + (index - (len(counts) - 1) / 2) * height for flows in mine]
+        rates = [flows.rate for flows in mine]
+        spread = [[rate.median - rate.low for rate in rates], [rate.high - rate.median for rate in rates]]
+        label = f"{count:,} stream{'s' * (count > 1)}"
+        middles = [rate.median for rate in rates]
+        bars = axes.barh(places, middles, height, xerr=spread, label=label, color=f"C{index}", ecolor="0.3")
+        axes.bar_label(bars, [f"{middle:,.0f}" for middle in middles], padding=6, fontsize=8)
+    axes.set_yticks(range(len(ways)), [f"{server}\n{way}" for server, way in ways])
+    axes.set(xscale="log", xlabel="steps a second, all streams together")
+    axes.margins(x=0.15)
+    axes.set_xlim(left=10 ** math.floor(math.log10(min(flows.rate.low for flows in measured)) - 0.3))
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=len(counts), frameon=False)
+    figure.suptitle(title)
     return figure

@@ -7,7 +7,7 @@ from statistics import median
 from benchmarks.load import Sample
 from benchmarks.table import NAIVE
 
-MIN_REQUESTS = 50
+MIN_REQUESTS = 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def wait_until_ready(server: Running, child: subprocess.Popen[bytes], log: Path)
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise RuntimeError(f"{server.server.name} did not become ready:\n{log.read_text(errors='replace')[-2000:]}")
 
 

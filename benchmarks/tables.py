@@ -5,15 +5,20 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
+from benchmarks.batching import Gain
+from benchmarks.beside import Beside
+from benchmarks.idle import Idle, Restarts
 from benchmarks.memory import Peak
 from benchmarks.results import Resident, Row, Spread, best_naive
 from benchmarks.scaling import Cost, lines
+from benchmarks.sessions import CROWD, STATELESS
 from benchmarks.stages import REST, STAGES, Breakdown
+from benchmarks.streams import Flows
 from benchmarks.sweep import Point
 from benchmarks.verdicts import Verdict
 
 MIB = 2**20
-LEFT = frozenset({"server", "path", "format", "expected"})
+LEFT = frozenset({"server", "path", "format", "expected", "way", "beside"})
 
 
 def load_table(rows: Sequence[Row]) -> Table:
@@ -37,6 +42,7 @@ def load_table(rows: Sequence[Row]) -> Table:
 def arrivals_table(points: Sequence[Point]) -> Table:
     """Open loop: every server at every arrival rate."""
     columns = ("arrivals/s", "answered/s", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed", "refusal p99 ms")
+    columns = (*columns, "CPU ms", "peak MiB")
     table = new_table("Fixed arrival rates", "cell", "server", *columns)
     for point in points:
         taken = point.arrivals
@@ -49,7 +55,96 @@ def arrivals_table(points: Sequence[Point]) -> Table:
             str(taken.refused),
             str(taken.failed),
             optional(taken.refusal_p99_ms),
+            number(taken.cpu_ms),
+            number(point.peak_bytes / MIB),
         )
+    return table
+
+
+def beside_table(measured: Iterable[Beside]) -> Table:
+    """Steps while large requests run."""
+    table = new_table("Steps beside large requests", "server", "beside", "steps/s", "p50 ms", "p99 ms", "× alone")
+    alone: dict[str, Beside] = {}
+    for one in measured:
+        first = alone.setdefault(one.server, one)
+        p50 = [sample.p50_ms for sample in one.samples if sample.p50_ms is not None]
+        ratio = one.over(first)
+        table.add_row(
+            one.server,
+            one.beside,
+            number(one.rate),
+            figure(Spread.of(p50)) if p50 else "",
+            figure(one.p99_ms) if one.p99_ms else "",
+            figure(ratio) if ratio else "",
+        )
+    return table
+
+
+def streams_table(measured: Sequence[Flows]) -> Table:
+    """Steps a second over streams."""
+    columns = ("streams", "in flight on each", "steps/s", "p50 ms", "p99 ms", "CPU µs a step", "client busy", "errors")
+    table = new_table("Streams", "server", "way", *columns)
+    for flows in measured:
+        table.add_row(flows.server, flows.way, f"{flows.connections:,}", str(flows.window), *flow_figures(flows))
+    return table
+
+
+def sessions_table(measured: Sequence[Flows]) -> Table:
+    """Steps of sessions, one a request."""
+    columns = ("clients", "steps/s", "p50 ms", "p99 ms", "CPU µs a step", "client busy", "errors", "× stateless")
+    table = new_table("Sessions, one step a request", "way", *columns)
+    stateless = {flows.connections: flows for flows in measured if flows.way == STATELESS}
+    for flows in measured:
+        base = stateless.get(flows.connections) if flows.way != CROWD else None
+        ratio = figure(flows.over(base)) if base else ""
+        table.add_row(flows.way, f"{flows.connections:,}", *flow_figures(flows), ratio)
+    return table
+
+
+def flow_figures(flows: Flows) -> list[str]:
+    """Steps a second, p50, p99, CPU, how busy the client was, errors."""
+    percentiles = [
+        figure(Spread.of(getattr(flow, name) for flow in flows.samples)) if flows.settled else ""
+        for name in ("p50_ms", "p99_ms")
+    ]
+    cpu = number(Spread.of(flow.cpu_us for flow in flows.samples).median)
+    busy = f"{Spread.of(flow.client_busy for flow in flows.samples).median:.0%}"
+    return [figure(flows.rate), *percentiles, cpu, busy, str(flows.errors)]
+
+
+def idle_table(measured: Iterable[Idle]) -> Table:
+    """Memory of sessions that nobody uses."""
+    columns = ("sessions", "opened in s", "before, MiB", "with them, MiB", "bytes each", "state alone", "expired, MiB")
+    table = new_table("Idle sessions, store memory", "H", *columns)
+    for one in measured:
+        table.add_row(
+            str(one.hidden_size),
+            f"{one.count:,}",
+            number(one.seconds),
+            number(one.before_bytes / MIB),
+            number(one.with_bytes / MIB),
+            number(one.bytes_each),
+            number(one.state_bytes),
+            optional(None if one.expired_bytes is None else one.expired_bytes / MIB),
+        )
+    return table
+
+
+def restarts_table(measured: Restarts | None) -> Table:
+    """How long a start takes with many sessions in the store."""
+    table = new_table("Restart, store sqlite", "sessions", "ready after s", "with none, s", "later by s")
+    if measured:
+        figures = Spread.of(measured.stored), Spread.of(measured.empty), measured.later
+        table.add_row(f"{measured.count:,}", *map(figure, figures))
+    return table
+
+
+def gains_table(measured: Iterable[Gain]) -> Table:
+    """Rows of 64 clients together and one at a time."""
+    columns = ("together, rows/s", "one at a time, rows/s", "gain")
+    table = new_table("Batching, 64 clients, each a row of 64 steps, I 128, H 256", "where", *columns)
+    for gain in measured:
+        table.add_row(gain.where, *map(figure, (Spread.of(gain.together), Spread.of(gain.alone), gain.ratio)))
     return table
 
 

@@ -2,11 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from benchmarks.batching import Gain
+from benchmarks.beside import ALONE as NOTHING
+from benchmarks.beside import Beside
 from benchmarks.memory import Peak
 from benchmarks.results import Resident, Row, Spread, best_naive, fastest, find
-from benchmarks.sweep import OVERLOAD, Point
+from benchmarks.scaling import Cost, lines
+from benchmarks.sweep import FULL, OVERLOAD, Point
 from benchmarks.table import ECHO, JSON, NAIVE, OURS, OURS_TWICE
+from benchmarks.verdict import Verdict
+from benchmarks.verdicts_live import streams_and_sessions
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
 
 MIB = 2**20
 
@@ -37,27 +47,36 @@ ALONE_CELL, ALONE_P50 = "step-1", 0.6
 # The least part of the capacity that is still answered when three times as much arrives.
 GOODPUT = {"step": 0.5, "medium": 0.9, "large": 0.9}
 REFUSAL_MS = 50
+# The most memory at three times the capacity, in multiples of that at the capacity.
+FLAT = 1.2
+# The most that a large request in safetensors may take, in multiples of its arithmetic and the web layer.
+FLOOR = 1.3
+# p99 of steps while large requests run: in safetensors in multiples of that alone, in JSON in milliseconds.
+BESIDE_BINARY, BESIDE_MS = 5, 15
+GAINS = {"scheduler": 2.0, "HTTP, safetensors": 1.3}
+# How far from a straight line counts as a bend.
+STRAIGHT = 0.25
 # The most memory that a request may take at its peak, in multiples of body + reply; and that the service may take
 # beyond the naive one's.
 PEAK_LIMITS = (("json", 6.0), ("safetensors", 2.5))
 RESIDENT_MIB = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A figure beside what was expected of it."""
-
-    what: str
-    expected: str
-    measured: Spread
-    met: bool
-
-
-def verdicts(
-    rows: Sequence[Row], residents: Sequence[Resident], peaks: Sequence[Peak], points: Sequence[Point]
-) -> list[Verdict]:
+def verdicts(report: "Report") -> list[Verdict]:
     """Every expectation whose figures were measured."""
-    return [*rates(rows), *ahead(rows), *alone(rows), *overload(points), *peak_memory(peaks), *resident(residents)]
+    return [
+        *rates(report.rows),
+        *floor(report.rows, report.kernel_ms),
+        *ahead(report.rows),
+        *alone(report.rows),
+        *overload(report.points),
+        *long_beside_short(report.beside),
+        *batching(report.gains),
+        *peak_memory(report.peaks),
+        *resident(report.resident),
+        *straight_lines(report.costs),
+        *streams_and_sessions(report),
+    ]
 
 
 def rates(rows: Sequence[Row]) -> Iterator[Verdict]:
@@ -72,6 +91,16 @@ def rates(rows: Sequence[Row]) -> Iterator[Verdict]:
             who = "" if target.server == OURS else f" of {target.server}"
             what = f"{target.cell}, {target.dialect}: requests/s{who}"
             yield Verdict(what, expected, ratio, ratio.median >= target.least and not ours.errors)
+
+
+def floor(rows: Sequence[Row], kernel_ms: float | None) -> Iterator[Verdict]:
+    """Time of a large request in safetensors over what its arithmetic and the web layer take."""
+    ours, echo = find(rows, "large", OURS, "safetensors"), find(rows, "large", ECHO, "safetensors")
+    if ours and echo and kernel_ms:
+        pairs = zip(ours.samples, echo.samples, strict=True)
+        ratio = Spread.of(1 / mine.rate / (1 / its.rate + kernel_ms / 1e3) for mine, its in pairs)
+        expected = f"≤ {FLOOR:g} × (kernel + {ECHO})"
+        yield Verdict("large, safetensors: time of a request", expected, ratio, ratio.median <= FLOOR)
 
 
 def ahead(rows: Sequence[Row]) -> Iterator[Verdict]:
@@ -97,7 +126,8 @@ def alone(rows: Sequence[Row]) -> Iterator[Verdict]:
 
 
 def overload(points: Sequence[Point]) -> Iterator[Verdict]:
-    """Goodput and the time to a refusal, under three times the capacity."""
+    """Goodput, the time to a refusal, and memory, under three times the capacity."""
+    full = {(point.cell, point.dialect): point for point in points if point.server == OURS and point.fraction == FULL}
     for point in points:
         if point.server == OURS and point.fraction == OVERLOAD and point.cell in GOODPUT:
             what = f"{point.cell}, {point.dialect}, {OVERLOAD:g} × capacity arrives"
@@ -108,6 +138,37 @@ def overload(points: Sequence[Point]) -> Iterator[Verdict]:
             if late is not None:
                 expected = f"≤ {REFUSAL_MS} ms"
                 yield Verdict(f"{what}: p99 to a refusal, ms", expected, Spread.of([late]), late <= REFUSAL_MS)
+            if before := full.get((point.cell, point.dialect)):
+                more = point.peak_bytes / before.peak_bytes
+                expected = f"≤ {FLAT:g} × that at 1 × capacity"
+                yield Verdict(f"{what}: peak memory", expected, Spread.of([more]), more <= FLAT)
+
+
+def long_beside_short(measured: Sequence[Beside]) -> Iterator[Verdict]:
+    """p99 of steps while large requests run."""
+    ours = {one.beside: one for one in measured if one.server == OURS}
+    lone, binary, text = (ours.get(name) for name in (NOTHING, "safetensors", "json"))
+    if lone and binary and (ratio := binary.over(lone)):
+        what = "step beside large, safetensors: p99"
+        yield Verdict(what, f"≤ {BESIDE_BINARY:g} × that alone", ratio, ratio.median <= BESIDE_BINARY)
+    if text and (late := text.p99_ms):
+        yield Verdict("step beside large, json: p99, ms", f"≤ {BESIDE_MS} ms", late, late.median <= BESIDE_MS)
+
+
+def batching(gains: Sequence[Gain]) -> Iterator[Verdict]:
+    """Rows a second of 64 clients together over one at a time."""
+    for gain in gains:
+        least = GAINS[gain.where]
+        what = f"64 clients, {gain.where}: rows/s"
+        yield Verdict(what, f"≥ {least:g} × one row at a time", gain.ratio, gain.ratio.median >= least)
+
+
+def straight_lines(costs: Sequence[Cost]) -> Iterator[Verdict]:
+    """How far the cost of a request is from a straight line in B·T."""
+    for line in lines(costs) if any(cost.axis == "B" for cost in costs) else []:
+        off = abs(line.worst)
+        what = f"{line.dialect}: CPU a request, furthest from a straight line in B·T (at {line.worst_at})"
+        yield Verdict(what, f"≤ {STRAIGHT:g}", Spread.of([off]), off <= STRAIGHT)
 
 
 def peak_memory(peaks: Sequence[Peak]) -> Iterator[Verdict]:

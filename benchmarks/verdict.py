@@ -1,0 +1,15 @@
+"""One expectation beside what was measured."""
+
+from dataclasses import dataclass
+
+from benchmarks.results import Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A figure beside what was expected of it."""
+
+    what: str
+    expected: str
+    measured: Spread
+    met: bool
