@@ -21,13 +21,14 @@ from benchmarks.servers import Server, running
 from service.engine.cores import available_cores
 from service.engine.interface import Rows
 from service.engine.native import NativeEngine
-from service.serving import scheduler
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 
 CELL = Cell("batch", "/rnn/forward", 1, 64, 128, 256, connections=64)
 # The service as it is, but a turn holds one long job.
-ALONE = "import service.serving.scheduler as s; s.MAX_TURN_ROWS = 1; from service.cli import main; main()"
+ALONE = (
+    "from service.engine.native import NativeEngine; NativeEngine.turn_rows = 1; from service.cli import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,12 @@ def last_states(values: Case) -> Call:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Turns of a single row, in this process."""
-    before = scheduler.MAX_TURN_ROWS
-    scheduler.MAX_TURN_ROWS = 1
+    before = NativeEngine.turn_rows
+    NativeEngine.turn_rows = 1
     try:
         yield
     finally:
-        scheduler.MAX_TURN_ROWS = before
+        NativeEngine.turn_rows = before
 
 
 def scheduled(seconds: float) -> float:

@@ -28,7 +28,7 @@ class Store:
 MEMORY = Store("memory", "memory://")
 SQLITE = Store("sqlite, synchronous=NORMAL", "sqlite:///{folder}/normal.sqlite3")
 SQLITE_FULL = Store(
-    "sqlite, synchronous=FULL", "sqlite:///{folder}/full.sqlite3", (("RNN_SQLITE_SYNCHRONOUS", "FULL"),)
+    "sqlite, synchronous=FULL", "sqlite:///{folder}/full.sqlite3", (("RNN_SQLITE_SYNCHRONOUS", "full"),)
 )
 REMOTE = Store("valkey", "valkey://127.0.0.1:{port}")
 STORES = (MEMORY, SQLITE, SQLITE_FULL, REMOTE)

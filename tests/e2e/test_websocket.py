@@ -126,7 +126,7 @@ def test_the_first_message_may_number_the_first_step(service):
         ("?model=broken", "[1]", 1013, "model-failed", ()),
         ("", "[1]", 1007, "invalid-request", ("name a model",)),
         ("", '{"model":"tanh","hh":1}', 1007, "invalid-request", ("hh",)),
-        ("", '{"model":"tanh","session":"a"}', 1007, "invalid-request", ("session",)),
+        ("", '{"model":"tanh","session":"a"}', 1008, "session-not-found", ("session",)),
     ],
 )
 def test_an_error_is_a_last_frame_and_a_close_that_says_what_kind(service, query, message, code, slug, words):
