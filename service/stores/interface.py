@@ -115,7 +115,7 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Finish what is under way, and let go of everything."""
+        """Finish what is under way, and let go of everything; also after an `open` that failed."""
 
     @abstractmethod
     async def create(self, record: SessionRecord) -> None:

@@ -8,15 +8,16 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from service.errors import StoreUnavailable
 from service.stores.batches import Batches
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
 from service.stores.sqlite_file import Synchronous, connect
-from service.stores.sqlite_tables import Commit, SessionTables
+from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
 
 Call = Commit | Callable[[SessionTables], Any]
 
@@ -51,7 +52,10 @@ class SqliteStore(SessionStore):
     async def open(self) -> None:
         """Open the file, or make it."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connect)
-        await self.in_use()  # and learn the totals
+        try:
+            await self.in_use()  # and learn the totals
+        except StoreUnavailable as error:
+            raise StoreError(str(error)) from None
 
     async def close(self) -> None:
         """Commit what has been called, and close the file."""
@@ -84,8 +88,8 @@ class SqliteStore(SessionStore):
             pass
         ended, more = 0, True
         while more and ended < limit:
-            room = limit - ended
-            some, more = await self._calls.call(lambda tables, room=room: tables.expire(now, room, LOOKS))
+            call = partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS)
+            some, more = await self._calls.call(call)
             ended += some
         return ended
 
@@ -95,7 +99,7 @@ class SqliteStore(SessionStore):
         while evicted < count:
             room = min(count - evicted, LOOKS)
             looks = min(max(looks, room), LOOKS)
-            some, moved = await self._calls.call(lambda tables, room=room, looks=looks: tables.evict(room, now, looks))
+            some, moved = await self._calls.call(partial(SessionTables.evict, count=room, now=now, looks=looks))
             evicted += some
             looks *= 4
             if not some and not moved:
@@ -122,8 +126,11 @@ class SqliteStore(SessionStore):
     def _transact(self, calls: list[Call]) -> tuple[list[Any], Totals | None]:
         """Answers of all calls, which are kept together or, if the file cannot be written, not at all."""
         try:
-            connection = self._connection or self._connect()
-            return self._attempt(connection, calls, together=True) or self._attempt(connection, calls, together=False)
+            try:
+                return self._attempt(calls, together=True)
+            except NotAllKept:
+                self._undo()
+                return self._attempt(calls, together=False)
         except (sqlite3.Error, StoreError) as error:
             self._undo()
             return [StoreUnavailable(f"the store of sessions cannot be used: {error}") for _ in calls], None
@@ -131,22 +138,17 @@ class SqliteStore(SessionStore):
             self._undo()
             raise
 
-    def _attempt(
-        self, connection: sqlite3.Connection, calls: list[Call], together: bool
-    ) -> tuple[list[Any], Totals] | None:
-        """One transaction; None, and nothing done, if commits were to be kept together and not all could be."""
+    def _attempt(self, calls: list[Call], together: bool) -> tuple[list[Any], Totals]:
+        """One transaction. Raises NotAllKept if commits that follow each other are to be kept together and cannot."""
+        connection = self._connection or self._connect()
         connection.execute("BEGIN IMMEDIATE")
         tables = SessionTables(connection, self._max_ended)
         answers: list[Any] = []
         for are_commits, some in groupby(calls, key=lambda call: isinstance(call, Commit)):
-            commits = list(some)
-            if are_commits and together and len(commits) > 1:
-                if not tables.commit_all(commits):  # type: ignore[arg-type]  # groupby has sorted them out
-                    connection.execute("ROLLBACK")
-                    return None
-                answers += [True] * len(commits)
+            if are_commits and together:
+                answers += tables.commit_all(cast("list[Commit]", list(some)))
             else:
-                answers += [tables.commit(call) if isinstance(call, Commit) else call(tables) for call in commits]
+                answers += [tables.commit(call) if isinstance(call, Commit) else call(tables) for call in some]
         totals = tables.settle()
         connection.execute("COMMIT")
         return answers, totals

@@ -22,7 +22,7 @@ CACHE_KIB = 16 * 1024
 
 # sweep_at and seen_at are what was known when somebody last looked; a commit moves neither, so that it writes to no
 # index. Rows of `ended` are numbered in the order in which sessions ended.
-SCHEMA = f"""
+SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0, 0);
@@ -60,9 +60,6 @@ CREATE TABLE ended (
     owner BLOB NOT NULL,
     at REAL NOT NULL
 );
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-COMMIT;
 """
 
 
@@ -117,7 +114,9 @@ def _claim(connection: sqlite3.Connection, path: Path) -> None:
     try:
         if not _is_ours(connection, path):
             try:
-                connection.executescript(SCHEMA)
+                connection.executescript(
+                    f"{SCHEMA}PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT"
+                )
             except sqlite3.OperationalError:
                 connection.rollback()
                 if not _is_ours(connection, path):  # another process may have been quicker

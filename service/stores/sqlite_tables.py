@@ -31,6 +31,10 @@ class Commit(NamedTuple):
     position: Position
 
 
+class NotAllKept(Exception):
+    """Of several commits one came from a revision that does not stand any more."""
+
+
 class SessionTables:
     """The tables of one transaction, with what the totals have changed by so far."""
 
@@ -76,8 +80,8 @@ class SessionTables:
             self._bytes += len(commit.position.state) + len(commit.position.replies) - int(before)
         return kept
 
-    def commit_all(self, commits: Sequence[Commit]) -> bool:
-        """Replace many positions in one statement; False if not all were replaced, and then it must be undone.
+    def commit_all(self, commits: Sequence[Commit]) -> list[bool]:
+        """Replace many positions in one statement. Raises NotAllKept if one is not; then all must be undone.
 
         One, as every statement lets go of the interpreter, and has to wait for it again when others are busy.
         """
@@ -85,15 +89,15 @@ class SessionTables:
             some = commits[first : first + LARGEST_BATCH]
             # Padded to powers of two, so that few statements do for all, and stay prepared.
             padding = (1 << (len(some) - 1).bit_length()) - len(some)
-            ids = [value for commit in some for value in (commit.session, commit.revision)] + [None, None] * padding
-            (before,) = self._one(_sizes(len(some) + padding), ids)
-            values = [value for commit in some for value in (commit.session, commit.revision, *commit.position)]
+            ids: list[Any] = [value for commit in some for value in (commit.session, commit.revision)]
+            (before,) = self._one(_sizes(len(some) + padding), ids + [None, None] * padding)
+            values: list[Any] = [value for commit in some for value in (*commit[:2], *commit.position)]
             changed = self._execute(_commits(len(some) + padding), values + [None] * 7 * padding).rowcount
             if changed != len(some):
-                return False
+                raise NotAllKept
             after = sum(len(commit.position.state) + len(commit.position.replies) for commit in some)
             self._bytes += after - int(before)
-        return True
+        return [True] * len(commits)
 
     def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         """End a session."""
@@ -193,14 +197,18 @@ def _record(row: Sequence[Any]) -> SessionRecord:
 
 
 def _sizes(count: int) -> str:
-    return f"""WITH batch (id, old) AS (VALUES {",".join(["(?,?)"] * count)})
-        SELECT total(length(state) + length(replies)) FROM batch CROSS JOIN sessions
-        WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
+    return _SIZES.replace("{rows}", ",".join(["(?,?)"] * count))
 
 
 def _commits(count: int) -> str:
-    return f"""WITH batch (id, old, revision, step, state, replies, used_at)
-            AS (VALUES {",".join(["(?,?,?,?,?,?,?)"] * count)})
-        UPDATE sessions SET revision = batch.revision, step = batch.step, state = batch.state,
-            replies = batch.replies, used_at = batch.used_at
-        FROM batch WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
+    return _COMMITS.replace("{rows}", ",".join(["(?,?,?,?,?,?,?)"] * count))
+
+
+_SIZES = """WITH batch (id, old) AS (VALUES {rows})
+    SELECT total(length(state) + length(replies)) FROM batch CROSS JOIN sessions
+    WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
+
+_COMMITS = """WITH batch (id, old, revision, step, state, replies, used_at) AS (VALUES {rows})
+    UPDATE sessions SET revision = batch.revision, step = batch.step, state = batch.state,
+        replies = batch.replies, used_at = batch.used_at
+    FROM batch WHERE sessions.id = batch.id AND sessions.revision = batch.old"""

@@ -5,6 +5,7 @@ server's matter: with `appendonly yes` they outlive it.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from valkey.asyncio import Valkey
@@ -40,6 +41,7 @@ from service.stores.valkey_scripts import (
 
 Value = bytes | str | int | float
 
+OLDEST_SERVER = 7
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 2.0
 LOOKS = 500
@@ -69,7 +71,7 @@ class ValkeyStore(SessionStore):
                 url,
                 socket_connect_timeout=CONNECT_SECONDS,
                 socket_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+                retry=Retry(NoBackoff(), 0),
                 client_name="rnn-service",
             )
         except ValueError:  # its message may hold a part of the password
@@ -91,11 +93,14 @@ class ValkeyStore(SessionStore):
             raise StoreError(f"the session store's server refuses this service: {error}") from None
         except (ValkeyError, OSError):
             return
+        if int(str(about.get("redis_version", OLDEST_SERVER)).partition(".")[0]) < OLDEST_SERVER:
+            raise StoreError(f"the session store's server is too old: take Valkey, or Redis {OLDEST_SERVER} or newer")
         if about.get("cluster_enabled"):
             raise StoreError("the session store's server is part of a cluster: take one that is not")
         if about.get("maxmemory") and str(about.get("maxmemory_policy")).startswith("allkeys"):
             raise StoreError("the session store's server may drop sessions: set its maxmemory-policy to noeviction")
-        await self.in_use()  # and learn the totals
+        with suppress(StoreUnavailable):
+            await self.in_use()  # and learn the totals
 
     async def close(self) -> None:
         """Finish what has been called, and hang up."""
@@ -104,7 +109,7 @@ class ValkeyStore(SessionStore):
 
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session."""
-        opened = (record.owner, b"\0".join(map(_bytes, record.weights)), record.ttl_seconds, record.created_at)
+        opened = (record.owner, _packed(record.weights), record.ttl_seconds, record.created_at)
         await self._call(CREATE, record.id, record.expires_at, *opened, record.initial, *record.position)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
@@ -179,6 +184,7 @@ class ValkeyStore(SessionStore):
             else:
                 pipeline.execute_command("EVAL", script.text, 0, *values)
         pipeline.execute_command("HMGET", "rnn:totals", "sessions", "bytes")
+        answers: list[Any]
         *answers, totals = await pipeline.execute(raise_on_error=False)
         if not isinstance(totals, Exception):
             self._totals = Totals(*(int(total or 0) for total in totals))
@@ -202,5 +208,5 @@ def _weights(packed: bytes) -> Weights:
     return Weights(model.decode(), version.decode(), fingerprint)
 
 
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def _packed(weights: Weights) -> bytes:
+    return b"\0".join((weights.model.encode(), weights.version.encode(), weights.fingerprint))

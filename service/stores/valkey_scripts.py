@@ -13,6 +13,7 @@ Keys are made up inside the scripts, which a cluster does not allow.
 """
 
 import hashlib
+from typing import Literal
 
 from service.stores.interface import SESSION_OVERHEAD_BYTES
 
@@ -50,10 +51,13 @@ end
 
 
 class Script:
-    """A script's text, and the digest by which a server that has seen it knows it."""
+    """A script's text, and the digest by which a server that has seen it knows it.
 
-    def __init__(self, text: str) -> None:
-        self.text = _COMMON + text
+    flags are the server's: what frees memory or only reads runs on one that has none left, or no session could end.
+    """
+
+    def __init__(self, text: str, flags: Literal["", "allow-oom", "no-writes"] = "") -> None:
+        self.text = f"#!lua flags={flags}\n{_COMMON}{text}"
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -75,11 +79,14 @@ redis.call('HINCRBY', 'rnn:totals', 'bytes', charged(key))
 """.replace("{FIELDS}", str(list(FIELDS)).replace("[", "{").replace("]", "}"))
 )
 
-LOAD = Script("""
+LOAD = Script(
+    """
 local found = load(ARGV[1])
 if found[1] then return found end
 return redis.call('HGET', 'rnn:ended', ARGV[1])
-""")
+""",
+    flags="no-writes",
+)
 
 COMMIT = Script("""
 local id, old, revision, step, state, replies, used_at = unpack(ARGV)
@@ -92,15 +99,19 @@ if grown ~= 0 then redis.call('HINCRBY', 'rnn:totals', 'bytes', grown) end
 return 1
 """)
 
-END = Script("""
+END = Script(
+    """
 local id, reason, at, max_ended = unpack(ARGV)
 local found = load(id)
 if not found[1] then return false end
 finish(id, reason, at, max_ended)
 return found
-""")
+""",
+    flags="allow-oom",
+)
 
-EXPIRE = Script("""
+EXPIRE = Script(
+    """
 local now, limit, looks, max_ended = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local ids = redis.call('ZRANGEBYSCORE', 'rnn:sweep', '-inf', now, 'LIMIT', 0, looks)
 local ended = 0
@@ -115,9 +126,12 @@ for _, id in ipairs(ids) do
     end
 end
 return {ended, #ids}
-""")
+""",
+    flags="allow-oom",
+)
 
-FORGET = Script("""
+FORGET = Script(
+    """
 local until_then, looks = tonumber(ARGV[1]), tonumber(ARGV[2])
 local old = 0
 for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
@@ -128,20 +142,28 @@ for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
     old = old + 1
 end
 return old
-""")
+""",
+    flags="allow-oom",
+)
 
-EVICT = Script("""
+EVICT = Script(
+    """
 local count, now, max_ended = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local ids = redis.call('ZRANGE', 'rnn:used', 0, count - 1)
 for _, id in ipairs(ids) do finish(id, 'evicted', now, max_ended) end
 return #ids
-""")
+""",
+    flags="allow-oom",
+)
 
-PAGE = Script("""
+PAGE = Script(
+    """
 local first = ARGV[1] == '' and '-' or '(' .. ARGV[1]
 local page = redis.call('ZRANGEBYLEX', 'rnn:ids', first, '+', 'LIMIT', 0, ARGV[2])
 for i, id in ipairs(page) do page[i] = {id, load(id)} end
 return page
-""")
+""",
+    flags="no-writes",
+)
 
-IN_USE = Script("return redis.call('HGETALL', 'rnn:weights')")
+IN_USE = Script("return redis.call('HGETALL', 'rnn:weights')", flags="no-writes")
