@@ -42,7 +42,7 @@ from service.serving.session_steps import SessionSteps
 from service.serving.sessions import Lifetimes, Sessions
 from service.serving.shelf import SessionLimits, Shelf, steady_clock
 from service.settings import Settings
-from service.stores.memory import MemoryStore
+from service.stores.open import store_from
 
 DESCRIPTION = """POST sequences, get outputs and final states; or send one time step at a time.
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
@@ -51,7 +51,8 @@ Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 def create_app(settings: Settings) -> Gateway:
     """The whole service as an ASGI application.
 
-    Raises ModelFailed if there is no model repository, ValueError for a device that is not there.
+    Raises ModelFailed if there is no model repository, ValueError for a device that is not there or a store that cannot
+    serve.
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
     registry = Registry(
@@ -74,7 +75,9 @@ def create_app(settings: Settings) -> Gateway:
     body_limits = BodyLimits(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
     )
-    store = MemoryStore(settings.ended_sessions)
+    store = store_from(
+        settings.session_store, max_ended=settings.ended_sessions, sqlite_synchronous=settings.sqlite_synchronous
+    )
     session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
     shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)

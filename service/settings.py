@@ -1,9 +1,9 @@
 """Process configuration: every field is a flag of `rnn-service serve`, an `RNN_*` variable and a line of `.env`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
@@ -88,6 +88,16 @@ class Settings(BaseSettings):
             if value is not None:
                 plain[name] = str(value)
         return plain
+
+    @model_validator(mode="after")
+    def _workers_share_sessions(self) -> Self:
+        if self.workers > 1 and self.session_store == "memory://":
+            raise ValueError(
+                "sessions are kept in each worker's own memory (RNN_SESSION_STORE is memory://), so a request could "
+                "reach a worker that does not have its session: set RNN_SESSION_STORE to sqlite:///path or "
+                "valkey://host, or run one worker"
+            )
+        return self
 
     @field_validator("preload", "allowed_origins", "api_keys", "admin_keys", mode="before")
     @classmethod

@@ -83,16 +83,15 @@ class Shelf:
         self.counts.opened += 1
 
     async def commit(self, record: SessionRecord, position: Position) -> bool:
-        """Advance a session from what `find` gave to a position; says whether that was still right.
+        """Advance a session to a position computed from the revision before; says whether that was still right.
 
         Raises SessionsFull if it would grow beyond the limits.
         """
-        old = record.position
-        growth = len(position.replies) - len(old.replies)
+        growth = len(position.replies) - len(record.position.replies)
         if growth > 0:
             await self._make_room(0, growth)
         try:
-            kept = await self.store.commit(record.id, old.revision, position)
+            kept = await self.store.commit(record.id, position.revision - 1, position)
         except BaseException:  # whether it was kept is not known
             self._forget(record.id)
             raise

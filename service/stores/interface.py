@@ -85,8 +85,15 @@ class Totals(NamedTuple):
     bytes: int
 
 
+class StoreError(ValueError):
+    """The store cannot be used as it is set up; the message says why, and holds no password."""
+
+
 class SessionStore(ABC):
-    """Sessions by id. Used from one event loop; every call may raise StoreUnavailable, and then has changed nothing.
+    """Sessions by id. Used from one event loop; every call may raise StoreUnavailable.
+
+    Then it has changed nothing; only if its answer was lost on the way back from a server may it have: load the session
+    to know. The same holds for a caller that is cancelled. Other callers' work is not touched by either.
 
     durable: sessions outlive the process. shared: several processes may use the store at once.
     """
@@ -101,11 +108,14 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Get ready; before any other call."""
+        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up.
+
+        A server that merely does not answer is no reason: calls raise StoreUnavailable until it does.
+        """
 
     @abstractmethod
     async def close(self) -> None:
-        """Finish what is under way, and let go of everything."""
+        """Finish what is under way, and let go of everything; also after an `open` that failed."""
 
     @abstractmethod
     async def create(self, record: SessionRecord) -> None:
@@ -113,7 +123,10 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def load(self, session: str) -> SessionRecord | Ended | None:
-        """The session, what is remembered of it if it has ended, or None if it never was. Not to be changed."""
+        """The session, what is remembered of it if it has ended, or None if it never was.
+
+        Not to be changed; `position` may be replaced while others run: take it once.
+        """
 
     @abstractmethod
     async def commit(self, session: str, revision: int, position: Position) -> bool:
@@ -127,7 +140,8 @@ class SessionStore(ABC):
     async def expire(self, now: float, limit: int) -> int:
         """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
 
-        Also forgets what ended more than `ENDED_SECONDS` ago. Costs no more than what is due.
+        Fewer than `limit`: nothing more is due. Also forgets what ended more than `ENDED_SECONDS` ago. Costs no more
+        than what is due, or was when it was last looked at; others run meanwhile.
         """
 
     @abstractmethod

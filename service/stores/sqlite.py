@@ -1,0 +1,172 @@
+"""Sessions in an SQLite file: they outlive the process, and several processes of one host may share them.
+
+The calls of one tick, and all that come while a transaction is under way, are one transaction in a thread of its own.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+from service.errors import StoreUnavailable
+from service.stores.batches import Batches
+from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
+from service.stores.sqlite_file import Synchronous, connect
+from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
+
+Call = Commit | Callable[[SessionTables], Any]
+
+BUSY_SECONDS = 5.0
+LOOKS = 500
+"""Sessions that a sweep looks at in one transaction, so that commits need not wait long for it."""
+
+
+class SqliteStore(SessionStore):
+    """Sessions in a file. Raises StoreError at `open` if the file cannot be used."""
+
+    durable = True
+    shared = True
+
+    def __init__(
+        self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = BUSY_SECONDS
+    ) -> None:
+        self._path = path
+        self._max_ended = max_ended
+        self._synchronous: Synchronous = synchronous
+        self._busy_seconds = busy_seconds
+        self._thread = ThreadPoolExecutor(1, "sqlite")
+        self._connection: sqlite3.Connection | None = None
+        self._totals = Totals(0, 0)
+        self._calls: Batches[Call] = Batches(self._run)
+
+    @property
+    def totals(self) -> Totals:
+        """As of this process's last transaction."""
+        return self._totals
+
+    async def open(self) -> None:
+        """Open the file, or make it."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._connect)
+        try:
+            await self.in_use()  # and learn the totals
+        except StoreUnavailable as error:
+            raise StoreError(str(error)) from None
+
+    async def close(self) -> None:
+        """Commit what has been called, and close the file."""
+        await self._calls.close()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        self._thread.shutdown()
+
+    async def create(self, record: SessionRecord) -> None:
+        """Keep a new session."""
+        await self._calls.call(lambda tables: tables.create(record))
+
+    async def load(self, session: str) -> SessionRecord | Ended | None:
+        """The session, or what is remembered of it."""
+        found: SessionRecord | Ended | None = await self._calls.call(lambda tables: tables.load(session))
+        return found
+
+    async def commit(self, session: str, revision: int, position: Position) -> bool:
+        """Replace the position."""
+        kept: bool = await self._calls.call(Commit(session, revision, position))
+        return kept
+
+    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
+        """End a session."""
+        record: SessionRecord | None = await self._calls.call(lambda tables: tables.end(session, reason, at))
+        return record
+
+    async def expire(self, now: float, limit: int) -> int:
+        """End what is due, some in each transaction."""
+        while await self._calls.call(lambda tables: tables.forget(now, LOOKS)):
+            pass
+        ended, more = 0, True
+        while more and ended < limit:
+            call = partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS)
+            some, more = await self._calls.call(call)
+            ended += some
+        return ended
+
+    async def evict(self, count: int, now: float) -> int:
+        """End the least recently used, some in each transaction."""
+        evicted, looks = 0, 1
+        while evicted < count:
+            room = min(count - evicted, LOOKS)
+            looks = min(max(looks, room), LOOKS)
+            some, moved = await self._calls.call(partial(SessionTables.evict, count=room, now=now, looks=looks))
+            evicted += some
+            looks *= 4
+            if not some and not moved:
+                break
+        return evicted
+
+    async def page(self, after: str, limit: int) -> list[SessionRecord]:
+        """Live sessions by id."""
+        records: list[SessionRecord] = await self._calls.call(lambda tables: tables.page(after, limit))
+        return records
+
+    async def in_use(self) -> Mapping[Weights, int]:
+        """Live sessions by weights."""
+        users: Mapping[Weights, int] = await self._calls.call(SessionTables.in_use)
+        return users
+
+    async def _run(self, calls: list[Call]) -> list[Any]:
+        answers, totals = await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, calls)
+        self._totals = totals or self._totals
+        return answers
+
+    # What follows runs in the thread.
+
+    def _transact(self, calls: list[Call]) -> tuple[list[Any], Totals | None]:
+        """Answers of all calls, which are kept together or, if the file cannot be written, not at all."""
+        try:
+            try:
+                return self._attempt(calls, together=True)
+            except NotAllKept:
+                self._undo()
+                return self._attempt(calls, together=False)
+        except (sqlite3.Error, StoreError) as error:
+            self._undo()
+            return [StoreUnavailable(f"the store of sessions cannot be used: {error}") for _ in calls], None
+        except BaseException:
+            self._undo()
+            raise
+
+    def _attempt(self, calls: list[Call], together: bool) -> tuple[list[Any], Totals]:
+        """One transaction. Raises NotAllKept if commits that follow each other are to be kept together and cannot."""
+        connection = self._connection or self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        tables = SessionTables(connection, self._max_ended)
+        answers: list[Any] = []
+        for are_commits, some in groupby(calls, key=lambda call: isinstance(call, Commit)):
+            if are_commits and together:
+                answers += tables.commit_all(cast("list[Commit]", list(some)))
+            else:
+                answers += [tables.commit(call) if isinstance(call, Commit) else call(tables) for call in some]
+        totals = tables.settle()
+        connection.execute("COMMIT")
+        return answers, totals
+
+    def _connect(self) -> sqlite3.Connection:
+        self._connection = connect(self._path, self._synchronous, self._busy_seconds)
+        return self._connection
+
+    def _undo(self) -> None:
+        """End a transaction that failed; a connection that cannot even do that is given up, and another made."""
+        if self._connection is not None and self._connection.in_transaction:
+            try:
+                self._connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()

@@ -1,0 +1,147 @@
+"""The SQLite file of sessions: its schema, how it is opened, and what makes it one of ours."""
+
+import os
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+from service.stores.interface import StoreError
+
+Synchronous = Literal["normal", "full"]
+
+APPLICATION_ID = 0x524E4E53
+VERSION = 1
+
+# A page that many commits have written is copied to the database once a checkpoint: the more seldom, the less is
+# written; 16 MiB are read again in well under 0.1 s after a crash.
+CHECKPOINT_PAGES = 4000
+WAL_BYTES = 64 * 2**20
+CACHE_KIB = 16 * 1024
+
+# sweep_at and seen_at are what was known when somebody last looked; a commit moves neither, so that it writes to no
+# index. Rows of `ended` are numbered in the order in which sessions ended.
+SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
+INSERT INTO totals VALUES (0, 0, 0);
+CREATE TABLE weights (
+    key INTEGER PRIMARY KEY,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    sessions INTEGER NOT NULL,
+    UNIQUE (model, version, fingerprint)
+);
+CREATE TABLE sessions (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    owner BLOB NOT NULL,
+    weights INTEGER NOT NULL REFERENCES weights (key),
+    ttl_seconds REAL NOT NULL,
+    created_at REAL NOT NULL,
+    sweep_at REAL NOT NULL,
+    seen_at REAL NOT NULL,
+    revision INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    used_at REAL NOT NULL,
+    state BLOB NOT NULL,
+    replies BLOB NOT NULL,
+    initial BLOB NOT NULL
+);
+CREATE INDEX sessions_by_sweep ON sessions (sweep_at);
+CREATE INDEX sessions_by_use ON sessions (seen_at);
+CREATE TABLE ended (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    reason TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    owner BLOB NOT NULL,
+    at REAL NOT NULL
+);
+"""
+
+
+def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite3.Connection:
+    """Open the file, making it if it is not there; transactions are begun and ended by hand.
+
+    Raises StoreError if it is not ours or cannot be used as a store, sqlite3.OperationalError if it stays locked.
+    """
+    try:
+        # Made here, as what it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(f"the session store {path} cannot be opened: {error.strerror}") from None
+    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        _use_wal(connection, path, busy_seconds)
+        _claim(connection, path)
+        for pragma in (
+            f"synchronous = {synchronous}",
+            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            f"journal_size_limit = {WAL_BYTES}",
+            f"cache_size = -{CACHE_KIB}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
+    """Switch to write-ahead logging; where several processes do so at once, SQLite refuses without waiting."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            with closing(connection.execute("PRAGMA journal_mode = WAL")) as cursor:
+                (mode,) = cursor.fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise _unusable(path, error) from None
+            time.sleep(0.01)
+        except sqlite3.DatabaseError as error:
+            raise _unusable(path, error) from None
+        else:
+            break
+    if mode != "wal":
+        raise StoreError(f"the session store {path} lies where SQLite cannot use write-ahead logging")
+
+
+def _claim(connection: sqlite3.Connection, path: Path) -> None:
+    """Write the schema into a new file; refuse one that is not ours."""
+    try:
+        if not _is_ours(connection, path):
+            try:
+                connection.executescript(
+                    f"{SCHEMA}PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT"
+                )
+            except sqlite3.OperationalError:
+                connection.rollback()
+                if not _is_ours(connection, path):  # another process may have been quicker
+                    raise
+    except sqlite3.DatabaseError as error:
+        raise _unusable(path, error) from None
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """True for a file of ours, False for an empty one. Raises StoreError for any other."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if (application, version) == (APPLICATION_ID, VERSION):
+        return True
+    if application == APPLICATION_ID:
+        raise StoreError(
+            f"the session store {path} has version {version}; this service reads version {VERSION}: give it a new file"
+        )
+    if application or version or tables:
+        raise StoreError(f"{path} is a database of another application: give the session store a file of its own")
+    return False
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> Exception:
+    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        return StoreError(f"the session store {path} is locked by another process")
+    return StoreError(f"the session store {path} cannot be used: {error}")

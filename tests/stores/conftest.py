@@ -1,0 +1,73 @@
+"""Every store that there is, opened and empty."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from valkey import Valkey
+
+from service.stores.open import store_from
+from tests.stores.servers import PROGRAM, Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One server for all tests that leave it running."""
+    if PROGRAM is None:
+        pytest.skip("neither valkey-server nor redis-server is on the PATH")
+    server = Server(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=["sqlite", "valkey"])
+def durable_kind(request):
+    return request.param
+
+
+@pytest.fixture
+def url_of(tmp_path, request):
+    """The URL of an empty store of a kind."""
+
+    def url(kind):
+        if kind == "memory":
+            return "memory://"
+        if kind == "sqlite":
+            number = len(list(tmp_path.glob("*.db")))
+            return f"sqlite:///{tmp_path}/{number}.db"
+        server = request.getfixturevalue("server")
+        with Valkey.from_url(server.url) as client:
+            client.flushall()
+        return server.url
+
+    return url
+
+
+@asynccontextmanager
+async def opened(url, max_ended=1000):
+    store = store_from(url, max_ended=max_ended)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def with_store(kind, url_of):
+    """Run a coroutine function with an opened, empty store."""
+
+    def run(use, **options):
+        async def main():
+            async with opened(url_of(kind), **options) as store:
+                await use(store)
+
+        asyncio.run(main())
+
+    return run

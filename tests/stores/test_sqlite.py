@@ -1,0 +1,160 @@
+"""What can happen to a file."""
+
+import asyncio
+import resource
+import sqlite3
+from contextlib import closing, contextmanager, suppress
+
+import pytest
+
+from service.errors import StoreUnavailable
+from service.stores.interface import StoreError
+from service.stores.sqlite import SqliteStore
+from service.stores.sqlite_file import CHECKPOINT_PAGES, VERSION
+from tests.stores.records import T0, after, record
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "sessions.db"
+
+
+async def opened(path, **options):
+    store = SqliteStore(path, 100, **options)
+    try:
+        await store.open()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """A disk that is full: the kernel refuses to let a file grow beyond this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_changes_nothing_and_when_there_is_room_again_all_works(path):
+    async def main():
+        store = await opened(path)
+        await store.create(record("first"))
+        created = ["first"]
+        with files_no_larger_than(300_000):
+            with suppress(StoreUnavailable):
+                for i in range(1000):
+                    await store.create(record(f"s{i:03}", state=b"\x01" * 4000))
+                    created.append(f"s{i:03}")
+            assert len(created) < 1000
+            totals = store.totals
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await asyncio.gather(
+                        *(store.commit(created[-1], 0, after(record().position, T0 + i)) for i in range(20)),
+                        store.create(record("late", state=b"\x01" * 400_000)),
+                    )
+            assert await store.load(created[-1]) == record(created[-1], state=b"\x01" * 4000)
+        await store.create(record("later", state=b"\x01" * 500_000))
+        assert [found.id for found in await store.page("", 1000)] == sorted([*created, "later"])
+        assert store.totals.sessions == totals.sessions + 1 == len(created) + 1
+        await store.close()
+
+    asyncio.run(main())
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_file_locked_for_too_long_is_unavailable_until_it_is_free(path):
+    async def main():
+        store = await opened(path, busy_seconds=0.05)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="locked"):
+                await store.create(record())
+            other.execute("ROLLBACK")
+        await store.create(record())
+        assert await store.load("one") == record()
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_not_ours_is_refused_and_left_alone(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(StoreError, match="another application"):
+        asyncio.run(opened(path))
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
+
+
+def test_a_file_of_another_version_is_refused(path):
+    async def main():
+        await (await opened(path)).close()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+        with pytest.raises(StoreError, match=f"version {VERSION + 1}; this service reads version {VERSION}"):
+            await opened(path)
+
+    asyncio.run(main())
+
+
+def test_what_is_no_database_is_refused(path):
+    path.write_bytes(b"not a database at all, " * 1000)
+    with pytest.raises(StoreError, match="not a database"):
+        asyncio.run(opened(path))
+
+
+def test_a_damaged_file_is_refused_at_start_or_unavailable_later_and_never_read_as_sessions(path):
+    async def main():
+        store = await opened(path)
+        await asyncio.gather(*(store.create(record(f"s{i:03}")) for i in range(500)))
+        await store.close()
+        content = path.read_bytes()
+        path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+        try:
+            store = await opened(path)
+        except StoreError:
+            return
+        with pytest.raises(StoreUnavailable):
+            await store.load("s001")
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["missing/sessions.db", "."])
+def test_a_path_that_cannot_be_a_file_is_refused(tmp_path, where):
+    with pytest.raises(StoreError, match="cannot be opened"):
+        asyncio.run(opened(tmp_path / where))
+
+
+def test_the_log_of_writes_stays_bounded(path):
+    async def main():
+        store = await opened(path)
+        await asyncio.gather(*(store.create(record(f"s{i:03}", state=b"\x01" * 3000)) for i in range(200)))
+        position = record().position
+        for i in range(200):
+            new = after(position, T0 + i, state=b"\x02" * 3000)
+            assert all(await asyncio.gather(*(store.commit(f"s{i:03}", position.revision, new) for i in range(200))))
+            position = new
+        log = path.with_name(path.name + "-wal").stat().st_size
+        assert log < 2 * CHECKPOINT_PAGES * 4096
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_others_cannot_read_the_file(path):
+    async def main():
+        store = await opened(path)
+        await store.create(record())
+        assert [file.stat().st_mode & 0o077 for file in path.parent.iterdir()] == [0, 0, 0]
+        await store.close()
+
+    asyncio.run(main())
