@@ -83,7 +83,7 @@ def servers() -> list[Server]:
         naive(NAIVE[1], "async"),
         naive(NAIVE[2], "async", ONE_THREAD),
         service(OURS),
-        service(OURS_TWICE, "--workers", "2"),
+        service(OURS_TWICE, "--workers", "2", "--session-store", "sqlite:///{replies}-{port}.db"),
         echo(),
         *(server for group in rivals().values() for server in group),
     ]

@@ -54,6 +54,7 @@ class Settings(BaseSettings):
         "memory://",
         pattern=r"^(memory://|sqlite:///.+|valkeys?://.+|rediss?://.+)$",
         description="Where sessions live: memory://, sqlite:///path, or valkey://host:port/0.",
+        repr=False,  # it may hold a password
     )
     sqlite_synchronous: Literal["normal", "full"] = Field(
         "normal", description="normal survives kill -9; full survives a power cut, too."

@@ -63,7 +63,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI; HTTP requests and WebSockets are ours."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _briefly(send))
             return
         exchange = Exchange(scope, receive, send, f"{self._process}{next(self._numbers):06x}")
         try:
@@ -148,6 +148,17 @@ def exchange_of(scope: Scope) -> Exchange:
     """The exchange of a request that went on to the router."""
     exchange: Exchange = scope["exchange"]
     return exchange
+
+
+def _briefly(send: Send) -> Send:
+    """`send` for the lifespan: why a start failed is the last line of the traceback that the router makes of it."""
+
+    async def brief(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            message["message"] = message["message"].strip().rpartition("\n")[2].partition(": ")[2]
+        await send(message)
+
+    return brief
 
 
 def _noting(exchange: Exchange) -> Send:

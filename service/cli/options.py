@@ -51,6 +51,8 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         return Settings(**flags)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:  # two settings that do not go together; the message names them
+            fail(str(first["ctx"]["error"]), USAGE)
         name = str(first["loc"][0])
         place = flag_of(name) if name in flags else f"{_variable(name)} (environment or .env)"
         value = "" if _is_secret(Settings.model_fields.get(name)) else f", and got {str(first['input'])!r:.120}"
@@ -83,4 +85,4 @@ def _default(field: FieldInfo) -> str:
 
 
 def _is_secret(field: FieldInfo | None) -> bool:
-    return field is not None and SecretStr in get_args(field.annotation)
+    return field is not None and (SecretStr in get_args(field.annotation) or not field.repr)

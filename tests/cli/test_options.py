@@ -82,3 +82,17 @@ def test_a_bad_value_is_one_line_that_names_flag_and_value(arguments, env, messa
 
 def test_an_unknown_flag_is_a_usage_error():
     assert run("--prot", "1")[1].exit_code == 2
+
+
+def test_settings_that_do_not_go_together_are_refused_in_words():
+    settings, result = run("--workers", "2")
+    assert settings is None
+    assert result.exit_code == 2
+    assert "RNN_SESSION_STORE" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_wrong_store_is_not_quoted():
+    settings, result = run(env={"RNN_SESSION_STORE": "valky://:secret@host"})
+    assert settings is None
+    assert "secret" not in result.output

@@ -11,6 +11,7 @@ import pytest
 
 from .running import ROOT, until
 
+STORE = ["--session-store", "sqlite:///sessions.db"]
 STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
 
 
@@ -32,8 +33,8 @@ def total(service, name):
     return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
 
 
-def test_two_workers_answer_count_together_and_stop_together(launch):
-    service = launch(workers=2)
+def test_two_workers_answer_count_together_and_stop_together(launch, tmp_path):
+    service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
     until(lambda: len(workers_of(service)) == 2, "two workers")
     answers = {service.post("/cell/step", STEP).text for _ in range(40)}
     assert len(answers) == 1  # the same bits from either
@@ -43,8 +44,8 @@ def test_two_workers_answer_count_together_and_stop_together(launch):
     assert not any(worker.is_running() for worker in workers)
 
 
-def test_a_worker_that_is_killed_is_replaced(launch):
-    service = launch(workers=2)
+def test_a_worker_that_is_killed_is_replaced(launch, tmp_path):
+    service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
     until(lambda: len(workers_of(service)) == 2, "two workers")
     victim, other = workers_of(service)
     victim.send_signal(signal.SIGKILL)
@@ -56,7 +57,7 @@ def test_a_worker_that_is_killed_is_replaced(launch):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_start_that_fails_says_why_and_exits(tmp_path, workers):
     done = subprocess.run(
-        [sys.executable, "-m", "service", "serve", "--models", "nowhere", "--port", "0", "--workers", workers],
+        [sys.executable, "-m", "service", "serve", "--models", "nowhere", "--port", "0", "--workers", workers, *STORE],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -72,7 +73,7 @@ def test_a_start_that_fails_says_why_and_exits(tmp_path, workers):
 def test_a_hang_up_signal_renews_the_workers_and_finds_new_models(launch, repository, tmp_path):
     """Reload reaches the one worker that is asked; the signal reaches all, and somebody answers meanwhile."""
     models = shutil.copytree(repository, tmp_path / "models")
-    service = launch(models=models, workers=2)
+    service = launch(models=models, workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
     until(lambda: len(workers_of(service)) == 2, "two workers")
     shutil.copytree(models / "tanh", models / "added")
     old = set(workers_of(service))
