@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
+import structlog
+
 from service.errors import StoreUnavailable
 
 Call = TypeVar("Call")
@@ -20,6 +22,7 @@ class Batches(Generic[Call]):
         self._run = run
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._failing = False
         self._closed = False
 
     async def call(self, call: Call) -> Any:
@@ -49,6 +52,7 @@ class Batches(Generic[Call]):
                 answers = await self._run([call for call, _ in batch])
             except Exception as error:  # a fault of ours: those who wait must hear of it, and the next batch must run
                 answers = [error] * len(batch)
+            self._report(answers)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():
                     continue
@@ -57,3 +61,19 @@ class Batches(Generic[Call]):
                 else:
                     future.set_result(answer)
         self._task = None
+
+    def _report(self, answers: list[Any]) -> None:
+        """Log when the store begins to fail, and when it works again; not every call between."""
+        failure = next((answer for answer in answers if isinstance(answer, StoreUnavailable)), None)
+        if failure is not None and not self._failing:
+            structlog.get_logger().error("session_store_unavailable", reason=str(failure.__cause__))
+        elif failure is None and self._failing:
+            structlog.get_logger().info("session_store_available")
+        self._failing = failure is not None
+
+
+def unavailable(cause: Exception) -> StoreUnavailable:
+    """What callers are told; the cause, which may name paths and addresses, is for the log."""
+    error = StoreUnavailable("the store of sessions cannot be used now")
+    error.__cause__ = cause
+    return error

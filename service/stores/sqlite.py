@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from service.errors import StoreUnavailable
-from service.stores.batches import Batches
+from service.stores.batches import Batches, unavailable
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
 from service.stores.sqlite_file import Synchronous, connect
 from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
@@ -55,7 +55,7 @@ class SqliteStore(SessionStore):
         try:
             await self.in_use()  # and learn the totals
         except StoreUnavailable as error:
-            raise StoreError(str(error)) from None
+            raise StoreError(f"the session store {self._path} cannot be used: {error.__cause__}") from None
 
     async def close(self) -> None:
         """Commit what has been called, and close the file."""
@@ -133,7 +133,7 @@ class SqliteStore(SessionStore):
                 return self._attempt(calls, together=False)
         except (sqlite3.Error, StoreError) as error:
             self._undo()
-            return [StoreUnavailable(f"the store of sessions cannot be used: {error}") for _ in calls], None
+            return [unavailable(error) for _ in calls], None
         except BaseException:
             self._undo()
             raise

@@ -14,7 +14,7 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import AuthenticationError, NoScriptError, ResponseError, ValkeyError
 
 from service.errors import StoreUnavailable
-from service.stores.batches import Batches
+from service.stores.batches import Batches, unavailable
 from service.stores.interface import (
     ENDED_SECONDS,
     Ended,
@@ -172,8 +172,8 @@ class ValkeyStore(SessionStore):
                 for i, answer in zip(unknown, again, strict=True):
                     answers[i] = answer
         except (ValkeyError, OSError) as error:
-            return [_unavailable(error) for _ in calls]
-        return [_unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
+            return [unavailable(error) for _ in calls]
+        return [unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _send(self, calls: Sequence[Call], known: bool) -> list[Any]:
         """Raw answers of the calls, in one pipeline; and hear of the totals."""
@@ -189,10 +189,6 @@ class ValkeyStore(SessionStore):
         if not isinstance(totals, Exception):
             self._totals = Totals(*(int(total or 0) for total in totals))
         return answers
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"the store of sessions does not answer, or refuses: {error}")
 
 
 def _record(session: str, found: Sequence[bytes]) -> SessionRecord:
