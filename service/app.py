@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service import __version__
+from service import __version__, memory
 from service.api.body import BodyLimits
 from service.api.draining import Draining
 from service.api.forward import Forward
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> Gateway:
     session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
     shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
-    sessions = Sessions(shelf, lanes, registry, lifetimes)
+    sessions = Sessions(shelf, lanes, registry, lifetimes, memory.give_back)
     session_steps = SessionSteps(shelf, lanes, inference, settings.session_replay_bytes)
     metrics.watch_sessions(sessions)
     opener = Opener(inference, limits, OpenSession(sessions, session_steps))

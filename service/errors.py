@@ -150,7 +150,7 @@ class SessionsFull(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The store of sessions does not answer, or cannot write; nothing was changed."""
+    """The store of sessions does not answer, or cannot write; a step that was under way may have been kept or not."""
 
 
 class ModelInUse(ServiceError):

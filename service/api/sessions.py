@@ -104,7 +104,7 @@ class SessionRoutes:
 
     async def peek(self, exchange: Exchange, session: str, *, state: bool, non_finite: str) -> Response:
         """A session, with its state if that is asked for."""
-        found = await self._sessions.use(session, exchange.session_owner)
+        found = await self._sessions.use(session, exchange.session_owner, fresh=True)
         return self._answer(exchange, 200, found.record, found.model, state=state, non_finite=non_finite)
 
     async def fork(self, exchange: Exchange, session: str) -> Response:
@@ -121,7 +121,7 @@ class SessionRoutes:
 
     async def delete(self, exchange: Exchange, session: str, *, state: bool, non_finite: str) -> Response:
         """End a session; its last state goes with the reply if that is asked for."""
-        found = await self._sessions.use(session, exchange.session_owner)
+        found = await self._sessions.use(session, exchange.session_owner, fresh=True)
         if state:  # a reply that cannot be given must not cost the session
             self._answer(exchange, 200, found.record, found.model, state=True, non_finite=non_finite)
         record = await self._sessions.delete(session, exchange.session_owner)

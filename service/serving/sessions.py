@@ -6,8 +6,10 @@ session uses them, and a session whose weights are not there any more, after a r
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_urlsafe
+from typing import Any
 
 import structlog
 
@@ -22,6 +24,9 @@ from service.stores.interface import Position, SessionRecord, Weights
 SWEEP_SECONDS = 1.0
 SWEEP_SESSIONS = 1_000
 """Sessions that one call of the sweeper ends."""
+
+MANY_SESSIONS = 50_000
+"""So many ended sessions leave memory that is worth giving back."""
 
 USERS_SECONDS = 5.0
 """How old the count of sessions by weights may be."""
@@ -44,14 +49,24 @@ class Session:
 
 
 class Sessions:
-    """What clients do with sessions beside stepping them."""
+    """What clients do with sessions beside stepping them; give_memory_back is called after many have ended."""
 
-    def __init__(self, shelf: Shelf, lanes: Lanes, registry: Registry, lifetimes: Lifetimes) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        lanes: Lanes,
+        registry: Registry,
+        lifetimes: Lifetimes,
+        give_memory_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self.shelf = shelf
         self.lanes = lanes
         self.lifetimes = lifetimes
         self._registry = registry
+        self._give_memory_back = give_memory_back
         self._users: Counter[Weights] = Counter()
+        # What many sessions have alike, held once.
+        self._alike: dict[Any, Any] = {}
         self._log = structlog.get_logger()
         registry.sessions_on = self.on
 
@@ -59,9 +74,12 @@ class Sessions:
         """How many live sessions run on a version, as far as this process knows."""
         return self._users[weights_of(version)]
 
-    async def use(self, session: str, owner: bytes | None) -> Session:
-        """A live session of an owner, None for the admin. Raises SessionNotFound, SessionGone."""
-        record = await self.shelf.find(session, owner)
+    async def use(self, session: str, owner: bytes | None, *, fresh: bool = False) -> Session:
+        """A live session of an owner, None for the admin. Raises SessionNotFound, SessionGone.
+
+        fresh: as it stands in the store; else it may be as this process saw it last, which a commit will tell.
+        """
+        record = await self.shelf.find(session, owner, fresh=fresh)
         model = await self._registry.pinned(*record.weights)
         if model is None:
             await self.shelf.end(session, "model-replaced")
@@ -114,20 +132,23 @@ class Sessions:
 
     async def keep_sweeping(self) -> None:
         """End sessions whose time is over, and release what they used; for ever."""
-        rounds = 0
+        ended = rounds = 0
         while True:
             more = False
             try:
                 more = await self.shelf.sweep(SWEEP_SESSIONS)
-                if rounds % round(USERS_SECONDS / SWEEP_SECONDS) == 0:
+                if not more and rounds % round(USERS_SECONDS / SWEEP_SECONDS) == 0:
                     await self._count_users()
             except StoreUnavailable as error:
                 self._log.warning("store_unavailable", reason=str(error))
             if more:
                 await asyncio.sleep(0)  # others have their turn in between
-            else:
-                rounds += 1
-                await asyncio.sleep(SWEEP_SECONDS)
+                continue
+            rounds += 1
+            if self.shelf.counts.ended.total() - ended > MANY_SESSIONS:
+                ended = self.shelf.counts.ended.total()
+                self._give_memory_back()
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _count_users(self) -> None:
         self._users = Counter(await self.shelf.store.in_use())
@@ -138,6 +159,7 @@ class Sessions:
     ) -> SessionRecord:
         now = self.shelf.clock()
         position = Position(0, 0, state, b"", now)
+        owner, weights = (self._alike.setdefault(one, one) for one in (owner, weights))
         record = SessionRecord(token_urlsafe(16), owner, weights, ttl_seconds, now, initial, position)
         await self.shelf.create(record)
         self._users[weights] += 1

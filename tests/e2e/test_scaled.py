@@ -1,0 +1,90 @@
+"""The compose profile `scaled` without its containers: nginx with its own configuration, two replicas, one Valkey."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import httpx
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from tests.chaos.faults import MODEL, SPEC, Stage
+from tests.chaos.servers import NAME, KeyValueServer, free_port
+
+from .running import ROOT, start, until
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+pytestmark = pytest.mark.skipif(NAME is None or NGINX is None, reason="needs nginx, and valkey-server or redis-server")
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """The address of nginx, and the replicas behind it."""
+    server = KeyValueServer(tmp_path, free_port())
+    server.start()
+    stage = Stage(tmp_path, session_store=server.url)
+    folder = tmp_path / "second"
+    folder.mkdir()
+    replicas = [stage.service, start(stage.models, folder, session_store=server.url)]
+    port = free_port()
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    for number, replica in enumerate(replicas, 1):
+        text = text.replace(f"rnn-service-{number}:8000", f"127.0.0.1:{replica.port}")
+    text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};")
+    text = re.sub(r"/tmp/(\w)", rf"{tmp_path}/\1", text)
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(text)
+    nginx = subprocess.Popen([NGINX, "-c", configuration, "-p", tmp_path, "-g", "daemon off;"])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: answers(url), "nginx answers")
+        yield url, replicas
+    finally:
+        nginx.terminate()
+        nginx.wait(10)
+        for replica in replicas:
+            if replica.process.poll() is None:
+                replica.stop()
+        server.stop()
+
+
+def answers(url):
+    try:
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def steps_of(replica):
+    lines = replica.get("/metrics").text.splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith("rnn_steps_total")), 0.0)
+
+
+def test_any_replica_answers_any_step_and_either_may_go(scaled):
+    url, replicas = scaled
+    inputs = np.random.default_rng(0).standard_normal((60, SPEC.input_size)).astype(np.float32)
+    whole = httpx.post(f"{url}/rnn/forward", json={"model": MODEL, "inputs": inputs.tolist()}).json()["outputs"]
+    session = httpx.post(f"{url}/cell/sessions", json={"model": MODEL}).json()["session"]
+
+    def step(number):
+        body = {"session": session, "inputs": inputs[number - 1].tolist(), "step": number}
+        reply = httpx.post(f"{url}/cell/step", json=body)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["outputs"] == whole[number - 1]
+
+    for number in range(1, 31):
+        step(number)
+    until(lambda: all(steps_of(replica) for replica in replicas), "both replicas have stepped")
+    replicas[0].stop()
+    for number in range(31, 51):
+        step(number)
+    # Streams go through as WebSockets, from where the unary steps left off.
+    with connect(f"{url.replace('http', 'ws')}/cell/stream", max_size=None) as socket:
+        socket.send(json.dumps({"session": session}))
+        for number in range(51, 61):
+            socket.send(json.dumps({"inputs": inputs[number - 1].tolist(), "step": number}))
+            assert json.loads(socket.recv(timeout=20)) == {"outputs": whole[number - 1], "step": number}
+    assert httpx.get(f"{url}/cell/sessions/{session}").json()["step"] == 60
