@@ -17,6 +17,12 @@ from service.wire.arrays import Document, Floats, Integers
 DECODE_ON_LOOP_BYTES = 2**20
 """Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
 
+MOST_WAITING = 4
+"""How many times as long as its own pieces take a large reply gives way to others between them."""
+
+IDLE_TURN_SECONDS = 50e-6
+"""A turn of the event loop that was shorter had nothing to do."""
+
 FORMATS: Sequence[str] = (JSON, SAFETENSORS)
 
 
@@ -68,6 +74,34 @@ def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
     body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
     exchange.mark("encode", begun)
     return body
+
+
+async def give_way(seconds: float) -> float:
+    """Let everybody else on the event loop have his turn, and again while they are busy, for at most so many seconds.
+
+    Returns `perf_counter()`.
+    """
+    begun = now = perf_counter()
+    while True:
+        before = now
+        await asyncio.sleep(0)
+        now = perf_counter()
+        if now - before < IDLE_TURN_SECONDS or now - begun > seconds:
+            return now
+
+
+async def encode_large(exchange: Exchange, fields: Document, kind: str, heavy: asyncio.Lock) -> Sequence[bytes]:
+    """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces."""
+    if kind == SAFETENSORS:
+        return [encode_document(exchange, fields, kind)]
+    pieces = []
+    async with heavy:
+        begun = perf_counter()
+        for piece in json.slices(fields):
+            pieces.append(piece)
+            spent = exchange.mark("encode", begun) - begun
+            begun = await give_way(MOST_WAITING * spent)
+    return pieces
 
 
 def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:

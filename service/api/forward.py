@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from service.api.body import BodyLimits
-from service.api.documents import answer_format, encode_document, read_document, refuse_non_finite
+from service.api.documents import answer_format, encode_document, encode_large, read_document, refuse_non_finite
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS
-from service.api.reply import send_reply
+from service.api.reply import Body, send_reply
 from service.api.requests import ForwardRequest, parse
 from service.api.shapes import Limits, Sequences, Target, refuse_too_much, sequences, state, wrong
 from service.engine.interface import Floats, Rows
@@ -33,7 +33,7 @@ class Forward:
             body, kind = await self._answer(exchange)
             await send_reply(exchange, 200, kind.encode(), body)
 
-    async def _answer(self, exchange: Exchange) -> tuple[bytes, str]:
+    async def _answer(self, exchange: Exchange) -> tuple[Body, str]:
         """Translate, call, translate: the reply's body and its format."""
         document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
         model = self.inference.registry.resolve_fields(document)
@@ -50,8 +50,7 @@ class Forward:
         del document, work  # the inputs need not wait for the reply to be encoded
         if exchange.steps * model.spec.output_size * 4 < HEAVY_BYTES:
             return encode_document(exchange, reply, kind), kind
-        async with self.admission.heavy:
-            return encode_document(exchange, reply, kind), kind
+        return await encode_large(exchange, reply, kind, self.admission.heavy), kind
 
 
 @dataclass(frozen=True, slots=True)
