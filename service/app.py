@@ -94,6 +94,7 @@ def create_app(settings: Settings) -> Gateway:
             "/rnn/forward": Forward(inference, limits, body_limits, admission),
             "/cell/step": Step(inference, limits, body_limits, stream, admission),
         },
+        admissions={"/rnn/forward": admission},
         keys=Keys(
             (key.get_secret_value() for key in settings.api_keys),
             (key.get_secret_value() for key in settings.admin_keys),

@@ -8,13 +8,19 @@ from array import array
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.transport import JoinedWrites
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 STALL_CHECK_SECONDS = 5.0
+
+READ_AND_FORGET_BYTES = 8 * 2**20
+"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more."""
+
+REFUSAL_PAUSE_SECONDS = 0.03
+"""How long after a refusal the connection is not read: a client that tries again at once should not keep us busy."""
 
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
@@ -25,16 +31,20 @@ class GuardedProtocol(HttpToolsProtocol):
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
     configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+
+    A request that the application's `refuse(scope)` has a reply to never becomes a task, and its body is not kept.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
+        self._refuse = getattr(self.app, "refuse", None)
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._caught_up = False
         self._in_head = False
+        self._in_headers = False
         self._received_bytes = 0
         self._body_bytes = 0
 
@@ -71,7 +81,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """The headers were in time."""
         self._in_head = False
         self._cancel_header_timer()
+        # Armed if the request before this one came in the same read and has been answered.
+        self._unset_keepalive_if_required()
+        self._in_headers = True
         super().on_headers_complete()
+        self._in_headers = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers mean nothing here; kept, they could grow without end."""
@@ -91,6 +105,36 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Refuse a request here and now if there is no room for it, or let it begin."""
+        refusal = self._refusal(cycle)
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        status, headers, body = refusal
+        lines = [*self.server_state.default_headers, *headers, (b"content-length", b"%d" % len(body))]
+        head = b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % line for line in lines), b"\r\n"])
+        self.transport.write(head)
+        self.transport.write(body)
+        cycle.response_started = cycle.response_complete = True
+        self.on_response_complete()
+        self.flow.pause_reading()
+        self.loop.call_later(REFUSAL_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _refusal(self, cycle: RequestResponseCycle) -> Any:
+        """The application's refusal, where the connection can be used after a reply ahead of its request's body."""
+        # One that waited for its turn on this connection goes the long way: refusing many would go ever deeper.
+        if self._refuse is None or not self._in_headers or not cycle.keep_alive or cycle.waiting_for_100_continue:
+            return None
+        length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
+        if not length.isdigit() or int(length) > READ_AND_FORGET_BYTES:
+            return None
+        return self._refuse(cycle.scope)
 
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""

@@ -18,11 +18,13 @@ class Exchange:
     """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
 
     request_id is the name that the request gets if it came without one. `stages` holds seconds by one of `STAGES`.
+    `client` is whose share of the service the request counts for: a key's, else a peer address's.
     """
 
     __slots__ = (
         "admin",
         "begun",
+        "client",
         "headers",
         "model",
         "receive",
@@ -50,6 +52,8 @@ class Exchange:
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else request_id
         self.begun = perf_counter()
         self.admin = False
+        peer = scope.get("client")
+        self.client: str = peer[0] if peer else ""
         self.model: str | None = None
         self.version: str | None = None
         self.rows = 0

@@ -29,7 +29,7 @@ class Forward:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer; while the reply is being sent, nothing but its body is held any more."""
-        with self.admission.enter(exchange.declared_bytes):
+        with self.admission.enter(exchange.client, exchange.declared_bytes):
             body, kind = await self._answer(exchange)
             await send_reply(exchange, 200, kind.encode(), body)
 

@@ -17,7 +17,11 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
 from service.api.reply import send_reply
-from service.errors import ClientGone, MethodNotAllowed, ServiceDraining, ServiceError
+from service.errors import ClientFull, ClientGone, MethodNotAllowed, ServiceDraining, ServiceError, ServiceFull
+from service.serving.admission import Admission
+
+Refusal = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body of a reply."""
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -26,19 +30,24 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class Gateway:
-    """The ASGI application: hot paths here, all others in `app`. `hot` maps paths of POST calls to their handlers."""
+    """The ASGI application: hot paths here, all others in `app`.
+
+    `hot` maps paths of POST calls to their handlers, `admissions` those to what bounds them, where something does.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         hot: Mapping[str, Handler],
+        admissions: Mapping[str, Admission],
         keys: Keys,
         metrics: Metrics,
         request_log: bool,
     ) -> None:
         self._app = app
         self._hot = hot
+        self._admissions = admissions
         self._keys = keys
         self._metrics = metrics
         self._request_log = request_log
@@ -71,6 +80,28 @@ class Gateway:
             await _send_problem(exchange, 500, internal_problem(exchange.request_id), [])
         finally:
             self._account(exchange)
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        """The reply to a request for which there is no room, known from its head alone; None if it may begin.
+
+        For the server, which asks before it makes a task of a request and reads its body: what is refused costs little.
+        """
+        admission = self._admissions.get(scope["path"])
+        if admission is None or not admission.crowded or scope["method"] != "POST":
+            return None
+        exchange = Exchange(scope, _nothing, _nowhere, f"{self._process}{next(self._numbers):06x}")
+        try:
+            self._keys.check(exchange)
+            admission.check(exchange.client, exchange.declared_bytes)
+        except (ServiceFull, ClientFull) as error:
+            body = encode_problem(problem(error, exchange.request_id))
+            exchange.status, exchange.sent_bytes = STATUS[type(error)], len(body)
+            self._account(exchange)
+            named = (b"x-request-id", exchange.request_id.encode())
+            return exchange.status, [(b"content-type", MEDIA_TYPE), named, *headers_of(error)], body
+        except ServiceError:
+            pass
+        return None
 
     async def _lead(self, exchange: Exchange) -> None:
         handler = self._hot.get(exchange.scope["path"])
@@ -110,6 +141,14 @@ def exchange_of(scope: Scope) -> Exchange:
     """The exchange of a request that went on to the router."""
     exchange: Exchange = scope["exchange"]
     return exchange
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _nowhere(_: Message) -> None:
+    pass
 
 
 def _noting(exchange: Exchange) -> Send:

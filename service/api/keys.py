@@ -18,13 +18,15 @@ class Keys:
         self._admin = [key.encode() for key in admin]
 
     def check(self, exchange: Exchange) -> None:
-        """Let the request pass, and note whether it is an admin's. Raises Unauthorized."""
+        """Let the request pass, and note whose it is, and whether an admin's. Raises Unauthorized."""
         if not self._api and not self._admin:
             return
         scheme, _, token = exchange.headers.get(b"authorization", b"").partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else b""
         exchange.admin = _among(given, self._admin)
         known = _among(given, self._api) or exchange.admin
+        if known:
+            exchange.client = f"key {given.decode('latin-1')}"
         if known or exchange.scope["path"].startswith(_OPEN):
             return
         if given:

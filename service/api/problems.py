@@ -24,6 +24,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidRequest: 422,
     errors.NonFiniteOutput: 422,
     errors.NotSteppable: 422,
+    errors.ClientFull: 429,
     errors.ModelFailed: 503,
     errors.ServiceFull: 503,
     errors.ServiceDraining: 503,
@@ -31,7 +32,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
 }
 
 RETRY_AFTER_SECONDS = 1
-_RETRY = (errors.ServiceFull, errors.ServiceDraining)
+_RETRY = (errors.ClientFull, errors.ServiceFull, errors.ServiceDraining)
 
 MEDIA_TYPE = b"application/problem+json"
 
