@@ -66,6 +66,8 @@ class Engine(ABC):
     """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
     flops_per_second: float
     """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
+    rows_at_once: int = 512
+    """Long rows that are worth running together: more would end later, and no sooner for being together."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""

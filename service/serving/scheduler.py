@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from time import monotonic
 
 import numpy as np
@@ -32,6 +33,13 @@ MIN_SLICE_STEPS = 16
 MAX_TURN_ROWS = 512
 """Rows in a turn: engines gain nothing from more, and everybody in it waits for its end."""
 
+QUANTUM_SECONDS = 8e-3
+"""Turns of so much together, and a job that has not ended goes behind the others."""
+
+TURNS_TOGETHER = 4
+"""Turns that a compute thread runs before another scheduler may have it. Between them it plans the next one itself: the
+event loop may be busy."""
+
 
 @dataclass(slots=True)
 class Timings:
@@ -43,7 +51,10 @@ class Timings:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Rows of one request, and how far they have come. `advanced` counts steps, the same for all rows."""
+    """Rows of one request, and how far they have come. `advanced` counts steps, the same for all rows.
+
+    `compute` is the seconds of its turns, `since_front` of those since it last went behind the others.
+    """
 
     rows: Rows
     deadline: float | None
@@ -53,6 +64,8 @@ class Job:
     advanced: int = 0
     begun: float | None = None
     compute: float = 0.0
+    since_front: float = 0.0
+    ended: bool = False
 
     @property
     def short(self) -> bool:
@@ -95,12 +108,16 @@ class Scheduler:
         pool: Executor,
         on_turn: Callable[[int], None] = lambda _: None,
         clock: Callable[[], float] = monotonic,
+        turns_together: int = TURNS_TOGETHER,
     ) -> None:
         self._engine = engine
         self._pool = pool
         self._on_turn = on_turn
         self._clock = clock
+        self._turns_together = turns_together
+        # In the order in which they are to run. The event loop adds to it, and a compute thread takes out.
         self._jobs: list[Job] = []
+        self._lock = Lock()
         self._turns: asyncio.Task[None] | None = None
         # Bidirectional rows cannot be cut: their backward direction begins at the end.
         self._sliceable = not engine.spec.bidirectional
@@ -124,7 +141,8 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         job = Job(rows, deadline, self._clock(), loop.create_future(), int(rows.lengths.max(initial=0)))
-        self._jobs.append(job)
+        with self._lock:
+            self._jobs.append(job)
         if self._turns is None:
             self._turns = loop.create_task(self._run_turns())
         return await job.done
@@ -132,40 +150,49 @@ class Scheduler:
     async def _run_turns(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._drop_what_need_not_run():
-                turn = self._plan()
-                result = await loop.run_in_executor(self._pool, run_turn, self._engine, turn.slices, self._clock)
-                self._account(turn, result)
-                self._on_turn(sum(rows.lengths.size for rows in turn.slices))
+            while self._jobs:
+                for rows in await loop.run_in_executor(self._pool, self._some_turns):
+                    self._on_turn(rows)
         except Exception as error:  # not of one job: everybody who waits must hear of it
             for job in self._jobs:
-                if not job.done.done():
-                    job.done.set_exception(error)
+                _resolve(job.done, error)
             self._jobs.clear()
         finally:
             self._turns = None
 
+    def _some_turns(self) -> list[int]:
+        """A few turns, one after the other, on a compute thread; how many rows each of them had."""
+        counts: list[int] = []
+        while len(counts) < self._turns_together and self._drop_what_need_not_run():
+            turn = self._plan()
+            self._account(turn, run_turn(self._engine, turn.slices, self._clock))
+            counts.append(sum(rows.lengths.size for rows in turn.slices))
+        return counts
+
     def _drop_what_need_not_run(self) -> bool:
         """Leave out whoever has hung up, or whose deadline has passed before it began; says whether any are left."""
         now = self._clock()
-        for job in self._jobs:
-            if job.begun is None and job.deadline is not None and now > job.deadline and not job.done.done():
-                job.done.set_exception(passed())
-        self._jobs = [job for job in self._jobs if not job.done.done()]
-        return bool(self._jobs)
+        with self._lock:
+            for job in self._jobs:
+                if job.begun is None and job.deadline is not None and now > job.deadline:
+                    _end(job, passed())
+            self._jobs = [job for job in self._jobs if not job.ended and not job.done.done()]
+            return bool(self._jobs)
 
     def _plan(self) -> Turn:
-        """Short jobs and long ones, each in order of arrival, as many rows of either as a turn has, cut to its time.
+        """Short jobs and long ones, each in their order, as many rows of either as are worth it, cut to a turn's time.
 
-        The first of either is always in it: neither can starve the other.
+        The first of either is always in it: neither can starve the other. Long ones wait rather than share a turn with
+        more than the engine has a use for: then the first of them ends sooner, and the last no later.
         """
         chosen: list[Job] = []
-        for short in (True, False):
-            taken = 0
-            for job in self._jobs:
-                if job.short == short and (not taken or taken + job.rows.lengths.size <= MAX_TURN_ROWS):
-                    chosen.append(job)
-                    taken += job.rows.lengths.size
+        with self._lock:
+            for short, most in ((True, MAX_TURN_ROWS), (False, min(self._engine.rows_at_once, MAX_TURN_ROWS))):
+                taken = 0
+                for job in self._jobs:
+                    if job.short == short and (not taken or taken + job.rows.lengths.size <= most):
+                        chosen.append(job)
+                        taken += job.rows.lengths.size
         rows = sum(job.rows.lengths.size for job in chosen)
         steps = max(MIN_SLICE_STEPS, int(TURN_SECONDS / (self._seconds_per_step * max(rows, 1))))
         turn = Turn(steps=steps)
@@ -179,17 +206,22 @@ class Scheduler:
         if total:
             # Measured, and forgetting: the machine, its load and the mix of lengths change.
             self._seconds_per_step += 0.2 * (result.seconds / total - self._seconds_per_step)
+        behind = []
         for job, failure in zip(turn.jobs, result.failures, strict=True):
             job.begun = result.begun if job.begun is None else job.begun
             job.advanced += turn.steps if self._sliceable else job.longest
             job.compute += result.seconds
-            if job.done.done():
-                continue
+            job.since_front += result.seconds
             if failure is not None:
-                job.done.set_exception(failure)
+                _end(job, failure)
             elif job.advanced >= job.longest:
-                waited = (job.begun or 0.0) - job.submitted
-                job.done.set_result(Timings(queue=waited, compute=job.compute))
+                _end(job, Timings(queue=job.begun - job.submitted, compute=job.compute))
+            elif job.since_front >= QUANTUM_SECONDS:
+                job.since_front = 0.0
+                behind.append(job)
+        if behind:
+            with self._lock:
+                self._jobs = [job for job in self._jobs if job not in behind] + behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +252,21 @@ def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float])
 def passed() -> DeadlinePassed:
     """The error of a request whose time was up before its turn came."""
     return DeadlinePassed("the deadline in X-Request-Timeout-Ms passed before the request ran; it did not run")
+
+
+def _end(job: Job, outcome: Timings | Exception) -> None:
+    """Tell whoever waits for a job, from whatever thread."""
+    job.ended = True
+    job.done.get_loop().call_soon_threadsafe(_resolve, job.done, outcome)
+
+
+def _resolve(done: "asyncio.Future[Timings]", outcome: Timings | Exception) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
 
 
 def _failure(engine: Engine, rows: Rows) -> Exception | None:

@@ -1,7 +1,7 @@
 """Continuous batching against the plainest model of it: every row alone, one after the other, on a clock of its own."""
 
 import asyncio
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from service.engine.interface import Engine, Rows
 from service.engine.native.engine import NativeEngine
 from service.errors import DeadlinePassed
-from service.serving.scheduler import MAX_TURN_ROWS, MIN_SLICE_STEPS, SHORT_STEPS, TURN_SECONDS, Scheduler
+from service.serving.scheduler import (
+    MAX_TURN_ROWS,
+    MIN_SLICE_STEPS,
+    QUANTUM_SECONDS,
+    SHORT_STEPS,
+    TURN_SECONDS,
+    Scheduler,
+)
 from service.spec import ModelSpec
 from tests.reference import numbers, weights_of
 
@@ -105,10 +112,10 @@ ARRIVALS = st.lists(
 )
 
 
-@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS)
-def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals):
+@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS, together=st.integers(1, 4))
+def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals, together):
     engine = TimedEngine(spec)
-    scheduler = Scheduler(engine, Here(), clock=engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock, turns_together=together)
 
     async def client(arrival, rows):
         while len(engine.turns) < arrival.after_turns and scheduler.busy:
@@ -139,7 +146,7 @@ def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, 
 
 
 def run_all(engine, *work, deadlines=()):
-    scheduler = Scheduler(engine, Here(), clock=engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock, turns_together=1)
 
     async def run():
         jobs = [scheduler.run(rows, *deadlines[i : i + 1]) for i, rows in enumerate(work)]
@@ -156,7 +163,7 @@ def test_rows_of_all_that_wait_run_together():
 
 def test_a_long_row_is_cut_and_a_step_that_arrives_waits_for_one_turn_only():
     engine = TimedEngine(SPEC)
-    scheduler = Scheduler(engine, Here(), clock=engine.clock)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock, turns_together=1)
 
     async def run():
         long = asyncio.create_task(scheduler.run(rows_of(SPEC, [2000], 0)))
@@ -209,7 +216,8 @@ def test_a_deadline_that_passes_after_the_row_has_begun_does_not_stop_it():
 
 def test_queue_and_compute_time_are_told_apart():
     engine = TimedEngine(SPEC)
-    first, second = run_all(engine, rows_of(SPEC, [30] * MAX_TURN_ROWS, 0), rows_of(SPEC, [30] * MAX_TURN_ROWS, 1))
+    engine.rows_at_once = 4
+    first, second = run_all(engine, rows_of(SPEC, [9] * 4, 0), rows_of(SPEC, [9] * 4, 1))
     assert first.queue == 0
     assert second.queue == pytest.approx(first.compute)
 
@@ -255,3 +263,42 @@ def test_a_failed_turn_leaves_the_other_states_of_a_slab_alone():
     assert isinstance(results[0], Poisoned)
     np.testing.assert_array_equal(slab[:, 2], wanted.h[:, 0])
     assert (slab[:, [0, 3]] == 0).all()
+
+
+def test_long_jobs_run_one_after_the_other_where_more_rows_bring_nothing():
+    engine = TimedEngine(SPEC)
+    engine.rows_at_once = 4
+    run_all(engine, *(rows_of(SPEC, [9] * 4, seed) for seed in range(3)))
+    assert engine.turns == [[[9] * 4]] * 3
+
+
+def test_a_job_without_end_lets_the_others_past():
+    engine = TimedEngine(SPEC)
+    engine.rows_at_once = 1
+    endless, other = rows_of(SPEC, [2000], 0), rows_of(SPEC, [30], 1)
+    wanted = alone(SPEC, endless)
+    _, timings = run_all(engine, endless, other)
+    assert QUANTUM_SECONDS <= timings.queue <= QUANTUM_SECONDS + TURN_SECONDS
+    np.testing.assert_array_equal(endless.outputs, wanted.outputs)
+
+
+def test_many_threads_and_clients_get_the_same_bits():
+    """The real thing: compute threads that plan by themselves while clients come and go on the event loop."""
+    engine = NativeEngine(SPEC, weights_of(SPEC), threads=2)
+    work = [rows_of(SPEC, [1 + (7 * seed) % 60] * (1 + seed % 5), seed) for seed in range(200)]
+    expected = [alone(SPEC, rows) for rows in work]
+
+    async def run():
+        with ThreadPoolExecutor(2) as pool:
+            scheduler = Scheduler(engine, pool)
+
+            async def client(seed, rows):
+                await asyncio.sleep(0.0001 * (seed % 37))
+                await scheduler.run(rows)
+
+            await asyncio.gather(*(client(seed, rows) for seed, rows in enumerate(work)))
+
+    asyncio.run(run())
+    for rows, wanted in zip(work, expected, strict=True):
+        np.testing.assert_array_equal(rows.outputs, wanted.outputs)
+        np.testing.assert_array_equal(rows.h, wanted.h)

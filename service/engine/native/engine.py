@@ -15,7 +15,14 @@ from service.engine.native.schedule import Schedule
 from service.engine.native.split import Split, SplitRule
 from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
+from service.engine.native.work import LANES
 from service.spec import ModelSpec
+
+NEAR_BYTES = 512 * 1024
+"""A W_hh up to this is read from a near cache, once for each tile of rows; a larger one once for all lanes."""
+
+TILE_ROWS = 8
+"""Rows that a thread needs to be as quick as it gets, where the weights are near."""
 
 
 class NativeEngine(Engine):
@@ -59,6 +66,8 @@ class NativeEngine(Engine):
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []
+        in_cache = max(stack.step_bytes for stack in stacks) <= NEAR_BYTES
+        self.rows_at_once = threads * (TILE_ROWS if in_cache else LANES)
         self.nbytes = sum(stack.nbytes for stack in stacks)
         if self._head_pass:
             self.nbytes += self._head_pass.stack.nbytes
