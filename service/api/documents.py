@@ -9,6 +9,7 @@ import numpy as np
 from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
+from service.api.reply import Pieces
 from service.errors import FieldError, InvalidRequest, NonFiniteOutput
 from service.serving.admission import HEAVY_BYTES
 from service.wire import json, json_slow, safetensors
@@ -16,6 +17,9 @@ from service.wire.arrays import Document, Floats, Integers
 
 DECODE_ON_LOOP_BYTES = 2**20
 """Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
+
+VIEW_ON_LOOP_BYTES = 4 * 2**20
+"""The same for safetensors, where nothing is parsed but the header."""
 
 MOST_WAITING = 4
 """How many times as long as its own pieces take a large reply gives way to others between them."""
@@ -36,7 +40,7 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
         raise InvalidRequest([FieldError(("query",), message)])
     kind = request_format(exchange.header(b"content-type"), FORMATS)
     body = await read_body(exchange, limits)
-    if len(body) < HEAVY_BYTES:
+    if len(body) < HEAVY_BYTES or (kind == SAFETENSORS and len(body) <= VIEW_ON_LOOP_BYTES):
         return await _decode(exchange, body, kind), kind
     async with heavy:
         return await _decode(exchange, body, kind), kind
@@ -58,7 +62,8 @@ async def _decode_fast(body: bytes, kind: str) -> Document | None:
     """
     decode = safetensors.decode if kind == SAFETENSORS else json.decode
     try:
-        return await asyncio.to_thread(decode, body) if len(body) > DECODE_ON_LOOP_BYTES else decode(body)
+        most = VIEW_ON_LOOP_BYTES if kind == SAFETENSORS else DECODE_ON_LOOP_BYTES
+        return await asyncio.to_thread(decode, body) if len(body) > most else decode(body)
     except json.Suspicious:
         return None
 
@@ -90,10 +95,10 @@ async def give_way(seconds: float) -> float:
             return now
 
 
-async def encode_large(exchange: Exchange, fields: Document, kind: str, heavy: asyncio.Lock) -> Sequence[bytes]:
+async def encode_large(exchange: Exchange, fields: Document, kind: str, heavy: asyncio.Lock) -> Pieces:
     """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces."""
     if kind == SAFETENSORS:
-        return [encode_document(exchange, fields, kind)]
+        return safetensors.pieces(fields)
     pieces = []
     async with heavy:
         begun = perf_counter()

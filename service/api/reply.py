@@ -15,7 +15,8 @@ else:
 
 Headers = list[tuple[bytes, bytes]]
 
-Body = bytes | Sequence[bytes]
+Pieces = Sequence[bytes | memoryview]
+Body = bytes | Pieces
 """A reply's bytes, whole or in pieces, each of which is handed on when the client has taken most of those before."""
 
 COMPRESS_FROM_BYTES = 1024
@@ -31,7 +32,7 @@ async def send_reply(
     """Send a whole reply, compressed if the client takes that and it is worth it."""
     extra = list(headers or ())
     encoding = None
-    pieces = [body] if isinstance(body, bytes) else body
+    pieces: Pieces = [body] if isinstance(body, bytes) else body
     size = sum(map(len, pieces))
     if size >= COMPRESS_FROM_BYTES:
         encoding = reply_encoding(exchange.header(b"accept-encoding"))
@@ -82,6 +83,6 @@ async def linger(exchange: Exchange) -> None:
         pass
 
 
-def _compress(pieces: Sequence[bytes], encoding: str) -> bytes:
+def _compress(pieces: Pieces, encoding: str) -> bytes:
     packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
     return b"".join([*map(packer.compress, pieces), packer.flush()])
