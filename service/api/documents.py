@@ -11,7 +11,7 @@ from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
 from service.api.reply import Pieces
 from service.errors import FieldError, InvalidRequest, NonFiniteOutput
-from service.serving.admission import HEAVY_BYTES
+from service.serving.admission import HEAVY_BYTES, Admission
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats, Integers
 
@@ -20,6 +20,9 @@ DECODE_ON_LOOP_BYTES = 2**20
 
 VIEW_ON_LOOP_BYTES = 4 * 2**20
 """The same for safetensors, where nothing is parsed but the header."""
+
+AT_ONCE_VALUES = 2 * json.SLICE_VALUES
+"""Numbers of a reply that are not worth cutting into slices."""
 
 MOST_WAITING = 4
 """How many times as long as its own pieces take a large reply gives way to others between them."""
@@ -95,12 +98,18 @@ async def give_way(seconds: float) -> float:
             return now
 
 
-async def encode_large(exchange: Exchange, fields: Document, kind: str, heavy: asyncio.Lock) -> Pieces:
-    """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces."""
+async def encode_large(exchange: Exchange, fields: Document, kind: str, values: int, admission: Admission) -> Pieces:
+    """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces.
+
+    values is how many numbers it has, about.
+    """
     if kind == SAFETENSORS:
         return safetensors.pieces(fields)
+    if values <= AT_ONCE_VALUES:
+        async with admission.heavy:
+            return [encode_document(exchange, fields, kind)]
     pieces = []
-    async with heavy:
+    async with admission.printing:
         begun = perf_counter()
         for piece in json.slices(fields):
             pieces.append(piece)

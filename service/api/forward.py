@@ -48,9 +48,10 @@ class Forward:
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
         del document, work  # the inputs need not wait for the reply to be encoded
-        if exchange.steps * model.spec.output_size * 4 < HEAVY_BYTES:
+        values = exchange.steps * model.spec.output_size
+        if 4 * values < HEAVY_BYTES:
             return encode_document(exchange, reply, kind), kind
-        return await encode_large(exchange, reply, kind, self.admission.heavy), kind
+        return await encode_large(exchange, reply, kind, values, self.admission), kind
 
 
 @dataclass(frozen=True, slots=True)
