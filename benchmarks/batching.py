@@ -25,9 +25,9 @@ from benchmarks.servers import Dialect, Server, running
 from benchmarks.table import service
 from service.cli import build_app
 from service.engine.cores import available_cores
-from service.engine.interface import Rows
+from service.engine.interface import Engine, Rows
 from service.engine.native.engine import NativeEngine
-from service.serving import scheduler
+from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 
 CELL = Cell("together", "/rnn/forward", 1, 64, 128, 256, connections=64)
@@ -76,7 +76,7 @@ async def at_the_scheduler() -> tuple[list[float], list[float]]:
     together, alone = [], []
     with ThreadPoolExecutor(threads) as pool:
         engine = NativeEngine(spec, weights, threads=threads)
-        turns = scheduler.Scheduler(engine, pool)
+        turns = Scheduler(engine, pool)
         for _ in range(ROUNDS):
             together.append(await rate(turns.run, rows, SECONDS))
             alone.append(await rate(lambda one: loop.run_in_executor(pool, engine.run, [one]), rows, SECONDS))
@@ -122,7 +122,7 @@ def show(where: str, together: list[float], alone: list[float]) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["alone"]:
-        scheduler.MAX_TURN_ROWS = 1
+        Engine.turn_rows = 1
         build_app()(sys.argv[2:])
         return
     show("at the scheduler", *asyncio.run(at_the_scheduler()))

@@ -23,6 +23,8 @@ from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
 from service.api.router_errors import answer_with_problems
+from service.api.session_step import SessionStep
+from service.api.sessions import SessionRoutes, sessions_router
 from service.api.shapes import Limits
 from service.api.step import Step
 from service.api.stream import Stream
@@ -30,8 +32,13 @@ from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.admission import Admission
 from service.serving.inference import Inference
+from service.serving.lanes import Lanes
 from service.serving.registry import Registry
+from service.serving.session_steps import SessionSteps
+from service.serving.sessions import Lifetimes, Sessions
+from service.serving.shelf import SessionLimits, Shelf, steady_clock
 from service.settings import Settings
+from service.stores.memory import MemoryStore
 
 DESCRIPTION = """POST sequences, get outputs and final states; or send one time step at a time.
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
@@ -64,17 +71,27 @@ def create_app(settings: Settings) -> Gateway:
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
     )
     stream = Stream(inference, limits, draining, settings.stream_idle_seconds)
+    store = MemoryStore(settings.ended_sessions)
+    session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
+    shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
+    lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
+    sessions = Sessions(shelf, lanes, registry, lifetimes)
+    session_steps = SessionSteps(shelf, lanes, inference, settings.session_replay_bytes)
+    metrics.watch_sessions(sessions)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
-        tasks = [asyncio.create_task(preload.run()), asyncio.create_task(metrics.keep_sampling())]
+        await store.open()
+        work = (preload.run(), metrics.keep_sampling(), sessions.keep_sweeping())
+        tasks = [asyncio.create_task(one) for one in work]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             inference.close()
+            await store.close()
 
     app = FastAPIOffline(
         title="rnn-service",
@@ -84,6 +101,9 @@ def create_app(settings: Settings) -> Gateway:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.include_router(
+        sessions_router(SessionRoutes(sessions, session_steps, registry, limits, body_limits, admission))
+    )
     app.include_router(models_router(registry))
     app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
     answer_with_problems(app)
@@ -92,7 +112,9 @@ def create_app(settings: Settings) -> Gateway:
         app,
         hot={
             "/rnn/forward": Forward(inference, limits, body_limits, admission),
-            "/cell/step": Step(inference, limits, body_limits, stream, admission),
+            "/cell/step": Step(
+                inference, limits, body_limits, stream, admission, SessionStep(sessions, session_steps, limits)
+            ),
         },
         admissions={"/rnn/forward": admission},
         keys=Keys(

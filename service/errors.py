@@ -114,3 +114,44 @@ class ServiceDraining(ServiceError):
 
 class DeadlinePassed(ServiceError):
     """The request's own deadline passed before it ran; it did not run."""
+
+
+class SessionNotFound(ServiceError):
+    """No session of that id, or it belongs to another key."""
+
+
+class SessionGone(ServiceError):
+    """The session has ended; what was its last step, and why it ended, is still known."""
+
+    def __init__(self, message: str, reason: str, step: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.step = step
+
+
+class StepConflict(ServiceError):
+    """Step n was already done with other inputs."""
+
+
+class StepOutOfOrder(ServiceError):
+    """The number of a step is neither the next one nor one that can be answered again."""
+
+    def __init__(self, message: str, expected: int) -> None:
+        super().__init__(message)
+        self.expected = expected
+
+
+class SessionBusy(ServiceError):
+    """Too many steps of one session wait already."""
+
+
+class SessionsFull(ServiceError):
+    """No room for another session, or for what a session would grow by."""
+
+
+class StoreUnavailable(ServiceError):
+    """The store of sessions does not answer, or cannot write; nothing was changed."""
+
+
+class ModelInUse(ServiceError):
+    """Live sessions run on this version, or it takes no new ones."""

@@ -47,6 +47,25 @@ class Settings(BaseSettings):
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
     shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
 
+    session_store: str = Field(
+        "memory://",
+        pattern=r"^(memory://|sqlite:///.+|valkeys?://.+|rediss?://.+)$",
+        description="Where sessions live: memory://, sqlite:///path, or valkey://host:port/0.",
+    )
+    sqlite_synchronous: Literal["normal", "full"] = Field(
+        "normal", description="normal survives kill -9; full survives a power cut, too."
+    )
+    session_ttl_seconds: PositiveFloat = Field(3600, description="Life of a session since its last step.")
+    max_session_ttl_seconds: PositiveFloat = Field(604_800, description="The longest life that a client may ask for.")
+    max_sessions: PositiveInt = Field(1_000_000, description="Live sessions.")
+    max_session_bytes: PositiveInt = Field(1024 * MIB, description="Their states and the replies kept for retries.")
+    session_eviction: Literal["refuse", "lru"] = Field(
+        "refuse", description="At a limit: refuse new ones, or end the least recently used."
+    )
+    session_queue: PositiveInt = Field(64, description="Requests of one session that may wait; more get 429.")
+    session_replay_bytes: PositiveInt = Field(16 * 1024, description="Replies of a stream that are kept for retries.")
+    ended_sessions: PositiveInt = Field(100_000, description="Ended sessions that are remembered, for a day at most.")
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens; none: open to all.")
     admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Tokens for reload and unload.")
 

@@ -17,16 +17,16 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class Exchange:
     """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
 
-    request_id is the name that the request gets if it came without one. `stages` holds seconds by one of `STAGES`.
-    `client` is whose share of the service the request counts for: a key's, else a peer address's.
+    request_id is the name that the request gets if it came without one; owner is a digest of its key. `stages` holds
+    seconds by one of `STAGES`.
     """
 
     __slots__ = (
         "admin",
         "begun",
-        "client",
         "headers",
         "model",
+        "owner",
         "receive",
         "received_all",
         "received_bytes",
@@ -52,8 +52,7 @@ class Exchange:
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else request_id
         self.begun = perf_counter()
         self.admin = False
-        peer = scope.get("client")
-        self.client: str = peer[0] if peer else ""
+        self.owner = b""
         self.model: str | None = None
         self.version: str | None = None
         self.rows = 0
@@ -76,9 +75,20 @@ class Exchange:
                 self.headers[name] = b", ".join(values)
 
     @property
+    def client(self) -> str:
+        """Whose share of the service the request counts for: its key's, else its peer address's."""
+        peer = self.scope.get("client")
+        return self.owner.hex() or (peer[0] if peer else "")
+
+    @property
     def declared_bytes(self) -> int:
         """Content-Length, 0 if the body comes without."""
         return int(self.headers.get(b"content-length", b"0"))
+
+    @property
+    def session_owner(self) -> bytes | None:
+        """Whose sessions the request may use; None: everybody's, for an admin."""
+        return None if self.admin else self.owner
 
     def mark(self, stage: str, since: float) -> float:
         """Book the time since `since` to a stage; returns now."""

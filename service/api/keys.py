@@ -1,6 +1,7 @@
 """Who may do what: bearer tokens, compared in constant time."""
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from hmac import compare_digest
 
 from service.api.exchange import Exchange
@@ -18,7 +19,7 @@ class Keys:
         self._admin = [key.encode() for key in admin]
 
     def check(self, exchange: Exchange) -> None:
-        """Let the request pass, and note whose it is, and whether an admin's. Raises Unauthorized."""
+        """Let the request pass, and note whose it is and whether it is an admin's. Raises Unauthorized."""
         if not self._api and not self._admin:
             return
         scheme, _, token = exchange.headers.get(b"authorization", b"").partition(b" ")
@@ -26,7 +27,7 @@ class Keys:
         exchange.admin = _among(given, self._admin)
         known = _among(given, self._api) or exchange.admin
         if known:
-            exchange.client = f"key {given.decode('latin-1')}"
+            exchange.owner = blake2b(given, digest_size=16).digest()
         if known or exchange.scope["path"].startswith(_OPEN):
             return
         if given:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+from collections import Counter as Count
 from functools import lru_cache
+from typing import Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.api.exchange import STAGES, Exchange
 from service.serving.inference import Inference
+from service.serving.sessions import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -57,6 +60,20 @@ class Metrics:
         self._loaded = self._gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
         self._queued = self._gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
         self._queued_bytes = self._gauge("rnn_queued_bytes", "Arrays of those requests.")
+        self._sessions: Sessions | None = None
+        self._live = self._gauge("rnn_sessions", "Live sessions, of all processes that share the store.", "livemax")
+        self._session_bytes = self._gauge("rnn_session_bytes", "What the live sessions are charged for.", "livemax")
+        self._session_queue = self._gauge("rnn_session_queued", "Calls of sessions that wait or run.")
+        self._events = Counter(
+            "rnn_session_events",
+            "Sessions opened; steps run; commits, replays and conflicts of steps.",
+            ("event",),
+            registry=self.registry,
+        )
+        self._ended = Counter(
+            "rnn_sessions_ended", "Sessions that ended, by reason.", ("reason",), registry=self.registry
+        )
+        self._counted: Count[tuple[Counter, str]] = Count()
 
     def count(self, exchange: Exchange, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
@@ -84,6 +101,30 @@ class Metrics:
             self._queued.set(self._inference.queued_requests)
             self._queued_bytes.set(self._inference.queued_bytes)
 
+            self._sample_sessions()
+
+    def watch_sessions(self, sessions: Sessions) -> None:
+        """Whose sessions to show."""
+        self._sessions = sessions
+
+    def _sample_sessions(self) -> None:
+        if self._sessions is None:
+            return
+        shelf = self._sessions.shelf
+        self._live.set(shelf.store.totals.sessions)
+        self._session_bytes.set(shelf.store.totals.bytes)
+        self._session_queue.set(self._sessions.lanes.waiting)
+        counts = shelf.counts
+        for event in ("opened", "steps", "commits", "replays", "conflicts"):
+            self._advance(self._events, event, getattr(counts, event))
+        for reason, ended in counts.ended.items():
+            self._advance(self._ended, reason, ended)
+
+    def _advance(self, counter: Counter, label: str, count: int) -> None:
+        """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
+        counter.labels(label).inc(count - self._counted[counter, label])
+        self._counted[counter, label] = count
+
     async def keep_sampling(self) -> None:
         """Sample every second, for ever: the page may be asked of another worker."""
         while True:
@@ -99,5 +140,5 @@ class Metrics:
         MultiProcessCollector(together)
         return generate_latest(together)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
+    def _gauge(self, name: str, text: str, together: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+        return Gauge(name, text, registry=self.registry, multiprocess_mode=together)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from service.api.gateway import exchange_of
@@ -20,6 +20,9 @@ class VersionView(BaseModel):
     state: VersionState = Field(description="loaded; available: loaded at first use; or failed.")
     reason: str | None = Field(None, description="Why it failed.")
     engine: str | None = Field(None, description="What runs it, once it is loaded.")
+    sessions: int = Field(0, description="Live sessions that run on it.")
+    draining: bool = Field(False, description="Whether it opens no new sessions.")
+    replaced: bool = Field(False, description="Whether other weights serve under its number; kept for its sessions.")
     loaded_bytes: int = Field(0, description="Memory that its weights take, in bytes.")
     notes: list[str] = Field(default_factory=list, description="What was done to the weights to load them.")
 
@@ -58,26 +61,34 @@ def models_router(registry: Registry) -> APIRouter:
 
     @router.get("", summary="List the models")
     async def list_models() -> ModelList:
-        return ModelList(models=[view(model) for model in registry.models()])
+        return ModelList(models=[view(model, registry) for model in registry.models()])
 
     @router.get("/{name}", summary="One model")
     async def get_model(name: str) -> ModelView:
-        return view(registry.model(name))
+        return view(registry.model(name), registry)
 
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
     async def reload_model(name: str) -> ModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        return view(await registry.reload(name))
+        return view(await registry.reload(name), registry)
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
     async def unload_model(name: str) -> ModelView:
-        """The next request loads it again."""
-        return view(registry.unload(name))
+        """The next request loads it again. A version that sessions run on stays: `sessions` says of how many."""
+        return view(registry.unload(name), registry)
+
+    @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
+    async def drain_model(
+        name: str,
+        version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
+    ) -> ModelView:
+        """Until the model is reloaded; `sessions` says how many still run on each version."""
+        return view(registry.drain(name, version), registry)
 
     return router
 
 
-def view(model: Model) -> ModelView:
+def view(model: Model, registry: Registry) -> ModelView:
     """A model as clients see it."""
     serving = model.serving()
     shown = ModelView(
@@ -85,7 +96,10 @@ def view(model: Model) -> ModelView:
         state="failed" if model.failure or serving is None else serving.state,
         reason=model.failure or (serving.failure if serving else None),
         default_version=serving.version if serving and not serving.failure else None,
-        versions=[_version(version) for version in model.versions.values()],
+        versions=[
+            *(_version(version, registry, replaced=True) for version in registry.retired(model.name)),
+            *(_version(version, registry) for version in model.versions.values()),
+        ],
     )
     if model.folder.config is None:
         return shown
@@ -107,13 +121,16 @@ def view(model: Model) -> ModelView:
     )
 
 
-def _version(version: ModelVersion) -> VersionView:
+def _version(version: ModelVersion, registry: Registry, *, replaced: bool = False) -> VersionView:
     engine = version.engine
     return VersionView(
         version=version.version,
         state=version.state,
         reason=version.failure,
         engine=engine.name if engine else None,
+        sessions=registry.sessions_on(version),
+        draining=version.draining,
+        replaced=replaced,
         loaded_bytes=engine.nbytes if engine else 0,
         notes=version.notes,
     )

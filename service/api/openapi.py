@@ -9,12 +9,13 @@ from pydantic import BaseModel
 
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS
 from service.api.problems import MEDIA_TYPE
-from service.api.replies import ForwardReply, Problem, StepReply
-from service.api.requests import ForwardRequest, StepRequest, StreamRequest
+from service.api.replies import ForwardReply, Problem, SessionStepReply, StepReply
+from service.api.requests import ForwardRequest, OpenRequest, SessionStepRequest, StepRequest, StreamRequest
 
 _REF = "#/components/schemas/{model}"
 
 _FORWARD_STATUSES = (400, 401, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+_STEP_STATUSES = (*_FORWARD_STATUSES, 409, 410, 429)
 
 # The arrays of PyTorch's tutorial on nn.RNN and nn.RNNCell: they run as they stand on the bundled models.
 FORWARD_EXAMPLES: dict[str, Any] = {
@@ -47,6 +48,13 @@ STEP_EXAMPLES: dict[str, Any] = {
     },
     "unbatched": {"summary": "Without the batch axis", "value": {"model": "tutorial-cell", "inputs": [1, 0, 0, 0]}},
 }
+OPEN_EXAMPLES: dict[str, Any] = {
+    "zeros": {"summary": "From zeros", "value": {"model": "tutorial-cell"}},
+    "state": {
+        "summary": "From a state, for a minute",
+        "value": {"model": "tutorial-cell", "h": [0.5, -0.5], "ttl_seconds": 60},
+    },
+}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -57,7 +65,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ForwardRequest, StepRequest, StreamRequest, ForwardReply, StepReply, Problem):
+    requests = (ForwardRequest, StepRequest, SessionStepRequest, StreamRequest, OpenRequest)
+    for model in (*requests, ForwardReply, StepReply, SessionStepReply, Problem):
         _add_schema(schemas, model)
     _list_problems(document)
     document["paths"] = _hot_paths() | document["paths"]
@@ -85,22 +94,29 @@ def _hot_paths() -> dict[str, Any]:
         "operationId": "step",
         "summary": "Run one time step, or a stream of them",
         "description": (
-            "One step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model. With "
+            "One step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model; the "
+            "client keeps the state, or, with `session`, the service does, and each step runs exactly once. With "
             "`application/x-ndjson`, a stream: the first line may be a StreamRequest (or its fields stand in the "
             "query), every further line is the inputs of one step, and each is answered by one line once it has run."
         ),
-        "parameters": [*_parameters(), *_stream_parameters()],
+        "parameters": [*_parameters(), _session_header(), *_stream_parameters()],
         "requestBody": {
             "required": True,
             "content": {
-                JSON: _json(StepRequest, STEP_EXAMPLES),
+                JSON: _either(StepRequest, SessionStepRequest) | {"examples": STEP_EXAMPLES},
                 SAFETENSORS: _binary(),
                 NDJSON: {"schema": {"type": "string"}, "example": '{"model": "tutorial-cell"}\n[1, 0, 0, 0]\n'},
             },
         },
         "responses": {
-            "200": _ok({JSON: _json(StepReply), SAFETENSORS: _binary(), NDJSON: {"schema": {"type": "string"}}}),
-            **_problems(_FORWARD_STATUSES),
+            "200": _ok(
+                {
+                    JSON: _either(StepReply, SessionStepReply),
+                    SAFETENSORS: _binary(),
+                    NDJSON: {"schema": {"type": "string"}},
+                }
+            ),
+            **_problems(_STEP_STATUSES),
         },
     }
     return {"/rnn/forward": {"post": forward}, "/cell/step": {"post": step}}
@@ -108,19 +124,29 @@ def _hot_paths() -> dict[str, Any]:
 
 def _list_problems(document: dict[str, Any]) -> None:
     """FastAPI's own error schema is not what this service sends."""
-    admin = {"401": "401", "403": "403"}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
-            statuses = [404, 422, 503] if path.startswith("/models/") else [404] if "{" in path else []
-            statuses += (
-                [int(status) for status in admin] if method == "post" else [401] if path.startswith("/models") else []
-            )
-            operation["responses"].update(_problems(statuses))
-            if not path.startswith("/models"):
+            operation["responses"].update(_problems(_statuses(path, method)))
+            if not path.startswith(("/models", "/cell")):
                 operation["security"] = []
+    opening = document["paths"]["/cell/sessions"]["post"]
+    content = {JSON: _json(OpenRequest, OPEN_EXAMPLES), SAFETENSORS: _binary()}
+    opening["requestBody"] = {"required": True, "content": content}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _statuses(path: str, method: str) -> list[int]:
+    """What the operations of FastAPI's router answer when something is wrong."""
+    if path == "/cell/sessions":
+        return [400, 401, 404, 408, 409, 413, 415, 422, 503] if method == "post" else [401, 403, 422, 503]
+    if path.startswith("/cell/sessions/"):
+        return [401, 404, 406, 410, 422, 429, 503]
+    if path.startswith("/models"):
+        statuses = [404, 422, 503] if path.startswith("/models/") else []
+        return [*statuses, 401, 403] if method == "post" else [*statuses, 401]
+    return [404] if "{" in path else []
 
 
 def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
@@ -132,6 +158,10 @@ def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
 def _json(model: type[BaseModel], examples: dict[str, Any] | None = None) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
     return content | {"examples": examples} if examples else content
+
+
+def _either(*models: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"anyOf": [{"$ref": _REF.format(model=model.__name__)} for model in models]}}
 
 
 def _binary() -> dict[str, Any]:
@@ -159,6 +189,15 @@ def _stream_parameters() -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in words.items()
     ]
+
+
+def _session_header() -> dict[str, Any]:
+    return {
+        "name": "X-Session-Id",
+        "in": "header",
+        "description": "The session, instead of `session` in the body or the query.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+    }
 
 
 def _parameters() -> list[dict[str, Any]]:

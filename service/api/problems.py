@@ -25,6 +25,14 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.NonFiniteOutput: 422,
     errors.NotSteppable: 422,
     errors.ClientFull: 429,
+    errors.SessionNotFound: 404,
+    errors.StepConflict: 409,
+    errors.StepOutOfOrder: 409,
+    errors.ModelInUse: 409,
+    errors.SessionGone: 410,
+    errors.SessionBusy: 429,
+    errors.SessionsFull: 503,
+    errors.StoreUnavailable: 503,
     errors.ModelFailed: 503,
     errors.ServiceFull: 503,
     errors.ServiceDraining: 503,
@@ -32,7 +40,14 @@ STATUS: dict[type[errors.ServiceError], int] = {
 }
 
 RETRY_AFTER_SECONDS = 1
-_RETRY = (errors.ClientFull, errors.ServiceFull, errors.ServiceDraining)
+_RETRY = (
+    errors.ClientFull,
+    errors.ServiceFull,
+    errors.ServiceDraining,
+    errors.SessionBusy,
+    errors.SessionsFull,
+    errors.StoreUnavailable,
+)
 
 MEDIA_TYPE = b"application/problem+json"
 
@@ -53,6 +68,10 @@ def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:
     }
     if isinstance(error, errors.InvalidRequest):
         document["errors"] = [{"loc": list(item.loc), "msg": item.msg} for item in error.errors]
+    elif isinstance(error, errors.StepOutOfOrder):
+        document["expected"] = error.expected
+    elif isinstance(error, errors.SessionGone):
+        document |= {"reason": error.reason, "step": error.step}
     document["request_id"] = request_id
     return document
 

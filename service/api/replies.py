@@ -38,6 +38,16 @@ class StepReply(BaseModel):
     version: str = Field(description="The version that ran.")
 
 
+class SessionStepReply(BaseModel):
+    """What /cell/step answers for a session; fields that were not asked for are left out."""
+
+    outputs: Nested = Field(default_factory=list, description="(P) or (k,P): hidden state of the last layer.")
+    predictions: Nested = Field(default_factory=list, description="(O) or (k,O): the linear head over outputs.")
+    h: Nested = Field(default_factory=list, description="(L,P), or (P) if L = 1: the state after the last step.")
+    c: Nested = Field(default_factory=list, description="LSTM only: (L,H), or (H) if L = 1.")
+    step: int = Field(description="Number of the last of these steps.")
+
+
 class Place(BaseModel):
     """One field that is wrong."""
 
@@ -53,4 +63,7 @@ class Problem(BaseModel):
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="One sentence that names the field, what was expected and what came.")
     errors: list[Place] | None = Field(None, description="Every field that is wrong, where validation failed.")
+    expected: int | None = Field(None, description="The step that a session expects, where another one came.")
+    reason: str | None = Field(None, description="Why a session has ended.")
+    step: int | None = Field(None, description="The last step of a session that has ended.")
     request_id: str = Field(description="X-Request-Id of the reply, which the service's log has too.")

@@ -141,6 +141,45 @@ class StepRequest(Request):
     )
 
 
+SessionId = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class SessionStepRequest(Request):
+    """Steps of a session, whose state the service keeps."""
+
+    session: SessionId = Field(description="The session; X-Session-Id may name it instead.")
+    inputs: _array("(I) or (k,I)", 1, 2) = Field(  # type: ignore[valid-type]
+        description="One step (I), or k steps (k,I) that are run and kept together."
+    )
+    step: Annotated[int, Field(ge=1), Text] | None = Field(
+        None,
+        description="Number of the first step, from 1; the next if left out. A repeated number gets its reply again.",
+    )
+    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+        None, description="What to send back; default: outputs, predictions if there is a head."
+    )
+
+
+class OpenRequest(Request):
+    """What a session is opened with; a snapshot of another session will do."""
+
+    h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
+    )
+    c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
+        None, description="LSTM only: cell state before the first step; zeros if left out."
+    )
+    ttl_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), Text] | None = Field(
+        None, description="Life since the last step, in seconds; RNN_SESSION_TTL_SECONDS if left out."
+    )
+    session: Any = Field(None, description="Of a snapshot; not used.")
+    step: Any = Field(None, description="Of a snapshot; not used: a new session begins at step 0.")
+    created_at: Any = Field(None, description="Of a snapshot; not used.")
+    used_at: Any = Field(None, description="Of a snapshot; not used.")
+    expires_at: Any = Field(None, description="Of a snapshot; not used.")
+    replay_steps: Any = Field(None, description="Of a snapshot; not used.")
+
+
 class StreamRequest(Request):
     """First line of a stream of steps, or its query parameters: which model, from which state."""
 

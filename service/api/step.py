@@ -11,6 +11,7 @@ from service.api.exchange import Exchange
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.reply import send_reply
 from service.api.requests import StepRequest, parse
+from service.api.session_step import SessionStep
 from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
 from service.api.stepping import initial, step_returns, steppable
 from service.api.stream import Stream
@@ -28,13 +29,17 @@ class Step:
     body_limits: BodyLimits
     stream: Stream
     admission: Admission
+    of_session: SessionStep
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Translate, call, translate."""
+        """Translate, call, translate; what names a session goes its own way."""
         if media_type(exchange.header(b"content-type")) == NDJSON:
             await self.stream(exchange)
             return
         document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
+        if "session" in document or b"x-session-id" in exchange.headers:
+            await self.of_session(exchange, document, came_as)
+            return
         model = steppable(self.inference.registry.resolve_fields(document))
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)

@@ -66,14 +66,21 @@ class Engine(ABC):
     """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
     flops_per_second: float
     """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
-    rows_at_once: int = 512
+    call_seconds: float = 0.0
+    """Time that a call takes at least, whatever it has to do; infinite if it must not run on the event loop."""
+    turn_seconds: float = 2e-3
+    """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
+    turn_rows: int = 512
+    """Rows in a turn: the engine gains nothing from more, and everybody in it waits for its end."""
+    rows_at_once: int = 2**30
     """Long rows that are worth running together: more would end later, and no sooner for being together."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
         steps, count = len(rows.inputs), len(rows.lengths)
         longest = 1 if steps == count else int(rows.lengths.max(initial=0))
-        return longest * self.spec.states * self.step_seconds + steps * self.spec.flops_per_step / self.flops_per_second
+        chain = longest * self.spec.states * self.step_seconds
+        return self.call_seconds + chain + steps * self.spec.flops_per_step / self.flops_per_second
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:

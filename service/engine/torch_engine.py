@@ -1,22 +1,40 @@
 """The torch engine: `torch.nn` modules, the reference on every machine and the engine on a GPU.
 
-Rows of unequal length run as one packed sequence; rows of equal length that lie one after the other in memory run
-without being copied.
+    batches ─merging─► rows ─batching─► calls ─► inputs, states ─module, head─► outputs asked for, states ─► batches
+
+All rows of all batches run in few calls of the module. Rows that lie one after the other in memory are not copied on
+the CPU. docs/gpu.md says what is different on a GPU.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import inf
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import PackedSequence
 
-from service.engine.interface import Engine, Floats, Rows
-from service.spec import ModelSpec
+from service.engine.batching import Call, packing, plan
+from service.engine.interface import Engine, Floats, Integers, Rows
+from service.engine.merging import Merged, Span, deliver, gathered, steps_that_ask
+from service.engine.torch_step import MAX_BUCKET_ROWS, Steps
+from service.spec import GATES, Kind, ModelSpec
 
-SLICE_STEPS = 4096
+CALL_BYTES = 64 * 2**20
+"""What the steps of one call may take; on a GPU `GPU_MEMORY_SHARE` of what is free, if that is more."""
+
+GPU_MEMORY_SHARE = 0.25
+"""Of the free memory: cuDNN's workspace is not counted in a call, and other processes may want some."""
+
+PERSISTENT_HIDDEN_SIZE: dict[Kind, int] = {"rnn": 384, "gru": 192, "lstm": 192}
+"""The largest H for which torch picks a persistent algorithm of cuDNN in float32, for input that is not packed.
+
+Source: `use_rnn_persist_small_h` in ATen/native/cudnn/RNN.cpp. Larger models run the standard algorithm either way, and
+packed input then wastes nothing."""
+
+GPU_TURN_SECONDS = 4e-3
+"""A turn's launches, copies and waiting are spread over more steps than on a CPU. Not measured."""
 
 _MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
@@ -51,18 +69,19 @@ class TorchEngine(Engine):
     """One model as a `torch.nn` module on one device; float32 arithmetic (TF32 is off).
 
     weights are the state_dict's arrays, `head.weight` and `head.bias` among them where the spec has a head; with
-    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32.
+    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32. like_gpu makes and fills
+    batches and steps on the CPU as on a GPU.
     """
 
     name = "torch"
     step_seconds = 5e-6  # three or four operators a step
     flops_per_second = 2e10
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], *, device: torch.device) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Floats], *, device: torch.device, like_gpu: bool = False
+    ) -> None:
         self.spec = spec
         self._device = device
-        if device.type != "cpu":
-            self.step_seconds = inf  # waiting for a GPU is never quick enough for the event loop
         tensors = {name: _rounded(torch.from_numpy(array.copy()), spec) for name, array in weights.items()}
         head = {name: tensors.pop(f"head.{name}") for name in ("weight", "bias") if f"head.{name}" in tensors}
         self._module = build_module(spec).eval()
@@ -75,83 +94,107 @@ class TorchEngine(Engine):
             self._head.load_state_dict(head)
             self._head.to(device).requires_grad_(requires_grad=False)
         self.nbytes = sum(array.nbytes for array in weights.values())
+        self._step_bytes = bytes_per_step(spec)
+        self._side_by_side = False
+        self._steps: Steps | None = None
+        if device.type == "cuda" or like_gpu:
+            self._steps = Steps(spec, self._module, self._head, device)
+            self._side_by_side = spec.hidden_size <= PERSISTENT_HIDDEN_SIZE[spec.kind] and not spec.proj_size
+        if device.type == "cuda":
+            self.call_seconds = inf  # waiting for a GPU is never quick enough for the event loop
+            self.flops_per_second = 1e13  # a guess, until turns have been measured
+            self.turn_seconds, self.turn_rows = GPU_TURN_SECONDS, MAX_BUCKET_ROWS
 
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row, a batch at a time. Packing costs more than it saves between batches of unlike lengths."""
+        """Run every row of every batch in few calls, rows of like lengths side by side."""
         with torch.inference_mode():
-            for rows in batches:
-                for piece in self._slices(rows):
-                    self._run(piece)
+            merged = Merged.of(batches, self.spec)
+            most_steps = self._most_steps(int(merged.lengths.sum()))
+            calls = plan(
+                merged.lengths,
+                most_steps=most_steps,
+                sliceable=not self.spec.bidirectional,
+                side_by_side=self._side_by_side,
+            )
+            for call in calls:
+                if self._steps is not None and call.steps == len(call.rows) <= MAX_BUCKET_ROWS:
+                    self._run_step(self._steps, merged, call)
+                else:
+                    self._run(merged, call)
+            merged.store()
 
-    def _slices(self, rows: Rows) -> Iterator[Rows]:
-        """The rows, cut in time where they are very long: torch makes a tensor of every step on the way."""
-        longest = int(rows.lengths.max(initial=0))
-        if self.spec.bidirectional and longest:
-            yield rows
-            return
-        for begin in range(0, longest, SLICE_STEPS):
-            lengths = np.clip(rows.lengths - begin, 0, SLICE_STEPS)
-            yield replace(rows, starts=rows.starts + begin, lengths=lengths)
+    def _most_steps(self, wanted: int) -> int:
+        """How many steps a call may have, of as many as are wanted."""
+        step_bytes = self._step_bytes
+        most_bytes = CALL_BYTES
+        if self._device.type == "cuda" and wanted * step_bytes > most_bytes:
+            free, _ = torch.cuda.mem_get_info(self._device)
+            # What torch has had from the driver and holds for later is free as well.
+            free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            most_bytes = max(most_bytes, int(free * GPU_MEMORY_SHARE))
+        return max(1, most_bytes // step_bytes)
 
-    def _run(self, rows: Rows) -> None:
-        steps = int(rows.lengths[0])
-        uniform = bool((rows.lengths == steps).all())
-        adjacent = uniform and bool((np.diff(rows.starts) == steps).all())
-        if adjacent:
-            begin = int(rows.starts[0])
-            span = slice(begin, begin + steps * rows.lengths.size)
-            inputs = _tensor(rows.inputs[span]).view(rows.lengths.size, steps, -1).to(self._device)
-            outputs, final = self._module(inputs, self._initial(rows, slice(None)))
-            self._write_flat(rows, span, outputs)
-            self._write_states(rows, slice(None), final)
+    def _run_step(self, steps: Steps, merged: Merged, call: Call) -> None:
+        spans = merged.spans(call)
+        predict = any(span.batch.predictions is not None for span in spans)
+        final = steps.run(
+            gathered(spans, self.spec.input_size),
+            merged.h[:, call.rows],
+            None if merged.c is None else merged.c[:, call.rows],
+            predict=predict,
+        )
+        merged.h[:, call.rows] = final.h
+        if merged.c is not None:
+            merged.c[:, call.rows] = final.c
+        # The outputs of a single step are the last layer's new states.
+        last = final.h[-self.spec.directions :].swapaxes(0, 1).reshape(-1, self.spec.output_size)
+        for name, values in (("outputs", last), ("predictions", final.predictions)):
+            which = steps_that_ask(spans, name)
+            if values is not None:
+                deliver(spans, name, values if which is None else values[which])
+
+    def _run(self, merged: Merged, call: Call) -> None:
+        spans = merged.spans(call)
+        inputs = self._upload(gathered(spans, self.spec.input_size))
+        initial: Any = self._upload(merged.h[:, call.rows])
+        if merged.c is not None:
+            initial = initial, self._upload(merged.c[:, call.rows])
+        order: Integers | None = None  # of the outputs' steps, if they come packed
+        if call.uniform:
+            outputs, final = self._module(inputs.view(len(call.rows), -1, self.spec.input_size), initial)
+            outputs = outputs.reshape(-1, self.spec.output_size)
         else:
-            self._run_packed(rows)
-
-    def _run_packed(self, rows: Rows) -> None:
-        live = np.flatnonzero(rows.lengths)  # a packed sequence has no row of length 0
-        lengths = torch.from_numpy(rows.lengths[live])
-        places = [
-            slice(start, start + length) for start, length in zip(rows.starts[live], lengths.tolist(), strict=True)
-        ]
-        padded = torch.nn.utils.rnn.pad_sequence([_tensor(rows.inputs[place]) for place in places], True)
-        packed = pack_padded_sequence(padded.to(self._device), lengths, batch_first=True, enforce_sorted=False)
-        outputs, final = self._module(packed, self._initial(rows, live))
-        self._write_states(rows, live, final)
-        if rows.outputs is not None or rows.predictions is not None:
-            self._write_padded(rows, places, outputs)
-
-    def _initial(self, rows: Rows, which: Any) -> Any:
-        which = which if rows.slots is None else rows.slots[which]
-        h = torch.from_numpy(np.ascontiguousarray(rows.h[:, which])).to(self._device)
-        if rows.c is None:
-            return h
-        return h, torch.from_numpy(np.ascontiguousarray(rows.c[:, which])).to(self._device)
-
-    def _write_states(self, rows: Rows, which: Any, final: Any) -> None:
-        which = which if rows.slots is None else rows.slots[which]
-        if rows.c is not None:
+            packed, active = packing(call.lengths)
+            sequence = PackedSequence(inputs[self._upload(packed)], torch.from_numpy(active))
+            (outputs, *_), final = self._module(sequence, initial)
+            order = np.argsort(packed)
+        results = self._results(spans, outputs, order)
+        if merged.c is not None:
             final, cells = final
-            rows.c[:, which] = cells.cpu().numpy()
-        rows.h[:, which] = final.cpu().numpy()
+            merged.c[:, call.rows] = cells.cpu().numpy()
+        merged.h[:, call.rows] = final.cpu().numpy()
+        for name, values in results:
+            deliver(spans, name, values.cpu().numpy())
 
-    def _write_flat(self, rows: Rows, span: slice, outputs: torch.Tensor) -> None:
-        """Results of rows that lie one after the other: outputs (B, T, D·P) cover one span of the flat buffers."""
-        if rows.outputs is not None:
-            rows.outputs[span] = outputs.reshape(-1, self.spec.output_size).cpu().numpy()
-        if rows.predictions is not None:
-            rows.predictions[span] = self._predict(outputs).reshape(span.stop - span.start, -1).cpu().numpy()
-
-    def _write_padded(self, rows: Rows, places: list[slice], packed: PackedSequence) -> None:
-        outputs, _ = pad_packed_sequence(packed, batch_first=True)
-        for target, values in (
-            (rows.outputs, outputs),
-            (rows.predictions, None if rows.predictions is None else self._predict(outputs)),
-        ):
-            if target is None or values is None:
+    def _results(
+        self, spans: Sequence[Span], outputs: torch.Tensor, order: Integers | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Outputs and predictions (≤ N, …) of the steps that ask for them; order is where each step stands."""
+        for name in ("outputs", "predictions"):
+            asking = steps_that_ask(spans, name)
+            which = order if asking is None else asking if order is None else order[asking]
+            if which is not None and not which.size:
                 continue
-            host = values.cpu().numpy()
-            for row, place in enumerate(places):
-                target[place] = host[row, : place.stop - place.start]
+            values = outputs if which is None else outputs[self._upload(which)]
+            yield name, values if name == "outputs" else self._predict(values)
+
+    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
+        """On the device; over the same memory on the CPU, or over a copy of what may not be written."""
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if self._device.type == "cuda":
+            # From pinned memory the copy runs beside what the device does; torch keeps that memory for the next time.
+            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
 
     def _predict(self, outputs: torch.Tensor) -> torch.Tensor:
         if self._head is None:
@@ -160,9 +203,11 @@ class TorchEngine(Engine):
         return predictions
 
 
-def _tensor(array: Floats) -> torch.Tensor:
-    """A tensor over the same memory; over a copy of what may not be written, which torch does not take."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+def bytes_per_step(spec: ModelSpec) -> int:
+    """What one row's time step takes in a call, roughly and rather too much, with all that torch makes on the way."""
+    gates = spec.directions * GATES[spec.kind] * spec.hidden_size
+    widths = 2 * max(spec.input_size, spec.output_size) + gates + 2 * spec.output_size + (spec.out_features or 0)
+    return widths * np.dtype(np.float32).itemsize
 
 
 def _rounded(tensor: torch.Tensor, spec: ModelSpec) -> torch.Tensor:

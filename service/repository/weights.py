@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ _CONVERTED = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64
 
 @dataclass(slots=True)
 class Weights:
-    """A model's float32 arrays by state_dict name, and what was done to get them."""
+    """A model's float32 arrays by state_dict name, what was done to get them, and a digest of spec and arrays."""
 
     arrays: Mapping[str, NDArray[np.float32]]
+    fingerprint: bytes
     notes: list[str] = field(default_factory=list)
 
 
@@ -37,6 +39,7 @@ def read_weights(path: Path, spec: ModelSpec) -> Weights:
     with _opened(path) as file:
         _verify(file, spec)
         arrays, notes = {}, []
+        digest = blake2b(repr(spec).encode(), digest_size=16)
         for name in spec.weight_shapes():
             dtype = file.get_slice(name).get_dtype()
             # A copy: the file is mapped, and may be replaced while the model serves.
@@ -46,7 +49,8 @@ def read_weights(path: Path, spec: ModelSpec) -> Weights:
             if dtype in _CONVERTED:
                 notes.append(f"{name} was converted from {dtype} to F32")
             arrays[name] = tensor.numpy()
-    return Weights(arrays, notes)
+            digest.update(arrays[name])
+    return Weights(arrays, digest.digest(), notes)
 
 
 @contextmanager

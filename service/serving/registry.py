@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +23,10 @@ State = Literal["loaded", "available", "failed"]
 
 @dataclass(eq=False, slots=True)
 class ModelVersion:
-    """One version of a model as requests see it: its spec from the start, its engine and its turns once loaded."""
+    """One version of a model as requests see it: its spec from the start, its engine and its turns once loaded.
+
+    fingerprint is a digest of the weights, known once they were loaded; a draining version opens no new sessions.
+    """
 
     name: str
     version: str
@@ -33,6 +36,8 @@ class ModelVersion:
     engine: Engine | None = None
     scheduler: Scheduler | None = None
     notes: list[str] = field(default_factory=list)
+    fingerprint: bytes = b""
+    draining: bool = False
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -79,6 +84,10 @@ class Registry:
         self._cache_bytes = cache_bytes
         self._models: dict[str, Model] = {}
         self._loaded: OrderedDict[ModelVersion, None] = OrderedDict()
+        # Replaced, and in use by sessions that were opened with them.
+        self._retired: list[ModelVersion] = []
+        self.sessions_on: Callable[[ModelVersion], int] = lambda _: 0
+        """How many live sessions run on a version: such a version is not unloaded."""
         self._log = structlog.get_logger()
 
     def scan(self) -> None:
@@ -93,7 +102,8 @@ class Registry:
     @property
     def loaded_bytes(self) -> int:
         """Memory that the loaded weights take."""
-        return sum(version.engine.nbytes for version in self._loaded if version.engine)
+        versions = (*self._loaded, *self._retired)
+        return sum(version.engine.nbytes for version in versions if version.engine)
 
     def model(self, name: str) -> Model:
         """A model by name. Raises ModelNotFound."""
@@ -140,6 +150,38 @@ class Registry:
                     await self._load(version)
         return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
+    async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
+        """The version with these very weights, as a session was opened with, or None if they are not there any more."""
+        model = self._models.get(name)
+        current = model.versions.get(version) if model else None
+        kept = (current, *self._retired) if current else self._retired
+        for one in kept:
+            if (one.name, one.version, one.fingerprint) == (name, version, fingerprint) and one.engine:
+                return one
+        if current is None or current.failure:
+            return None
+        await self.engine(current)
+        return current if current.fingerprint == fingerprint else None
+
+    def drain(self, name: str, version: str | None) -> Model:
+        """Let a version (the serving one, if none is named) open no new sessions, until its model is reloaded.
+
+        Raises ModelNotFound, VersionNotFound, ModelFailed.
+        """
+        self.resolve(name, version).draining = True
+        return self.model(name)
+
+    def release(self) -> None:
+        """Drop replaced versions that no session uses any more."""
+        for version in [version for version in self._retired if not self.sessions_on(version)]:
+            self._retired.remove(version)
+            version.engine = version.scheduler = None
+            self._log.info("model_released", model=version.name, version=version.version)
+
+    def retired(self, name: str) -> list[ModelVersion]:
+        """Replaced versions of a model that sessions still use."""
+        return [version for version in self._retired if version.name == name]
+
     async def reload(self, name: str) -> Model:
         """Read a model's folder again, or a new one. What was loaded is loaded anew before it replaces the old.
 
@@ -170,9 +212,14 @@ class Registry:
         return new
 
     def unload(self, name: str) -> Model:
-        """Drop a model's engines; the next request loads it again. Raises ModelNotFound."""
+        """Drop a model's engines, but for versions that sessions use; the next request loads it again.
+
+        Raises ModelNotFound.
+        """
         model = self.model(name)
-        self._forget(model)
+        for version in model.versions.values():
+            if not self.sessions_on(version):
+                self._drop(version)
         return model
 
     async def _load(self, version: ModelVersion) -> None:
@@ -184,20 +231,30 @@ class Registry:
             # An engine's own words are for the log: they may name what is none of a client's business.
             version.failure = str(error) if isinstance(error, ModelFailed) else "its engine could not be made"
             raise ModelFailed(f"model {version.name!r} cannot be served: {version.failure}") from None
-        version.notes = weights.notes
+        version.notes, version.fingerprint = weights.notes, weights.fingerprint
         if not self._holds(version):
             return  # replaced meanwhile: it lives as long as whoever waits for it
         self._loaded[version] = None
         self._log.info("model_loaded", model=version.name, version=version.version, bytes=version.engine.nbytes)
-        while self.loaded_bytes > self._cache_bytes and len(self._loaded) > 1:
-            evicted, _ = self._loaded.popitem(last=False)
-            evicted.engine = evicted.scheduler = None
-            self._log.info("model_evicted", model=evicted.name, version=evicted.version)
+        for old in [old for old in self._loaded if old is not version]:
+            if self.loaded_bytes <= self._cache_bytes:
+                break
+            if not self.sessions_on(old):
+                self._drop(old)
+                self._log.info("model_evicted", model=old.name, version=old.version)
 
     def _forget(self, model: Model) -> None:
+        """Let go of a model that was replaced; what sessions use stays until they end."""
         for version in model.versions.values():
-            self._loaded.pop(version, None)
-            version.engine = version.scheduler = None
+            if version.engine and self.sessions_on(version):
+                self._loaded.pop(version, None)
+                self._retired.append(version)
+            else:
+                self._drop(version)
+
+    def _drop(self, version: ModelVersion) -> None:
+        self._loaded.pop(version, None)
+        version.engine = version.scheduler = None
 
     def _holds(self, version: ModelVersion) -> bool:
         model = self._models.get(version.name)

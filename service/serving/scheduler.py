@@ -4,9 +4,9 @@
                     ▲                              │
                     └────── not yet at the end ◄───┘
 
-A turn takes about `TURN_SECONDS`: a long sequence is cut in time (its state is carried in place), so that it cannot
-hold up what arrives meanwhile for longer. What is short goes first. There is no waiting for a batch to fill: whenever
-the engine is free, it takes what is there.
+A turn takes about the engine's `turn_seconds`: a long sequence is cut in time (its state is carried in place), so that
+it cannot hold up what arrives meanwhile for longer. What is short goes first. There is no waiting for a batch to fill:
+whenever the engine is free, it takes what is there.
 """
 
 import asyncio
@@ -21,17 +21,11 @@ import numpy as np
 from service.engine.interface import Engine, Floats, Rows
 from service.errors import DeadlinePassed
 
-TURN_SECONDS = 2e-3
-"""What a turn is cut to: the longest that a short job waits for one that is under way, beside a turn of short ones."""
-
 SHORT_STEPS = 8
 """Rows of at most so many steps go before longer ones."""
 
 MIN_SLICE_STEPS = 16
 """Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends."""
-
-MAX_TURN_ROWS = 512
-"""Rows in a turn: engines gain nothing from more, and everybody in it waits for its end."""
 
 QUANTUM_SECONDS = 8e-3
 """Turns of so much together, and a job that has not ended goes behind the others."""
@@ -121,7 +115,8 @@ class Scheduler:
         self._turns: asyncio.Task[None] | None = None
         # Bidirectional rows cannot be cut: their backward direction begins at the end.
         self._sliceable = not engine.spec.bidirectional
-        self._seconds_per_step = engine.spec.flops_per_step / engine.flops_per_second
+        # Of one row's step, by the bit length of the number of rows beside it: many rows share what a turn costs.
+        self._step_seconds: dict[int, float] = {}
 
     @property
     def engine(self) -> Engine:
@@ -185,27 +180,35 @@ class Scheduler:
         The first of either is always in it: neither can starve the other. Long ones wait rather than share a turn with
         more than the engine has a use for: then the first of them ends sooner, and the last no later.
         """
-        chosen: list[Job] = []
+        engine, chosen = self._engine, list[Job]()
         with self._lock:
-            for short, most in ((True, MAX_TURN_ROWS), (False, min(self._engine.rows_at_once, MAX_TURN_ROWS))):
+            for short, most in ((True, engine.turn_rows), (False, min(engine.rows_at_once, engine.turn_rows))):
                 taken = 0
                 for job in self._jobs:
                     if job.short == short and (not taken or taken + job.rows.lengths.size <= most):
                         chosen.append(job)
                         taken += job.rows.lengths.size
         rows = sum(job.rows.lengths.size for job in chosen)
-        steps = max(MIN_SLICE_STEPS, int(TURN_SECONDS / (self._seconds_per_step * max(rows, 1))))
+        steps = max(MIN_SLICE_STEPS, int(engine.turn_seconds / (self._seconds_per_step(rows) * max(rows, 1))))
         turn = Turn(steps=steps)
         for job in chosen:
             turn.add(job, steps if self._sliceable else job.longest)
         return turn
+
+    def _seconds_per_step(self, rows: int) -> float:
+        """What a step of one row costs among about so many; before any was measured, what the engine says."""
+        engine = self._engine
+        chain = engine.spec.states * engine.step_seconds / max(rows, 1)
+        return self._step_seconds.get(rows.bit_length(), chain + engine.spec.flops_per_step / engine.flops_per_second)
 
     def _account(self, turn: Turn, result: "TurnResult") -> None:
         """Move the jobs of a turn on, tell those that have ended, and learn what a step costs."""
         total = sum(rows.steps for rows in turn.slices)
         if total:
             # Measured, and forgetting: the machine, its load and the mix of lengths change.
-            self._seconds_per_step += 0.2 * (result.seconds / total - self._seconds_per_step)
+            rows = sum(job.rows.lengths.size for job in turn.jobs)
+            known = self._seconds_per_step(rows)
+            self._step_seconds[rows.bit_length()] = known + 0.2 * (result.seconds / total - known)
         behind = []
         for job, failure in zip(turn.jobs, result.failures, strict=True):
             job.begun = result.begun if job.begun is None else job.begun

@@ -23,11 +23,11 @@ def document(service):
 
 def test_the_examples_run_as_they_stand(service, document):
     run = 0
-    for path in ("/rnn/forward", "/cell/step"):
+    for path, status in (("/rnn/forward", 200), ("/cell/step", 200), ("/cell/sessions", 201)):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         for example in content["application/json"]["examples"].values():
             reply = service.post(path, example["value"])
-            assert reply.status_code == 200, (example, reply.text)
+            assert reply.status_code == status, (example, reply.text)
             run += 1
     stream = document["paths"]["/cell/step"]["post"]["requestBody"]["content"][NDJSON]["example"]
     reply = service.post("/cell/step", content=stream, headers={"content-type": NDJSON})
@@ -61,6 +61,13 @@ OPERATIONS = [
     ("/models/{name}", "GET"),
     ("/models/{name}/reload", "POST"),
     ("/models/{name}/unload", "POST"),
+    ("/models/{name}/drain", "POST"),
+    ("/cell/sessions", "POST"),
+    ("/cell/sessions", "GET"),
+    ("/cell/sessions/{session}", "GET"),
+    ("/cell/sessions/{session}", "DELETE"),
+    ("/cell/sessions/{session}/fork", "POST"),
+    ("/cell/sessions/{session}/reset", "POST"),
     ("/health/live", "GET"),
     ("/health/ready", "GET"),
     ("/metrics", "GET"),

@@ -6,17 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import torch_engine
 from service.engine.interface import Rows
-from service.engine.torch_engine import TorchEngine, resolve_device
+from service.engine.load import EngineFactory
+from service.engine.torch_engine import TorchEngine, bytes_per_step, resolve_device
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 
 
-def engine_of(spec, device="cpu"):
+def engine_of(spec, device="cpu", like_gpu=False):
     weights = weights_of(spec)
-    return TorchEngine(spec, weights, device=torch.device(device)), weights
+    if device != "cpu":  # as the service has it, with TF32 off
+        return EngineFactory.configure(device, 0).load(spec, weights), weights
+    return TorchEngine(spec, weights, device=torch.device(device), like_gpu=like_gpu), weights
 
 
 def rows_of(spec, lengths, rng, gap=0):
@@ -168,7 +172,7 @@ def test_an_absent_device_is_refused():
 
 def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
     spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=1)
-    monkeypatch.setattr("service.engine.torch_engine.SLICE_STEPS", 5)
+    monkeypatch.setattr(torch_engine, "CALL_BYTES", 5 * bytes_per_step(spec))
     engine, weights = engine_of(spec)
     rows = rows_of(spec, [17, 5, 3], np.random.default_rng(8))
     before = copied(rows)
@@ -191,3 +195,105 @@ def test_states_may_stand_anywhere_in_a_slab():
         assert (slab[0][:, [0, 2, 3]] == 7).all()
         rows.h, rows.c = slab[0][:, [4, 1]], slab[1][:, [4, 1]]
         assert_rows_match(spec, weights, rows, before)
+
+
+@st.composite
+def batches_of(draw, spec, longest=12):
+    """What a turn may hold: rows of several requests; some in slabs, some that ask for nothing or for one thing."""
+    batches = []
+    for seed, lengths in enumerate(draw(st.lists(st.lists(st.integers(0, longest), max_size=5), max_size=5))):
+        rows = rows_of(spec, lengths, np.random.default_rng(seed), draw(st.integers(0, 1)))
+        if draw(st.booleans()):
+            rows.outputs = None
+        if draw(st.booleans()):
+            rows.predictions = None
+        if draw(st.booleans()):
+            rows.slots = np.array(draw(st.permutations(range(len(lengths) + 2))), np.int64)[: len(lengths)]
+            for name in ("h", "c"):
+                if (part := getattr(rows, name)) is not None:
+                    slab = np.full((part.shape[0], len(lengths) + 2, part.shape[2]), 7, np.float32)
+                    slab[:, rows.slots] = part
+                    setattr(rows, name, slab)
+        batches.append(rows)
+    return batches
+
+
+def check_batches(device, spec, batches, like_gpu=False, call_steps=1_000):
+    """Every row as if alone, from its own state; nothing else written."""
+    engine, weights = engine_of(spec, device, like_gpu=like_gpu)
+    engine._step_bytes = torch_engine.CALL_BYTES // call_steps
+    before = [copied(rows) for rows in batches]
+    engine.run(batches)
+    for rows, old in zip(batches, before, strict=True):
+        used = np.zeros(len(rows.inputs), np.bool_)
+        slots = np.arange(len(rows.lengths)) if rows.slots is None else rows.slots
+        for start, length, slot in zip(rows.starts, rows.lengths, slots, strict=True):
+            place = slice(start, start + length)
+            used[place] = True
+            if not length:
+                np.testing.assert_array_equal(rows.h[:, slot], old.h[:, slot])
+                continue
+            c0 = None if old.c is None else old.c[:, slot]
+            expected = run_reference(spec, weights, rows.inputs[place], old.h[:, slot], c0)
+            results = [(rows.h[:, slot], expected.h)]
+            if rows.c is not None:
+                results.append((rows.c[:, slot], expected.c))
+            if rows.outputs is not None:
+                results.append((rows.outputs[place], expected.outputs))
+            if rows.predictions is not None:
+                results.append((rows.predictions[place], expected.predictions))
+            for ours, wanted in results:
+                np.testing.assert_allclose(ours, wanted, atol=TOLERANCE, rtol=0)
+        for values in (rows.outputs, rows.predictions):
+            assert values is None or (values[~used] == 7).all()
+        others = np.setdiff1d(np.arange(rows.h.shape[1]), slots)
+        np.testing.assert_array_equal(rows.h[:, others], old.h[:, others])
+
+
+@given(data=st.data(), spec=specs(layers=2, size=5), like_gpu=st.booleans(), call_steps=st.integers(3, 60))
+def test_a_row_gets_its_own_whatever_it_was_batched_with(data, spec, like_gpu, call_steps):
+    check_batches("cpu", spec, data.draw(batches_of(spec)), like_gpu, call_steps)
+
+
+@given(data=st.data(), spec=specs(layers=3, size=5))
+def test_single_steps_in_fixed_buffers_are_steps_like_any(data, spec):
+    check_batches("cpu", spec, data.draw(batches_of(spec, longest=1)), like_gpu=True)
+
+
+@pytest.mark.gpu
+@settings(max_examples=50)
+@given(data=st.data(), spec=specs(layers=3, size=5))
+def test_single_steps_are_steps_like_any_on_a_gpu(data, spec):
+    check_batches("cuda:0", spec, data.draw(batches_of(spec, longest=1)))
+
+
+@pytest.mark.gpu
+@settings(max_examples=50)
+@given(data=st.data(), spec=specs(layers=2, size=5), call_steps=st.integers(3, 60))
+def test_a_row_gets_its_own_whatever_it_was_batched_with_on_a_gpu(data, spec, call_steps):
+    check_batches("cuda:0", spec, data.draw(batches_of(spec)), call_steps=call_steps)
+
+
+@pytest.mark.gpu
+def test_wide_models_stay_within_the_law_on_a_gpu():
+    for spec in (ModelSpec("lstm", 64, 192), ModelSpec("gru", 64, 193), ModelSpec("rnn", 64, 1024)):
+        lengths = [1024, 1000, 600, 17, 1, 1]
+        check_batches("cuda:0", spec, [rows_of(spec, lengths, np.random.default_rng(1))], call_steps=100_000)
+
+
+def test_rows_of_a_turn_share_calls(monkeypatch):
+    spec = ModelSpec("gru", 3, 4)
+    engine, _ = engine_of(spec)
+    calls = []
+    engine._module.register_forward_hook(lambda *_: calls.append(1))
+    engine.run([rows_of(spec, [5], np.random.default_rng(seed)) for seed in range(20)])
+    assert len(calls) == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_never_runs_on_the_event_loop_and_takes_what_its_memory_holds():
+    spec = ModelSpec("rnn", 3, 4)
+    engine, _ = engine_of(spec, "cuda:0")
+    assert engine.estimate(rows_of(spec, [1], np.random.default_rng(0))) == np.inf
+    most = engine._most_steps(10**12)
+    assert torch_engine.CALL_BYTES < most * engine._step_bytes < torch.cuda.mem_get_info()[1]

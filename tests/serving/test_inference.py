@@ -139,7 +139,7 @@ def test_a_failure_of_the_engine_frees_its_place(parts):
     broken.h = np.zeros((7, 1, 3), np.float32)
 
     async def run():
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="broadcast"):
             await inference.run(model, broken)
         good = rows_of(LONG)
         await inference.run(model, good)

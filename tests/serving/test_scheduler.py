@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from service.engine.interface import Engine, Rows
 from service.engine.native.engine import NativeEngine
 from service.errors import DeadlinePassed
-from service.serving.scheduler import (
-    MAX_TURN_ROWS,
-    MIN_SLICE_STEPS,
-    QUANTUM_SECONDS,
-    SHORT_STEPS,
-    TURN_SECONDS,
-    Scheduler,
-)
+from service.serving.scheduler import MIN_SLICE_STEPS, QUANTUM_SECONDS, SHORT_STEPS, Scheduler
 from service.spec import ModelSpec
 from tests.reference import numbers, weights_of
 
 SPEC = ModelSpec("gru", 3, 5, num_layers=2, out_features=2)
 BOTH_WAYS = ModelSpec("rnn", 3, 5, bidirectional=True)
+MAX_TURN_ROWS, TURN_SECONDS = Engine.turn_rows, Engine.turn_seconds
 STEP_SECONDS = 1e-4  # a turn of one row has 20 steps
 POISON = 1e30
 
@@ -302,3 +296,36 @@ def test_many_threads_and_clients_get_the_same_bits():
     for rows, wanted in zip(work, expected, strict=True):
         np.testing.assert_array_equal(rows.outputs, wanted.outputs)
         np.testing.assert_array_equal(rows.h, wanted.h)
+
+
+def test_a_turn_is_as_large_and_as_long_as_the_engine_likes():
+    engine = TimedEngine(SPEC)
+    engine.turn_rows, engine.turn_seconds = 2 * MAX_TURN_ROWS, 100 * STEP_SECONDS
+    run_all(engine, *(rows_of(SPEC, [1] * MAX_TURN_ROWS, seed) for seed in range(3)))
+    assert [len(turn) for turn in engine.turns] == [2, 1]
+    engine.turns.clear()
+    run_all(engine, rows_of(SPEC, [1000], 0))
+    assert max(sum(map(sum, turn)) for turn in engine.turns) > TURN_SECONDS / STEP_SECONDS
+
+
+def test_what_many_rows_cost_together_is_not_taken_for_the_cost_of_one():
+    class Device(TimedEngine):
+        """A step takes as long for a thousand rows as for one, as on a GPU."""
+
+        def run(self, batches):
+            now = self.now
+            super().run(batches)
+            self.now = now + STEP_SECONDS * max(int(rows.lengths.max()) for rows in batches)
+
+    engine = Device(SPEC)
+    scheduler = Scheduler(engine, Here(), clock=engine.clock, turns_together=1)
+
+    async def run():
+        for seed in range(30):
+            await scheduler.run(rows_of(SPEC, [20] * 500, seed))
+        before = engine.now
+        engine.turns.clear()
+        await scheduler.run(rows_of(SPEC, [2000], 0))
+        return (engine.now - before) / len(engine.turns)
+
+    assert asyncio.run(run()) <= TURN_SECONDS + STEP_SECONDS

@@ -1,0 +1,110 @@
+"""Steps of one stream: what ran, and the Stepper that runs them, wherever the stream's state is kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from service.engine.interface import Engine, Floats, Rows
+from service.errors import FieldError, InvalidRequest
+from service.serving.inference import Inference
+from service.serving.registry import ModelVersion
+
+_FIRST = np.zeros(1, np.int64)
+_FIRST.flags.writeable = False
+
+
+@dataclass(slots=True)
+class Steps:
+    """k steps of one stream that have run.
+
+    - first: the number of the first, counted from 1 over the stream's life
+    - outputs (k,P); predictions (k,O), or None
+    - h (L,1,P), c (L,1,H) or None: the state after the last
+    """
+
+    first: int
+    outputs: Floats
+    predictions: Floats | None
+    h: Floats
+    c: Floats | None
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self.outputs)
+
+    def refuse_non_finite(self, *, state: bool) -> None:
+        """Raise NonFinite at the first step whose result is not finite; `state` says that h and c are results."""
+        finite = np.isfinite(self.outputs).all(axis=-1)
+        if self.predictions is not None:
+            finite &= np.isfinite(self.predictions).all(axis=-1)
+        if state:  # of the last step only
+            finite[-1] &= all(np.isfinite(values).all() for values in (self.h, self.c) if values is not None)
+        if not finite.all():
+            raise NonFinite(int(np.argmin(finite)))
+
+
+class NonFinite(Exception):
+    """A result is NaN or infinite and the stream refuses that; nothing was committed. index counts from 0 in the run."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"the result of step {index} of this run is not finite")
+        self.index = index
+
+
+class Stepper(Protocol):
+    """One stream's state, wherever it is kept. `done` is the number of the last step that ran."""
+
+    model: ModelVersion
+    done: int
+
+    async def run(self, inputs: Floats, step: int | None, deadline: float | None) -> list[Steps]:
+        """Run inputs (k,I), in order; step numbers the first, None is the next in order.
+
+        A stream that remembers may answer a repeated step from what it stored: then there are several `Steps`, replayed
+        and new ones, k steps together. deadline is a time of `monotonic()`. Raises NonFinite, or a ServiceError; nothing
+        of this run was committed then.
+        """
+
+
+@dataclass(slots=True)
+class StatelessStepper:
+    """A stream that lives as long as its connection: the state is kept here. h is (L,1,P), c (L,1,H) or None.
+
+    engine is the one that the stream began with: a reload does not change the weights under it. `predictions` says
+    whether the head is to run, `refuse_non_finite` whether a result may be NaN or infinite, `with_state` whether h and
+    c are results. book hears the seconds that each run waited and computed.
+    """
+
+    model: ModelVersion
+    inference: Inference
+    engine: Engine
+    h: Floats
+    c: Floats | None
+    predictions: bool
+    refuse_non_finite: bool
+    with_state: bool
+    book: Callable[[float, float], None]
+    done: int = 0
+
+    async def run(self, inputs: Floats, step: int | None, deadline: float | None) -> list[Steps]:
+        """As `Stepper.run`. Raises InvalidRequest for a step that is not the next."""
+        if step is not None and step != self.done + 1:
+            raise InvalidRequest([FieldError(("step",), f"step is {step}; this stream expects {self.done + 1}")])
+        count, spec = len(inputs), self.model.spec
+        # The engine steps a state where it stands: a run that fails must leave ours as it was.
+        h, c = self.h.copy(), None if self.c is None else self.c.copy()
+        outputs = np.empty((count, spec.output_size), np.float32)
+        rows = Rows(inputs, _FIRST, np.full(1, count, np.int64), h, c, outputs)
+        if self.predictions and spec.out_features:
+            rows.predictions = np.empty((count, spec.out_features), np.float32)
+        timings = await self.inference.run(self.model, rows, deadline, engine=self.engine)
+        self.book(timings.queue, timings.compute)
+        steps = Steps(self.done + 1, outputs, rows.predictions, h, c)
+        if self.refuse_non_finite:
+            steps.refuse_non_finite(state=self.with_state)
+        self.h, self.c = h, c
+        self.done += count
+        return [steps]

@@ -1,0 +1,143 @@
+"""What a session is while it rests, and what a store of sessions can do.
+
+A store keeps bytes and numbers; it knows no models and judges nothing. Whoever advances a session says from which
+revision: a commit from an old one is refused, so that two processes can never both advance a session.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Reason = Literal["deleted", "expired", "evicted", "model-replaced"]
+
+SESSION_OVERHEAD_BYTES = 500
+"""What a session is charged for beside its arrays: its record and its places in tables."""
+
+ENDED_SECONDS = 86_400.0
+"""How long an ended session is remembered."""
+
+
+class Weights(NamedTuple):
+    """Which weights a session runs on: a model's version, and a digest of what its files held."""
+
+    model: str
+    version: str
+    fingerprint: bytes
+
+
+class Position(NamedTuple):
+    """Where a session stands; every commit replaces it whole.
+
+    - revision: counts commits; a commit names the one that it was computed from
+    - step: steps done
+    - state: h (L,P), then c (L,H) of an LSTM, as little-endian float32
+    - replies: what answers a repeated step, as `serving.replies` encodes it
+    - used_at: time of the last commit, in seconds since the epoch
+    """
+
+    revision: int
+    step: int
+    state: bytes
+    replies: bytes
+    used_at: float
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """A session: what it was opened with, and its position.
+
+    owner is a digest of the key that opened it; initial is what `reset` goes back to, empty for zeros.
+    """
+
+    id: str
+    owner: bytes
+    weights: Weights
+    ttl_seconds: float
+    created_at: float
+    initial: bytes
+    position: Position
+
+    @property
+    def expires_at(self) -> float:
+        """When the session ends if nobody uses it, in seconds since the epoch."""
+        return self.position.used_at + self.ttl_seconds
+
+    @property
+    def nbytes(self) -> int:
+        """What the session is charged for."""
+        return SESSION_OVERHEAD_BYTES + len(self.initial) + len(self.position.state) + len(self.position.replies)
+
+
+class Ended(NamedTuple):
+    """What is remembered of a session that has ended: why, at which step, whose it was, and when that was."""
+
+    reason: Reason
+    step: int
+    owner: bytes
+    at: float
+
+
+class Totals(NamedTuple):
+    """What a store holds: live sessions, and the bytes that they are charged for."""
+
+    sessions: int
+    bytes: int
+
+
+class SessionStore(ABC):
+    """Sessions by id. Used from one event loop; every call may raise StoreUnavailable, and then has changed nothing.
+
+    durable: sessions outlive the process. shared: several processes may use the store at once.
+    """
+
+    durable: bool
+    shared: bool
+
+    @property
+    @abstractmethod
+    def totals(self) -> Totals:
+        """What the store held when this process last heard of it; exact where it is not shared."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Get ready; before any other call."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what is under way, and let go of everything."""
+
+    @abstractmethod
+    async def create(self, record: SessionRecord) -> None:
+        """Keep a new session; its id is new."""
+
+    @abstractmethod
+    async def load(self, session: str) -> SessionRecord | Ended | None:
+        """The session, what is remembered of it if it has ended, or None if it never was. Not to be changed."""
+
+    @abstractmethod
+    async def commit(self, session: str, revision: int, position: Position) -> bool:
+        """Replace the position if it is still that of `revision`; says whether it was. When true, it is kept."""
+
+    @abstractmethod
+    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
+        """End a session, and remember that; gives its last record, or None if it was not live."""
+
+    @abstractmethod
+    async def expire(self, now: float, limit: int) -> int:
+        """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
+
+        Also forgets what ended more than `ENDED_SECONDS` ago. Costs no more than what is due.
+        """
+
+    @abstractmethod
+    async def evict(self, count: int, now: float) -> int:
+        """End the `count` least recently used sessions, with reason `evicted`; gives how many there were."""
+
+    @abstractmethod
+    async def page(self, after: str, limit: int) -> list[SessionRecord]:
+        """Live sessions whose ids come after `after`, by id."""
+
+    @abstractmethod
+    async def in_use(self) -> Mapping[Weights, int]:
+        """Live sessions by the weights that they run on."""

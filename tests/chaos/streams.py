@@ -1,0 +1,107 @@
+"""Many clients, each with sessions of its own: a step is sent again until it is answered."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+
+from service.engine.interface import Rows
+from service.engine.native.engine import NativeEngine
+
+PATIENCE_SECONDS = 120.0
+
+
+@dataclass
+class Stream:
+    """One session, what is sent to it, and what was answered."""
+
+    session: str
+    inputs: np.ndarray  # (T, I)
+    outputs: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What the clients saw."""
+
+    answered: int = 0
+    retried: int = 0
+    refused: dict[int, int] = field(default_factory=dict)
+
+
+class Clients:
+    """`connections` clients that share the sessions out among them. `url` may change: they go on where it points to."""
+
+    def __init__(self, url: str, model: str, input_size: int) -> None:
+        self.url = url
+        self.model = model
+        self.input_size = input_size
+        self.streams: list[Stream] = []
+        self.tally = Tally()
+
+    async def open(self, count: int, steps: int) -> None:
+        """Open sessions; their inputs are random and different."""
+        rng = np.random.default_rng(1)
+        async with aiohttp.ClientSession() as http:
+            for _ in range(count):
+                async with http.post(f"{self.url}/cell/sessions", json={"model": self.model}) as reply:
+                    assert reply.status == 201, await reply.text()
+                    session = (await reply.json())["session"]
+                inputs = rng.standard_normal((steps, self.input_size)).astype(np.float32)
+                self.streams.append(Stream(session, inputs))
+
+    async def run(self, connections: int) -> None:
+        """Step every session to its end."""
+        shares = [self.streams[first::connections] for first in range(connections)]
+        await asyncio.gather(*(self._run(share) for share in shares))
+
+    async def _run(self, streams: list[Stream]) -> None:
+        timeout = aiohttp.ClientTimeout(total=10)
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            for step in range(max(len(stream.inputs) for stream in streams)):
+                for stream in streams:
+                    stream.outputs.append(await self._step(http, stream, step + 1))
+
+    async def _step(self, http: aiohttp.ClientSession, stream: Stream, step: int) -> list[float]:
+        """Send a numbered step until it is answered."""
+        body = {"session": stream.session, "inputs": stream.inputs[step - 1].tolist(), "step": step}
+        give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while asyncio.get_running_loop().time() < give_up:
+            try:
+                async with http.post(f"{self.url}/cell/step", json=body) as reply:
+                    document = await reply.json()
+                    if reply.status == 200:
+                        assert document["step"] == step, document
+                        self.tally.answered += 1
+                        return document["outputs"]
+                    self.tally.refused[reply.status] = self.tally.refused.get(reply.status, 0) + 1
+                    assert reply.status in (429, 502, 503, 504), (reply.status, document)
+            except (aiohttp.ClientError, TimeoutError, ConnectionError):
+                pass
+            self.tally.retried += 1
+            await asyncio.sleep(random.uniform(0.01, 0.1))
+        raise AssertionError(f"step {step} was not answered within {PATIENCE_SECONDS:g} s")
+
+    async def check(self, engine: NativeEngine) -> int:
+        """Compare what was answered, and where the sessions stand, with one run of each; gives how many steps that is.
+
+        Raises AssertionError at the first difference of a bit.
+        """
+        spec = engine.spec
+        async with aiohttp.ClientSession() as http:
+            for stream in self.streams:
+                count = len(stream.inputs)
+                outputs = np.empty((count, spec.output_size), np.float32)
+                h = np.zeros((spec.num_layers, 1, spec.state_size), np.float32)
+                c = np.zeros((spec.num_layers, 1, spec.hidden_size), np.float32) if spec.has_cell_state else None
+                engine.run([Rows(stream.inputs, np.zeros(1, np.int64), np.array([count]), h, c, outputs)])
+                assert np.array(stream.outputs, np.float32).tobytes() == outputs.tobytes()
+                async with http.get(f"{self.url}/cell/sessions/{stream.session}?state=true") as reply:
+                    snapshot = await reply.json()
+                assert snapshot["step"] == count, (snapshot["step"], count)
+                for name, state in (("h", h), ("c", c)):
+                    if state is not None:
+                        assert np.array(snapshot[name], np.float32).tobytes() == state.tobytes()
+        return sum(len(stream.inputs) for stream in self.streams)
