@@ -68,7 +68,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(_without_h2c(data) if between else data)
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif self._header_timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
+        elif (
+            self._header_timer is None
+            and self.timeout_keep_alive_task is None  # armed by a reply that was sent in this very read
+            and (self._in_head or self.cycle is None or self.cycle.response_complete)
+        ):
             self._await_headers()
 
     def on_message_begin(self) -> None:

@@ -130,6 +130,21 @@ def test_a_refusal_comes_before_the_body_and_the_connection_goes_on(busy):
         assert [request.result().status_code for request in long] == [200, 200]
 
 
+def test_a_refused_connection_may_be_idle_as_long_as_any(launch):
+    service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
+    small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
+    service.post("/rnn/forward", **wide(20))
+    with ThreadPoolExecutor(1) as pool, Wire(service) as wire:
+        long = pool.submit(service.post, "/rnn/forward", **wide(50_000))
+        until(lambda: queued(service) == 1, "the queue is full", every=0.001)
+        wire.send(small)
+        assert wire.reply().status == 503
+        assert long.result().status_code == 200
+        time.sleep(1)
+        wire.send(small)
+        assert wire.reply().status == 200
+
+
 def test_one_client_may_not_take_every_place(launch):
     service = launch(compute_threads=1, max_queued_requests=8, api_keys="one,other")
     service.post("/rnn/forward", **with_key("one", wide(20)))
