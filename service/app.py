@@ -21,13 +21,16 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.models import models_router
 from service.api.openapi import describe
+from service.api.opening import Opener
 from service.api.operations import operations_router
+from service.api.patience import Patience
 from service.api.router_errors import answer_with_problems
-from service.api.session_step import SessionStep
+from service.api.session_step import OpenSession, SessionStep
 from service.api.sessions import SessionRoutes, sessions_router
 from service.api.shapes import Limits
 from service.api.step import Step
 from service.api.stream import Stream
+from service.api.websocket import WebSocketStream
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.admission import Admission
@@ -70,7 +73,6 @@ def create_app(settings: Settings) -> Gateway:
     body_limits = BodyLimits(
         settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
     )
-    stream = Stream(inference, limits, draining, settings.stream_idle_seconds)
     store = MemoryStore(settings.ended_sessions)
     session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
     shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
@@ -78,6 +80,9 @@ def create_app(settings: Settings) -> Gateway:
     sessions = Sessions(shelf, lanes, registry, lifetimes)
     session_steps = SessionSteps(shelf, lanes, inference, settings.session_replay_bytes)
     metrics.watch_sessions(sessions)
+    opener = Opener(inference, limits, OpenSession(sessions, session_steps))
+    patience = Patience(draining, settings.stream_idle_seconds)
+    stream = Stream(opener, patience)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -117,6 +122,9 @@ def create_app(settings: Settings) -> Gateway:
             ),
         },
         admissions={"/rnn/forward": admission},
+        sockets={
+            "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
+        },
         keys=Keys(
             (key.get_secret_value() for key in settings.api_keys),
             (key.get_secret_value() for key in settings.admin_keys),

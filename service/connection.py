@@ -1,20 +1,17 @@
 """One connection as uvicorn handles it, with the limits that a server in the open needs and uvicorn leaves out."""
 
 import asyncio
-import fcntl
 import re
-import termios
-from array import array
 from typing import Any
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.readers import ReaderWatch
 from service.transport import JoinedWrites
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
-STALL_CHECK_SECONDS = 5.0
 
 READ_AND_FORGET_BYTES = 8 * 2**20
 """Bodies of refused requests up to this are read to no purpose: a new connection would cost more."""
@@ -41,8 +38,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._min_bytes_per_second: float = config.min_bytes_per_second
         self._refuse = getattr(self.app, "refuse", None)
         self._header_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._caught_up = False
+        self._watch: ReaderWatch | None = None
+        self._upgraded = False
         self._in_head = False
         self._in_headers = False
         self._received_bytes = 0
@@ -52,13 +49,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start waiting for the first headers."""
         super().connection_made(transport)
         self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]  # all that uvicorn calls of one
+        self._watch = ReaderWatch(self.transport, self.loop, self._min_bytes_per_second, self._stalled)
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks."""
         self._cancel_header_timer()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
+        if self._watch is not None:
+            self._watch.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -66,6 +64,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._received_bytes += len(data)
         between = self._in_head or self.cycle is None or self.cycle.response_complete
         super().data_received(_without_h2c(data) if between else data)
+        if self._upgraded:
+            return
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
         elif (
@@ -143,18 +143,31 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
-        if self.transport.get_write_buffer_size():
-            self._watch_reader()
+        if self.transport.get_write_buffer_size() and self._watch is not None:
+            self._watch.start()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
         super().pause_writing()
-        self._watch_reader()
+        if self._watch is not None:
+            self._watch.start()
 
     def resume_writing(self) -> None:
         """The client has caught up, for now."""
         super().resume_writing()
-        self._caught_up = True
+        if self._watch is not None:
+            self._watch.caught_up()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over, unless a reply is still being written to it; our own clocks stop."""
+        self._upgraded = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._drop("upgrade_while_answering")
+            return
+        self._cancel_header_timer()
+        if self._watch is not None:
+            self._watch.stop()
+        super().handle_websocket_upgrade()
 
     def _await_headers(self) -> None:
         self._header_timer = self.loop.call_later(self._header_seconds, self._drop, "headers_too_slow")
@@ -164,28 +177,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _watch_reader(self) -> None:
-        if self._stall_timer is None:
-            self._caught_up = False
-            self._stall_timer = self.loop.call_later(STALL_CHECK_SECONDS, self._check_reader, self._unread())
-
-    def _check_reader(self, before: int) -> None:
-        self._stall_timer = None
-        unread = self._unread()
-        taken = before - unread
-        if not self._caught_up and unread and taken < self._min_bytes_per_second * STALL_CHECK_SECONDS:
-            self._drop("reader_too_slow")
-        elif unread:
-            self._watch_reader()
-
-    def _unread(self) -> int:
-        """Bytes that the client has not taken: in this process, and in the kernel, which may hold megabytes."""
-        waiting = array("i", [0])
-        try:
-            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
-        except OSError:  # closed meanwhile
-            waiting[0] = 0
-        return self.transport.get_write_buffer_size() + waiting[0]
+    def _stalled(self) -> None:
+        self._drop("reader_too_slow")
 
     def _drop(self, reason: str) -> None:
         """Cut the connection: closing would wait for the very client that does not move."""

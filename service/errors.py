@@ -56,6 +56,10 @@ class MethodNotAllowed(ServiceError):
         self.allowed = allowed
 
 
+class UpgradeRequired(ServiceError):
+    """The path is a WebSocket's, and the request did not ask for one."""
+
+
 class ModelNotFound(ServiceError):
     """No model of that name in the repository."""
 

@@ -19,6 +19,7 @@ from service.logs import configure_logging
 from service.memory import share_arenas
 from service.settings import Settings
 from service.sharing import SharingLoop
+from service.websocket import GuardedWebSocket
 
 if TYPE_CHECKING:
     from service.api.gateway import Gateway
@@ -39,7 +40,11 @@ class Config(uvicorn.Config):
             workers=settings.workers,
             loop="uvloop",
             http=GuardedProtocol,
-            ws="none",
+            ws=GuardedWebSocket,
+            ws_max_size=settings.max_frame_bytes,
+            ws_per_message_deflate=False,
+            ws_ping_interval=settings.heartbeat_seconds,
+            ws_ping_timeout=settings.heartbeat_seconds,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     body_timeout_seconds: PositiveFloat = Field(10, description="Grace before min_bytes_per_second counts.")
     min_bytes_per_second: PositiveInt = Field(1024, description="Slowest body, and slowest reader of a reply.")
     stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between the lines of a stream.")
+    max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")
+    heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and to answer one.")
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of other hosts' pages that may open WebSockets, as https://example.org; * for all."
+    )
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
     shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
 
@@ -86,7 +91,7 @@ class Settings(BaseSettings):
                 plain[name] = str(value)
         return plain
 
-    @field_validator("preload", "api_keys", "admin_keys", mode="before")
+    @field_validator("preload", "allowed_origins", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split_on_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -17,7 +17,17 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
 from service.api.reply import send_reply
-from service.errors import ClientFull, ClientGone, MethodNotAllowed, ServiceDraining, ServiceError, ServiceFull
+from service.api.upgrade import translate
+from service.errors import (
+    ClientFull,
+    ClientGone,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServiceDraining,
+    ServiceError,
+    ServiceFull,
+    UpgradeRequired,
+)
 from service.serving.admission import Admission
 
 Refusal = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -32,7 +42,8 @@ CLIENT_CLOSED_REQUEST = 499
 class Gateway:
     """The ASGI application: hot paths here, all others in `app`.
 
-    `hot` maps paths of POST calls to their handlers, `admissions` those to what bounds them, where something does.
+    `hot` maps paths of POST calls to their handlers, `sockets` those of WebSockets, `admissions` those to what bounds
+    them, where something does.
     """
 
     def __init__(
@@ -41,6 +52,7 @@ class Gateway:
         *,
         hot: Mapping[str, Handler],
         admissions: Mapping[str, Admission],
+        sockets: Mapping[str, Handler],
         keys: Keys,
         metrics: Metrics,
         request_log: bool,
@@ -48,6 +60,7 @@ class Gateway:
         self._app = app
         self._hot = hot
         self._admissions = admissions
+        self._sockets = sockets
         self._keys = keys
         self._metrics = metrics
         self._request_log = request_log
@@ -57,12 +70,14 @@ class Gateway:
         self._numbers = count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection event of ASGI; only HTTP requests are ours."""
-        if scope["type"] != "http":
+        """Handle one connection event of ASGI; HTTP requests and WebSockets are ours."""
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, f"{self._process}{next(self._numbers):06x}")
         try:
+            if scope["type"] == "websocket":
+                translate(exchange)
             self._keys.check(exchange)
             await self._lead(exchange)
         except ServiceError as error:
@@ -104,6 +119,14 @@ class Gateway:
         return None
 
     async def _lead(self, exchange: Exchange) -> None:
+        path = exchange.scope["path"]
+        if exchange.scope["type"] == "websocket":
+            if path not in self._sockets:
+                raise RouteNotFound(f"no WebSocket lives at {path:.80}; there is {', '.join(self._sockets)}")
+            await self._sockets[path](exchange)
+            return
+        if path in self._sockets:
+            raise UpgradeRequired(f"{path} is a WebSocket; connect with ws:// or wss://")
         handler = self._hot.get(exchange.scope["path"])
         if handler is None:
             exchange.scope["exchange"] = exchange
@@ -115,7 +138,9 @@ class Gateway:
 
     def _account(self, exchange: Exchange) -> None:
         seconds = perf_counter() - exchange.begun
-        path = exchange.scope["path"] if exchange.scope["path"] in self._hot else _route(exchange.scope)
+        path = exchange.scope["path"]
+        if path not in self._hot and path not in self._sockets:
+            path = _route(exchange.scope)
         self._metrics.count(exchange, path, seconds)
         if self._request_log:
             # Probes and scrapers come every few seconds for ever.
@@ -123,7 +148,7 @@ class Gateway:
             line(
                 "request",
                 request_id=exchange.request_id,
-                method=exchange.scope["method"],
+                method=exchange.scope.get("method", "WS"),
                 path=path,
                 status=exchange.status,
                 model=exchange.model,

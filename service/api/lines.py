@@ -1,6 +1,6 @@
 """Lines out of a body that is still arriving."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from service.errors import BodyTooLarge
 
@@ -20,3 +20,9 @@ async def blocks(pieces: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[
             yield lines
     if rest.strip():
         yield [rest]
+
+
+def without_blanks(lines: Sequence[bytes], places: Sequence[int]) -> tuple[list[bytes], list[int]]:
+    """The lines that say something, and their places."""
+    kept = [(line, place) for line, place in zip(lines, places, strict=True) if line.strip()]
+    return [line for line, _ in kept], [place for _, place in kept]

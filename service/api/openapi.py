@@ -56,6 +56,21 @@ OPEN_EXAMPLES: dict[str, Any] = {
     },
 }
 
+STREAM = """Open it as a WebSocket. What may stand in the query may also come as the first message, a StreamRequest.
+
+- A text frame holds one or more lines, each the inputs of one step as in the NDJSON of `/cell/step`; it is answered by
+  one text frame with a line for each.
+- A binary frame holds k·input_size little-endian 32-bit floats, the inputs of k ≥ 1 steps; it is answered by one binary
+  frame with one array of each step in turn: the one that `returns` names, `outputs` if it is left out. With several
+  names binary frames are refused.
+- A frame of more than 1,024 steps is answered by several, of 1,024 steps each.
+- A result that is NaN or infinite ends the stream, in either kind of frame, unless `non_finite` is `null`.
+- An error is a text frame `{"error": problem}`, and then the close: 1007 for what is wrong with a message, 1009 if it
+  is too large, 1008 for other refusals, 1012 when the process goes down (connect again), 1013 to try again later, 1011
+  for a failure of the service.
+- Browsers, which cannot send Authorization, offer the subprotocols `rnn-service` and `bearer.<base64url of the key>`.
+  Pages of other hosts need their origin in RNN_ALLOWED_ORIGINS."""
+
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """The whole document; built once, at the first request for it."""
@@ -119,7 +134,15 @@ def _hot_paths() -> dict[str, Any]:
             **_problems(_STEP_STATUSES),
         },
     }
-    return {"/rnn/forward": {"post": forward}, "/cell/step": {"post": step}}
+    stream = {
+        "tags": ["inference"],
+        "operationId": "stream",
+        "summary": "A stream of steps over a WebSocket",
+        "description": STREAM,
+        "parameters": [*_stream_parameters(), *_parameters()],
+        "responses": {"101": {"description": "The stream is open."}, **_problems((401, 403, 422, 426, 500, 503))},
+    }
+    return {"/rnn/forward": {"post": forward}, "/cell/step": {"post": step}, "/cell/stream": {"get": stream}}
 
 
 def _list_problems(document: dict[str, Any]) -> None:
@@ -185,6 +208,8 @@ def _stream_parameters() -> list[dict[str, Any]]:
         "version": "Streams only: version of the model.",
         "returns": "Streams only: what each answer holds, with commas: outputs, h, c, predictions.",
         "non_finite": "Streams only: error, or null.",
+        "session": "Streams only: a session that the service keeps; or the header X-Session-Id.",
+        "step": "Streams only: number of the first step.",
     }
     return [
         {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in words.items()

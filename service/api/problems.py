@@ -21,6 +21,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.BodyTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedMediaType: 415,
+    errors.UpgradeRequired: 426,
     errors.InvalidRequest: 422,
     errors.NonFiniteOutput: 422,
     errors.NotSteppable: 422,
@@ -103,6 +104,8 @@ def headers_of(error: errors.ServiceError) -> list[tuple[bytes, bytes]]:
         return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     if isinstance(error, errors.Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
+    if isinstance(error, errors.UpgradeRequired):
+        return [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
     if isinstance(error, errors.MethodNotAllowed):
         return [(b"allow", error.allowed.encode())]
     return []

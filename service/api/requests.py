@@ -181,8 +181,15 @@ class OpenRequest(Request):
 
 
 class StreamRequest(Request):
-    """First line of a stream of steps, or its query parameters: which model, from which state."""
+    """First line of a stream of steps, or its query parameters: which model, from which state; or which session."""
 
+    session: SessionId | None = Field(
+        None, description="A session that the service keeps; it brings its model and its state. Or X-Session-Id."
+    )
+    step: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Number of the first step, for steps that bring none; a session's next one, or 1, if left out.",
+    )
     h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
         None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
     )
@@ -197,7 +204,7 @@ class StreamRequest(Request):
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
-def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target) -> AnyRequest:
+def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target | None) -> AnyRequest:
     """Check fields by a pydantic model. Raises InvalidRequest with every field that is wrong."""
     try:
         return kind.model_validate(fields, context=target)

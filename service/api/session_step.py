@@ -1,6 +1,6 @@
 """POST /cell/step for a session: one step or several, run and kept exactly once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
 from service.api.stepping import step_returns
 from service.engine.interface import Floats
 from service.errors import NonFiniteOutput
-from service.serving.session_steps import SessionSteps, Terms
+from service.serving.session_steps import SessionStepper, SessionSteps, Terms
 from service.serving.sessions import Session, Sessions
 from service.serving.steps import NonFinite, Steps
 from service.wire.arrays import Document
@@ -56,13 +56,29 @@ class SessionStep:
         await send_reply(exchange, 200, kind.encode(), body)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Gives streams the steppers of the sessions that they name."""
+
+    sessions: Sessions
+    steps: SessionSteps
+
+    async def __call__(self, fields: Mapping[str, Any], exchange: Exchange) -> SessionStepper:
+        """The stepper of `session` in valid fields. Raises SessionNotFound, SessionGone, InvalidRequest."""
+        session = await self.sessions.use(fields["session"], exchange.session_owner)
+        refuse_another_model(session, fields.get("model"), fields.get("version"))
+        strict, with_state = fields.get("non_finite") != "null", not {"h", "c"}.isdisjoint(fields.get("returns") or ())
+        terms = Terms(strict, with_state, in_stream=True, book=exchange.book)
+        return SessionStepper(session.model, self.steps, session.record, terms, session.record.position.step)
+
+
 def with_session(exchange: Exchange, fields: Document) -> Document:
     """The fields of a request, with the session that a header may name. Raises InvalidRequest if both do, apart."""
     header = exchange.header(b"x-session-id")
     if not header:
         return fields
     if fields.get("session", header) != header:
-        raise wrong("session is another one than X-Session-Id", "session")
+        raise wrong("session is not the one of X-Session-Id; name one", "session")
     return {**fields, "session": header}
 
 

@@ -32,22 +32,24 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """K."""
+        """The k above."""
         return len(self.outputs)
 
     def refuse_non_finite(self, *, state: bool) -> None:
         """Raise NonFinite at the first step whose result is not finite; `state` says that h and c are results."""
-        finite = np.isfinite(self.outputs).all(axis=-1)
-        if self.predictions is not None:
-            finite &= np.isfinite(self.predictions).all(axis=-1)
-        if state:  # of the last step only
-            finite[-1] &= all(np.isfinite(values).all() for values in (self.h, self.c) if values is not None)
-        if not finite.all():
-            raise NonFinite(int(np.argmin(finite)))
+        results = [self.outputs] if self.predictions is None else [self.outputs, self.predictions]
+        states = [values for values in (self.h, self.c) if values is not None] if state else []
+        if all(np.isfinite(values).all() for values in results + states):
+            return
+        finite = np.ones(self.count, np.bool_)
+        for values in results:
+            finite &= np.isfinite(values).all(axis=-1)
+        finite[-1] &= all(np.isfinite(values).all() for values in states)  # known of the last step only
+        raise NonFinite(int(np.argmin(finite)))
 
 
 class NonFinite(Exception):
-    """A result is NaN or infinite and the stream refuses that; nothing was committed. index counts from 0 in the run."""
+    """A result is NaN or infinite and the stream refuses that; nothing was committed. index counts from 0."""
 
     def __init__(self, index: int) -> None:
         super().__init__(f"the result of step {index} of this run is not finite")
@@ -64,8 +66,8 @@ class Stepper(Protocol):
         """Run inputs (k,I), in order; step numbers the first, None is the next in order.
 
         A stream that remembers may answer a repeated step from what it stored: then there are several `Steps`, replayed
-        and new ones, k steps together. deadline is a time of `monotonic()`. Raises NonFinite, or a ServiceError; nothing
-        of this run was committed then.
+        and new ones, k steps together. deadline is a time of `monotonic()`. Raises NonFinite, or a ServiceError;
+        nothing of this run was committed then.
         """
 
 

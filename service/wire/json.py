@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 import simdjson
+from numpy.typing import NDArray
 
 from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
@@ -65,6 +66,17 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     if not isinstance(values, np.ndarray | Ragged) or brackets != line.count(b"["):
         raise Suspicious
     return values
+
+
+def flat(body: bytes) -> Floats:
+    """All numbers of a list of lists of numbers, in order; how they are divided is not looked at. Raises Suspicious."""
+    try:
+        array = _parsed(body)
+        if not isinstance(array, simdjson.Array):
+            raise Suspicious
+        return _narrowed(np.frombuffer(array.as_buffer(of_type="d")))
+    except (ValueError, TypeError) as error:
+        raise Suspicious from error
 
 
 def encode(fields: Document) -> bytes:
@@ -151,10 +163,15 @@ def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
     doubles = np.frombuffer(array.as_buffer(of_type="d"))
     if doubles.size != sum(sizes[-1]):
         raise Suspicious
+    return assemble(_narrowed(doubles), sizes), 1 + sum(len(depth) for depth in sizes[1:])
+
+
+def _narrowed(doubles: NDArray[np.float64]) -> Floats:
+    """As float32. Raises Suspicious if one is too large, ValueError if there is none."""
     # Two passes, and no dot product: BLAS would wake threads that spin beside the engine's.
     if np.maximum.reduce(doubles) >= OVERFLOW or np.minimum.reduce(doubles) <= -OVERFLOW:
         raise Suspicious
-    return assemble(doubles.astype(np.float32), sizes), 1 + sum(len(depth) for depth in sizes[1:])
+    return doubles.astype(np.float32)
 
 
 def _sizes(array: Any) -> list[list[int]]:

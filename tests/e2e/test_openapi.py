@@ -57,6 +57,7 @@ def schema(service):
 OPERATIONS = [
     ("/rnn/forward", "POST"),
     ("/cell/step", "POST"),
+    ("/cell/stream", "GET"),
     ("/models", "GET"),
     ("/models/{name}", "GET"),
     ("/models/{name}/reload", "POST"),

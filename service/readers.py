@@ -1,0 +1,62 @@
+"""Watching whether a client reads what it is sent."""
+
+import asyncio
+import fcntl
+import termios
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+CHECK_SECONDS = 5.0
+
+
+class ReaderWatch:
+    """Looks every `CHECK_SECONDS`, while something is unread, whether enough of it was taken; if not, calls `stalled`.
+
+    What the kernel holds counts as unread, which may be megabytes.
+    """
+
+    def __init__(
+        self,
+        transport: Any,
+        loop: asyncio.AbstractEventLoop,
+        min_bytes_per_second: float,
+        stalled: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._least = min_bytes_per_second * CHECK_SECONDS
+        self._stalled = stalled
+        self._timer: asyncio.TimerHandle | None = None
+        self._caught_up = False
+
+    def start(self) -> None:
+        """More was written than the client took: look in a while."""
+        if self._timer is None:
+            self._caught_up = False
+            self._timer = self._loop.call_later(CHECK_SECONDS, self._check, self._unread())
+
+    def caught_up(self) -> None:
+        """The client has taken nearly everything, for now."""
+        self._caught_up = True
+
+    def stop(self) -> None:
+        """The connection is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self, before: int) -> None:
+        self._timer = None
+        unread = self._unread()
+        if not self._caught_up and unread and before - unread < self._least:
+            self._stalled()
+        elif unread:
+            self.start()
+
+    def _unread(self) -> int:
+        waiting = array("i", [0])
+        try:
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        except OSError:  # closed meanwhile
+            waiting[0] = 0
+        return int(self._transport.get_write_buffer_size()) + waiting[0]
