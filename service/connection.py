@@ -16,8 +16,9 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 STALL_CHECK_SECONDS = 5.0
 
-READ_AND_FORGET_BYTES = 8 * 2**20
-"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more."""
+READ_AND_FORGET_BYTES = 256 * 1024
+"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more, and most of them have
+been read with the head. Larger ones are refused by the application, which closes the connection."""
 
 REFUSAL_SECONDS = 0.3e-3
 FORGET_BYTES_PER_SECOND = 600e6
