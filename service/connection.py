@@ -13,11 +13,17 @@ from service.transport import JoinedWrites
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 
-READ_AND_FORGET_BYTES = 8 * 2**20
-"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more."""
+READ_AND_FORGET_BYTES = 256 * 1024
+"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more, and most of them have
+been read with the head. Larger ones are refused by the application, which closes the connection."""
 
-REFUSAL_PAUSE_SECONDS = 0.03
-"""How long after a refusal the connection is not read: a client that tries again at once should not keep us busy."""
+REFUSAL_SECONDS = 0.3e-3
+FORGET_BYTES_PER_SECOND = 600e6
+"""What a refusal, and what reading its body to no purpose, counts for: some four times what they take. Where refusals
+count for more than all of the time, refused connections are not read for a while: their clients try again at once."""
+
+MOST_PAUSE_SECONDS = 1.0
+"""As Retry-After asks of them."""
 
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
@@ -27,7 +33,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
-    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`; so do the `refusals`.
 
     A request that the application's `refuse(scope)` has a reply to never becomes a task, and its body is not kept.
     """
@@ -123,10 +129,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.write(body)
         cycle.response_started = cycle.response_complete = True
         self.on_response_complete()
-        self.flow.pause_reading()
-        self.loop.call_later(REFUSAL_PAUSE_SECONDS, self._resume)
+        self._pause(cycle)
 
-    def _resume(self) -> None:
+    def _pause(self, cycle: RequestResponseCycle) -> None:
+        """Leave a refused connection alone: the longer, the more of them there are."""
+        refusals: Refusals = self.config.refusals  # type: ignore[attr-defined]  # ours
+        cost = REFUSAL_SECONDS + _declared(cycle) / FORGET_BYTES_PER_SECOND
+        pause = min((refusals.paused + 1) * cost, MOST_PAUSE_SECONDS)
+        refusals.paused += 1
+        self.flow.pause_reading()
+        self.loop.call_later(pause, self._resume, refusals)
+
+    def _resume(self, refusals: "Refusals") -> None:
+        refusals.paused -= 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
@@ -135,8 +150,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # One that waited for its turn on this connection goes the long way: refusing many would go ever deeper.
         if self._refuse is None or not self._in_headers or not cycle.keep_alive or cycle.waiting_for_100_continue:
             return None
-        length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
-        if not length.isdigit() or int(length) > READ_AND_FORGET_BYTES:
+        if not 0 <= _declared(cycle) <= READ_AND_FORGET_BYTES:
             return None
         return self._refuse(cycle.scope)
 
@@ -185,6 +199,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cancel_header_timer()
         structlog.get_logger().info("connection_dropped", reason=reason)
         self.transport.abort()
+
+
+class Refusals:
+    """How many connections of the process are not read at the moment, since they were refused something."""
+
+    def __init__(self) -> None:
+        self.paused = 0
+
+
+def _declared(cycle: RequestResponseCycle) -> int:
+    """Content-Length; -1 without."""
+    length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else -1
 
 
 def _without_h2c(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.connection import GuardedProtocol
+from service.connection import GuardedProtocol, Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
@@ -54,6 +54,7 @@ class Config(uvicorn.Config):
             timeout_graceful_shutdown=settings.shutdown_seconds,
             timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         )
+        self.refusals = Refusals()
         self._shares = settings.workers > 1
         self.header_seconds = settings.header_timeout_seconds
         self.min_bytes_per_second = settings.min_bytes_per_second

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, perf_counter
 
 from service.engine.interface import Engine, Rows
-from service.engine.priority import stand_back
 from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
@@ -31,7 +30,7 @@ class Inference:
         on_turn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.registry = registry
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compute", initializer=stand_back)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compute")
         self._on_turn = on_turn
         self._max_queued_requests = max_queued_requests
         self._max_queued_bytes = max_queued_bytes

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from service.engine.priority import stand_back
-
 
 class Crew:
     """Up to `size` threads, the caller's included. The others are started when first needed and sleep when idle."""
@@ -12,7 +10,7 @@ class Crew:
     def __init__(self, size: int) -> None:
         self.size = max(size, 1)
         # The pool's threads end when it is collected with the engine that owns it.
-        self._others = ThreadPoolExecutor(max(self.size - 1, 1), "rnn-kernel", initializer=stand_back)
+        self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
 
     def run(self, works: Sequence[Callable[[], object]]) -> None:
         """Run at most `size` works that share one task; return when the task is done.
