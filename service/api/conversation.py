@@ -39,7 +39,8 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 class Conversation:
     """A stepper, and what its stream said at the beginning.
 
-    binary is which of the arrays a binary answer holds, None if more than one was asked for; patience is the time in
+    binary is which of the arrays a binary answer holds, None if more than one was asked for; finite_text says that a
+    result which is not finite is an error in a text answer (a binary one carries it as it is); patience is the time in
     seconds from a line's arrival within which it must begin to run; number is that of the next step that brings none,
     None if they run in the order they arrive.
     """
@@ -49,6 +50,7 @@ class Conversation:
     exchange: Exchange
     returns: frozenset[str]
     binary: str | None
+    finite_text: bool
     patience: float | None
     number: int | None
 
@@ -59,7 +61,7 @@ class Conversation:
         answered first.
         """
         inputs, numbers, failure = await self._decoded(lines, places)
-        async for ran in self.run(inputs, numbers, lambda index: at_line(places[index])):
+        async for ran in self.run(inputs, numbers, lambda index: at_line(places[index]), finite=self.finite_text):
             begun = perf_counter()
             answers = ndjson.encode(self.fields(ran), ran.first, ran.count)
             self.exchange.mark("encode", begun)
@@ -67,7 +69,9 @@ class Conversation:
         if failure:
             raise failure
 
-    async def run(self, inputs: Floats, numbers: Numbers, place: Callable[[int], str]) -> AsyncIterator[Steps]:
+    async def run(
+        self, inputs: Floats, numbers: Numbers, place: Callable[[int], str], *, finite: bool
+    ) -> AsyncIterator[Steps]:
         """Run a block (k,I); numbers are those of its steps, place names a step of it in errors.
 
         Raises at the first that is wrong or fails, naming its place; the steps before it have run then.
@@ -79,10 +83,11 @@ class Conversation:
             block, step, failure = inputs[begin:end], numbers[begin], None
             try:
                 try:
-                    several = await self.stepper.run(block, step, deadline)
+                    several = await self.stepper.run(block, step, deadline, refuse_non_finite=finite)
                 except NonFinite as error:
                     failure = error
-                    several = await self.stepper.run(block[: error.index], step, deadline) if error.index else []
+                    good = block[: error.index]
+                    several = await self.stepper.run(good, step, deadline, refuse_non_finite=True) if len(good) else []
             except ServiceError as error:
                 raise at(place(begin), error) from None
             self.exchange.rows = 1

@@ -208,7 +208,8 @@ class _Talk:
         sizes = deque(len(frame.places) for frame in block)
         ready = b""
         try:
-            async for ran in conversation.run(together, [None] * len(frames), lambda step: f"frame {frames[step]}"):
+            numbers: list[int | None] = [None] * len(frames)
+            async for ran in conversation.run(together, numbers, lambda step: f"frame {frames[step]}", finite=False):
                 values = conversation.array(ran)
                 width = values.nbytes // ran.count
                 ready += values.tobytes()

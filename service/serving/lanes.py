@@ -17,6 +17,10 @@ class InFlight:
         self.inputs = inputs
         self._outcome: asyncio.Future[list[Steps] | None] | None = None
 
+    def is_of(self, inputs: Floats) -> bool:
+        """Whether these are its inputs, to the bit."""
+        return self.inputs is not None and self.inputs.tobytes() == inputs.tobytes()
+
     def land(self, done: list[Steps] | None) -> None:
         """Tell those who wait what the steps gave, once; None: they are on their own."""
         if self._outcome is not None and not self._outcome.done():
@@ -73,13 +77,13 @@ class Lanes:
         lane.waiting += 1
         mine = InFlight(inputs)
         if step is not None:
-            lane.in_flight[step] = mine
+            lane.in_flight.setdefault(step, mine)
         try:
             async with lane.turn:
                 yield mine
         finally:
             mine.land(None)
-            if step is not None:
+            if step is not None and lane.in_flight.get(step) is mine:
                 del lane.in_flight[step]
             lane.waiting -= 1
             if not lane.waiting:

@@ -49,7 +49,7 @@ class Remembering:
         self.done = kept
         self.asked = []
 
-    async def run(self, inputs, step, deadline):
+    async def run(self, inputs, step, deadline, *, refuse_non_finite):
         self.asked.append((len(inputs), step))
         first = self.done + 1 if step is None else step
         if first > self.done + 1:
@@ -64,7 +64,7 @@ class Remembering:
 def conversation(stepper, number=None):
     exchange = Exchange({"headers": []}, None, None, "r1")
     target = Target("m", SPEC, Limits(1000, 1000))
-    return Conversation(stepper, target, exchange, frozenset({"outputs"}), "outputs", None, number)
+    return Conversation(stepper, target, exchange, frozenset({"outputs"}), "outputs", True, None, number)
 
 
 async def talk(spoken, lines, first=1):
