@@ -113,7 +113,7 @@ class SessionSteps:
         spec, before, count = work.model.spec, record.position, len(inputs)
         h, c = decoded(spec, before.state)
         outputs = np.empty((count, spec.output_size), np.float32)
-        rows = Rows(inputs, _FIRST, np.full(1, count, np.int64), h, c, outputs)
+        rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
         if spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
         timings = await self._inference.run(work.model, rows, work.deadline, engine=work.model.engine)
@@ -131,7 +131,7 @@ class SessionSteps:
         return steps, Position(before.revision + 1, before.step + count, state, kept, now)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Work:
     """What is to be done: the arguments of `SessionSteps.run`."""
 

@@ -41,11 +41,11 @@ class Steps:
         states = [values for values in (self.h, self.c) if values is not None] if state else []
         if all(np.isfinite(values).all() for values in results + states):
             return
-        finite = np.ones(self.count, np.bool_)
+        good = np.ones(self.count, np.bool_)
         for values in results:
-            finite &= np.isfinite(values).all(axis=-1)
-        finite[-1] &= all(np.isfinite(values).all() for values in states)  # known of the last step only
-        raise NonFinite(int(np.argmin(finite)))
+            good &= np.isfinite(values).all(axis=-1)
+        good[-1] &= all(np.isfinite(values).all() for values in states)  # known of the last step only
+        raise NonFinite(int(np.argmin(good)))
 
 
 class NonFinite(Exception):
@@ -102,7 +102,7 @@ class StatelessStepper:
         # The engine steps a state where it stands: a run that fails must leave ours as it was.
         h, c = self.h.copy(), None if self.c is None else self.c.copy()
         outputs = np.empty((count, spec.output_size), np.float32)
-        rows = Rows(inputs, _FIRST, np.full(1, count, np.int64), h, c, outputs)
+        rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
         if self.predictions and spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
         timings = await self.inference.run(self.model, rows, deadline, engine=self.engine)

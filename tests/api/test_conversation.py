@@ -70,9 +70,12 @@ def conversation(stepper, number=None):
 async def talk(spoken, lines, first=1):
     """All answers, and the error that ended them."""
     answers = []
+
+    async def take(some):
+        answers.extend(some)
+
     try:
-        async for some in spoken.answers(lines, range(first, first + len(lines))):
-            answers += some
+        await spoken.answer(lines, range(first, first + len(lines)), take)
     except ServiceError as error:
         return b"".join(answers), error
     return b"".join(answers), None

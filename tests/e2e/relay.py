@@ -16,9 +16,9 @@ class Relay:
     ones live on.
     """
 
-    def __init__(self, to_port: int, lives: Iterator[int] = iter(())) -> None:
+    def __init__(self, to_port: int, lives: Iterator[int] | None = None) -> None:
         self._to = ("127.0.0.1", to_port)
-        self._lives = lives
+        self._lives = lives or iter(())
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads = [threading.Thread(target=self._accept)]
