@@ -126,6 +126,7 @@ def create_app(settings: Settings) -> Gateway:
                 inference, limits, body_limits, stream, admission, SessionStep(sessions, session_steps, limits)
             ),
         },
+        admissions={"/rnn/forward": admission},
         sockets={
             "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
         },

@@ -21,6 +21,18 @@ AT_ONCE_BYTES = 64 * 1024
 WHOLE = "rnn.whole"
 """Name of the ASGI extension that `Whole` is."""
 
+READ_AND_FORGET_BYTES = 256 * 1024
+"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more, and most of them have
+been read with the head. Larger ones are refused by the application, which closes the connection."""
+
+REFUSAL_SECONDS = 0.3e-3
+FORGET_BYTES_PER_SECOND = 600e6
+"""What a refusal, and what reading its body to no purpose, counts for: some four times what they take. Where refusals
+count for more than all of the time, refused connections are not read for a while: their clients try again at once."""
+
+MOST_PAUSE_SECONDS = 1.0
+"""As Retry-After asks of them."""
+
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 
 
@@ -29,16 +41,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
-    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`; so do the `refusals`.
 
     A request that was read whole begins at once, without a task, if the application's `begins_at_once(scope)` says so,
-    and has a `Whole` among its extensions.
+    and has a `Whole` among its extensions. One that the application's `refuse(scope)` has a reply to never becomes a
+    task, and its body is not kept.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
+        self._refuse = getattr(self.app, "refuse", None)
         self._header_timer: asyncio.TimerHandle | None = None
         self._watch: ReaderWatch | None = None
         self._upgraded = False
@@ -81,6 +95,7 @@ class GuardedProtocol(HttpToolsProtocol):
         elif (
             self._header_timer is None
             and not self._just_ended
+            and self.timeout_keep_alive_task is None  # armed by a reply that was sent in this very read
             and (self._in_head or self.cycle is None or self.cycle.response_complete)
         ):
             self._await_headers()
@@ -127,6 +142,49 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Refuse a request for which there is no room; hold one until it is known whether all of it has been read."""
+        if refusal := self._refusal(cycle):
+            self._send_refusal(cycle, *refusal)
+        elif self._in_headers and self._begins_at_once(cycle.scope):
+            self._held = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _send_refusal(
+        self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        lines = (b"%b: %b\r\n" % line for line in (*headers, (b"content-length", b"%d" % len(body))))
+        head = b"".join((STATUS_LINE[status], self.default_lines(), *lines, b"\r\n"))
+        self.transport.write(head)
+        self.transport.write(body)
+        cycle.response_started = cycle.response_complete = True
+        self.on_response_complete()
+        self._pause(cycle)
+
+    def _pause(self, cycle: RequestResponseCycle) -> None:
+        """Leave a refused connection alone: the longer, the more of them there are."""
+        refusals: Refusals = self.config.refusals  # type: ignore[attr-defined]  # ours
+        cost = REFUSAL_SECONDS + _declared(cycle) / FORGET_BYTES_PER_SECOND
+        pause = min((refusals.paused + 1) * cost, MOST_PAUSE_SECONDS)
+        refusals.paused += 1
+        self.flow.pause_reading()
+        self.loop.call_later(pause, self._resume, refusals)
+
+    def _resume(self, refusals: "Refusals") -> None:
+        refusals.paused -= 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _refusal(self, cycle: RequestResponseCycle) -> Any:
+        """The application's refusal, where the connection can be used after a reply ahead of its request's body."""
+        # One that waited for its turn on this connection goes the long way: refusing many would go ever deeper.
+        if self._refuse is None or not self._in_headers or not cycle.keep_alive or cycle.waiting_for_100_continue:
+            return None
+        if not 0 <= _declared(cycle) <= READ_AND_FORGET_BYTES:
+            return None
+        return self._refuse(cycle.scope)
+
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
@@ -163,13 +221,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._default_headers = headers
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Hold a request until it is known whether all of it has been read."""
-        if self._in_headers and self._begins_at_once(cycle.scope):
-            self._held = cycle, app
-        else:
-            super()._start_asgi_task(cycle, app)
 
     def _release(self) -> tuple[RequestResponseCycle, Any]:
         held, self._held = self._held, None
@@ -221,7 +272,7 @@ class Whole:
         self._cycle = cycle
         self.body = bytes(cycle.body)
 
-    def reply(self, status: int, headers: bytes, body: bytes) -> bool:
+    def reply(self, status: int, headers: bytes, body: bytes | memoryview) -> bool:
         """Send a reply, its header lines spelt out; False if it must go the long way, by ASGI's `send`.
 
         That is so where the connection will be closed, the client is slow, or something has been sent already.
@@ -247,6 +298,19 @@ class Whole:
 
 def _never(_: Any) -> bool:
     return False
+
+
+class Refusals:
+    """How many connections of the process are not read at the moment, since they were refused something."""
+
+    def __init__(self) -> None:
+        self.paused = 0
+
+
+def _declared(cycle: RequestResponseCycle) -> int:
+    """Content-Length; -1 without."""
+    length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else -1
 
 
 def _without_h2c(data: bytes) -> bytes:

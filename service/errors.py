@@ -108,6 +108,10 @@ class ServiceFull(ServiceError):
     """All queues are full; the same request can succeed a little later."""
 
 
+class ClientFull(ServiceError):
+    """The client has as many requests under way as one client may; the same request can succeed a little later."""
+
+
 class ServiceDraining(ServiceError):
     """The process is shutting down; another one will answer."""
 

@@ -1,8 +1,10 @@
 """The process, or the processes: uvicorn around the application, from the settings to the exit code."""
 
+import asyncio
 import gc
 import os
 import tempfile
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,11 +13,12 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.connection import GuardedProtocol
+from service.connection import GuardedProtocol, Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
 from service.settings import Settings
+from service.sharing import SharingLoop
 from service.websocket import GuardedWebSocket
 
 if TYPE_CHECKING:
@@ -51,8 +54,14 @@ class Config(uvicorn.Config):
             timeout_graceful_shutdown=settings.shutdown_seconds,
             timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         )
+        self.refusals = Refusals()
+        self._shares = settings.workers > 1
         self.header_seconds = settings.header_timeout_seconds
         self.min_bytes_per_second = settings.min_bytes_per_second
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """Where workers share a port, the event loop that shares connections out."""
+        return SharingLoop if self._shares else super().get_loop_factory()
 
 
 class Server(uvicorn.Server):

@@ -24,12 +24,12 @@ class JoinedWrites:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Send data, after the head that may be held."""
         if self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
-        elif data.startswith(_HEAD):
+        elif isinstance(data, bytes) and data.startswith(_HEAD):
             self._head = data
             self._loop.call_soon(self._flush)
         else:

@@ -9,13 +9,26 @@ import numpy as np
 from service.api.body import BodyLimits, read_body, whole_body
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
+from service.api.reply import Pieces
 from service.errors import FieldError, InvalidRequest, NonFiniteOutput
-from service.serving.admission import HEAVY_BYTES
+from service.serving.admission import HEAVY_BYTES, Admission
 from service.wire import json, json_slow, safetensors
 from service.wire.arrays import Document, Floats, Integers, finite
 
 DECODE_ON_LOOP_BYTES = 2**20
 """Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
+
+VIEW_ON_LOOP_BYTES = 4 * 2**20
+"""The same for safetensors, where nothing is parsed but the header."""
+
+AT_ONCE_VALUES = 2 * json.SLICE_VALUES
+"""Numbers of a reply that are not worth cutting into slices."""
+
+MOST_WAITING = 4
+"""How many times as long as its own pieces take a large reply gives way to others between them."""
+
+IDLE_TURN_SECONDS = 50e-6
+"""A turn of the event loop that was shorter had nothing to do."""
 
 FORMATS: Sequence[str] = (JSON, SAFETENSORS)
 
@@ -34,7 +47,7 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
         if document is not None:
             return document, kind
     body = whole if whole is not None else await read_body(exchange, limits)
-    if len(body) < HEAVY_BYTES:
+    if len(body) < HEAVY_BYTES or (kind == SAFETENSORS and len(body) <= VIEW_ON_LOOP_BYTES):
         return await _decode(exchange, body, kind), kind
     async with heavy:
         return await _decode(exchange, body, kind), kind
@@ -66,7 +79,8 @@ async def _decode_fast(body: bytes, kind: str) -> Document | None:
     """
     decode = safetensors.decode if kind == SAFETENSORS else json.decode
     try:
-        return await asyncio.to_thread(decode, body) if len(body) > DECODE_ON_LOOP_BYTES else decode(body)
+        most = VIEW_ON_LOOP_BYTES if kind == SAFETENSORS else DECODE_ON_LOOP_BYTES
+        return await asyncio.to_thread(decode, body) if len(body) > most else decode(body)
     except json.Suspicious:
         return None
 
@@ -83,6 +97,40 @@ def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
     body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
     exchange.mark("encode", begun)
     return body
+
+
+async def give_way(seconds: float) -> float:
+    """Let everybody else on the event loop have his turn, and again while they are busy, for at most so many seconds.
+
+    Returns `perf_counter()`.
+    """
+    begun = now = perf_counter()
+    while True:
+        before = now
+        await asyncio.sleep(0)
+        now = perf_counter()
+        if now - before < IDLE_TURN_SECONDS or now - begun > seconds:
+            return now
+
+
+async def encode_large(exchange: Exchange, fields: Document, kind: str, values: int, admission: Admission) -> Pieces:
+    """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces.
+
+    values is how many numbers it has, about.
+    """
+    if kind == SAFETENSORS:
+        return safetensors.pieces(fields)
+    if values <= AT_ONCE_VALUES:
+        async with admission.heavy:
+            return [encode_document(exchange, fields, kind)]
+    pieces = []
+    async with admission.printing:
+        begun = perf_counter()
+        for piece in json.slices(fields):
+            pieces.append(piece)
+            spent = exchange.mark("encode", begun) - begun
+            begun = await give_way(MOST_WAITING * spent)
+    return pieces
 
 
 def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:

@@ -24,7 +24,7 @@ class Whole(Protocol):
 
     body: bytes
 
-    def reply(self, status: int, headers: bytes, body: bytes) -> bool:
+    def reply(self, status: int, headers: bytes, body: bytes | memoryview) -> bool:
         """Send a reply, its header lines spelt out; False if it must go by ASGI's `send`."""
 
 
@@ -91,6 +91,12 @@ class Exchange:
             values = [value for key, value in self.scope["headers"] if key == name]
             if values:
                 self.headers[name] = b", ".join(values)
+
+    @property
+    def client(self) -> str:
+        """Whose share of the service the request counts for: its key's, else its peer address's."""
+        peer = self.scope.get("client")
+        return self.owner.hex() or (peer[0] if peer else "")
 
     @property
     def declared_bytes(self) -> int:

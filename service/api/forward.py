@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from service.api.body import BodyLimits
-from service.api.documents import answer_format, encode_document, read_document, refuse_non_finite
+from service.api.documents import answer_format, encode_document, encode_large, read_document, refuse_non_finite
 from service.api.exchange import Exchange
 from service.api.negotiation import JSON, SAFETENSORS
-from service.api.reply import send_reply
+from service.api.reply import Body, send_reply
 from service.api.requests import ForwardRequest, parse
 from service.api.shapes import Limits, Sequences, Target, refuse_too_much, sequences, state, wrong
 from service.engine.interface import Floats, Rows
@@ -29,11 +29,11 @@ class Forward:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer; while the reply is being sent, nothing but its body is held any more."""
-        with self.admission.enter(exchange.declared_bytes):
+        with self.admission.enter(exchange.client, exchange.declared_bytes):
             body, kind = await self._answer(exchange)
             await send_reply(exchange, 200, kind.encode(), body)
 
-    async def _answer(self, exchange: Exchange) -> tuple[bytes, str]:
+    async def _answer(self, exchange: Exchange) -> tuple[Body, str]:
         """Translate, call, translate: the reply's body and its format."""
         document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
         model = self.inference.registry.resolve_fields(document)
@@ -48,10 +48,10 @@ class Forward:
             work.refuse_non_finite()
         reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
         del document, work  # the inputs need not wait for the reply to be encoded
-        if exchange.steps * model.spec.output_size * 4 < HEAVY_BYTES:
+        values = exchange.steps * model.spec.output_size
+        if 4 * values < HEAVY_BYTES:
             return encode_document(exchange, reply, kind), kind
-        async with self.admission.heavy:
-            return encode_document(exchange, reply, kind), kind
+        return await encode_large(exchange, reply, kind, values, self.admission), kind
 
 
 @dataclass(frozen=True, slots=True)

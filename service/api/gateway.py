@@ -19,13 +19,19 @@ from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of,
 from service.api.reply import send_reply
 from service.api.upgrade import translate
 from service.errors import (
+    ClientFull,
     ClientGone,
     MethodNotAllowed,
     RouteNotFound,
     ServiceDraining,
     ServiceError,
+    ServiceFull,
     UpgradeRequired,
 )
+from service.serving.admission import Admission
+
+Refusal = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body of a reply."""
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -36,7 +42,8 @@ CLIENT_CLOSED_REQUEST = 499
 class Gateway:
     """The ASGI application: hot paths here, all others in `app`.
 
-    `hot` maps paths of POST calls to their handlers, `sockets` those of WebSockets.
+    `hot` maps paths of POST calls to their handlers, `sockets` those of WebSockets, `admissions` those to what bounds
+    them, where something does.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Gateway:
         app: ASGIApp,
         *,
         hot: Mapping[str, Handler],
+        admissions: Mapping[str, Admission],
         sockets: Mapping[str, Handler],
         keys: Keys,
         metrics: Metrics,
@@ -51,6 +59,7 @@ class Gateway:
     ) -> None:
         self._app = app
         self._hot = hot
+        self._admissions = admissions
         self._sockets = sockets
         self._keys = keys
         self._metrics = metrics
@@ -99,6 +108,28 @@ class Gateway:
             if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
                 return False
         return True
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        """The reply to a request for which there is no room, known from its head alone; None if it may begin.
+
+        For the server, which asks before it makes a task of a request and reads its body: what is refused costs little.
+        """
+        admission = self._admissions.get(scope["path"])
+        if admission is None or not admission.crowded or scope["method"] != "POST":
+            return None
+        exchange = Exchange(scope, _nothing, _nowhere, f"{self._process}{next(self._numbers):06x}")
+        try:
+            self._keys.check(exchange)
+            admission.check(exchange.client, exchange.declared_bytes)
+        except (ServiceFull, ClientFull) as error:
+            body = encode_problem(problem(error, exchange.request_id))
+            exchange.status, exchange.sent_bytes = STATUS[type(error)], len(body)
+            self._account(exchange)
+            named = (b"x-request-id", exchange.request_id.encode())
+            return exchange.status, [(b"content-type", MEDIA_TYPE), named, *headers_of(error)], body
+        except ServiceError:
+            pass
+        return None
 
     async def _lead(self, exchange: Exchange) -> None:
         path = exchange.scope["path"]
@@ -159,6 +190,14 @@ def _briefly(send: Send) -> Send:
         await send(message)
 
     return brief
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _nowhere(_: Message) -> None:
+    pass
 
 
 def _noting(exchange: Exchange) -> Send:

@@ -25,6 +25,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidRequest: 422,
     errors.NonFiniteOutput: 422,
     errors.NotSteppable: 422,
+    errors.ClientFull: 429,
     errors.SessionNotFound: 404,
     errors.StepConflict: 409,
     errors.StepOutOfOrder: 409,
@@ -41,6 +42,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
 
 RETRY_AFTER_SECONDS = 1
 _RETRY = (
+    errors.ClientFull,
     errors.ServiceFull,
     errors.ServiceDraining,
     errors.SessionBusy,

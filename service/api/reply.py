@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import zlib
+from collections.abc import Sequence
 
 from service.api.exchange import Exchange
 from service.api.negotiation import reply_encoding
@@ -14,68 +15,70 @@ else:
 
 Headers = list[tuple[bytes, bytes]]
 
+Pieces = Sequence[bytes | memoryview]
+Body = bytes | Pieces
+"""A reply's bytes, whole or in pieces, each of which is handed on when the client has taken most of those before."""
+
 COMPRESS_FROM_BYTES = 1024
 COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
 GZIP_LEVEL = 4
 LINGER_SECONDS = 2.0
-READ_TO_THE_END_BYTES = 2**20
+READ_TO_THE_END_BYTES = 256 * 1024
 
 
 async def send_reply(
-    exchange: Exchange, status: int, media_type: bytes, body: bytes, headers: Headers | None = None
+    exchange: Exchange, status: int, media_type: bytes, body: Body, headers: Headers | None = None
 ) -> None:
     """Send a whole reply, compressed if the client takes that and it is worth it."""
     extra = list(headers) if headers else []
     encoding = None
-    if len(body) >= COMPRESS_FROM_BYTES:
+    pieces: Pieces = [body] if isinstance(body, bytes) else body
+    size = sum(map(len, pieces))
+    if size >= COMPRESS_FROM_BYTES:
         encoding = reply_encoding(exchange.header(b"accept-encoding"))
         extra.append((b"vary", b"accept-encoding"))
     if encoding:
         # Compression releases the GIL; a small body is done before another thread has woken up.
-        elsewhere = len(body) >= COMPRESS_ELSEWHERE_FROM_BYTES
-        body = await asyncio.to_thread(_compress, body, encoding) if elsewhere else _compress(body, encoding)
+        elsewhere = size >= COMPRESS_ELSEWHERE_FROM_BYTES
+        packed = await asyncio.to_thread(_compress, pieces, encoding) if elsewhere else _compress(pieces, encoding)
+        pieces, size = [packed], len(packed)
         extra.append((b"content-encoding", encoding.encode()))
     sends = status >= 400 and (exchange.declared_bytes or b"transfer-encoding" in exchange.headers)
     interrupts = sends and not exchange.received_all and exchange.whole is None
     # The rest of a small body is read sooner than a new connection is made.
     if interrupts and not 0 < exchange.declared_bytes <= READ_TO_THE_END_BYTES:
         extra.append((b"connection", b"close"))
-    exchange.status, exchange.sent_bytes = status, len(body)
-    if exchange.whole is not None and exchange.whole.reply(
-        status, _spelt(media_type, len(body), exchange.request_id, extra), body
-    ):
-        return
+    exchange.status, exchange.sent_bytes = status, size
+    whole = exchange.whole
+    if whole is not None and len(pieces) == 1:
+        head = _spelt(media_type, size, exchange.request_id, extra)
+        if whole.reply(status, head, pieces[0]):
+            return
     await exchange.send(
         {
             "type": "http.response.start",
             "status": status,
             "headers": [
                 (b"content-type", media_type),
-                (b"content-length", str(len(body)).encode()),
+                (b"content-length", str(size).encode()),
                 (b"x-request-id", exchange.request_id.encode()),
                 *extra,
             ],
         }
     )
+    last = len(pieces) - 1
+    for index, piece in enumerate(pieces):
+        more = interrupts or index < last
+        await exchange.send({"type": "http.response.body", "body": piece, "more_body": more})
     if interrupts:
-        await _send_to_a_sender(exchange, body)
-    else:
-        await exchange.send({"type": "http.response.body", "body": body})
+        # Closing a connection with unread data in it resets it, and the client could lose the reply that says why.
+        await linger(exchange)
+        await exchange.send({"type": "http.response.body", "body": b""})
 
 
 def _spelt(media_type: bytes, size: int, request_id: str, extra: Headers) -> bytes:
     lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (media_type, size, request_id.encode())
     return b"".join((lines, *(b"%b: %b\r\n" % line for line in extra))) if extra else lines
-
-
-async def _send_to_a_sender(exchange: Exchange, body: bytes) -> None:
-    """Reply before the request's body is read, and read on for a moment.
-
-    Closing a connection with unread data in it resets it, and the client could lose the reply that says why.
-    """
-    await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
-    await linger(exchange)
-    await exchange.send({"type": "http.response.body", "body": b""})
 
 
 async def linger(exchange: Exchange) -> None:
@@ -90,8 +93,6 @@ async def linger(exchange: Exchange) -> None:
         pass
 
 
-def _compress(body: bytes, encoding: str) -> bytes:
-    if encoding == "zstd":
-        return zstd.compress(body)
-    packer = zlib.compressobj(GZIP_LEVEL, wbits=31)
-    return packer.compress(body) + packer.flush()
+def _compress(pieces: Pieces, encoding: str) -> bytes:
+    packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
+    return b"".join([*map(packer.compress, pieces), packer.flush()])

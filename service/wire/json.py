@@ -6,6 +6,7 @@ catch lists where numbers belong, and a body that does not add up goes to `json_
 place.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from numpy.typing import NDArray
 from service.wire.arrays import MAX_FIELDS, OVERFLOW, SHORT, Document, Floats, Ragged, assemble
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
+
+SLICE_VALUES = 32 * 1024
+"""Most numbers that `slices` prints at a time: less than a millisecond's work."""
+
+SLICE_BYTES = 64 * 1024
+"""Less than this waits for what follows."""
 
 
 class Suspicious(Exception):
@@ -80,6 +87,66 @@ def encode(fields: Document) -> bytes:
     NaN and infinities are printed as null: callers that do not want that look for them before.
     """
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def slices(fields: Document) -> Iterator[bytes]:
+    """What `encode` gives, byte for byte, in pieces between which the caller may do something else."""
+    waiting: list[bytes | memoryview] = []
+    size = 0
+    for part in _parts(fields):
+        waiting.append(part)
+        size += len(part)
+        if size >= SLICE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
+
+
+def _parts(fields: Document) -> Iterator[bytes | memoryview]:
+    yield b"{"
+    for index, (name, value) in enumerate(fields.items()):
+        yield (b"," if index else b"") + orjson.dumps(name) + b":"
+        yield from _printed(value)
+    yield b"}"
+
+
+def _printed(value: Any) -> Iterator[bytes | memoryview]:
+    """An array, or a list of arrays, printed in groups along its first axis; anything else as it is."""
+    if _count(value) <= SLICE_VALUES:
+        yield orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        return
+    opening = b"["
+    for begin, end in _groups(value):
+        yield opening
+        opening = b","
+        if end - begin == 1:
+            yield from _printed(value[begin])
+        else:
+            yield memoryview(orjson.dumps(value[begin:end], option=orjson.OPT_SERIALIZE_NUMPY))[1:-1]
+    yield b"]"
+
+
+def _count(value: Any) -> int:
+    """Numbers in an array or in a list of arrays."""
+    if isinstance(value, list):
+        return sum(_count(item) for item in value)
+    return value.size if isinstance(value, np.ndarray) else 1
+
+
+def _groups(value: Any) -> Iterator[tuple[int, int]]:
+    """Where to cut a list: as many of its items together as `SLICE_VALUES` allows, one at least."""
+    if isinstance(value, np.ndarray):
+        step = max(1, SLICE_VALUES // value[0].size)
+        yield from ((begin, min(begin + step, len(value))) for begin in range(0, len(value), step))
+        return
+    begin, values = 0, 0
+    for index, item in enumerate(value):
+        count = _count(item)
+        if index > begin and values + count > SLICE_VALUES:
+            yield begin, index
+            begin, values = index, 0
+        values += count
+    yield begin, len(value)
 
 
 def _parsed(body: bytes) -> Any:

@@ -113,6 +113,55 @@ def test_a_full_queue(busy):
     assert busy.post("/rnn/forward", **wide(500)).status_code == 200
 
 
+def test_a_refusal_comes_before_the_body_and_the_connection_goes_on(busy):
+    small = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
+    with ThreadPoolExecutor(2) as pool:
+        long = [pool.submit(busy.post, "/rnn/forward", **wide(50_000)) for _ in range(2)]
+        until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
+        with Wire(busy) as wire:
+            for _ in range(2):
+                wire.send(head("POST", "/rnn/forward", {"Content-Length": len(small)}))
+                assert_problem(wire.reply(), 503, "service-full")
+                wire.send(small)
+            wire.send(post("/rnn/forward", small) * 3)  # at once, one after the other
+            assert [wire.reply().status for _ in range(3)] == [503] * 3
+            wire.send(head("POST", "/rnn/forward", {"Content-Length": len(small), "Expect": "100-continue"}))
+            assert_problem(wire.reply(), 503, "service-full")
+        assert [request.result().status_code for request in long] == [200, 200]
+
+
+def test_a_refused_connection_may_be_idle_as_long_as_any(launch):
+    service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
+    small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
+    service.post("/rnn/forward", **wide(20))
+    with ThreadPoolExecutor(1) as pool, Wire(service) as wire:
+        long = pool.submit(service.post, "/rnn/forward", **wide(50_000))
+        until(lambda: queued(service) == 1, "the queue is full", every=0.001)
+        wire.send(small)
+        assert wire.reply().status == 503
+        assert long.result().status_code == 200
+        time.sleep(1)
+        wire.send(small)
+        assert wire.reply().status == 200
+
+
+def test_one_client_may_not_take_every_place(launch):
+    service = launch(compute_threads=1, max_queued_requests=8, api_keys="one,other")
+    service.post("/rnn/forward", **with_key("one", wide(20)))
+    with ThreadPoolExecutor(6) as pool:
+        long = [pool.submit(service.post, "/rnn/forward", **with_key("one", wide(20_000))) for _ in range(6)]
+        until(lambda: queued(service) == 6, "all its places are taken", every=0.001)
+        full = service.post("/rnn/forward", **with_key("one", wide(20)))
+        assert_problem(full, 429, "client-full")
+        assert int(full.headers["retry-after"]) >= 1
+        assert service.post("/rnn/forward", **with_key("other", wide(20))).status_code == 200
+        assert [request.result().status_code for request in long] == [200] * 6
+
+
+def with_key(key, request):
+    return request | {"headers": request["headers"] | {"authorization": f"Bearer {key}"}}
+
+
 def test_a_client_that_hangs_up_leaves_the_queue(busy):
     request = wide(50_000)
     wires = [Wire(busy) for _ in range(2)]

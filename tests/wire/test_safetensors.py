@@ -32,6 +32,28 @@ def test_both_formats_give_the_same_bits(array):
     assert by_json.tobytes() == by_safetensors.tobytes()
 
 
+@given(
+    values=st.lists(
+        arrays(np.float32, array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4), elements=st.floats(width=32)),
+        max_size=3,
+    ),
+    lengths=st.none() | arrays(np.int64, array_shapes(max_dims=1, max_side=5)),
+)
+def test_what_is_written_is_what_the_library_writes(values, lengths):
+    fields = {f"x{index}": value for index, value in reversed(list(enumerate(values)))}
+    fields |= {} if lengths is None else {"lengths": lengths}
+    written = safetensors.encode(fields | {"model": 'a "name"'})
+    assert written == save(fields, {"model": 'a "name"'})
+
+
+def test_the_pieces_are_the_arrays_themselves():
+    array = np.zeros((3, 4), np.float32)
+    header, data = safetensors.pieces({"x": array})
+    array[0, 0] = 7
+    assert np.frombuffer(data, np.float32)[0] == 7
+    assert len(header) % 8 == 0
+
+
 def test_other_fields_go_into_the_metadata():
     decoded = safetensors.decode(safetensors.encode({"returns": ["h_n"], "batch_first": True, "model": "m"}))
     assert decoded == {"returns": '["h_n"]', "batch_first": "true", "model": "m"}

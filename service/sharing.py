@@ -1,0 +1,94 @@
+"""Taking connections from a listening socket that several workers share, so that each gets about as many.
+
+The kernel wakes whoever waits, and the event loop's own server takes at once all that have arrived: of a few
+connections that come together, one worker often gets all. Here a worker takes one at a time, and waits a little before
+it does if it has others, so that one that has none comes first.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sized
+from typing import Any
+
+import structlog
+import uvloop
+
+DELAY_SECONDS = 0.001
+"""How much longer a worker waits for each connection that it has, up to `MOST_DELAYS` of them."""
+
+MOST_DELAYS = 2
+
+MANY = 16
+"""For each so many connections that it has, a worker takes one more at a time: then they are shared out anyway."""
+
+RETRY_SECONDS = 0.1
+"""Until the next try where a connection cannot be taken: no file descriptor is free."""
+
+
+class SharingLoop(uvloop.Loop):
+    """An event loop whose servers share their sockets with those of other processes."""
+
+    async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
+        """As in asyncio; a server on a socket that is there already takes few connections at a time."""
+        sock, backlog = options.get("sock"), options.get("backlog", 100)
+        if sock is None or options.get("ssl") is not None:
+            return await super().create_server(protocol_factory, *args, **options)
+        return Acceptor(self, sock, protocol_factory, backlog)
+
+
+class Acceptor:
+    """A server on a shared socket; protocols have a collection of all `connections` of the process."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, listener: socket.socket, factory: Callable[[], Any], backlog: int
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._factory = factory
+        self._connections: Sized = ()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        listener.listen(backlog)
+        self._wait()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        if self._timer is None:
+            self._loop.remove_reader(self._listener)
+        else:
+            self._timer.cancel()
+
+    async def wait_closed(self) -> None:
+        """Nothing is left to wait for: uvicorn waits for the connections itself."""
+
+    def _wait(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._listener, self._stand_back)
+
+    def _stand_back(self) -> None:
+        self._loop.remove_reader(self._listener)
+        delays = min(len(self._connections), MOST_DELAYS)
+        self._timer = self._loop.call_later(DELAY_SECONDS * delays, self._take)
+
+    def _take(self) -> None:
+        for _ in range(1 + len(self._connections) // MANY):
+            try:
+                connection, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another was quicker; it has gone
+                break
+            except OSError as error:
+                structlog.get_logger().error("connection_not_taken", reason=str(error))
+                self._timer = self._loop.call_later(RETRY_SECONDS, self._wait)
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._wait()
+
+    def _protocol(self) -> Any:
+        protocol = self._factory()
+        self._connections = protocol.connections
+        return protocol
