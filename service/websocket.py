@@ -89,7 +89,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
-        """Hand a whole message on, and read no further until it is taken."""
+        """Hand a whole message on, and read no further while more than one waits: each pause is a system call."""
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
         self.frames = []
         if self.close_sent:
@@ -102,7 +102,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
                 return
         else:
             self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
-        if not self.read_paused:
+        if not self.read_paused and self.queue.qsize() > 1:
             self.read_paused = True
             self.transport.pause_reading()
 

@@ -4,7 +4,7 @@ It knows what a step looks like on the wire, and not how lines and frames travel
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -39,7 +39,8 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 class Conversation:
     """A stepper, and what its stream said at the beginning.
 
-    binary is which of the arrays a binary answer holds, None if more than one was asked for; patience is the time in
+    binary is which of the arrays a binary answer holds, None if more than one was asked for; finite_text says that a
+    result which is not finite is an error in a text answer (a binary one carries it as it is); patience is the time in
     seconds from a line's arrival within which it must begin to run; number is that of the next step that brings none,
     None if they run in the order they arrive.
     """
@@ -49,28 +50,42 @@ class Conversation:
     exchange: Exchange
     returns: frozenset[str]
     binary: str | None
+    finite_text: bool
     patience: float | None
     number: int | None
 
-    async def answers(self, lines: Sequence[bytes], places: Sequence[int]) -> AsyncIterator[list[bytes]]:
-        """Run up to `MAX_BLOCK_STEPS` lines, and answer one line for each, in order.
+    async def answer(
+        self, lines: Sequence[bytes], places: Sequence[int], send: Callable[[list[bytes]], Awaitable[None]]
+    ) -> None:
+        """Run up to `MAX_BLOCK_STEPS` lines, and send one line for each, in order, as they are ready.
 
         places are their numbers in the stream. Raises at the first that is wrong or fails; the lines before it are
         answered first.
         """
         inputs, numbers, failure = await self._decoded(lines, places)
-        async for ran in self.run(inputs, numbers, lambda index: at_line(places[index])):
+
+        async def take(ran: Steps) -> None:
             begun = perf_counter()
             answers = ndjson.encode(self.fields(ran), ran.first, ran.count)
             self.exchange.mark("encode", begun)
-            yield answers
+            await send(answers)
+
+        await self.run(inputs, numbers, lambda index: at_line(places[index]), take, finite=self.finite_text)
         if failure:
             raise failure
 
-    async def run(self, inputs: Floats, numbers: Numbers, place: Callable[[int], str]) -> AsyncIterator[Steps]:
-        """Run a block (k,I); numbers are those of its steps, place names a step of it in errors.
+    async def run(
+        self,
+        inputs: Floats,
+        numbers: Numbers,
+        place: Callable[[int], str],
+        take: Callable[[Steps], Awaitable[None]],
+        *,
+        finite: bool,
+    ) -> None:
+        """Run a block (k,I); numbers are those of its steps, place names a step of it in errors, take gets what ran.
 
-        Raises at the first that is wrong or fails, naming its place; the steps before it have run then.
+        Raises at the first that is wrong or fails, naming its place; the steps before it have been taken then.
         """
         # A state that is to be sent after each step must be there after each step.
         size = 1 if self.returns & {"h", "c"} else MAX_BLOCK_STEPS
@@ -79,19 +94,21 @@ class Conversation:
             block, step, failure = inputs[begin:end], numbers[begin], None
             try:
                 try:
-                    several = await self.stepper.run(block, step, deadline)
+                    several = await self.stepper.run(block, step, deadline, refuse_non_finite=finite)
                 except NonFinite as error:
                     failure = error
-                    several = await self.stepper.run(block[: error.index], step, deadline) if error.index else []
+                    good = block[: error.index]
+                    several = await self.stepper.run(good, step, deadline, refuse_non_finite=True) if len(good) else []
             except ServiceError as error:
                 raise at(place(begin), error) from None
             self.exchange.rows = 1
             for ran in several:
                 self.exchange.steps += ran.count
-                yield ran
+                await take(ran)
             if failure:
                 raise self._not_finite(place(begin + failure.index))
-            await asyncio.sleep(0)  # small steps run where they stand: let the others have their turn
+            if len(inputs) > 1:  # small steps run where they stand: let the others have their turn
+                await asyncio.sleep(0)
 
     def array(self, ran: Steps) -> Floats:
         """What a binary answer holds of steps that have run: the values of each step in turn, (k, ·)."""
@@ -174,14 +191,16 @@ class Conversation:
 
 def _runs(numbers: Numbers, size: int) -> Iterator[tuple[int, int]]:
     """Parts (begin, end) of at most `size` steps that follow one another: all numbered in order, or none numbered."""
-    begin = 0
-    for index, number in enumerate(numbers):
-        if index == begin:
-            continue
-        before = numbers[index - 1]
-        follows = number is None if before is None else number == before + 1
-        if not follows or index - begin == size:
-            yield begin, index
-            begin = index
-    if numbers:
-        yield begin, len(numbers)
+    begin, count = 0, len(numbers)
+    while begin < count:
+        end, first = min(begin + size, count), numbers[begin]
+        part = numbers[begin:end]
+        # Nearly always it is all of them, which is found without looking at each here.
+        if part != ([None] * len(part) if first is None else list(range(first, first + len(part)))):
+            end = next(
+                index
+                for index in range(begin + 1, end)
+                if numbers[index] != (None if first is None else first + index - begin)
+            )
+        yield begin, end
+        begin = end

@@ -58,14 +58,11 @@ class Opener:
             h,
             c,
             predictions="predictions" in returns,
-            refuse_non_finite=request.non_finite == "error",
             with_state=bool(returns & {"h", "c"}),
             book=exchange.book,
             done=0 if request.step is None else request.step - 1,
         )
-        return Conversation(
-            stepper, target, exchange, returns, _only(request.returns), exchange.timeout(), request.step
-        )
+        return _conversation(stepper, target, exchange, request, returns)
 
     async def _session(self, fields: Mapping[str, Any], exchange: Exchange) -> Conversation:
         if self.sessions is None:
@@ -79,9 +76,22 @@ class Opener:
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits)
         returns = step_returns(request.returns, target, stateful=True)
-        return Conversation(
-            stepper, target, exchange, returns, _only(request.returns), exchange.timeout(), request.step
-        )
+        return _conversation(stepper, target, exchange, request, returns)
+
+
+def _conversation(
+    stepper: Stepper, target: Target, exchange: Exchange, request: StreamRequest, returns: frozenset[str]
+) -> Conversation:
+    return Conversation(
+        stepper,
+        target,
+        exchange,
+        returns,
+        binary=_only(request.returns),
+        finite_text=request.non_finite == "error",
+        patience=exchange.timeout(),
+        number=request.step,
+    )
 
 
 async def opening_message(line: bytes, place: int) -> Mapping[str, Any] | None:

@@ -67,9 +67,9 @@ class OpenSession:
         """The stepper of `session` in valid fields. Raises SessionNotFound, SessionGone, InvalidRequest."""
         session = await self.sessions.use(fields["session"], exchange.session_owner)
         refuse_another_model(session, fields.get("model"), fields.get("version"))
-        strict, with_state = fields.get("non_finite") != "null", not {"h", "c"}.isdisjoint(fields.get("returns") or ())
-        terms = Terms(strict, with_state, in_stream=True, book=exchange.book)
-        return SessionStepper(session.model, self.steps, session.record, terms, session.record.position.step)
+        with_state = not {"h", "c"}.isdisjoint(fields.get("returns") or ())
+        strict, lenient = (Terms(refuse, with_state, in_stream=True, book=exchange.book) for refuse in (True, False))
+        return SessionStepper(session.model, self.steps, session.record, strict, lenient, session.record.position.step)
 
 
 def with_session(exchange: Exchange, fields: Document) -> Document:

@@ -3,7 +3,7 @@
 Lines that arrive together run as one block of steps: that is quicker and the numbers are the same.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from service.api.body import decompressed
@@ -12,7 +12,7 @@ from service.api.exchange import Exchange
 from service.api.lines import blocks, without_blanks
 from service.api.negotiation import NDJSON, reply_format
 from service.api.opening import Opener, opening_message
-from service.api.patience import Patience
+from service.api.patience import Listening, Patience
 from service.api.places import error_line
 from service.api.reply import linger
 from service.errors import MalformedBody, ServiceError
@@ -33,31 +33,29 @@ class Stream:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer line by line. An error before the first answer is an ordinary problem; later it is the last line."""
         reply_format(exchange.header(b"accept"), [NDJSON], NDJSON)
-        begun = False
+        reply = _Reply(exchange)
         try:
-            async for answers in self._answers(exchange):
-                if not begun:
-                    await _begin(exchange)
-                    begun = True
-                body = b"".join(answers)
-                exchange.sent_bytes += len(body)
-                await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+            with self.patience.listening("line") as listening:
+                await self._converse(exchange, listening, reply.send)
         except ServiceError as error:
-            if not begun:
+            if not reply.begun:
                 raise
-            last = error_line(error, exchange)
-            await exchange.send({"type": "http.response.body", "body": last, "more_body": True})
+            await reply.send([error_line(error, exchange)])
             await linger(exchange)  # closing now could cost the client what it has not read yet
-        if not begun:
-            await _begin(exchange)
-        await exchange.send({"type": "http.response.body", "body": b""})
+        await reply.end()
 
-    async def _answers(self, exchange: Exchange) -> AsyncIterator[list[bytes]]:
-        """Answers when they are ready, one or more lines at a time. Raises what the client is to be told."""
+    async def _converse(
+        self, exchange: Exchange, listening: Listening, send: Callable[[list[bytes]], Awaitable[None]]
+    ) -> None:
+        """Send answers when they are ready, one or more lines at a time. Raises what the client is to be told."""
         conversation: Conversation | None = None
         number = blank = 0
         arriving = blocks(decompressed(exchange), MAX_LINE_BYTES)
-        while (block := await self.patience.wait(lambda: anext(arriving, None), "line")) is not None:
+
+        def arrive() -> Awaitable[list[bytes] | None]:
+            return anext(arriving, None)
+
+        while (block := await listening.wait(arrive)) is not None:
             lines: Sequence[bytes] = block
             places: Sequence[int] = range(number + 1, number + 1 + len(block))
             number += len(block)
@@ -75,11 +73,30 @@ class Stream:
                     lines, places = lines[1:], places[1:]
             for begin in range(0, len(lines), MAX_BLOCK_STEPS):
                 some = slice(begin, begin + MAX_BLOCK_STEPS)
-                async for answers in conversation.answers(lines[some], places[some]):
-                    yield answers
+                await conversation.answer(lines[some], places[some], send)
 
 
-async def _begin(exchange: Exchange) -> None:
-    exchange.status = 200
-    headers = [*_HEADERS, (b"x-request-id", exchange.request_id.encode())]
-    await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+class _Reply:
+    """The lines that answer; it begins with the first of them."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.begun = False
+
+    async def send(self, lines: list[bytes]) -> None:
+        if not self.begun:
+            await self._begin()
+        body = lines[0] if len(lines) == 1 else b"".join(lines)
+        self._exchange.sent_bytes += len(body)
+        await self._exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        if not self.begun:
+            await self._begin()
+        await self._exchange.send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self) -> None:
+        self.begun = True
+        self._exchange.status = 200
+        headers = [*_HEADERS, (b"x-request-id", self._exchange.request_id.encode())]
+        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -4,8 +4,9 @@ Frames that wait run together as blocks of steps; each is answered by a frame of
 while answers are not taken, so that what is held is a block's answers and what one read of the socket brought.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +18,13 @@ from starlette.types import Message
 from service.api.conversation import MAX_BLOCK_STEPS, Conversation
 from service.api.exchange import Exchange
 from service.api.opening import Opener, opening_message
-from service.api.patience import Patience
+from service.api.patience import Listening, Patience
 from service.api.places import error_line
 from service.api.problems import STATUS, internal_problem, slug
 from service.api.shapes import wrong
 from service.engine.interface import Floats
 from service.errors import ClientGone, Forbidden, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
+from service.serving.steps import Steps
 from service.wire import json
 
 SUBPROTOCOL = "rnn-service"
@@ -36,7 +38,7 @@ _CODES = {400: 1007, 413: 1009, 415: 1003, 503: 1013, 500: 1011}
 _DRAINING, _INVALID, _POLICY, _INTERNAL = 1012, 1007, 1008, 1011
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """A frame, or a part of up to `MAX_BLOCK_STEPS` of a longer one: its lines, or its inputs (k,I); and the places."""
 
@@ -62,7 +64,8 @@ class WebSocketStream:
         await exchange.receive()  # websocket.connect, always
         await _accept(exchange)
         try:
-            await _Talk(exchange, self.opener, self.patience).hold()
+            with self.patience.listening("message") as listening:
+                await _Talk(exchange, self.opener, listening).hold()
         except ServiceError as error:
             await _send(exchange, {"text": error_line(error, exchange).decode("utf-8", "replace")})
             await _close(exchange, close_code(error), slug(type(error)))
@@ -94,10 +97,10 @@ def close_code(error: ServiceError) -> int:
 class _Talk:
     """One open connection: its conversation once it is opened, and how far its frames and lines are counted."""
 
-    def __init__(self, exchange: Exchange, opener: Opener, patience: Patience) -> None:
+    def __init__(self, exchange: Exchange, opener: Opener, listening: Listening) -> None:
         self._exchange = exchange
         self._opener = opener
-        self._patience = patience
+        self._listening = listening
         self._conversation: Conversation | None = None
         self._lines = 0
         self._frames = 0
@@ -120,6 +123,7 @@ class _Talk:
                     alike = not block or (block[0].lines is None) == (frame.lines is None)
                     if not alike or steps + len(frame.places) > MAX_BLOCK_STEPS:
                         await self._answer(block)
+                        await asyncio.sleep(0)  # let the others have their turn
                         block, steps = [], 0
                     block.append(frame)
                     steps += len(frame.places)
@@ -129,7 +133,7 @@ class _Talk:
 
     async def _arrived(self) -> list[Message] | None:
         """The next message and all that wait behind it; None once the client has closed."""
-        messages = [await self._patience.wait(self._exchange.receive, "message")]
+        messages = [await self._listening.wait(self._exchange.receive)]
         for _ in range(self._waiting()):
             messages.append(await self._exchange.receive())  # noqa: PERF401  # each await gives one that is there
         for index, message in enumerate(messages):
@@ -179,47 +183,55 @@ class _Talk:
         conversation = self._conversation
         if not block or conversation is None:
             return
-        answers = self._texts(block, conversation) if block[0].lines is not None else self._arrays(block, conversation)
-        async for answer in answers:
-            await _send(self._exchange, answer)
+        sizes = deque(len(frame.places) for frame in block)
+        if block[0].lines is not None:
+            await self._answer_lines(block, conversation, sizes)
+        else:
+            await self._answer_arrays(block, conversation, sizes)
 
-    async def _texts(self, block: list[Frame], conversation: Conversation) -> AsyncIterator[dict[str, Any]]:
+    async def _answer_lines(self, block: list[Frame], conversation: Conversation, sizes: deque[int]) -> None:
         lines = [line for frame in block for line in frame.lines or ()]
         places = [place for frame in block for place in frame.places]
-        sizes = deque(len(frame.places) for frame in block)
         ready: list[bytes] = []
+
+        async def send(answers: list[bytes]) -> None:
+            ready.extend(answers)
+            taken = 0
+            while sizes and len(ready) - taken >= sizes[0]:
+                begin, taken = taken, taken + sizes.popleft()
+                await _send(self._exchange, {"text": b"".join(ready[begin:taken]).decode()})
+            del ready[:taken]
+
         try:
-            async for answers in conversation.answers(lines, places):
-                ready += answers
-                taken = 0
-                while sizes and len(ready) - taken >= sizes[0]:
-                    begin, taken = taken, taken + sizes.popleft()
-                    yield {"text": b"".join(ready[begin:taken]).decode()}
-                del ready[:taken]
+            await conversation.answer(lines, places, send)
         except ServiceError:
             if ready:  # the steps of the same frame before the one that failed
-                yield {"text": b"".join(ready).decode()}
+                await _send(self._exchange, {"text": b"".join(ready).decode()})
             raise
 
-    async def _arrays(self, block: list[Frame], conversation: Conversation) -> AsyncIterator[dict[str, Any]]:
+    async def _answer_arrays(self, block: list[Frame], conversation: Conversation, sizes: deque[int]) -> None:
         inputs = [frame.inputs for frame in block if frame.inputs is not None]
         together = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
         frames = [place for frame in block for place in frame.places]
-        sizes = deque(len(frame.places) for frame in block)
         ready = b""
+
+        async def take(ran: Steps) -> None:
+            nonlocal ready
+            values = conversation.array(ran)
+            width = values.nbytes // ran.count
+            ready += values.tobytes()
+            taken = 0
+            while sizes and len(ready) - taken >= sizes[0] * width:
+                begin, taken = taken, taken + sizes.popleft() * width
+                await _send(self._exchange, {"bytes": ready[begin:taken]})
+            ready = ready[taken:]
+
+        numbers: list[int | None] = [None] * len(frames)
         try:
-            async for ran in conversation.run(together, [None] * len(frames), lambda step: f"frame {frames[step]}"):
-                values = conversation.array(ran)
-                width = values.nbytes // ran.count
-                ready += values.tobytes()
-                taken = 0
-                while sizes and len(ready) - taken >= sizes[0] * width:
-                    begin, taken = taken, taken + sizes.popleft() * width
-                    yield {"bytes": ready[begin:taken]}
-                ready = ready[taken:]
+            await conversation.run(together, numbers, lambda step: f"frame {frames[step]}", take, finite=False)
         except ServiceError:
             if ready:
-                yield {"bytes": ready}
+                await _send(self._exchange, {"bytes": ready})
             raise
 
 

@@ -1,9 +1,8 @@
 """The order of one session's calls in this process: each waits for those that came before it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from service.engine.interface import Floats
 from service.errors import SessionBusy
@@ -16,6 +15,10 @@ class InFlight:
     def __init__(self, inputs: Floats | None) -> None:
         self.inputs = inputs
         self._outcome: asyncio.Future[list[Steps] | None] | None = None
+
+    def is_of(self, inputs: Floats) -> bool:
+        """Whether these are its inputs, to the bit."""
+        return self.inputs is not None and self.inputs.tobytes() == inputs.tobytes()
 
     def land(self, done: list[Steps] | None) -> None:
         """Tell those who wait what the steps gave, once; None: they are on their own."""
@@ -55,11 +58,8 @@ class Lanes:
         lane = self._lanes.get(session)
         return lane.in_flight.get(step) if lane else None
 
-    @asynccontextmanager
-    async def turn(
-        self, session: str, step: int | None = None, inputs: Floats | None = None
-    ) -> AsyncIterator[InFlight]:
-        """Wait until all who came before are done; numbered steps can be found `in_flight` from now on.
+    def turn(self, session: str, step: int | None = None, inputs: Floats | None = None) -> "Turn":
+        """With it, wait until all who came before are done; numbered steps can be found `in_flight` from now on.
 
         What is landed in the result goes to whoever waits for a copy. Raises SessionBusy if too many wait.
         """
@@ -70,17 +70,44 @@ class Lanes:
             raise SessionBusy(
                 f"{lane.waiting} calls of this session wait already; wait for replies before sending more"
             )
+        return Turn(self._lanes, session, lane, step, InFlight(inputs))
+
+
+class Turn:
+    """A place in a lane, for `async with`; a generator would cost a small step more than its own computing."""
+
+    __slots__ = ("_lane", "_lanes", "_mine", "_session", "_step")
+
+    def __init__(self, lanes: dict[str, Lane], session: str, lane: Lane, step: int | None, mine: InFlight) -> None:
+        self._lanes = lanes
+        self._session = session
+        self._lane = lane
+        self._step = step
+        self._mine = mine
+
+    async def __aenter__(self) -> InFlight:
+        lane = self._lane
         lane.waiting += 1
-        mine = InFlight(inputs)
-        if step is not None:
-            lane.in_flight[step] = mine
+        if self._step is not None:
+            lane.in_flight.setdefault(self._step, self._mine)
         try:
-            async with lane.turn:
-                yield mine
-        finally:
-            mine.land(None)
-            if step is not None:
-                del lane.in_flight[step]
-            lane.waiting -= 1
-            if not lane.waiting:
-                del self._lanes[session]
+            await lane.turn.acquire()
+        except BaseException:
+            self._leave()
+            raise
+        return self._mine
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lane.turn.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        lane, step = self._lane, self._step
+        self._mine.land(None)
+        if step is not None and lane.in_flight.get(step) is self._mine:
+            del lane.in_flight[step]
+        lane.waiting -= 1
+        if not lane.waiting:
+            del self._lanes[self._session]

@@ -34,7 +34,7 @@ class OtherInputs(Exception):
         self.step = step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
     """Steps that were committed together: inputs (k,I), results as in `Steps`, and the state after the last."""
 

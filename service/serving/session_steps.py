@@ -12,7 +12,7 @@ import numpy as np
 from service.engine.interface import Floats, Rows
 from service.errors import StepConflict, StepOutOfOrder
 from service.serving.inference import Inference
-from service.serving.lanes import InFlight, Lanes
+from service.serving.lanes import Lanes
 from service.serving.registry import ModelVersion
 from service.serving.replies import Block, NotKept, OtherInputs, kept_blocks, kept_single, replay
 from service.serving.session_state import decoded, encoded
@@ -71,10 +71,11 @@ class SessionSteps:
         do; the session then is as it was.
         """
         work = _Work(record.id, record.owner, model, inputs, step, terms, deadline)
-        while step is not None and (first := self._lanes.in_flight(record.id, step)):
-            if (done := await _copy_of(first, inputs, step)) is not None:
+        # Other inputs, or fewer, wait for their turn and are judged then: a stream may be cut anew after a broken line.
+        while step is not None and (first := self._lanes.in_flight(record.id, step)) and first.is_of(inputs):
+            if (done := await first.landing()) is not None:
                 self._shelf.counts.replays += 1
-                return done
+                return _checked(done, terms)
         async with self._lanes.turn(record.id, step, inputs) as mine:
             done = await self._run(work)
             mine.land(done)
@@ -86,7 +87,7 @@ class SessionSteps:
         while True:
             record = await self._shelf.find(work.session, work.owner, fresh=fresh)
             try:
-                replayed = _replayed(record, work)
+                replayed = _checked(_replayed(record, work), work.terms)
             except (StepConflict, StepOutOfOrder):
                 if self._shelf.may_be_stale and not fresh:
                     fresh = True
@@ -112,7 +113,7 @@ class SessionSteps:
         spec, before, count = work.model.spec, record.position, len(inputs)
         h, c = decoded(spec, before.state)
         outputs = np.empty((count, spec.output_size), np.float32)
-        rows = Rows(inputs, _FIRST, np.full(1, count, np.int64), h, c, outputs)
+        rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
         if spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
         timings = await self._inference.run(work.model, rows, work.deadline, engine=work.model.engine)
@@ -130,7 +131,7 @@ class SessionSteps:
         return steps, Position(before.revision + 1, before.step + count, state, kept, now)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Work:
     """What is to be done: the arguments of `SessionSteps.run`."""
 
@@ -145,26 +146,38 @@ class _Work:
 
 @dataclass(slots=True)
 class SessionStepper:
-    """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of."""
+    """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of.
+
+    strict and lenient are the stream's terms where a result must be finite, and where it need not.
+    """
 
     model: ModelVersion
     steps: SessionSteps
     record: SessionRecord
-    terms: Terms
+    strict: Terms
+    lenient: Terms
     done: int
 
-    async def run(self, inputs: Floats, step: int | None, deadline: float | None) -> list[Steps]:
+    async def run(
+        self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
+    ) -> list[Steps]:
         """As `Stepper.run`."""
-        ran = await self.steps.run(self.record, self.model, inputs, step, self.terms, deadline)
+        terms = self.strict if refuse_non_finite else self.lenient
+        ran = await self.steps.run(self.record, self.model, inputs, step, terms, deadline)
         self.done = ran[-1].first + ran[-1].count - 1
         return ran
 
 
-async def _copy_of(first: InFlight, inputs: Floats, step: int) -> list[Steps] | None:
-    """The reply of the same steps that are in flight; None if whoever sent them gave up. Raises StepConflict."""
-    if first.inputs is None or first.inputs.tobytes() != inputs.tobytes():
-        raise StepConflict(f"step {step} is under way with other inputs")
-    return await first.landing()
+def _checked(done: list[Steps], terms: Terms) -> list[Steps]:
+    """What was done for others, who may have allowed more. Raises NonFinite."""
+    ahead = 0
+    for steps in done if terms.refuse_non_finite else ():
+        try:
+            steps.refuse_non_finite(state=terms.with_state)
+        except NonFinite as error:
+            raise NonFinite(ahead + error.index) from None
+        ahead += steps.count
+    return done
 
 
 def _replayed(record: SessionRecord, work: _Work) -> list[Steps]:

@@ -41,11 +41,11 @@ class Steps:
         states = [values for values in (self.h, self.c) if values is not None] if state else []
         if all(np.isfinite(values).all() for values in results + states):
             return
-        finite = np.ones(self.count, np.bool_)
+        good = np.ones(self.count, np.bool_)
         for values in results:
-            finite &= np.isfinite(values).all(axis=-1)
-        finite[-1] &= all(np.isfinite(values).all() for values in states)  # known of the last step only
-        raise NonFinite(int(np.argmin(finite)))
+            good &= np.isfinite(values).all(axis=-1)
+        good[-1] &= all(np.isfinite(values).all() for values in states)  # known of the last step only
+        raise NonFinite(int(np.argmin(good)))
 
 
 class NonFinite(Exception):
@@ -62,12 +62,14 @@ class Stepper(Protocol):
     model: ModelVersion
     done: int
 
-    async def run(self, inputs: Floats, step: int | None, deadline: float | None) -> list[Steps]:
+    async def run(
+        self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
+    ) -> list[Steps]:
         """Run inputs (k,I), in order; step numbers the first, None is the next in order.
 
         A stream that remembers may answer a repeated step from what it stored: then there are several `Steps`, replayed
-        and new ones, k steps together. deadline is a time of `monotonic()`. Raises NonFinite, or a ServiceError;
-        nothing of this run was committed then.
+        and new ones, k steps together. deadline is a time of `monotonic()`. Raises NonFinite if a result that is not
+        finite is to be refused, or a ServiceError; nothing of this run was committed then.
         """
 
 
@@ -76,8 +78,8 @@ class StatelessStepper:
     """A stream that lives as long as its connection: the state is kept here. h is (L,1,P), c (L,1,H) or None.
 
     engine is the one that the stream began with: a reload does not change the weights under it. `predictions` says
-    whether the head is to run, `refuse_non_finite` whether a result may be NaN or infinite, `with_state` whether h and
-    c are results. book hears the seconds that each run waited and computed.
+    whether the head is to run, `with_state` whether h and c are results. book hears the seconds that each run waited
+    and computed.
     """
 
     model: ModelVersion
@@ -86,12 +88,13 @@ class StatelessStepper:
     h: Floats
     c: Floats | None
     predictions: bool
-    refuse_non_finite: bool
     with_state: bool
     book: Callable[[float, float], None]
     done: int = 0
 
-    async def run(self, inputs: Floats, step: int | None, deadline: float | None) -> list[Steps]:
+    async def run(
+        self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
+    ) -> list[Steps]:
         """As `Stepper.run`. Raises InvalidRequest for a step that is not the next."""
         if step is not None and step != self.done + 1:
             raise InvalidRequest([FieldError(("step",), f"step is {step}; this stream expects {self.done + 1}")])
@@ -99,13 +102,13 @@ class StatelessStepper:
         # The engine steps a state where it stands: a run that fails must leave ours as it was.
         h, c = self.h.copy(), None if self.c is None else self.c.copy()
         outputs = np.empty((count, spec.output_size), np.float32)
-        rows = Rows(inputs, _FIRST, np.full(1, count, np.int64), h, c, outputs)
+        rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
         if self.predictions and spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
         timings = await self.inference.run(self.model, rows, deadline, engine=self.engine)
         self.book(timings.queue, timings.compute)
         steps = Steps(self.done + 1, outputs, rows.predictions, h, c)
-        if self.refuse_non_finite:
+        if refuse_non_finite:
             steps.refuse_non_finite(state=self.with_state)
         self.h, self.c = h, c
         self.done += count

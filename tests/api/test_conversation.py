@@ -49,7 +49,7 @@ class Remembering:
         self.done = kept
         self.asked = []
 
-    async def run(self, inputs, step, deadline):
+    async def run(self, inputs, step, deadline, *, refuse_non_finite):
         self.asked.append((len(inputs), step))
         first = self.done + 1 if step is None else step
         if first > self.done + 1:
@@ -64,15 +64,18 @@ class Remembering:
 def conversation(stepper, number=None):
     exchange = Exchange({"headers": []}, None, None, "r1")
     target = Target("m", SPEC, Limits(1000, 1000))
-    return Conversation(stepper, target, exchange, frozenset({"outputs"}), "outputs", None, number)
+    return Conversation(stepper, target, exchange, frozenset({"outputs"}), "outputs", True, None, number)
 
 
 async def talk(spoken, lines, first=1):
     """All answers, and the error that ended them."""
     answers = []
+
+    async def take(some):
+        answers.extend(some)
+
     try:
-        async for some in spoken.answers(lines, range(first, first + len(lines))):
-            answers += some
+        await spoken.answer(lines, range(first, first + len(lines)), take)
     except ServiceError as error:
         return b"".join(answers), error
     return b"".join(answers), None

@@ -251,6 +251,47 @@ def test_numbered_steps_may_be_sent_before_the_last_is_answered():
     asyncio.run(check())
 
 
+def test_a_stream_that_was_cut_anew_meets_its_own_steps_under_way():
+    async def check():
+        process = Process(ENGINES[0], SlowStore(10))
+        await process.open()
+        inputs = vectors(SPECS[0], 8, seed=12)
+        expected, _ = in_one_run(ENGINES[0], inputs)
+        parts = [(0, 6), (0, 2), (0, 6), (2, 8)]
+        replies = await asyncio.gather(
+            *(process.run(inputs[first:stop], first + 1, in_stream=True) for first, stop in parts)
+        )
+        for (first, stop), (outputs, _) in zip(parts, replies, strict=True):
+            assert outputs.tobytes() == expected[first:stop].tobytes()
+        assert process.shelf.counts.steps == 8
+
+    asyncio.run(check())
+
+
+def test_a_result_that_is_not_finite_is_refused_to_a_strict_caller_when_it_is_told_again():
+    async def check():
+        spec = ModelSpec("rnn", 1, 2, nonlinearity="relu")
+        weights = weights_of(spec, seed=1)
+        weights["weight_hh_l0"][:] = np.eye(2) * 1e30
+        weights["weight_ih_l0"][:] = 1
+        process = Process(NativeEngine(spec, weights, threads=1), SlowStore(10))
+        await process.open()
+        ones = np.ones((4, 1), np.float32)
+        told = await asyncio.gather(
+            process.run(ones, 1, in_stream=True, strict=False),
+            process.run(ones, 1, in_stream=True),
+            return_exceptions=True,
+        )
+        assert np.isinf(told[0][0][2]).all()
+        assert isinstance(told[1], NonFinite)
+        for first in (1, 2):
+            with pytest.raises(NonFinite) as error:
+                await process.run(ones[first - 1 :], first, in_stream=True)
+            assert error.value.index == 3 - first
+
+    asyncio.run(check())
+
+
 def test_a_step_that_is_given_up_leaves_its_copy_to_itself():
     async def check():
         process = Process(ENGINES[0], SlowStore(10))
