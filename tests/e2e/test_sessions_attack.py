@@ -1,6 +1,10 @@
 """What was tried to break sessions with, and once did."""
 
+import json
+import re
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -8,6 +12,7 @@ from service.spec import ModelSpec
 
 from .models import write_model
 from .problems import assert_problem
+from .raw import post
 from .running import until
 from .test_sessions import ADMIN, opened, stepped, vectors
 
@@ -81,3 +86,36 @@ def test_weights_that_cannot_be_read_end_no_session(launch, tmp_path):
         assert_problem(again.get(f"/cell/sessions/{session}"), 503, "model-failed", "cannot be served")
     file.write_bytes(whole)
     assert stepped(again, session, vectors("tanh", 1)[0], 1) == before
+
+
+def test_a_client_that_pipelines_and_does_not_read_is_not_read_either(launch):
+    service = launch()
+    session = opened(service, "tanh")
+    many = post("/cell/step", json.dumps({"session": session, "inputs": [1, 2, 3, 4]}).encode()) * 1000
+    before, sent = service.rss_mib, 0
+    with socket.create_connection(("127.0.0.1", service.port), timeout=1) as client:
+        with pytest.raises(TimeoutError):
+            while sent < 64 * 2**20:
+                sent += client.send(many)
+        assert service.rss_mib < before + 64
+    until(lambda: service.connections == 0, "the hung up connection is gone")
+    assert service.get(f"/cell/sessions/{session}").status_code == 200
+
+
+def test_a_client_that_pipelines_and_reads_gets_every_answer_in_order(launch):
+    service = launch(header_timeout_seconds=0.5)
+    session = opened(service, "tanh")
+    count = 4000
+    steps = [{"session": session, "inputs": [1, 2, 3, 4], "step": number} for number in range(1, count + 1)]
+    slow = {"model": "wide", "inputs": [[[0.5] * 64] * 3000] * 4, "returns": ["h_n"]}
+    requests = [
+        post("/rnn/forward", json.dumps(slow).encode()),
+        *(post("/cell/step", json.dumps(one).encode()) for one in steps),
+    ]
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(client.sendall, b"".join(requests))
+        got = b""
+        while got.count(b'"step":') < count and (data := client.recv(2**20)):
+            got += data
+        sending.result()
+    assert [int(number) for number in re.findall(rb'"step":(\d+)', got)] == list(range(1, count + 1))
