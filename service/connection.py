@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import structlog
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import eager
@@ -34,6 +35,22 @@ MOST_PAUSE_SECONDS = 1.0
 """As Retry-After asks of them."""
 
 _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
+
+
+class PatientFlow(FlowControl):
+    """Reads no further while requests that were pipelined wait for the one before them.
+
+    uvicorn reads on after every reply, though hundreds of requests may have come with the last read: they would heap up.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        """Read on, if nothing waits."""
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -70,6 +87,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start waiting for the first headers."""
         super().connection_made(transport)
         self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]  # all that uvicorn calls of one
+        self.flow = PatientFlow(transport, self.pipeline)
         self._watch = ReaderWatch(self.transport, self.loop, self._min_bytes_per_second, self._stalled)
         self._await_headers()
 
@@ -245,7 +263,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self.tasks.add(task)
 
     def _await_headers(self) -> None:
-        self._header_timer = self.loop.call_later(self._header_seconds, self._drop, "headers_too_slow")
+        self._header_timer = self.loop.call_later(self._header_seconds, self._headers_late)
+
+    def _headers_late(self) -> None:
+        if self.flow.read_paused:  # by us, while requests before it wait
+            self._await_headers()
+        else:
+            self._drop("headers_too_slow")
 
     def _cancel_header_timer(self) -> None:
         if self._header_timer is not None:

@@ -10,6 +10,9 @@ MIB = 2**20
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
+Ttl = Annotated[float, Field(gt=0, le=1e10)]
+"""Seconds; the calendar ends some 8,000 years from now."""
+
 
 class Settings(BaseSettings):
     """Read once at start; frozen; the unit is in the name. Lists are comma-separated."""
@@ -61,8 +64,8 @@ class Settings(BaseSettings):
     sqlite_synchronous: Literal["normal", "full"] = Field(
         "normal", description="normal survives kill -9; full survives a power cut, too."
     )
-    session_ttl_seconds: PositiveFloat = Field(3600, description="Life of a session since its last step.")
-    max_session_ttl_seconds: PositiveFloat = Field(604_800, description="The longest life that a client may ask for.")
+    session_ttl_seconds: Ttl = Field(3600, description="Life of a session since its last step.")
+    max_session_ttl_seconds: Ttl = Field(604_800, description="The longest life that a client may ask for.")
     max_sessions: PositiveInt = Field(1_000_000, description="Live sessions.")
     max_session_bytes: PositiveInt = Field(1024 * MIB, description="Their states and the replies kept for retries.")
     session_eviction: Literal["refuse", "lru"] = Field(

@@ -25,8 +25,10 @@ class JoinedWrites:
         return getattr(self._transport, name)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send data, after the head that may be held."""
-        if self._head:
+        """Send data, after the head that may be held; to nobody, if the client has gone meanwhile."""
+        if self.is_closing():  # uvicorn tells only the last of pipelined requests, and uvloop would raise
+            self._head = b""
+        elif self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
         elif isinstance(data, bytes) and data.startswith(_HEAD):
@@ -48,4 +50,5 @@ class JoinedWrites:
     def _flush(self) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head)
+            if not self.is_closing():
+                self._transport.write(head)

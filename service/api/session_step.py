@@ -77,7 +77,8 @@ def with_session(exchange: Exchange, fields: Document) -> Document:
     header = exchange.header(b"x-session-id")
     if not header:
         return fields
-    if fields.get("session", header) != header:
+    named = fields.get("session", header)
+    if not isinstance(named, str) or named != header:  # an array is compared number by number
         raise wrong("session is not the one of X-Session-Id; name one", "session")
     return {**fields, "session": header}
 

@@ -88,6 +88,9 @@ class Registry:
         self._retired: list[ModelVersion] = []
         self.sessions_on: Callable[[ModelVersion], int] = lambda _: 0
         """How many live sessions run on a version: such a version is not unloaded."""
+        self.sessions_elsewhere = False
+        """Whether other processes open sessions that this one steps: then that count is not the newest."""
+        self._adopting = asyncio.Lock()
         self._log = structlog.get_logger()
 
     def scan(self) -> None:
@@ -151,17 +154,19 @@ class Registry:
         return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
     async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
-        """The version with these very weights, as a session was opened with, or None if they are not there any more."""
+        """The version with these very weights, as a session was opened with, or None if they are not there any more.
+
+        Raises ModelFailed if that cannot be known, as the files cannot be read.
+        """
         model = self._models.get(name)
         current = model.versions.get(version) if model else None
-        kept = (current, *self._retired) if current else self._retired
-        for one in kept:
-            if (one.name, one.version, one.fingerprint) == (name, version, fingerprint) and one.engine:
-                return one
-        if current is None or current.failure:
-            return None
-        await self.engine(current)
-        return current if current.fingerprint == fingerprint else None
+        if found := self._with_weights(current, name, version, fingerprint):
+            return found
+        if current and not current.failure and (await self.engine(current)) and current.fingerprint == fingerprint:
+            return current
+        async with self._adopting:
+            found = self._with_weights(current, name, version, fingerprint)
+            return found or await self._adopted(name, version, fingerprint)
 
     def drain(self, name: str, version: str | None) -> Model:
         """Let a version (the serving one, if none is named) open no new sessions, until its model is reloaded.
@@ -172,8 +177,8 @@ class Registry:
         return self.model(name)
 
     def release(self) -> None:
-        """Drop replaced versions that no session uses any more."""
-        for version in [version for version in self._retired if not self.sessions_on(version)]:
+        """Drop versions kept for sessions that no session uses any more, or that have come to serve after all."""
+        for version in [version for version in self._retired if not self.sessions_on(version) or self._serves(version)]:
             self._retired.remove(version)
             version.engine = version.scheduler = None
             self._log.info("model_released", model=version.name, version=version.version)
@@ -246,11 +251,38 @@ class Registry:
     def _forget(self, model: Model) -> None:
         """Let go of a model that was replaced; what sessions use stays until they end."""
         for version in model.versions.values():
-            if version.engine and self.sessions_on(version):
+            if version.engine and (self.sessions_elsewhere or self.sessions_on(version)):
                 self._loaded.pop(version, None)
                 self._retired.append(version)
             else:
                 self._drop(version)
+
+    def _with_weights(
+        self, current: ModelVersion | None, name: str, version: str, fingerprint: bytes
+    ) -> ModelVersion | None:
+        for one in (current, *self._retired) if current else self._retired:
+            if (one.name, one.version, one.fingerprint) == (name, version, fingerprint) and one.engine:
+                return one
+        return None
+
+    async def _adopted(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
+        """The weights as they are in the repository now, for sessions alone: another process has reloaded the model."""
+        folder = await asyncio.to_thread(self._read, name)
+        found = self._model(folder).versions.get(version) if folder else None
+        if found is None:
+            return None
+        if found.failure:
+            raise ModelFailed(f"model {name!r} version {version} cannot be served: {found.failure}")
+        await self._load(found)
+        if found.fingerprint != fingerprint:
+            return None
+        self._retired.append(found)
+        return found
+
+    def _serves(self, version: ModelVersion) -> bool:
+        model = self._models.get(version.name)
+        current = model.versions.get(version.version) if model else None
+        return current is not None and current.engine is not None and current.fingerprint == version.fingerprint
 
     def _drop(self, version: ModelVersion) -> None:
         self._loaded.pop(version, None)

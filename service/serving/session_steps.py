@@ -116,7 +116,10 @@ class SessionSteps:
         rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
         if spec.out_features:
             rows.predictions = np.empty((count, spec.out_features), np.float32)
-        timings = await self._inference.run(work.model, rows, work.deadline, engine=work.model.engine)
+        model = work.model
+        if model.engine is None:  # dropped meanwhile; what would be loaded in its place may be other weights
+            model = await self._inference.registry.pinned(*record.weights) or model
+        timings = await self._inference.run(model, rows, work.deadline, engine=model.engine)
         work.terms.book(timings.queue, timings.compute)
         steps = Steps(before.step + 1, outputs, rows.predictions, h, c)
         if work.terms.refuse_non_finite:

@@ -7,6 +7,7 @@ session uses them, and a session whose weights are not there any more, after a r
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_urlsafe
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import structlog
 
 from service.engine.interface import Floats
-from service.errors import ModelInUse, SessionGone, StoreUnavailable
+from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailable
 from service.serving.lanes import Lanes
 from service.serving.registry import ModelVersion, Registry
 from service.serving.session_state import decoded, encoded, zeros
@@ -65,10 +66,12 @@ class Sessions:
         self._registry = registry
         self._give_memory_back = give_memory_back
         self._users: Counter[Weights] = Counter()
+        self._known: set[Weights] = set()
         # What many sessions have alike, held once.
         self._alike: dict[Any, Any] = {}
         self._log = structlog.get_logger()
         registry.sessions_on = self.on
+        registry.sessions_elsewhere = shelf.may_be_stale
 
     def on(self, version: ModelVersion) -> int:
         """How many live sessions run on a version, as far as this process knows."""
@@ -153,6 +156,11 @@ class Sessions:
     async def _count_users(self) -> None:
         self._users = Counter(await self.shelf.store.in_use())
         self._registry.release()
+        for weights in self._users.keys() - self._known if self.shelf.may_be_stale else ():
+            # Opened by another process: to be had here, too, before the files are replaced.
+            self._known.add(weights)
+            with suppress(ModelFailed):  # which the registry logs
+                await self._registry.pinned(*weights)
 
     async def _create(
         self, weights: Weights, owner: bytes, ttl_seconds: float, initial: bytes, state: bytes

@@ -142,7 +142,7 @@ class Shelf:
         totals = self.store.totals
         while totals.sessions + sessions > limits.sessions or totals.bytes + size > limits.bytes:
             evicted = 0
-            if limits.eviction == "lru":
+            if limits.eviction == "lru" and size <= limits.bytes:  # no room that could be made would do else
                 evicted = await self.store.evict(1 + limits.sessions // 10_000, self.clock())
                 self.counts.ended["evicted"] += evicted
             if not evicted:

@@ -62,8 +62,9 @@ def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
     if values.size <= SHORT:
         flat = values.reshape(-1)
-        if isfinite(flat.dot(flat)):  # not if the values are very large
-            return True
+        with np.errstate(over="ignore"):
+            if isfinite(flat.dot(flat)):  # not if the values are very large
+                return True
     return bool(np.isfinite(values).all())
 
 

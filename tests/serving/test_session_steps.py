@@ -399,3 +399,16 @@ def test_a_step_that_would_grow_a_session_beyond_the_limit_is_refused():
         await process.run(vectors(SPECS[0], 1, seed=1), 1)
 
     asyncio.run(check())
+
+
+def test_what_can_never_fit_evicts_nobody():
+    async def check():
+        process = Process(ENGINES[0], MemoryStore(10), SessionLimits(10**6, 2000, "lru"))
+        for name in ("a", "b"):
+            await process.open(name)
+        with pytest.raises(SessionsFull):
+            await process.run(vectors(SPECS[0], 100, seed=1), 1, name="a")
+        for name in ("a", "b"):
+            await process.run(vectors(SPECS[0], 1, seed=1), 1, name=name)
+
+    asyncio.run(check())
