@@ -51,6 +51,8 @@ COPY --from=build /etc/passwd /etc/group /etc/
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 COPY models /models
+# For RNN_SESSION_STORE=sqlite:////sessions/sessions.db; a new named volume over it takes over its owner.
+RUN install --directory --owner=10001 --group=10001 --mode=0700 /sessions
 
 ENV PATH=/venv/bin:$PATH \
     HOME=/tmp \

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the container image, start it, call the service in it, and stop it; docs/container.md says more.
 
-    scripts/container_check.py [--base-image IMAGE] [--torch-index-url URL]
+    scripts/container_check.py [--base-image IMAGE] [--torch-index-url URL] [--engine NAME] [--built]
 
 By docker where its engine runs, else by buildah in a chroot, else by podman. Where the default base image cannot be
 pulled, root with debootstrap gets a Debian one. What pip is configured with on this machine serves the build, too.
@@ -11,12 +11,10 @@ Standard library alone. Exit code 0 only if every check passed.
 import argparse
 import ast
 import configparser
-import json
 import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,24 +23,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
 
-from container_engine import IMAGE, ROOT, USER, CheckFailed, Engine, choose_engine, output
+from container_client import Client, expect, started
+from container_engine import IMAGE, ROOT, USER, CheckFailed, Container, Engine, choose_engine, output
+from container_sessions import MODEL, check_kill, check_scaled, stream, whole
 
 DEBIAN = "localhost/rnn-service-base:bookworm"
-READY_SECONDS = 120
 PIP_OPTIONS = {"index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "cert", "timeout"}
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-
-
-def expect(what: str, got: object, expected: object) -> None:
-    """Print a line if the two are equal. Raises CheckFailed if not."""
-    if got != expected:
-        raise CheckFailed(f"{what}: expected {expected!r}, and got {got!r:.400}")
-    print(f"ok    {what}: {str(got)[:100] or 'nothing'}", flush=True)
 
 
 def pip_options() -> dict[str, str]:
@@ -121,41 +110,6 @@ def build(engine: Engine, base: str, torch_index_url: str) -> None:
     print(f"built {IMAGE} with {engine.cli} on {base} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-class Client:
-    """Calls the service; no proxy stands between."""
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}"
-        self._opener = build_opener(ProxyHandler({}))
-
-    def status(self, path: str) -> int:
-        """Status of a GET; 0 if nobody answers."""
-        try:
-            with self._opener.open(self._url + path, timeout=10) as reply:
-                return int(reply.status)
-        except HTTPError as error:
-            return error.code
-        except OSError:
-            return 0
-
-    def json(self, path: str, body: object = None) -> Any:
-        """The reply to a GET, or to a POST of a body."""
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self._url + path, data, {"content-type": "application/json"})
-        with self._opener.open(request, timeout=30) as reply:
-            return json.load(reply)
-
-
-def await_ready(engine: Engine, client: Client) -> None:
-    """Return when the service is ready. Raises CheckFailed if it ends or takes too long."""
-    began = time.monotonic()
-    while client.status("/health/ready") != 200:
-        if not engine.running or time.monotonic() - began > READY_SECONDS:
-            raise CheckFailed(f"expected the service to get ready within {READY_SECONDS} s; it ended, or took longer")
-        time.sleep(0.1)
-    print(f"ok    ready after {time.monotonic() - began:.1f} s", flush=True)
-
-
 def check_model(client: Client, name: str, input_size: int) -> None:
     """A sequence run whole gives what its steps give one by one, to 1e-5."""
     inputs = [[math.sin(step + column) for column in range(input_size)] for step in range(3)]
@@ -171,22 +125,43 @@ def check_model(client: Client, name: str, input_size: int) -> None:
     expect(f"{name}: steps agree with the whole", error <= 1e-5, True)
 
 
-def check(engine: Engine, client: Client) -> None:
+def check(engine: Engine, container: Container, client: Client) -> None:
     """Every check of a service that is ready."""
     models = client.json("/models")["models"]
     bundled = sorted(path.parent.name for path in ROOT.glob("models/*/config.json"))
     expect("models", sorted(model["name"] for model in models if model["state"] != "failed"), bundled)
     for model in models:
         check_model(client, model["name"], model["input_size"])
-    for path, status in {"/docs": 200, "/metrics": 200, "/problems/model-not-found": 200, "/models/none": 404}.items():
+    paths = {"/": 200, "/docs": 200, "/metrics": 200, "/problems/model-not-found": 200, "/models/none": 404}
+    for path, status in paths.items():
         expect(f"GET {path}", client.status(path), status)
-    expect("user and group", engine.run("python", "-c", "import os; print(os.getuid(), os.getgid())"), f"{USER} {USER}")
-    places = ("/app", "/venv", "/models", "/usr")
-    expect("what it may write there", engine.run("find", *places, "-writable", "-not", "-type", "l"), "")
+    expect("the page at / is whole", client.text("/").rstrip().endswith("</html>"), True)
+    session = client.json("/cell/sessions", {"model": MODEL})["session"]
+    expect("a session over a WebSocket", stream(container, session, 1) == whole(client), True)
+    check_files(engine, container)
     kind, *command = engine.config()["Healthcheck"]["Test"]
-    expect("healthcheck", (kind, engine.run(*command)), ("CMD", ""))
-    expect("exit code after SIGTERM", engine.stop(), 0)
+    expect("healthcheck", (kind, container.run(*command)), ("CMD", ""))
+    expect("exit code after SIGTERM", container.stop(), 0)
     expect("GET /health/live then", client.status("/health/live"), 0)
+
+
+def check_files(engine: Engine, container: Container) -> None:
+    """Versions, the user, and what it may write."""
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    names = ("fastapi", "libvalkey", "llvmlite", "numpy", "uvicorn", "valkey", "websockets")
+    lines = "; ".join(f"print(version('{name}'))" for name in names)
+    versions = container.run("python", "-c", f"from importlib.metadata import version; {lines}").split()
+    expect("versions", dict(zip(names, versions, strict=True)), {name: locked[name] for name in names})
+    project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    expect("rnn-service --version", container.run("rnn-service", "--version").split()[-1], project and project[1])
+    identity = "import os; print(os.getuid(), os.getgid())"
+    expect("user and group", container.run("python", "-c", identity), f"{USER} {USER}")
+    expect("/sessions", container.run("stat", "--format=%u %g %a", "/sessions"), f"{USER} {USER} 700")
+    places = ("/app", "/venv", "/models", "/usr")
+    expect("what it may write there", container.run("find", *places, "-writable", "-not", "-type", "l"), "")
+    if engine.confines:
+        writable = "import os; print(*(p for p in ('/', '/etc', '/tmp', '/sessions') if os.access(p, os.W_OK)))"
+        expect("what it may write elsewhere", container.run("python", "-c", writable), "/tmp")
 
 
 def main() -> None:
@@ -194,22 +169,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-image", help="default: the Dockerfile's, else Debian from debootstrap")
     parser.add_argument("--torch-index-url", default="", help="where torch alone comes from, for a CPU-only image")
+    parser.add_argument("--engine", choices=("docker", "buildah", "podman"), help="default: the first that works here")
+    parser.add_argument("--built", action="store_true", help="check the image of the last build")
     options = parser.parse_args()
-    engine = choose_engine()
-    build(engine, base_image(engine, options.base_image), options.torch_index_url)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    client = Client(port)
-    try:
-        engine.start(port)
-        await_ready(engine, client)
-        check(engine, client)
-        print(f"size  {engine.size() / 1e6:.0f} MB", flush=True)
-    except (CheckFailed, subprocess.SubprocessError, OSError):
-        print(engine.log(), file=sys.stderr)
-        raise
-    finally:
-        engine.remove()
+    engine = choose_engine(options.engine)
+    if not options.built:
+        build(engine, base_image(engine, options.base_image), options.torch_index_url)
+    with started(engine, {}) as (container, client):
+        check(engine, container, client)
+    for workers in (1, 2):
+        check_kill(engine, workers)
+    check_scaled(engine)
+    print(f"size  {engine.size() / 1e6:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
