@@ -69,20 +69,15 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._received_bytes += len(data)
-        between = self._in_head or self.cycle is None or self.cycle.response_complete
+        awaits_head = self._awaits_head()
         self._just_ended = False
-        super().data_received(_without_h2c(data) if between else data)
+        super().data_received(_without_h2c(data) if awaits_head else data)
         if self._upgraded:
             return
-        if self._held is not None:  # the rest of its body is still to come
-            super()._start_asgi_task(*self._release())
+        self._begin_held()  # the rest of its body is still to come
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
-        elif (
-            self._header_timer is None
-            and not self._just_ended
-            and (self._in_head or self.cycle is None or self.cycle.response_complete)
-        ):
+        elif self._header_timer is None and not self._just_ended and self._awaits_head():
             self._await_headers()
 
     def on_message_begin(self) -> None:
@@ -94,10 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers were in time."""
-        self._in_head = False
-        self._cancel_header_timer()
-        # Armed if the request before this one came in the same read and has been answered.
-        self._unset_keepalive_if_required()
+        self._head_is_complete()
         self._in_headers = True
         super().on_headers_complete()
         self._in_headers = False
@@ -130,8 +122,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
-        if self.transport.get_write_buffer_size() and self._watch is not None:
-            self._watch.start()
+        self._watch_reader()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
@@ -164,12 +155,30 @@ class GuardedProtocol(HttpToolsProtocol):
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
 
+    def _awaits_head(self) -> bool:
+        """Whether what comes next is a request's head, or the rest of one."""
+        return self._in_head or self.cycle is None or self.cycle.response_complete
+
+    def _head_is_complete(self) -> None:
+        self._in_head = False
+        self._cancel_header_timer()
+        # Armed if the request before this one came in the same read and has been answered.
+        self._unset_keepalive_if_required()
+
+    def _watch_reader(self) -> None:
+        if self.transport.get_write_buffer_size() and self._watch is not None:
+            self._watch.start()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Hold a request until it is known whether all of it has been read."""
         if self._in_headers and self._begins_at_once(cycle.scope):
             self._held = cycle, app
         else:
             super()._start_asgi_task(cycle, app)
+
+    def _begin_held(self) -> None:
+        if self._held is not None:
+            super()._start_asgi_task(*self._release())
 
     def _release(self) -> tuple[RequestResponseCycle, Any]:
         held, self._held = self._held, None
@@ -254,5 +263,7 @@ def _without_h2c(data: bytes) -> bytes:
 
     It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
     """
+    if b"2c" not in data and b"2C" not in data:
+        return data
     headers, end, body = data.partition(b"\r\n\r\n")
     return _H2C.sub(rb"\1X-Ignored:\2", headers) + end + body if _H2C.search(headers) else data

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 import numpy as np
 import orjson
@@ -11,11 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
 )
 from pydantic_core import core_schema
+from typing_extensions import TypedDict
 
 from service.api.shapes import Target
 from service.errors import FieldError, InvalidRequest, spell
@@ -164,6 +166,38 @@ class SessionStepRequest(Request):
     returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
         None, description="What to send back; default: outputs, predictions if there is a head."
     )
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Vector = Annotated[list[Number], Field(min_length=1)]
+Matrix = Annotated[list[Vector], Field(min_length=1)]
+Cube = Annotated[list[Matrix], Field(min_length=1)]
+
+
+class QuickStepFields(TypedDict):
+    """A `StepRequest` as most clients send it, over plain lists: `api.quick_step`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    model: NotRequired[Name]
+    version: NotRequired[Name]
+    inputs: Vector | Matrix
+    h: NotRequired[Vector | Matrix | Cube]
+    c: NotRequired[Vector | Matrix | Cube]
+
+
+class QuickSessionStepFields(TypedDict):
+    """A `SessionStepRequest` as most clients send it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    session: SessionId
+    inputs: Vector | Matrix
+    step: NotRequired[Annotated[int, Field(ge=1)]]
+
+
+QUICK_STEP = TypeAdapter(QuickStepFields).validator
+QUICK_SESSION_STEP = TypeAdapter(QuickSessionStepFields).validator
 
 
 class OpenRequest(Request):

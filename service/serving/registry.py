@@ -152,16 +152,24 @@ class Registry:
 
     async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
         """The version with these very weights, as a session was opened with, or None if they are not there any more."""
+        if found := self.pinned_loaded(name, version, fingerprint):
+            return found
         model = self._models.get(name)
         current = model.versions.get(version) if model else None
-        kept = (current, *self._retired) if current else self._retired
-        for one in kept:
-            if (one.name, one.version, one.fingerprint) == (name, version, fingerprint) and one.engine:
-                return one
         if current is None or current.failure:
             return None
         await self.engine(current)
         return current if current.fingerprint == fingerprint else None
+
+    def pinned_loaded(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
+        """The version with these very weights if they are loaded."""
+        model = self._models.get(name)
+        current = model.versions.get(version) if model else None
+        kept = (current, *self._retired) if current else self._retired
+        for one in kept:
+            if one.fingerprint == fingerprint and one.engine and one.name == name and one.version == version:
+                return one
+        return None
 
     def drain(self, name: str, version: str | None) -> Model:
         """Let a version (the serving one, if none is named) open no new sessions, until its model is reloaded.
