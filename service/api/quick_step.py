@@ -90,7 +90,7 @@ class QuickStep:
         record, model = found
         plan = self._plan(model, model.engine)
         x, shape = _flat(fields["inputs"])
-        form = plan and plan.session_forms.get(shape)
+        form = plan.session_forms.get(shape) if plan else None
         if plan is None or form is None:
             return None
         plan.pack_x(plan.memory, 0, *x)
