@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import orjson
 from pydantic import ValidationError
 
-from service.api.requests import QUICK_SESSION_STEP, QUICK_STEP
+from service.api.requests import QuickSessionStepRequest, QuickStepRequest
 from service.api.shapes import Limits
 from service.engine.interface import Engine, Floats, OneStep
 from service.errors import ServiceError
@@ -28,9 +28,6 @@ from service.spec import ModelSpec
 
 MOST_VALUES = 2048
 """Numbers in a request or its reply, up to which this is the quicker way."""
-
-TEXTS = ("model", "version", "session")
-"""Fields whose values are strings."""
 
 Shape = tuple[int, ...]
 
@@ -59,37 +56,36 @@ class QuickStep:
         begun = perf_counter()
         try:
             fields = orjson.loads(body)
-            # A name that stands twice is an error, and the parser keeps the last: each text has two quotes.
-            if b"\\" in body or body.count(b'"') != 2 * (len(fields) + sum(name in fields for name in TEXTS)):
-                return None
+            if b"\\" in body or body.count(b'"') != 2 * _texts(fields):
+                return None  # a name may stand twice: an error, of which the parser shows the last only
             if "session" in fields:
-                return self._of_session(QUICK_SESSION_STEP.validate_python(fields), owner, begun)
-            return self._stateless(QUICK_STEP.validate_python(fields), begun)
-        except (orjson.JSONDecodeError, ValidationError, TypeError, OverflowError, ServiceError):
+                return self._of_session(QuickSessionStepRequest.model_validate(fields), owner, begun)
+            return self._stateless(QuickStepRequest.model_validate(fields), begun)
+        except (orjson.JSONDecodeError, ValidationError, AttributeError, TypeError, OverflowError, ServiceError):
             return None
 
-    def _stateless(self, fields: dict[str, Any], begun: float) -> Answer | None:
+    def _stateless(self, request: QuickStepRequest, begun: float) -> Answer | None:
         registry = self._inference.registry
-        model = registry.resolve(fields.get("model"), fields.get("version"))
+        model = registry.resolve(request.model, request.version)
         plan = self._plan(model, registry.loaded(model))
         if plan is None:
             return None
-        x, shape = _flat(fields["inputs"])
-        h, h_shape = _flat(fields["h"]) if "h" in fields else (plan.no_h, None)
-        c, c_shape = _flat(fields["c"]) if "c" in fields else (plan.no_c, None)
+        x, shape = _flat(request.inputs)
+        h, h_shape = (plan.no_h, None) if request.h is None else _flat(request.h)
+        c, c_shape = (plan.no_c, None) if request.c is None else _flat(request.c)
         form = plan.forms.get((shape, h_shape, c_shape))
         if form is None:
             return None
         plan.pack(plan.memory, 0, *x, *h, *c)
         return _run(model, plan, form, (), begun)
 
-    def _of_session(self, fields: dict[str, Any], owner: bytes | None, begun: float) -> Answer | None:
-        found = self._next_step.begin(fields["session"], owner, fields.get("step"))
+    def _of_session(self, request: QuickSessionStepRequest, owner: bytes | None, begun: float) -> Answer | None:
+        found = self._next_step.begin(request.session, owner, request.step)
         if found is None:
             return None
         record, model = found
         plan = self._plan(model, model.engine)
-        x, shape = _flat(fields["inputs"])
+        x, shape = _flat(request.inputs)
         form = plan.session_forms.get(shape) if plan else None
         if plan is None or form is None:
             return None
@@ -216,3 +212,8 @@ def _flat(values: list[Any]) -> tuple[list[float], Shape]:
         else:
             raise TypeError("ragged")
     return values, shape
+
+
+def _texts(fields: dict[str, Any]) -> int:
+    """Names and strings in a document; each has two quotes."""
+    return len(fields) + sum(type(value) is str for value in fields.values())

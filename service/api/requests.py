@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -11,13 +11,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
 )
 from pydantic_core import core_schema
-from typing_extensions import TypedDict
 
 from service.api.shapes import Target
 from service.errors import FieldError, InvalidRequest, spell
@@ -174,30 +172,28 @@ Matrix = Annotated[list[Vector], Field(min_length=1)]
 Cube = Annotated[list[Matrix], Field(min_length=1)]
 
 
-class QuickStepFields(TypedDict):
-    """A `StepRequest` as most clients send it, over plain lists: `api.quick_step`."""
+class QuickRequest(BaseModel):
+    """What `api.quick_step` listens to: plain lists, and no more fields than most clients send."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: NotRequired[Name]
-    version: NotRequired[Name]
+
+class QuickStepRequest(QuickRequest):
+    """A `StepRequest` of one row."""
+
+    model: Name | None = None
+    version: Name | None = None
     inputs: Vector | Matrix
-    h: NotRequired[Vector | Matrix | Cube]
-    c: NotRequired[Vector | Matrix | Cube]
+    h: Vector | Matrix | Cube | None = None
+    c: Vector | Matrix | Cube | None = None
 
 
-class QuickSessionStepFields(TypedDict):
-    """A `SessionStepRequest` as most clients send it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+class QuickSessionStepRequest(QuickRequest):
+    """A `SessionStepRequest` of one step."""
 
     session: SessionId
     inputs: Vector | Matrix
-    step: NotRequired[Annotated[int, Field(ge=1)]]
-
-
-QUICK_STEP = TypeAdapter(QuickStepFields).validator
-QUICK_SESSION_STEP = TypeAdapter(QuickSessionStepFields).validator
+    step: Annotated[int, Field(ge=1)] | None = None
 
 
 class OpenRequest(Request):

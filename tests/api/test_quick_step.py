@@ -90,6 +90,7 @@ STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
         1,
         b"{",
         b'{"model":"tanh","inputs":[1,2,3,4],"inputs":[1,2,3,4]}',
+        b'{"model":null,"inputs":[1,2,3,4],"inputs":[1,2,3,4]}',
         b'{"model":"t\\u0061nh","inputs":[1,2,3,4]}',
     ],
 )
