@@ -263,7 +263,5 @@ def _without_h2c(data: bytes) -> bytes:
 
     It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
     """
-    if b"2c" not in data and b"2C" not in data:
-        return data
     headers, end, body = data.partition(b"\r\n\r\n")
     return _H2C.sub(rb"\1X-Ignored:\2", headers) + end + body if _H2C.search(headers) else data
