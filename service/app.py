@@ -25,6 +25,9 @@ from service.api.openapi import describe
 from service.api.opening import Opener
 from service.api.operations import operations_router
 from service.api.patience import Patience
+from service.api.quick import Quick
+from service.api.quick_step import QuickStep
+from service.api.reception import Reception
 from service.api.router_errors import answer_with_problems
 from service.api.session_step import OpenSession, SessionStep
 from service.api.sessions import SessionRoutes, sessions_router
@@ -37,6 +40,7 @@ from service.errors import ServiceError
 from service.serving.admission import Admission
 from service.serving.inference import Inference
 from service.serving.lanes import Lanes
+from service.serving.next_step import NextStep
 from service.serving.registry import Registry
 from service.serving.session_steps import SessionSteps
 from service.serving.sessions import Lifetimes, Sessions
@@ -118,6 +122,11 @@ def create_app(settings: Settings) -> Gateway:
     app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
     answer_with_problems(app)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    keys = Keys(
+        (key.get_secret_value() for key in settings.api_keys), (key.get_secret_value() for key in settings.admin_keys)
+    )
+    reception = Reception(keys, metrics, request_log=settings.request_log)
+    quick_step = QuickStep(inference, NextStep(shelf, lanes, registry), limits)
     return Gateway(
         app,
         hot={
@@ -130,12 +139,8 @@ def create_app(settings: Settings) -> Gateway:
         sockets={
             "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
         },
-        keys=Keys(
-            (key.get_secret_value() for key in settings.api_keys),
-            (key.get_secret_value() for key in settings.admin_keys),
-        ),
-        metrics=metrics,
-        request_log=settings.request_log,
+        quick={"/cell/step": Quick("/cell/step", quick_step, reception, settings.max_body_bytes)},
+        reception=reception,
     )
 
 

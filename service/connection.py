@@ -40,7 +40,7 @@ _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 class PatientFlow(FlowControl):
     """Reads no further while requests that were pipelined wait for the one before them.
 
-    uvicorn reads on after every reply, though hundreds of requests may have come with the last read: they would heap up.
+    uvicorn reads on after every reply, though hundreds of requests may have come with the last read and would heap up.
     """
 
     def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
@@ -101,20 +101,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._received_bytes += len(data)
-        between = self._in_head or self.cycle is None or self.cycle.response_complete
+        awaits_head = self._awaits_head()
         self._just_ended = False
-        super().data_received(_without_h2c(data) if between else data)
+        super().data_received(_without_h2c(data) if awaits_head else data)
         if self._upgraded:
             return
-        if self._held is not None:  # the rest of its body is still to come
-            super()._start_asgi_task(*self._release())
+        self._begin_held()  # the rest of its body is still to come
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
         elif (
             self._header_timer is None
             and not self._just_ended
             and self.timeout_keep_alive_task is None  # armed by a reply that was sent in this very read
-            and (self._in_head or self.cycle is None or self.cycle.response_complete)
+            and self._awaits_head()
         ):
             self._await_headers()
 
@@ -127,10 +126,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers were in time."""
-        self._in_head = False
-        self._cancel_header_timer()
-        # Armed if the request before this one came in the same read and has been answered.
-        self._unset_keepalive_if_required()
+        self._head_is_complete()
         self._in_headers = True
         super().on_headers_complete()
         self._in_headers = False
@@ -206,8 +202,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
-        if self.transport.get_write_buffer_size() and self._watch is not None:
-            self._watch.start()
+        self._watch_reader()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
@@ -239,6 +234,24 @@ class GuardedProtocol(HttpToolsProtocol):
             self._default_headers = headers
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
+
+    def _awaits_head(self) -> bool:
+        """Whether what comes next is a request's head, or the rest of one."""
+        return self._in_head or self.cycle is None or self.cycle.response_complete
+
+    def _head_is_complete(self) -> None:
+        self._in_head = False
+        self._cancel_header_timer()
+        # Armed if the request before this one came in the same read and has been answered.
+        self._unset_keepalive_if_required()
+
+    def _watch_reader(self) -> None:
+        if self.transport.get_write_buffer_size() and self._watch is not None:
+            self._watch.start()
+
+    def _begin_held(self) -> None:
+        if self._held is not None:
+            super()._start_asgi_task(*self._release())
 
     def _release(self) -> tuple[RequestResponseCycle, Any]:
         held, self._held = self._held, None

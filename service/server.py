@@ -13,10 +13,11 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.connection import GuardedProtocol, Refusals
+from service.connection import Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
+from service.quick import QuickProtocol
 from service.settings import Settings
 from service.sharing import SharingLoop
 from service.websocket import GuardedWebSocket
@@ -39,7 +40,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http=GuardedProtocol,
+            http=QuickProtocol,
             ws=GuardedWebSocket,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,

@@ -1,6 +1,7 @@
 """One HTTP request on its way through the service, and what is learnt of it on the way."""
 
 import re
+from collections.abc import Mapping
 from time import monotonic, perf_counter
 from typing import Protocol
 
@@ -13,7 +14,6 @@ STAGES = ("decode", "queue", "compute", "encode")
 _LISTS = (b"accept", b"accept-encoding", b"content-encoding")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
 
 WHOLE = "rnn.whole"
 """The ASGI extension by which the connection hands over a request that it has read whole."""
@@ -63,8 +63,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         if len(self.headers) < len(scope["headers"]):
             self._join_lists()
-        given = self.headers.get(b"x-request-id")
-        self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else request_id
+        self.request_id = given_id(self.headers) or request_id
         self.begun = perf_counter()
         self.admin = False
         self.owner = b""
@@ -140,3 +139,9 @@ class Exchange:
             message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
             raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
         return int(value) / 1000
+
+
+def given_id(headers: Mapping[bytes, bytes]) -> str | None:
+    """The name that a client gave its request."""
+    given = headers.get(b"x-request-id")
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else None

@@ -5,17 +5,15 @@ The hot paths are handled here, ahead of FastAPI's router, which costs more than
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from itertools import count
-from secrets import token_hex
 from time import perf_counter
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.exchange import Exchange
-from service.api.keys import Keys
-from service.api.metrics import Metrics
 from service.api.problems import MEDIA_TYPE, STATUS, encode_problem, headers_of, internal_problem, problem
+from service.api.quick import Quick
+from service.api.reception import Reception
 from service.api.reply import send_reply
 from service.api.upgrade import translate
 from service.errors import (
@@ -43,7 +41,8 @@ class Gateway:
     """The ASGI application: hot paths here, all others in `app`.
 
     `hot` maps paths of POST calls to their handlers, `sockets` those of WebSockets, `admissions` those to what bounds
-    them, where something does.
+    them, where something does; `quick` is for a server that offers requests to it before it calls the application
+    (`service.quick`).
     """
 
     def __init__(
@@ -53,32 +52,27 @@ class Gateway:
         hot: Mapping[str, Handler],
         admissions: Mapping[str, Admission],
         sockets: Mapping[str, Handler],
-        keys: Keys,
-        metrics: Metrics,
-        request_log: bool,
+        quick: Mapping[str, Quick],
+        reception: Reception,
     ) -> None:
         self._app = app
         self._hot = hot
         self._admissions = admissions
         self._sockets = sockets
-        self._keys = keys
-        self._metrics = metrics
-        self._request_log = request_log
+        self._reception = reception
         self._log = structlog.get_logger()
-        # Unique ids need no randomness each: the process's own, and a count.
-        self._process = token_hex(5)
-        self._numbers = count(1)
+        self.quick = {path.encode(): answer for path, answer in quick.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI; HTTP requests and WebSockets are ours."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, _briefly(send))
             return
-        exchange = Exchange(scope, receive, send, f"{self._process}{next(self._numbers):06x}")
+        exchange = Exchange(scope, receive, send, self._reception.new_id())
         try:
             if scope["type"] == "websocket":
                 translate(exchange)
-            self._keys.check(exchange)
+            self._reception.keys.check(exchange)
             await self._lead(exchange)
         except ServiceError as error:
             headers = headers_of(error)
@@ -117,9 +111,9 @@ class Gateway:
         admission = self._admissions.get(scope["path"])
         if admission is None or not admission.crowded or scope["method"] != "POST":
             return None
-        exchange = Exchange(scope, _nothing, _nowhere, f"{self._process}{next(self._numbers):06x}")
+        exchange = Exchange(scope, _nothing, _nowhere, self._reception.new_id())
         try:
-            self._keys.check(exchange)
+            self._reception.keys.check(exchange)
             admission.check(exchange.client, exchange.declared_bytes)
         except (ServiceFull, ClientFull) as error:
             body = encode_problem(problem(error, exchange.request_id))
@@ -154,25 +148,7 @@ class Gateway:
         path = exchange.scope["path"]
         if path not in self._hot and path not in self._sockets:
             path = _route(exchange.scope)
-        self._metrics.count(exchange, path, seconds)
-        if self._request_log:
-            # Probes and scrapers come every few seconds for ever.
-            line = self._log.debug if path.startswith(("/health", "/metrics")) else self._log.info
-            line(
-                "request",
-                request_id=exchange.request_id,
-                method=exchange.scope.get("method", "WS"),
-                path=path,
-                status=exchange.status,
-                model=exchange.model,
-                version=exchange.version,
-                rows=exchange.rows,
-                steps=exchange.steps,
-                received_bytes=exchange.received_bytes,
-                sent_bytes=exchange.sent_bytes,
-                ms={stage: round(spent * 1000, 3) for stage, spent in exchange.stages.items()}
-                | {"total": round(seconds * 1000, 3)},
-            )
+        self._reception.account(exchange, path, seconds)
 
 
 def exchange_of(scope: Scope) -> Exchange:

@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.api.exchange import STAGES, Exchange
+from service.api.quick_step import Answer
 from service.api.tallies import Tally
 from service.serving.inference import Inference
 from service.serving.sessions import Sessions
@@ -51,6 +52,7 @@ class Metrics:
         self._of_path: dict[str, Tally] = {}
         self._answered: dict[tuple[str, int], int] = {}
         self._run: dict[str, list[int]] = {}
+        self._answers: list[tuple[str, float, Answer]] = []
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
         self._batch = Histogram(
@@ -78,16 +80,17 @@ class Metrics:
         """Account for one finished request. path is a route's, never a client's own words."""
         key = path, exchange.status
         self._answered[key] = self._answered.get(key, 0) + 1
-        latency = self._of_path.get(path)
-        if latency is None:
-            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-        latency.observe(seconds)
+        self._tally(path).observe(seconds)
         for stage, spent in exchange.stages.items():
             self._stage[stage].observe(spent)
         if exchange.rows and exchange.model is not None:
             run = self._run.setdefault(exchange.model, [0, 0])
             run[0] += exchange.rows
             run[1] += exchange.steps
+
+    def count_answer(self, path: str, seconds: float, answer: Answer) -> None:
+        """Account for one answered step; it is added up with others later."""
+        self._answers.append((path, seconds, answer))
 
     def count_turn(self, rows: int) -> None:
         """Account for rows that ran together."""
@@ -99,6 +102,7 @@ class Metrics:
 
     def sample(self) -> None:
         """Set the gauges to what is now, and fold what was counted since the last time."""
+        self._add_answers()
         for (path, status), count in self._answered.items():
             self._requests.labels(path, str(status)).inc(count)
         self._answered.clear()
@@ -118,6 +122,24 @@ class Metrics:
     def watch_sessions(self, sessions: Sessions) -> None:
         """Whose sessions to show."""
         self._sessions = sessions
+
+    def _add_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        for path, seconds, answer in answers:
+            key = path, 200
+            self._answered[key] = self._answered.get(key, 0) + 1
+            self._tally(path).observe(seconds)
+            for stage, spent in answer.stages.items():
+                self._stage[stage].observe(spent)
+            run = self._run.setdefault(answer.model, [0, 0])
+            run[0] += 1
+            run[1] += 1
+
+    def _tally(self, path: str) -> Tally:
+        latency = self._of_path.get(path)
+        if latency is None:
+            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
+        return latency
 
     def _sample_sessions(self) -> None:
         if self._sessions is None:

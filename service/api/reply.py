@@ -76,6 +76,18 @@ async def send_reply(
         await exchange.send({"type": "http.response.body", "body": b""})
 
 
+def spelt_reply(media_type: bytes, body: bytes, request_id: str, accept_encoding: bytes) -> tuple[bytes, int]:
+    """The header lines and the body of what `send_reply` would send, and the size of that body; for small ones."""
+    extra: Headers = []
+    if len(body) >= COMPRESS_FROM_BYTES:
+        encoding = reply_encoding(accept_encoding.decode("latin-1"))
+        extra.append((b"vary", b"accept-encoding"))
+        if encoding:
+            body = _compress([body], encoding)
+            extra.append((b"content-encoding", encoding.encode()))
+    return b"%b\r\n%b" % (_spelt(media_type, len(body), request_id, extra), body), len(body)
+
+
 def _spelt(media_type: bytes, size: int, request_id: str, extra: Headers) -> bytes:
     lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (media_type, size, request_id.encode())
     return b"".join((lines, *(b"%b: %b\r\n" % line for line in extra))) if extra else lines

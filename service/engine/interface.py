@@ -51,6 +51,23 @@ class Rows:
         return int(self.lengths[0]) if len(self.lengths) == 1 else int(self.lengths.sum())
 
 
+class OneStep(ABC):
+    """Fixed memory for one step of one row: written into, run, and read. One caller at a time.
+
+    - memory (I + L·P + L·H + O,): x, then the state h and, of an LSTM, c, then the head's predictions
+    - h (L,1,P), c (L,1,H) or None, predictions (O) or None: views of it; `run` replaces the state by the next one
+    """
+
+    memory: Floats
+    h: Floats
+    c: Floats | None
+    predictions: Floats | None
+
+    @abstractmethod
+    def run(self) -> None:
+        """Run the step: the same bits as `Engine.run` gives."""
+
+
 class Engine(ABC):
     """One model's weights on one device.
 
@@ -86,3 +103,7 @@ class Engine(ABC):
 
         A row's result does not depend on the rows beside it (DESIGN's law 3).
         """
+
+    def one_step(self) -> OneStep | None:
+        """New memory for single steps; None if the engine gains nothing by that."""
+        return None

@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, perf_counter
 
-from service.engine.interface import Engine, Rows
+import numpy as np
+
+from service.engine.interface import Engine, OneStep, Rows
 from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
@@ -59,6 +61,12 @@ class Inference:
         begun = perf_counter()
         engine.run([rows])
         return Timings(compute=perf_counter() - begun)
+
+    def one_step(self, engine: Engine) -> OneStep | None:
+        """Memory for single steps of an engine, to be run by the caller; None where they are better run by `run`."""
+        one, spec = np.ones(1, np.int64), engine.spec
+        rows = Rows(np.empty((1, spec.input_size), np.float32), one - 1, one, np.empty((0, 1, 0), np.float32))
+        return engine.one_step() if engine.estimate(rows) <= INLINE_SECONDS else None
 
     def close(self) -> None:
         """Wait for what is running and end the threads."""

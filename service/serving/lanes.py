@@ -53,6 +53,10 @@ class Lanes:
         """Calls that wait or run, of all sessions."""
         return sum(lane.waiting for lane in self._lanes.values())
 
+    def empty(self, session: str) -> bool:
+        """Whether no call of a session waits or runs."""
+        return session not in self._lanes
+
     def in_flight(self, session: str, step: int) -> InFlight | None:
         """The steps of a session that begin with this number, if they wait or run."""
         lane = self._lanes.get(session)

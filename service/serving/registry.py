@@ -158,15 +158,25 @@ class Registry:
 
         Raises ModelFailed if that cannot be known, as the files cannot be read.
         """
+        if found := self.pinned_loaded(name, version, fingerprint):
+            return found
         model = self._models.get(name)
         current = model.versions.get(version) if model else None
-        if found := self._with_weights(current, name, version, fingerprint):
-            return found
         if current and not current.failure and (await self.engine(current)) and current.fingerprint == fingerprint:
             return current
         async with self._adopting:
-            found = self._with_weights(current, name, version, fingerprint)
+            found = self.pinned_loaded(name, version, fingerprint)
             return found or await self._adopted(name, version, fingerprint)
+
+    def pinned_loaded(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
+        """The version with these very weights if they are loaded."""
+        model = self._models.get(name)
+        current = model.versions.get(version) if model else None
+        kept = (current, *self._retired) if current else self._retired
+        for one in kept:
+            if one.fingerprint == fingerprint and one.engine and one.name == name and one.version == version:
+                return one
+        return None
 
     def drain(self, name: str, version: str | None) -> Model:
         """Let a version (the serving one, if none is named) open no new sessions, until its model is reloaded.
@@ -256,14 +266,6 @@ class Registry:
                 self._retired.append(version)
             else:
                 self._drop(version)
-
-    def _with_weights(
-        self, current: ModelVersion | None, name: str, version: str, fingerprint: bytes
-    ) -> ModelVersion | None:
-        for one in (current, *self._retired) if current else self._retired:
-            if (one.name, one.version, one.fingerprint) == (name, version, fingerprint) and one.engine:
-                return one
-        return None
 
     async def _adopted(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
         """The weights as they are in the repository now, for sessions alone: another process has reloaded the model."""

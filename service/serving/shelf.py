@@ -76,6 +76,21 @@ class Shelf:
         message = f"this session has ended ({found.reason}) after step {found.step}"
         raise SessionGone(message, found.reason, found.step)
 
+    def find_held(self, session: str, owner: bytes | None) -> SessionRecord | None:
+        """A live session that needs no waiting for; None sends the caller to `find`, which says what there is."""
+        record = self.store.held(session)
+        if record is None or owner not in (None, record.owner) or record.expires_at <= self.clock():
+            return None
+        return record
+
+    def commit_held(self, record: SessionRecord, position: Position) -> bool:
+        """Advance what `find_held` gave just now; False if there is no room, which `commit` may make."""
+        growth = len(position.replies) - len(record.position.replies)
+        if growth > 0 and self.store.totals.bytes + growth > self.limits.bytes:
+            return False
+        self.store.commit_held(record, position)
+        return True
+
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session. Raises SessionsFull."""
         await self._make_room(1, record.nbytes)

@@ -132,6 +132,14 @@ class SessionStore(ABC):
     async def commit(self, session: str, revision: int, position: Position) -> bool:
         """Replace the position if it is still that of `revision`; says whether it was. When true, it is kept."""
 
+    def held(self, session: str) -> SessionRecord | None:  # noqa: ARG002  # for those who override it
+        """A live session, if it is in this process's own memory, where `commit_held` may advance it; else None."""
+        return None
+
+    def commit_held(self, record: SessionRecord, position: Position) -> None:
+        """Replace the position of what `held` gave just now."""
+        raise NotImplementedError
+
     @abstractmethod
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         """End a session, and remember that; gives its last record, or None if it was not live."""

@@ -71,11 +71,19 @@ class MemoryStore(SessionStore):
         record = self._records.get(session)
         if record is None or record.position.revision != revision:
             return False
+        self.commit_held(record, position)
+        return True
+
+    def held(self, session: str) -> SessionRecord | None:
+        """Every session is."""
+        return self._records.get(session)
+
+    def commit_held(self, record: SessionRecord, position: Position) -> None:
+        """Replace the position."""
         old = record.position
         self._bytes += len(position.state) + len(position.replies) - len(old.state) - len(old.replies)
         record.position = position
-        self._records.move_to_end(session)
-        return True
+        self._records.move_to_end(record.id)
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         """End a session."""

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.engine.interface import Engine, Floats, Rows
+from service.engine.interface import Engine, Floats, OneStep, Rows
 from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
+from service.engine.native.one_step import NativeStep
 from service.engine.native.passes import SHARED_FLOPS, Pass
 from service.engine.native.processor import Processor
 from service.engine.native.rows import Way, row_table
@@ -73,6 +74,12 @@ class NativeEngine(Engine):
             self._run_steps(batches, rows)
         else:
             self._passes[0].run(row_table(batches, Way()))
+
+    def one_step(self) -> OneStep | None:
+        """New memory for single steps, if a caller's thread alone is to run them."""
+        if self.spec.bidirectional or self._flops >= SHARED_FLOPS:
+            return None
+        return NativeStep(self._passes[0], self.spec)
 
     def _run_steps(self, batches: Sequence[Rows], rows: int) -> None:
         try:

@@ -1,0 +1,55 @@
+"""The short way through the door: a request that was read whole, and a reply that is written whole, in one call.
+
+None leaves a request to the gateway, as if it had never been here.
+"""
+
+from collections.abc import Mapping
+from time import perf_counter
+
+from service.api.exchange import given_id
+from service.api.negotiation import JSON
+from service.api.quick_step import QuickStep
+from service.api.reception import Reception
+from service.api.reply import spelt_reply
+
+_UNUSUAL = frozenset((b"content-encoding", b"x-session-id", b"x-request-timeout-ms"))
+"""Headers that say more than a quick answer listens to."""
+
+_JSON = JSON.encode()
+_CONTENT_TYPES = frozenset((None, _JSON))
+_ACCEPTS = frozenset((None, b"*/*", _JSON))
+
+
+class Quick:
+    """Quick answers under one path, to bodies of at most max_bytes."""
+
+    def __init__(self, path: str, answer: QuickStep, reception: Reception, max_bytes: int) -> None:
+        self._path = path
+        self._answer = answer
+        self._reception = reception
+        self._max_bytes = max_bytes
+
+    def __call__(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes | None:
+        """What is to be sent after the status line and the default headers of a 200; or None, and nothing was done.
+
+        headers have lower-case names, none of them twice; body is the request's, read whole.
+        """
+        begun = perf_counter()
+        if (
+            headers.get(b"content-type") not in _CONTENT_TYPES
+            or headers.get(b"accept") not in _ACCEPTS
+            or not _UNUSUAL.isdisjoint(headers)
+            or len(body) > self._max_bytes
+        ):
+            return None
+        reception = self._reception
+        caller = reception.keys.identify(headers.get(b"authorization", b""))
+        if caller is None:
+            return None
+        answer = self._answer(body, None if caller.is_admin else caller.owner)
+        if answer is None:
+            return None
+        request_id = given_id(headers) or reception.new_id()
+        reply, size = spelt_reply(_JSON, answer.body, request_id, headers.get(b"accept-encoding", b""))
+        reception.account_answer(answer, self._path, request_id, len(body), size, perf_counter() - begun)
+        return reply
