@@ -28,7 +28,7 @@ _H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
 class PatientFlow(FlowControl):
     """Reads no further while requests that were pipelined wait for the one before them.
 
-    uvicorn reads on after every reply, though hundreds of requests may have come with the last read: they would heap up.
+    uvicorn reads on after every reply, though hundreds of requests may have come with one read: they would heap up.
     """
 
     def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:

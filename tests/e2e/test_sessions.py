@@ -258,6 +258,7 @@ def test_a_draining_version_opens_no_new_sessions(launch, tmp_path):
     view = service.post("/models/tanh/drain", headers=ADMIN).json()
     assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
     assert_problem(service.post("/cell/sessions", {"model": "tanh"}), 409, "model-in-use", "drained")
+    assert_problem(service.post(f"/cell/sessions/{session}/fork"), 409, "model-in-use", "drained")
     stepped(service, session, vectors("tanh", 1))
 
 
