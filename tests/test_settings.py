@@ -30,7 +30,15 @@ def test_keys_are_not_printed(monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70_000}, {"device": "tpu"}, {"max_body_bytes": 0}, {"log_format": "xml"}, {"compute_threads": -1}],
+    [
+        {"port": 70_000},
+        {"device": "tpu"},
+        {"max_body_bytes": 0},
+        {"log_format": "xml"},
+        {"compute_threads": -1},
+        {"session_ttl_seconds": 1e12},
+        {"max_session_ttl_seconds": float("inf")},
+    ],
 )
 def test_wrong_values_are_refused(wrong):
     with pytest.raises(ValidationError):

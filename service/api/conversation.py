@@ -99,6 +99,8 @@ class Conversation:
                     failure = error
                     good = block[: error.index]
                     several = await self.stepper.run(good, step, deadline, refuse_non_finite=True) if len(good) else []
+            except NonFinite as error:  # another stream of the session came in between
+                raise self._not_finite(place(begin + error.index)) from None
             except ServiceError as error:
                 raise at(place(begin), error) from None
             self.exchange.rows = 1

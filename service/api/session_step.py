@@ -20,6 +20,9 @@ from service.serving.sessions import Session, Sessions
 from service.serving.steps import NonFinite, Steps
 from service.wire.arrays import Document
 
+MAX_KEPT_BYTES = 4 * 2**20
+"""Inputs and results of one request, which are kept with the session until its next step."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionStep:
@@ -42,6 +45,7 @@ class SessionStep:
         inputs, several = steps(request.inputs, target)
         returns = step_returns(request.returns, target, stateful=True)
         refuse_too_much(1, len(inputs), returns | {"outputs"}, target)
+        _refuse_long(len(inputs), target)
         strict = kind == JSON and request.non_finite == "error"
         terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, book=exchange.book)
         try:
@@ -102,6 +106,16 @@ def state_fields(h: Floats, c: Floats | None) -> dict[str, Floats]:
     """A session's state h (L,1,P), c (L,1,H) as clients see it: (L,·), or (·) if L = 1."""
     found = {"h": h} if c is None else {"h": h, "c": c}
     return {name: part[0, 0] if len(part) == 1 else np.ascontiguousarray(part[:, 0]) for name, part in found.items()}
+
+
+def _refuse_long(count: int, target: Target) -> None:
+    """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
+    spec = target.spec
+    most = MAX_KEPT_BYTES // (4 * (spec.input_size + spec.output_size + (spec.out_features or 0)))
+    if count > most:
+        raise wrong(
+            f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"
+        )
 
 
 def _reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:

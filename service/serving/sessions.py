@@ -94,10 +94,7 @@ class Sessions:
         self, model: ModelVersion, owner: bytes, ttl_seconds: float | None, h: Floats | None, c: Floats | None
     ) -> SessionRecord:
         """A new session at step 0, from h (L,1,P) and c (L,1,H), zeros if None. Raises ModelInUse, SessionsFull."""
-        if model.draining:
-            raise ModelInUse(
-                f"version {model.version} of model {model.name!r} is being drained: it opens no new sessions"
-            )
+        _refuse_if_draining(model)
         await self._registry.engine(model)
         initial = b""
         if h is not None or c is not None:
@@ -107,8 +104,9 @@ class Sessions:
         return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zeros(model.spec))
 
     async def fork(self, session: str, owner: bytes | None) -> SessionRecord:
-        """A new session at step 0, from this one's state; it belongs to the same owner."""
+        """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""
         found = await self.use(session, owner)
+        _refuse_if_draining(found.model)
         async with self.lanes.turn(session):
             record = await self.shelf.find(session, owner, fresh=self.shelf.may_be_stale)
         state = record.position.state
@@ -177,3 +175,8 @@ class Sessions:
 def weights_of(version: ModelVersion) -> Weights:
     """What a session remembers of the version that it runs on."""
     return Weights(version.name, version.version, version.fingerprint)
+
+
+def _refuse_if_draining(model: ModelVersion) -> None:
+    if model.draining:
+        raise ModelInUse(f"version {model.version} of model {model.name!r} is being drained: it opens no new sessions")

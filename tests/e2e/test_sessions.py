@@ -258,6 +258,7 @@ def test_a_draining_version_opens_no_new_sessions(launch, tmp_path):
     view = service.post("/models/tanh/drain", headers=ADMIN).json()
     assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
     assert_problem(service.post("/cell/sessions", {"model": "tanh"}), 409, "model-in-use", "drained")
+    assert_problem(service.post(f"/cell/sessions/{session}/fork"), 409, "model-in-use", "drained")
     stepped(service, session, vectors("tanh", 1))
 
 
@@ -286,3 +287,16 @@ def test_metrics_tell_what_happened(launch):
         'rnn_session_events_total{event="conflicts"} 1.0',
     ):
         assert line in page
+
+
+def test_one_request_of_a_session_has_only_so_many_steps(launch):
+    service = launch()
+    session = opened(service, "tutorial-cell")
+    most = 4 * 2**20 // (4 * (4 + 2))
+    inputs = np.zeros((most + 1, 4), np.float32)
+    headers = {"content-type": SAFETENSORS}
+    wrong = service.post("/cell/step", content=save({"inputs": inputs}, {"session": session}), headers=headers)
+    assert_problem(wrong, 422, "invalid-request", f"takes {most} in one request")
+    good = service.post("/cell/step", content=save({"inputs": inputs[1:]}, {"session": session}), headers=headers)
+    assert good.status_code == 200
+    assert service.get(f"/cell/sessions/{session}").json()["step"] == most
