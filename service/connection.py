@@ -355,5 +355,8 @@ def _without_h2c(data: bytes) -> bytes:
 
     It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
     """
-    headers, end, body = data.partition(b"\r\n\r\n")
-    return _H2C.sub(rb"\1X-Ignored:\2", headers) + end + body if _H2C.search(headers) else data
+    end = data.find(b"\r\n\r\n")
+    end = len(data) if end < 0 else end
+    if not _H2C.search(data, 0, end):
+        return data
+    return _H2C.sub(rb"\1X-Ignored:\2", data[:end]) + data[end:]
