@@ -26,9 +26,9 @@ READ_AND_FORGET_BYTES = 256 * 1024
 """Bodies of refused requests up to this are read to no purpose: a new connection would cost more, and most of them have
 been read with the head. Larger ones are refused by the application, which closes the connection."""
 
-REFUSAL_SECONDS = 0.3e-3
-FORGET_BYTES_PER_SECOND = 600e6
-"""What a refusal, and what reading its body to no purpose, counts for: some four times what they take. Where refusals
+REFUSAL_SECONDS = 0.1e-3
+FORGET_BYTES_PER_SECOND = 1.2e9
+"""What a refusal, and what reading its body to no purpose, counts for: about what they take. Where refusals
 count for more than all of the time, refused connections are not read for a while: their clients try again at once."""
 
 MOST_PAUSE_SECONDS = 1.0
