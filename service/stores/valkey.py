@@ -48,6 +48,10 @@ LOOKS = 500
 """Sessions that a script looks at, as the server runs nothing else meanwhile."""
 
 
+# The event loop's words for a connection that is closed under a read or a write are its own: EOFError, RuntimeError.
+BROKEN = (ValkeyError, OSError, EOFError, RuntimeError)
+
+
 class Call(NamedTuple):
     """A script and its arguments."""
 
@@ -91,7 +95,7 @@ class ValkeyStore(SessionStore):
             about: dict[str, Any] = await self._server.info()
         except (AuthenticationError, ResponseError) as error:
             raise StoreError(f"the session store's server refuses this service: {error}") from None
-        except (ValkeyError, OSError):
+        except BROKEN:
             return
         if int(str(about.get("redis_version", OLDEST_SERVER)).partition(".")[0]) < OLDEST_SERVER:
             raise StoreError(f"the session store's server is too old: take Valkey, or Redis {OLDEST_SERVER} or newer")
@@ -171,7 +175,7 @@ class ValkeyStore(SessionStore):
                 again = await self._send([calls[i] for i in unknown], known=False)
                 for i, answer in zip(unknown, again, strict=True):
                     answers[i] = answer
-        except (ValkeyError, OSError) as error:
+        except BROKEN as error:
             return [unavailable(error) for _ in calls]
         return [unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
