@@ -5,6 +5,8 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,6 +15,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service.board import Board
 from service.connection import Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
@@ -30,9 +33,12 @@ WORKER_SILENCE_SECONDS = 30
 
 
 class Config(uvicorn.Config):
-    """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application."""
+    """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application.
 
-    def __init__(self, settings: Settings) -> None:
+    board is the path of the workers' `Board`, if there are several.
+    """
+
+    def __init__(self, settings: Settings, board: Path | None = None) -> None:
         super().__init__(
             "service.server:application",
             factory=True,
@@ -56,13 +62,13 @@ class Config(uvicorn.Config):
             timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         )
         self.refusals = Refusals()
-        self._shares = settings.workers > 1
+        self._board = board
         self.header_seconds = settings.header_timeout_seconds
         self.min_bytes_per_second = settings.min_bytes_per_second
 
     def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
         """Where workers share a port, the event loop that shares connections out."""
-        return SharingLoop if self._shares else super().get_loop_factory()
+        return super().get_loop_factory() if self._board is None else partial(SharingLoop, self._board)
 
 
 class Server(uvicorn.Server):
@@ -83,10 +89,11 @@ def serve(settings: Settings) -> None:
     if settings.workers == 1:
         Server(Config(settings)).run()
         return
-    with tempfile.TemporaryDirectory(prefix="rnn-metrics-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        config = Config(settings)
+        # A worker that is replaced goes when its successor is there.
+        config = Config(settings, Board.make(Path(folder) / "connections", 2 * settings.workers))
         workers = Multiprocess(config, [config.bind_socket()])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
