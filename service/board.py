@@ -32,9 +32,10 @@ class Board:
             self._numbers[self._place] = count + 1  # 0: there is no process
 
     def leave(self) -> None:
-        """Tell them that it takes no more."""
+        """Tell them that it takes no more. The place stays its own until it ends."""
         if self._place is not None:
             self._numbers[self._place] = 0
+            self._place = None
 
     def fewest(self) -> int | None:
         """How many the one of the others has that has fewest; None if there are no others."""

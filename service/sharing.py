@@ -7,7 +7,7 @@ others for a while if one of them has fewer.
 
 import asyncio
 import socket
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,26 @@ class SharingLoop(uvloop.Loop):
         return Acceptor(self, sock, protocol_factory, backlog, Board(self._board))
 
 
+class Connections(set[Any]):
+    """The open connections of this process, whose number the others are shown."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self._board = board
+
+    def add(self, connection: Any) -> None:
+        """One is open."""
+        super().add(connection)
+        self._board.show(len(self))
+
+    def discard(self, connection: Any) -> None:
+        """One is closed."""
+        super().discard(connection)
+        self._board.show(len(self))
+
+
 class Acceptor:
-    """A server on a shared socket; protocols have a collection of all `connections` of the process."""
+    """A server on a shared socket, for uvicorn's protocols."""
 
     def __init__(
         self,
@@ -59,12 +77,14 @@ class Acceptor:
         self._listener = listener
         self._factory = factory
         self._board = board
-        self._connections: Sized = ()
+        self._connections = Connections(board)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         listener.listen(backlog)
         board.show(0)
+        # uvicorn's protocols have the server's state, which the loop is not given.
+        factory().server_state.connections = self._connections
         self._wait()
 
     def close(self) -> None:
@@ -89,7 +109,6 @@ class Acceptor:
     def _take_or_leave(self, looks: int) -> None:
         """Take a connection; while another worker has fewer, leave it to that one, and look again so many times."""
         count = self._count()
-        self._board.show(count)
         fewest = self._board.fewest()
         if looks and fewest is not None and fewest < count:
             self._timer = self._loop.call_later(LOOK_SECONDS, self._take_or_leave, looks - 1)
@@ -110,7 +129,7 @@ class Acceptor:
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
+            task = self._loop.create_task(self._loop.connect_accepted_socket(self._factory, connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         self._board.show(self._count())
@@ -119,8 +138,3 @@ class Acceptor:
     def _count(self) -> int:
         """Connections of this worker, and those that are about to be."""
         return len(self._connections) + len(self._tasks)
-
-    def _protocol(self) -> Any:
-        protocol = self._factory()
-        self._connections = protocol.connections
-        return protocol
