@@ -136,18 +136,27 @@ class Gateway:
             raise UpgradeRequired(f"{path} is a WebSocket; connect with ws:// or wss://")
         handler = self._hot.get(exchange.scope["path"])
         if handler is None:
-            exchange.scope["exchange"] = exchange
-            await self._app(exchange.scope, exchange.receive, _noting(exchange))
+            await self._route(exchange)
         elif exchange.scope["method"] == "POST":
             await handler(exchange)
         else:
             raise MethodNotAllowed(f"{exchange.scope['path']} takes POST, not {exchange.scope['method']}", "POST")
 
+    async def _route(self, exchange: Exchange) -> None:
+        """Leave a request to the router; HEAD is a GET of whose reply the server sends no body."""
+        scope = exchange.scope
+        scope["exchange"] = exchange
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, exchange.receive, _noting(exchange))
+        exchange.scope["route"] = scope.get("route")
+
     def _account(self, exchange: Exchange) -> None:
         seconds = perf_counter() - exchange.begun
         path = exchange.scope["path"]
         if path not in self._hot and path not in self._sockets:
-            path = _route(exchange.scope)
+            # As it was declared: a label must not grow with what clients type.
+            path = getattr(exchange.scope.get("route"), "path", "other")
         self._reception.account(exchange, path, seconds)
 
 
@@ -194,8 +203,3 @@ async def _send_problem(
     exchange: Exchange, status: int, document: dict[str, object], headers: list[tuple[bytes, bytes]]
 ) -> None:
     await send_reply(exchange, status, MEDIA_TYPE, encode_problem(document), headers)
-
-
-def _route(scope: Scope) -> str:
-    """The path of a route as it was declared: a label must not grow with what clients type."""
-    return getattr(scope.get("route"), "path", "other")

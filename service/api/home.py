@@ -16,7 +16,6 @@ def home_router() -> APIRouter:
     page, headers = document()
     router = APIRouter()
 
-    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def home() -> Response:
         return Response(page, headers=headers, media_type="text/html; charset=utf-8")

@@ -25,12 +25,10 @@ def operations_router(metrics: Metrics, unready: Callable[[], list[str]]) -> API
     """The routes; `unready` gives the reasons for not being ready, none if it is."""
     router = APIRouter(tags=["operations"])
 
-    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live", summary="Is the process alive?")
     async def live() -> Health:
         return Health(status="live")
 
-    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready", summary="Should requests come here?", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
         reasons = unready()

@@ -159,6 +159,9 @@ def test_a_deadline_that_is_no_number(service, value):
         ("GET", "/rnn/forward", 405, "method-not-allowed"),
         ("PUT", "/cell/step", 405, "method-not-allowed"),
         ("DELETE", "/models", 405, "method-not-allowed"),
+        ("PUT", "/cell/sessions", 405, "method-not-allowed"),
+        ("PUT", "/cell/sessions/none", 405, "method-not-allowed"),
+        ("POST", "/static-offline-docs/favicon.png", 405, "method-not-allowed"),
     ],
 )
 def test_a_path_or_a_method_that_is_not_there(service, method, path, status, kind):
@@ -167,4 +170,21 @@ def test_a_path_or_a_method_that_is_not_there(service, method, path, status, kin
         reply = wire.reply()
     assert_problem(reply, status, kind)
     if status == 405:
-        assert reply.headers["allow"] in ("POST", "GET")
+        allowed = {
+            "/models": "GET, HEAD",
+            "/cell/sessions": "GET, HEAD, POST",
+            "/cell/sessions/none": "DELETE, GET, HEAD",
+        }
+        assert reply.headers["allow"] == allowed.get(path, "GET, HEAD" if path.startswith("/static") else "POST")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/models", "/metrics", "/openapi.json", "/problems/invalid-request"])
+def test_head_is_get_without_the_body(service, path):
+    with Wire(service) as wire:
+        wire.send(head("HEAD", path))
+        wire.send(head("GET", path))
+        status, headers = wire.status_and_headers()
+        reply = wire.reply()
+    assert (status, reply.status) == (200, 200)
+    assert headers["content-type"] == reply.headers["content-type"]
+    assert reply.body
