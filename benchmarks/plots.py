@@ -130,7 +130,7 @@ def growth(costs: Sequence[Cost], title: str) -> Figure:
         for index, dialect in enumerate(dialects):
             mine = [cost for cost in costs if (cost.axis, cost.dialect) == (axis, dialect)]
             values = [cost.value for cost in mine]
-            axes.plot(values, [cost.sample.cpu_ms for cost in mine], "o-", color=f"C{index}", label=dialect)
+            axes.plot(values, [cost.cpu_ms.median for cost in mine], "o-", color=f"C{index}", label=dialect)
             if axis in {"B", "T"}:
                 fit = fits[dialect]
                 line = [fit.fixed_ms + fit.per_step_us * c.cell.batch * c.cell.steps / 1e3 for c in mine]
