@@ -15,7 +15,7 @@ from benchmarks.units import Bench, Unit
 
 SMALL, LARGE = CELLS[0], CELLS[-1]
 # Enough for the bytes of each; a million takes minutes to open and as long to expire.
-COUNTS = {SMALL.name: 200_000, LARGE.name: 50_000}
+COUNTS = {SMALL.name: 100_000, LARGE.name: 50_000}
 STORED = 100_000
 OPENED_PER_SECOND, STORED_PER_SECOND = 5_000, 3_000
 CLIENTS = 16

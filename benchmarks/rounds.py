@@ -22,7 +22,7 @@ MAX_SECONDS = 3
 # What comes on top of a run: until the server has settled, and the start and end of one that runs alone.
 OVERHEAD_SECONDS = 0.5
 START_SECONDS = 2
-ALONE_SECONDS = {"LitServe": 6, "BentoML": 9, "Ray Serve": 25}
+ALONE_SECONDS = {"LitServe": 6, "BentoML": 9, "Ray Serve": 19}
 QUICK = (table.OURS, table.OURS_TWICE, table.ECHO)
 
 

@@ -109,8 +109,8 @@ def measure(
         known = {(cell.name, server.name, dialect.name): rounds.seconds for dialect in server.dialects}
         # A dialect that is measured on some cells only is measured on all of these.
         for entry in entries(cell, started, rounds, scratch, everywhere=True, known=known):
-            sample = drive(started, entry.call, cell.connections, entry.seconds, scratch)
             value = axis_value(axis, cell)
+            sample = drive(started, entry.call, cell.connections, entry.seconds, scratch)
             bench.console.print(f"{axis} = {value}: {entry}: {sample.cpu_ms:.2f} ms", highlight=False)
             samples[axis, value, entry.dialect.name] = sample
     for key, sample in samples.items():
@@ -136,7 +136,7 @@ def lines(measured: Sequence[Cost]) -> list[Line]:
         at = min(bent, key=lambda at: rms(bent[at][1]))
         (_, before, more), rest = bent[at]
         slopes = (1e3 * before, 1e3 * (before + more))
-        straight = (dialect, fixed, 1e3 * slope, off[worst], int(work[worst]), rms(off))
+        straight = (dialect, fixed, 1e3 * slope, float(off[worst]), int(work[worst]), rms(off))
         found.append(Line(*straight, int(at), *slopes, rms(rest)))
     return found
 

@@ -19,7 +19,7 @@ COUNTS = (1, 16, 1000)
 FEWER_COUNTS = (1, 1000)
 IN_FLIGHT = 64
 # What a thousand streams have in flight at first takes the better part of a second.
-MIN_SECONDS = 2
+MANY_SECONDS = 2
 FRAME_STEPS = 64
 FlowKey = tuple[str, str, int, int]
 
@@ -99,7 +99,7 @@ def units(bench: Bench) -> list[Unit]:
             keys = [(server.name, way.name, count, way.window) for server in talkers for count in way.counts]
             if keys:
                 run, there = partial(measure, bench, talkers, way, turns), not turns.lack(keys, number)
-                seconds = len(keys) * (MIN_SECONDS + 1.5)
+                seconds = sum(length(bench, count) + 1.2 for _, _, count, _ in keys)
                 found.append(Unit(f"round {number + 1}, {way.name}", seconds, there, run, way.name))
     return found
 
@@ -110,7 +110,7 @@ def measure(bench: Bench, servers: Sequence[Server], way: Way, turns: "Turns[Flo
     for server in servers:
         started = bench.fleet.server(server)
         for count in way.counts:
-            flow = drive(client, started, way, count, max(bench.rounds.seconds, MIN_SECONDS))
+            flow = drive(client, started, way, count, length(bench, count))
             flows[server.name, way.name, count, way.window] = flow
             outcome = f"{flow.rate:,.0f} steps/s{f', {flow.errors} errors' if flow.errors else ''}"
             bench.console.print(f"{server.name}, {way.name}, {count}: {outcome}", highlight=False)
@@ -119,6 +119,11 @@ def measure(bench: Bench, servers: Sequence[Server], way: Way, turns: "Turns[Flo
     order = {way.name: number for number, way in enumerate(WAYS)}
     by_way = sorted(turns.samples, key=lambda key: (key[0], order[key[1]], key[2]))
     bench.report.streams = [Flows(*key, tuple(turns.samples[key])) for key in by_way if turns.samples[key]]
+
+
+def length(bench: Bench, count: int) -> int:
+    """Seconds of a run."""
+    return max(bench.rounds.seconds, MANY_SECONDS if count == COUNTS[-1] else 1)
 
 
 def taken(measured: Iterable[Flows]) -> dict[FlowKey, tuple[Flow, ...]]:

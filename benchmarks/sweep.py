@@ -23,7 +23,7 @@ FEWER_FRACTIONS = (0.2, 0.5, 0.8, 1.0, 1.5)
 FEWER_CELLS = ("step", "small", "medium")
 # Enough for a p99, if they come in time.
 MIN_ARRIVALS = 500
-MAX_SECONDS = 4
+MAX_SECONDS = 3
 # Long enough for every queue to fill: what comes after that is what counts.
 OVERLOAD_SECONDS = 10
 
