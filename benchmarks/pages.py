@@ -111,7 +111,7 @@ def where(report: Report) -> str:
 
 
 def link(samples: Path) -> str:
-    return f"[{samples.name}](../{samples})"
+    return samples.name if samples.is_absolute() else f"[{samples.name}](../{samples})"
 
 
 def left_out(report: Report) -> list[str]:

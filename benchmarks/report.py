@@ -37,7 +37,7 @@ class Report:
     versions: dict[str, str]
     rows: Sequence[Row] = ()
     resident: Sequence[Resident] = ()
-    kernel_ms: float | None = None
+    kernel_ms: Sequence[float] = ()
     peaks: Sequence[Peak] = ()
     points: Sequence[Point] = ()
     stages: Sequence[Breakdown] = ()

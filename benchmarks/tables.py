@@ -18,7 +18,7 @@ from benchmarks.sweep import Point
 from benchmarks.verdict import Verdict
 
 MIB = 2**20
-LEFT = frozenset({"server", "path", "format", "expected", "way", "beside"})
+LEFT = frozenset({"how", "server", "path", "format", "expected", "way", "beside"})
 
 
 def load_table(rows: Sequence[Row]) -> Table:
@@ -227,9 +227,11 @@ def peaks_table(peaks: Iterable[Peak]) -> Table:
 
 def verdicts_table(found: Iterable[Verdict]) -> Table:
     """What was expected, and whether it was met."""
-    table = new_table("Expected", "what", "expected", "measured", "met")
+    table = new_table("Expected", "what", "expected", "measured", "met", "how")
     for verdict in found:
-        table.add_row(verdict.what, verdict.expected, figure(verdict.measured), "yes" if verdict.met else "no")
+        table.add_row(
+            verdict.what, verdict.expected, figure(verdict.measured), "yes" if verdict.met else "no", verdict.how
+        )
     return table
 
 
