@@ -63,7 +63,9 @@ def begin(plan: Plan, console: Console) -> tuple[Path, Report]:
         console.print(f"load average is {load_before:.2f}: the machine is not quiet, and the figures will be noisy")
     now = datetime.now(tz=UTC)
     file = plan.onto or (
-        default_file(now) if plan.output else Path(tempfile.mkdtemp(prefix="rnn-results-"), "results.json")
+        plan.output / default_file(now)
+        if plan.output
+        else Path(tempfile.mkdtemp(prefix="rnn-results-"), "results.json")
     )
     if not (plan.onto and file.exists()):
         return file, Report.new(now, load_before, plan.rounds.count, NUMBERS[plan.numbers])

@@ -20,6 +20,7 @@ from benchmarks.verdicts import verdicts
 
 PAGE, RIVALS_PAGE = Path("docs/benchmarks.md"), Path("docs/rivals.md")
 IMAGES = Path("docs/images")
+RIVALS_PICTURE = "bench-load.png"
 
 
 def all_tables(report: Report) -> list[Table]:
@@ -55,8 +56,10 @@ def write(report: Report, folder: Path, samples: Path) -> list[Path]:
     page, rivals, images = folder / PAGE, folder / RIVALS_PAGE, folder / IMAGES
     images.mkdir(parents=True, exist_ok=True)
     pictures = draw(images, report)
+    if samples.is_relative_to(folder):
+        samples = samples.relative_to(folder)
     page.write_text(benchmarks_page(report, samples, pictures))
-    rivals.write_text(rivals_page(report, samples))
+    rivals.write_text(rivals_page(report, samples, [one for one in pictures if one.file.name == RIVALS_PICTURE]))
     return [page, rivals, *(picture.file for picture in pictures)]
 
 
@@ -73,7 +76,7 @@ def benchmarks_page(report: Report, samples: Path, pictures: Sequence[Picture]) 
         "Machines differ and are noisy: only ratios taken in one run count. Beside LitServe, BentoML and Ray Serve: "
         f"[{RIVALS_PAGE.name}]({RIVALS_PAGE.name}).",
         *left_out(report),
-        *(f"![{picture.title}](images/{picture.file.name})" for picture in pictures),
+        *map(shown, pictures),
         *map(tables.markdown, all_tables(report)),
         METHOD,
         tables.markdown(cells),
@@ -82,13 +85,14 @@ def benchmarks_page(report: Report, samples: Path, pictures: Sequence[Picture]) 
     return "\n\n".join(sections) + "\n"
 
 
-def rivals_page(report: Report, samples: Path) -> str:
+def rivals_page(report: Report, samples: Path, pictures: Sequence[Picture]) -> str:
     """docs/rivals.md: every server on every cell."""
     sections = [
         "# Beside the rivals",
         where(report),
         f"Every sample: {link(samples)}. Pictures, our own figures and how they were taken: "
         f"[{PAGE.name}]({PAGE.name}). Again: `make rivals bench`.",
+        *map(shown, pictures),
         RIVALS,
         *(
             tables.markdown(tables.cell_table(cell.name, report.rows))
@@ -108,6 +112,11 @@ def where(report: Report) -> str:
         f"{report.when:%Y-%m-%d}, {on['processor']}, {on['cores']} cores, {on['memory_gib']} GiB of memory; "
         f"{report.rounds} rounds; load average {report.load_before:.2f} before it began. {versions}."
     )
+
+
+def shown(picture: Picture) -> str:
+    """The picture on a page in docs/."""
+    return f"![{picture.title}](images/{picture.file.name})"
 
 
 def link(samples: Path) -> str:

@@ -93,13 +93,14 @@ def latency(points: Sequence[Point], title: str) -> Figure:
         mine = [point for point in points if point.cell == cell]
         for axes, name in zip(row, ("p50", "p99"), strict=True):
             curves = dict.fromkeys((point.server, point.dialect) for point in mine)
-            ends = {}
+            ends: dict[tuple[str, str], float] = {}
             for server, dialect in curves:
                 line = [point for point in mine if (point.server, point.dialect) == (server, dialect)]
                 if end := curve(axes, line, f"{name}_ms"):
                     ends[server, dialect] = end
             axes.set(xscale="log", yscale="log", xlabel=f"{cell}: answered a second", ylabel=f"{name}, ms from arrival")
             name_curves(axes, ends)
+            say_missing(axes, [key for key in curves if key not in ends])
             plain(axes.xaxis)
         plain(row[0].yaxis)
     figure.suptitle(f"{title}\n(solid, ●: JSON; dashed, ■: safetensors; the last point is past the limit)")
@@ -131,6 +132,14 @@ def name_curves(axes: Any, ends: Mapping[tuple[str, str], float]) -> None:
         weight = "bold" if server == OURS else "normal"
         style = {"rotation": 40, "rotation_mode": "anchor", "fontsize": 7.5, "fontweight": weight}
         axes.text(place, 1.01, name, transform=axes.transAxes, color=color(server), **style)
+
+
+def say_missing(axes: Any, keys: Sequence[tuple[str, str]]) -> None:
+    """Whose percentile is not known, at the foot of the panel."""
+    if keys:
+        names = ", ".join(server if dialect == "json" else f"{server} ({dialect})" for server, dialect in keys)
+        text = f"too few answers: {names}"
+        axes.text(0.01, 0.01, text, transform=axes.transAxes, fontsize=7, color="0.4", va="bottom", wrap=True)
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
@@ -235,6 +244,8 @@ def growth(costs: Sequence[Cost], title: str) -> Figure:
                 axes.plot(values, straight, ":", color=fill, linewidth=2)
         axes.set(xlabel=LABELS[axis], ylabel="CPU ms a request", yscale="log")
         axes.set_xscale("log", base=2)
+        ticks = sorted({cost.value for cost in costs if cost.axis == axis})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.margins(x=0.14)
         plain(axes.yaxis)
     told = "; ".join(in_words(fit) for fit in fits.values())

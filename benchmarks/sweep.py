@@ -22,7 +22,7 @@ FULL, OVERLOAD = 1.0, FRACTIONS[-1]
 FEWER_FRACTIONS = (0.2, 0.5, 0.8, 1.0, 1.5)
 FEWER_CELLS = ("step", "small", "medium")
 # Enough for a p99, if they come in time.
-MIN_ARRIVALS = 500
+MIN_ARRIVALS = 600
 MAX_SECONDS = 3
 # Long enough for every queue to fill: what comes after that is what counts.
 OVERLOAD_SECONDS = 10
