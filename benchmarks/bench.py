@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from benchmarks.bodies import CELLS, write_models, write_replies
@@ -69,7 +70,10 @@ def begin(plan: Plan, console: Console) -> tuple[Path, Report]:
     )
     if not (plan.onto and file.exists()):
         return file, Report.new(now, load_before, plan.rounds.count, NUMBERS[plan.numbers])
-    report = Report.read(file)
+    try:
+        report = Report.read(file)
+    except ValidationError as error:
+        sys.exit(f"{file} has no results of this version of the benchmark; name a new file. {error}")
     report.rounds = plan.rounds.count
     for change in report.go_on():
         console.print(change, highlight=False, style="bold")

@@ -88,7 +88,7 @@ def latency(points: Sequence[Point], title: str) -> Figure:
     """p50 (left) and p99 (right) against the answers a second, a row for each cell; each curve's name at its end."""
     cells = [cell.name for cell in CELLS if any(point.cell == cell.name for point in points)]
     figure = Figure(figsize=(12, 4.3 * len(cells) + 0.6), layout="constrained")
-    panels = figure.subplots(len(cells), 2, squeeze=False, sharey="row")
+    panels = figure.subplots(len(cells), 2, squeeze=False, sharex="row", sharey="row")
     for cell, row in zip(cells, panels, strict=True):
         mine = [point for point in points if point.cell == cell]
         for axes, name in zip(row, ("p50", "p99"), strict=True):

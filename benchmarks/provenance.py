@@ -46,13 +46,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """The commit, and whether the code differs from it; results do not count."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "service", "benchmarks/*.[pc]*"], check=False)
+    return (found.stdout.strip() or "unknown") + ("" if same.returncode == 0 else "-dirty")
+
+
 def versions() -> dict[str, str]:
     """The commit, Python, the packages and the rivals."""
     wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "python": platform.python_version(),
         **packages,
         **{name: pinned(name) for name in RIVALS if ready(name)},

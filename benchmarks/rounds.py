@@ -134,7 +134,7 @@ class Load:
                 group = [key for cell in self._cells for key in keys(server, cell)]
                 run = partial(self._drive_alone, number, server)
                 there = not self._turns.lack(group, number)
-                seconds = start_seconds(server) + sum(self._seconds(key) + WARM_UP_SECONDS for key in group)
+                seconds = start_seconds(server) + sum(self._seconds(key) + WARM_UP_SECONDS / 2 for key in group)
                 found.append(Unit(f"round {number + 1}, {server.name}", seconds, there, run, server.name))
         return found
 

@@ -60,9 +60,8 @@ def cell_table(cell: str, rows: Sequence[Row]) -> Table:
 def arrivals_table(points: Sequence[Point]) -> Table:
     """Open loop: every server at every arrival rate."""
     columns = ("arrivals/s", "answered/s", "answers", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed")
-    columns = (*columns, "refusal p99 ms")
-    columns = (*columns, "CPU ms", "peak MiB")
-    table = new_table("Fixed arrival rates", "cell", "server", *columns)
+    more = ("refusal p99 ms", "CPU ms", "peak MiB")
+    table = new_table("Fixed arrival rates", "cell", "server", *columns, *more)
     for point in points:
         taken = point.arrivals
         table.add_row(

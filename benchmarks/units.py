@@ -1,9 +1,11 @@
 """The benchmark in units: each is measured whole and then written, so that a run which is cut can go on."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Before so many seconds of work are done, their pace says little.
 MIN_PACED = 60
+# A unit that takes so many times as long as expected, and a minute, hangs.
+PATIENCE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def run(parts: Mapping[str, Sequence[Unit]], bench: Bench, save: Callable[[], ob
                         continue
                     begun = time.monotonic()
                     try:
-                        unit.run()
+                        with within(60 + PATIENCE * unit.seconds):
+                            unit.run()
                     except FAILURES as error:
                         fine = False
                         failed.add((part, unit.subject))
@@ -112,6 +117,22 @@ def leave_out(bench: Bench, part: str, what: str) -> None:
     lines = bench.report.left_out.setdefault(part, [])
     if what not in lines:
         lines.append(what)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer, so that nobody need watch; only in the main thread."""
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def clock(seconds: float) -> str:

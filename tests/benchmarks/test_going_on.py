@@ -1,10 +1,12 @@
 """A run that was cut goes on where it was: what is there is kept, and what was half done is done anew."""
 
 import io
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from benchmarks.bodies import CELLS
@@ -14,7 +16,7 @@ from benchmarks.report import Report
 from benchmarks.results import Resident, Row, Turns
 from benchmarks.rounds import Load, Rounds
 from benchmarks.table import NAIVE, OURS, servers
-from benchmarks.units import Bench, Unit, run
+from benchmarks.units import Bench, Unit, run, within
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 
@@ -101,3 +103,8 @@ def test_what_fails_is_said_and_its_subject_is_not_asked_again(tmp_path: Path) -
     assert not run({"load": units}, bench(report, tmp_path), lambda: None)
     assert done == ["1", "2"]
     assert report.left_out == {"load": ["load, round 1, Ray: Ray did not become ready:"]}
+
+
+def test_what_hangs_is_given_up() -> None:
+    with pytest.raises(TimeoutError, match="not done after 0 s"), within(0.01):
+        threading.Event().wait()
