@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -36,7 +37,7 @@ COLORS = {
     OURS_TWICE: "#E69F00",
     ECHO: "#000000",
     NAIVE[0]: "#56B4E9",
-    NAIVE[1]: "#3C8DC5",
+    NAIVE[1]: "#6A7FDB",
     NAIVE[2]: "#0072B2",
     "LitServe": "#009E73",
     "BentoML": "#CC79A7",
@@ -127,7 +128,7 @@ def name_curves(axes: Any, ends: Mapping[tuple[str, str], float]) -> None:
     low, high = (math.log(limit) for limit in axes.get_xlim())
     ordered = sorted(ends, key=lambda key: ends[key])
     wanted = [(math.log(ends[key]) - low) / (high - low) for key in ordered]
-    for (server, dialect), place in zip(ordered, apart(wanted, 0.042), strict=True):
+    for (server, dialect), place in zip(ordered, apart(wanted, 0.052), strict=True):
         name = server if dialect == "json" else f"{server}, {dialect}"
         weight = "bold" if server == OURS else "normal"
         style = {"rotation": 40, "rotation_mode": "anchor", "fontsize": 7.5, "fontweight": weight}
@@ -138,8 +139,8 @@ def say_missing(axes: Any, keys: Sequence[tuple[str, str]]) -> None:
     """Whose percentile is not known, at the foot of the panel."""
     if keys:
         names = ", ".join(server if dialect == "json" else f"{server} ({dialect})" for server, dialect in keys)
-        text = f"too few answers: {names}"
-        axes.text(0.01, 0.01, text, transform=axes.transAxes, fontsize=7, color="0.4", va="bottom", wrap=True)
+        text = "\n".join(wrap(f"too few answers: {names}", 80))
+        axes.text(0.01, 0.01, text, transform=axes.transAxes, fontsize=7, color="0.4", va="bottom")
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
