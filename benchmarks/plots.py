@@ -110,7 +110,9 @@ def latency(points: Sequence[Point], title: str) -> Figure:
 
 def curve(axes: Any, points: Sequence[Point], field: str) -> float | None:
     """One server in one format; returns the most that it answered a second."""
-    known = [(point.arrivals.goodput, value) for point in points if (value := getattr(point.arrivals, field))]
+    # A logarithmic axis has no place for a server that answered nothing in time.
+    arrivals = [point.arrivals for point in points if point.arrivals.goodput]
+    known = [(one.goodput, value) for one in arrivals if (value := getattr(one, field))]
     if not known:
         return None
     server, dialect = points[0].server, points[0].dialect
