@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test check coverage format bench bench-kernels chaos examples container lock clean
+.PHONY: help install serve test check coverage format bench rivals bench-kernels chaos examples container lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,7 @@ format: .venv/.dev  ## Let ruff arrange the code
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.dev  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk and cc)
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 rivals: .venv/.dev  ## Environments of the rivals that `make bench` then measures too
 	$(BIN)/python -m benchmarks.rivals

@@ -2,29 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from statistics import median
 
 import numpy as np
 import safetensors.numpy
-from rich.console import Console
 
-from benchmarks.bodies import Call, Case, Cell, case, network
+from benchmarks.bodies import CELLS, Call, Case, Cell, case, network
 from benchmarks.load import drive
-from benchmarks.results import Spread
-from benchmarks.rounds import Rounds, check
-from benchmarks.servers import Server, running
+from benchmarks.results import Spread, Turns
+from benchmarks.rounds import check
+from benchmarks.servers import Server
+from benchmarks.table import OURS
+from benchmarks.units import Bench, Unit
 from service.engine.cores import available_cores
 from service.engine.interface import Rows
 from service.engine.native import NativeEngine
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 
-CELL = Cell("batch", "/rnn/forward", 1, 64, 128, 256, connections=64)
+CELL = next(cell for cell in CELLS if cell.name == "batch")
+SCHEDULER, HTTP = "scheduler", "HTTP, safetensors"
 # The service as it is, but a turn holds one long job.
 ALONE = (
     "from service.engine.native import NativeEngine; NativeEngine.turn_rows = 1; from service.cli import main; main()"
@@ -42,35 +44,57 @@ class Gain:
     @property
     def ratio(self) -> Spread:
         """Together over alone, each round by itself."""
-        return Spread.of(mine / its for mine, its in zip(self.together, self.alone, strict=True))
+        return Spread.of(mine / its for mine, its in zip(self.together, self.alone, strict=False))
 
 
-def gains(server: Server, rounds: Rounds, places: tuple[Path, Path], console: Console) -> Iterator[Gain]:
-    """64 clients, each with one row of 64 steps; over HTTP only the last states come back."""
-    together, alone = [], []
-    for _ in range(rounds.count):
-        together.append(scheduled(rounds.seconds / 2))
-        with one_at_a_time():
-            alone.append(scheduled(rounds.seconds / 2))
-    console.print(f"scheduler: {median(together):,.0f} rows/s together, {median(alone):,.0f} one at a time")
-    yield Gain("scheduler", tuple(together), tuple(alone))
-    models, scratch = places
+def units(bench: Bench) -> list[Unit]:
+    """64 clients, each with one row of 64 steps, at the scheduler and over HTTP (only h_n comes back)."""
+    server, rounds = bench.server(OURS), bench.rounds
+    if not server:
+        return []
+    taken = {gain.where: list(zip(gain.together, gain.alone, strict=True)) for gain in bench.report.gains}
+    turns: Turns[str, tuple[float, float]] = Turns(taken)
+    found = []
+    for where, measure in ((SCHEDULER, at_scheduler), (HTTP, over_http)):
+        for number in range(rounds.count):
+            run, there = (
+                partial(add, bench, turns, where, partial(measure, bench, server)),
+                not turns.lack([where], number),
+            )
+            found.append(Unit(f"round {number + 1}, {where}", 4 * rounds.seconds, there, run, where))
+    return found
+
+
+def add(
+    bench: Bench, turns: "Turns[str, tuple[float, float]]", where: str, measure: Callable[[], tuple[float, float]]
+) -> None:
+    """One round."""
+    together, alone = measure()
+    bench.console.print(f"{where}: {together:,.0f} rows/s together, {alone:,.0f} one at a time", highlight=False)
+    turns.add(where, (together, alone))
+    bench.report.gains = [Gain(name, *zip(*pairs, strict=True)) for name, pairs in turns.samples.items() if pairs]
+
+
+def at_scheduler(bench: Bench, _: Server) -> tuple[float, float]:
+    """Rows a second in this process, together and one at a time."""
+    together = scheduled(bench.rounds.seconds / 2)
+    with one_at_a_time():
+        return together, scheduled(bench.rounds.seconds / 2)
+
+
+def over_http(bench: Bench, server: Server) -> tuple[float, float]:
+    """Rows a second of two services."""
     command = tuple(part for part in server.command if part not in {"-m", "service"})
     single = replace(server, name=f"{server.name}, one row at a time", command=(command[0], "-c", ALONE, *command[1:]))
     values = case(CELL)
-    values = Case(CELL, values.fields, {"h_n": values.answers["h_n"]})
-    rates: dict[str, list[float]] = {server.name: [], single.name: []}
-    with ExitStack() as stack:
-        started = [stack.enter_context(running(one, models, scratch)) for one in (server, single)]
-        for one in started:
-            check(one, last_states(values), values)
-        for _ in range(rounds.count):
-            for one in started:
-                sample = drive(one, last_states(values), CELL.connections, rounds.seconds, scratch)
-                rates[one.server.name].append(sample.rate)
-    together, alone = rates.values()
-    console.print(f"HTTP: {median(together):,.0f} rows/s together, {median(alone):,.0f} one at a time")
-    yield Gain("HTTP, safetensors", tuple(together), tuple(alone))
+    call = last_states(replace(values, answers={"h_n": values.answers["h_n"]}))
+    rates = []
+    for one in (server, single):
+        started = bench.fleet.server(one)
+        check(started, call, replace(values, answers={"h_n": values.answers["h_n"]}))
+        rates.append(drive(started, call, CELL.connections, bench.rounds.seconds, bench.fleet.scratch).rate)
+    together, alone = rates
+    return together, alone
 
 
 def last_states(values: Case) -> Call:

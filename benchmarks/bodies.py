@@ -44,6 +44,7 @@ CELLS = (
     Cell("step", "/cell/step", 1, 1, 16, 32, connections=16),
     Cell("step-1", "/cell/step", 1, 1, 16, 32, connections=1),
     Cell("small", "/rnn/forward", 1, 32, 16, 32, connections=16),
+    Cell("batch", "/rnn/forward", 1, 64, 128, 256, connections=64),
     Cell("medium", "/rnn/forward", 8, 64, 32, 64, connections=8),
     Cell("large", "/rnn/forward", 8, 256, 128, 256, connections=4),
 )

@@ -1,22 +1,23 @@
 """Sessions that nobody uses: the memory of each, memory when they have expired, and a restart with many of them."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from benchmarks.bodies import CELLS, Cell
 from benchmarks.live import PROGRAM, Client, openings
-from benchmarks.programs import compiled
 from benchmarks.results import Spread
 from benchmarks.servers import Running, Server, running
 from benchmarks.stores import MEMORY, SQLITE, using
+from benchmarks.table import OURS
+from benchmarks.units import Bench, Unit
 
 SMALL, LARGE = CELLS[0], CELLS[-1]
-COUNTS = {SMALL.name: 1_000_000, LARGE.name: 100_000}
+# Enough for the bytes of each; a million takes minutes to open and as long to expire.
+COUNTS = {SMALL.name: 100_000, LARGE.name: 50_000}
 STORED = 100_000
+OPENED_PER_SECOND, STORED_PER_SECOND = 5_000, 3_000
 CLIENTS = 16
 LONG = 86_400
 SWEEP_SECONDS = 15
@@ -62,26 +63,44 @@ class Restarts:
         return Spread.of(mine - its for mine, its in zip(self.stored, self.empty, strict=True))
 
 
-def idle(server: Server, places: tuple[Path, Path], console: Console, *, quick: bool) -> Iterator[Idle]:
-    """Open many sessions with a small and with a larger state; wait until those with the small one have expired."""
-    models, scratch = places
-    with compiled(PROGRAM) as program:
-        client = Client(program, scratch)
-        for cell in (SMALL, LARGE):
-            wanted = COUNTS[cell.name] // (50 if quick else 1)
-            with running(using(server, MEMORY, scratch), models, scratch) as started:
-                # Learn how quickly they open, and have all code loaded and every pool at its size before the count.
-                warm_up = open_some(client, started, cell, 1, LONG)
-                rate = warm_up / 1.0
-                # None may expire before the last is open.
-                life = 1.2 * wanted / rate + 10 if cell is SMALL else LONG
-                before, begun, opened = started.resident_bytes(), time.monotonic(), 0
-                while opened < wanted:
-                    opened += open_some(client, started, cell, max((wanted - opened) / rate, 0.5), life)
-                seconds, full = time.monotonic() - begun, started.resident_bytes()
-                console.print(f"{opened:,} sessions, H {cell.hidden_size}: {(full - before) / opened:,.0f} bytes each")
-                left = lowest(started, life, before) if cell is SMALL else None
-            yield Idle(cell.hidden_size, opened, seconds, before, full, left)
+def units(bench: Bench) -> list[Unit]:
+    """Memory of sessions with a small and a larger state; then starts with a full and an empty sqlite store."""
+    server = bench.server(OURS)
+    if not server:
+        return []
+    have = {one.hidden_size for one in bench.report.idle}
+    found = [
+        Unit(
+            f"sessions with H {cell.hidden_size}",
+            (COUNTS[cell.name] / OPENED_PER_SECOND) * (2.4 if cell is SMALL else 1) + 10,
+            cell.hidden_size in have,
+            partial(measure, bench, server, cell),
+            cell.name,
+        )
+        for cell in (SMALL, LARGE)
+    ]
+    seconds = STORED / STORED_PER_SECOND + 6.0 * bench.rounds.count
+    run = partial(restarts, bench, server)
+    return [*found, Unit("restarts", seconds, bench.report.restarts is not None, run, "restarts")]
+
+
+def measure(bench: Bench, server: Server, cell: Cell) -> None:
+    """Open many sessions; wait until those with the small state have expired."""
+    fleet, wanted = bench.fleet, COUNTS[cell.name] // (50 if bench.quick else 1)
+    client = Client(fleet.program(PROGRAM), fleet.scratch)
+    with running(using(server, MEMORY, fleet.scratch), fleet.models, fleet.scratch) as started:
+        # Learn how quickly they open, and have all code loaded and every pool at its size before the count.
+        rate = float(open_some(client, started, cell, 1, LONG))
+        # None may expire before the last is open.
+        life = 1.2 * wanted / rate + 10 if cell is SMALL else LONG
+        before, begun, opened = started.resident_bytes(), time.monotonic(), 0
+        while opened < wanted:
+            opened += open_some(client, started, cell, max((wanted - opened) / rate, 0.5), life)
+        seconds, full = time.monotonic() - begun, started.resident_bytes()
+        text = f"{opened:,} sessions, H {cell.hidden_size}: {(full - before) / opened:,.0f} bytes each"
+        bench.console.print(text, highlight=False)
+        left = lowest(started, life, before) if cell is SMALL else None
+    bench.report.idle = [*bench.report.idle, Idle(cell.hidden_size, opened, seconds, before, full, left)]
 
 
 def open_some(client: Client, server: Running, cell: Cell, seconds: float, life: float) -> int:
@@ -101,25 +120,24 @@ def lowest(server: Running, life: float, before: int) -> int:
     return least
 
 
-def restarts(server: Server, places: tuple[Path, Path], rounds: int, console: Console, *, quick: bool) -> Restarts:
+def restarts(bench: Bench, server: Server) -> None:
     """Start the service with a full and with an empty sqlite store, in turn."""
-    models, scratch = places
-    wanted = STORED // (50 if quick else 1)
-    full, empty = scratch / "full", scratch / "empty"
+    fleet, wanted = bench.fleet, STORED // (50 if bench.quick else 1)
+    full, empty = fleet.scratch / "full", fleet.scratch / "empty"
     full.mkdir(exist_ok=True)
     empty.mkdir(exist_ok=True)
-    opened = 0
-    with compiled(PROGRAM) as program, running(using(server, SQLITE, full), models, scratch) as started:
-        client, rate = Client(program, scratch), 0.0
+    client, opened, rate = Client(fleet.program(PROGRAM), fleet.scratch), 0, 0.0
+    with running(using(server, SQLITE, full), fleet.models, fleet.scratch) as started:
         while opened < wanted:
             seconds = max((wanted - opened) / rate, 0.5) if rate else 1.0
             some = open_some(client, started, SMALL, seconds, LONG)
             opened, rate = opened + some, some / seconds
     times: dict[Path, list[float]] = {full: [], empty: []}
-    for _ in range(rounds):
+    for _ in range(bench.rounds.count):
         for folder, taken in times.items():
             begun = time.monotonic()
-            with running(using(server, SQLITE, folder), models, scratch):
+            with running(using(server, SQLITE, folder), fleet.models, fleet.scratch):
                 taken.append(time.monotonic() - begun)
-    console.print(f"ready with {opened:,} sessions in sqlite after {times[full]} s, with none after {times[empty]} s")
-    return Restarts(opened, tuple(times[full]), tuple(times[empty]))
+    stored, none = (", ".join(f"{seconds:.2f}" for seconds in taken) for taken in times.values())
+    bench.console.print(f"ready with {opened:,} in sqlite after {stored} s, with none after {none} s", highlight=False)
+    bench.report.restarts = Restarts(opened, tuple(times[full]), tuple(times[empty]))

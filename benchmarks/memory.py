@@ -1,10 +1,13 @@
 """How much memory one request takes at its peak, beside the bytes that it sends and gets."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks.bodies import Cell, case
+from benchmarks.bodies import CELLS, Cell, case
+from benchmarks.rounds import start_seconds
 from benchmarks.servers import Dialect, Running, Server, running
+from benchmarks.units import Bench, Unit
 
 # See proc_pid_clear_refs(5): writing 5 sets the peak (VmHWM) back to what is resident now.
 RESET_PEAK = "5"
@@ -25,6 +28,30 @@ class Peak:
     def ratio(self) -> float:
         """Peak memory in multiples of body + reply."""
         return self.peak_bytes / (self.body_bytes + self.reply_bytes)
+
+
+def units(bench: Bench) -> list[Unit]:
+    """The large cell, every server in every dialect."""
+    cell = CELLS[-1]
+    have = {(found.server, found.dialect) for found in bench.report.peaks}
+
+    def measure(server: Server, dialect: Dialect) -> None:
+        found = peak(server, dialect, cell, bench.fleet.models, bench.fleet.scratch)
+        bench.console.print(f"{server.name} ({dialect.name}): {found.ratio:.1f} × body + reply", highlight=False)
+        bench.report.peaks = [*bench.report.peaks, found]
+
+    return [
+        Unit(
+            f"{server.name} ({dialect.name})",
+            start_seconds(server) + 3,
+            (server.name, dialect.name) in have,
+            partial(measure, server, dialect),
+            server.name,
+        )
+        for server in bench.servers
+        for dialect in server.dialects
+        if dialect.speaks(cell.name)
+    ]
 
 
 def peak(server: Server, dialect: Dialect, cell: Cell, models: Path, logs: Path) -> Peak:

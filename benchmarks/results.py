@@ -1,13 +1,40 @@
 """What was measured, as medians over rounds, ratios taken round by round, and what was expected."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Generic, TypeVar
 
 from benchmarks.load import Sample
 from benchmarks.table import NAIVE
 
 MIN_REQUESTS = 30
+
+Key = TypeVar("Key", bound=Hashable)
+Taken = TypeVar("Taken")
+
+
+class Turns(Generic[Key, Taken]):
+    """Samples by key, one for each round, in order; those of an earlier run that was cut are there already."""
+
+    def __init__(self, taken: Mapping[Key, Sequence[Taken]]) -> None:
+        self.samples: dict[Key, list[Taken]] = {key: list(samples) for key, samples in taken.items()}
+
+    def lack(self, keys: Iterable[Key], number: int) -> bool:
+        """Whether a round (from 0) of any of the keys is yet to be taken.
+
+        Keys of one group are compared with each other, so if one lacks a round, all do from that round on.
+        """
+        group = list(keys)
+        if all(len(self.samples.get(key, ())) > number for key in group):
+            return False
+        for key in group:
+            del self.samples.get(key, [])[number:]
+        return True
+
+    def add(self, key: Key, sample: Taken) -> None:
+        """The next round of a key."""
+        self.samples.setdefault(key, []).append(sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +77,11 @@ class Row:
         return any(sample.requests < MIN_REQUESTS for sample in self.samples)
 
     def over(self, other: "Row") -> Spread:
-        """Ratio of rates, each round by itself: what slows a whole round down cancels out."""
-        return Spread.of(mine.rate / its.rate for mine, its in zip(self.samples, other.samples, strict=True))
+        """Ratio of rates, each round by itself: what slows a whole round down cancels out.
+
+        A run that was cut may have one round more of one of them.
+        """
+        return Spread.of(mine.rate / its.rate for mine, its in zip(self.samples, other.samples, strict=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,28 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.bodies import Call, Case, Cell, case, largest_error
+from benchmarks import table
+from benchmarks.bodies import CELLS, Call, Case, Cell, case, largest_error
 from benchmarks.load import Sample, drive
-from benchmarks.results import Resident, Row
+from benchmarks.results import Resident, Row, Turns
 from benchmarks.servers import Dialect, Running, Server, running
+from benchmarks.units import Bench, Unit
 
 TOLERANCE = 1e-5
 WARM_UP_SECONDS = 1
 WARM_UP_REQUESTS = 20
-MAX_SECONDS = 5
+# However slow a server is: some then answer a dozen large requests in a round, and the table says so.
+MAX_SECONDS = 3
+# What comes on top of a run: until the server has settled, and the start and end of one that runs alone.
+OVERHEAD_SECONDS = 0.5
+START_SECONDS = 2
+ALONE_SECONDS = {"LitServe": 6, "BentoML": 9, "Ray Serve": 19}
+QUICK = (table.OURS, table.OURS_TWICE, table.ECHO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,65 +106,101 @@ def run_length(server: Running, call: Call, cell: Cell, rounds: Rounds, scratch:
 
 
 class Load:
-    """Samples as they come in; servers that run alone are started for their turn in each round."""
+    """Samples as they come in, a unit for each cell and round; servers that run alone have their own turns."""
 
-    def __init__(self, cells: Sequence[Cell], rounds: Rounds, places: tuple[Path, Path], console: Console) -> None:
-        self._cells = cells
-        self._rounds = rounds
-        self._models, self._scratch = places
-        self._console = console
-        self._samples: dict[tuple[str, str, str], list[Sample]] = {}
-        self._ready: dict[str, int] = {}
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._cells = [cell for cell in bench.cells if any(keys(server, cell) for server in bench.servers)]
+        taken = {(row.cell, row.server, row.dialect): row.samples for row in bench.report.rows}
+        self._turns: Turns[tuple[str, str, str], Sample] = Turns(taken)
+        self._ready = {line.server: line.ready_bytes for line in bench.report.resident}
         self._lengths: dict[tuple[str, str, str], int] = {}
+        self._groups: dict[str, list[Entry]] = {}
 
-    def run(self, servers: Sequence[Server]) -> tuple[list[Row], list[Resident]]:
-        """Drive all servers; rows by cell, then by server."""
-        with ExitStack() as stack:
-            kept = [stack.enter_context(self._started(server)) for server in servers if not server.alone]
-            groups = [self._entries(cell, kept) for cell in self._cells] if kept else []
-            for number in range(self._rounds.count):
-                for group in groups:
-                    shift = number % len(group)
-                    self._drive(number, group[shift:] + group[:shift])
-                for server in servers:
-                    if server.alone:
-                        self._drive_alone(number, server)
-        return self._rows(servers), self._residents()
+    def units(self) -> list[Unit]:
+        """Rounds one after the other; in each, the cells, and then the servers that run alone."""
+        kept = [server for server in self._bench.servers if not server.alone]
+        alone = [server for server in self._bench.servers if server.alone]
+        found = []
+        for number in range(self._bench.rounds.count):
+            for cell in self._cells if kept else []:
+                group = [key for server in kept for key in keys(server, cell)]
+                run = partial(self._drive_kept, number, cell, kept)
+                there = not self._turns.lack(group, number)
+                first = len(group) * (START_SECONDS if cell is self._cells[0] else WARM_UP_SECONDS)
+                seconds = sum(map(self._seconds, group)) + (first if number == 0 else 0)
+                found.append(Unit(f"round {number + 1}, {cell.name}", seconds, there, run, cell.name))
+            for server in alone:
+                group = [key for cell in self._cells for key in keys(server, cell)]
+                run = partial(self._drive_alone, number, server)
+                there = not self._turns.lack(group, number)
+                seconds = start_seconds(server) + sum(self._seconds(key) + WARM_UP_SECONDS / 2 for key in group)
+                found.append(Unit(f"round {number + 1}, {server.name}", seconds, there, run, server.name))
+        return found
 
-    @contextmanager
-    def _started(self, server: Server) -> Iterator[Running]:
-        with running(server, self._models, self._scratch) as started:
+    def _seconds(self, key: tuple[str, str, str]) -> float:
+        """What a run takes, about: the slow ones as long as they may."""
+        cell, server, dialect = key
+        slow = cell == "large" and dialect == "json" and server not in QUICK
+        return OVERHEAD_SECONDS + (MAX_SECONDS + 1 if slow else self._bench.rounds.seconds)
+
+    def _drive_kept(self, number: int, cell: Cell, servers: Sequence[Server]) -> None:
+        if cell.name not in self._groups:
+            self._groups[cell.name] = self._entries(cell, [self._started(server) for server in servers])
+        group = self._groups[cell.name]
+        shift = number % len(group)
+        self._drive(number, group[shift:] + group[:shift])
+
+    def _drive_alone(self, number: int, server: Server) -> None:
+        fleet = self._bench.fleet
+        with running(server, fleet.models, fleet.scratch) as started:
             self._ready.setdefault(server.name, started.resident_bytes())
-            yield started
+            for cell in self._cells:
+                self._drive(number, self._entries(cell, [started]))
+
+    def _started(self, server: Server) -> Running:
+        started = self._bench.fleet.server(server)
+        self._ready.setdefault(server.name, started.resident_bytes())
+        return started
 
     def _entries(self, cell: Cell, servers: Iterable[Running]) -> list[Entry]:
         found = []
         for server in servers:
-            found += entries(cell, server, self._rounds, self._scratch, known=self._lengths)
+            found += entries(cell, server, self._bench.rounds, self._bench.fleet.scratch, known=self._lengths)
         self._lengths |= {entry.key: entry.seconds for entry in found}
         return found
 
-    def _drive_alone(self, number: int, server: Server) -> None:
-        with self._started(server) as started:
-            for cell in self._cells:
-                self._drive(number, self._entries(cell, [started]))
-
     def _drive(self, number: int, group: Iterable[Entry]) -> None:
+        samples = {}
         for entry in group:
-            taken = drive(entry.server, entry.call, entry.cell.connections, entry.seconds, self._scratch)
-            self._samples.setdefault(entry.key, []).append(taken)
+            taken = drive(entry.server, entry.call, entry.cell.connections, entry.seconds, self._bench.fleet.scratch)
+            samples[entry.key] = taken
             errors = f", {taken.errors} errors" if taken.errors else ""
             outcome = f"{taken.rate:.1f} requests/s in {taken.seconds:.0f} s{errors}"
-            self._console.print(f"round {number + 1}: {entry}: {outcome}", highlight=False)
+            self._bench.console.print(f"round {number + 1}: {entry}: {outcome}", highlight=False)
+        # Together, or not at all: a group of which a part failed would compare different moments.
+        for key, taken in samples.items():
+            self._turns.add(key, taken)
+        self._bench.report.rows, self._bench.report.resident = self._rows(), self._residents()
 
-    def _rows(self, servers: Sequence[Server]) -> list[Row]:
-        cells = [cell.name for cell in self._cells]
-        names = [server.name for server in servers]
-        order = sorted(self._samples, key=lambda key: (cells.index(key[0]), names.index(key[1])))
-        return [Row(*key, tuple(self._samples[key])) for key in order]
+    def _rows(self) -> list[Row]:
+        cells = [cell.name for cell in CELLS]
+        names = [server.name for server in table.servers()]
+        order = sorted(self._turns.samples, key=lambda key: (cells.index(key[0]), names.index(key[1])))
+        return [Row(*key, tuple(self._turns.samples[key])) for key in order if self._turns.samples[key]]
 
     def _residents(self) -> list[Resident]:
         highest: dict[str, int] = {}
-        for (_, name, _), taken in self._samples.items():
-            highest[name] = max(highest.get(name, 0), *(sample.resident_bytes for sample in taken))
-        return [Resident(name, ready, highest[name]) for name, ready in self._ready.items()]
+        for (_, name, _), taken in self._turns.samples.items():
+            highest[name] = max([highest.get(name, 0), *(sample.resident_bytes for sample in taken)])
+        return [Resident(name, ready, highest[name]) for name, ready in self._ready.items() if name in highest]
+
+
+def start_seconds(server: Server) -> float:
+    """Start and end of a server, about."""
+    return next((seconds for name, seconds in ALONE_SECONDS.items() if server.name.startswith(name)), START_SECONDS)
+
+
+def keys(server: Server, cell: Cell) -> list[tuple[str, str, str]]:
+    """A server's rows on a cell."""
+    return [(cell.name, server.name, dialect.name) for dialect in server.dialects if dialect.speaks(cell.name)]

@@ -1,17 +1,19 @@
 """Where a request's time goes in our service, from its own metrics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.bodies import Cell
 from benchmarks.load import drive
-from benchmarks.rounds import Rounds, entries
-from benchmarks.servers import Running, Server, running
+from benchmarks.rounds import entries, keys
+from benchmarks.servers import Running, Server
+from benchmarks.table import OURS
+from benchmarks.units import Bench, Unit
 
+SECONDS = 2
 STAGES = ("decode", "queue", "compute", "encode")
 REST = "rest"
 
@@ -26,19 +28,29 @@ class Breakdown:
     milliseconds: dict[str, float]
 
 
-def breakdowns(server: Server, cells: Sequence[Cell], rounds: Rounds, places: tuple[Path, Path]) -> list[Breakdown]:
+def units(bench: Bench) -> list[Unit]:
     """Every cell in every dialect, with the clients of the closed-loop run."""
-    models, scratch = places
-    found = []
-    with running(server, models, scratch) as started:
-        for cell in cells:
-            for entry in entries(cell, started, rounds, scratch):
-                before = sums(started)
-                drive(started, entry.call, cell.connections, entry.seconds, scratch)
-                after = sums(started)
-                spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
-                found.append(Breakdown(cell.name, entry.dialect.name, cell.connections, means(spent)))
-    return found
+    server = bench.server(OURS)
+    have = {found.cell for found in bench.report.stages}
+    return [
+        Unit(
+            cell.name, 3 * len(keys(server, cell)), cell.name in have, partial(measure, bench, server, cell), cell.name
+        )
+        for cell in (bench.cells if server else ())
+        if server
+    ]
+
+
+def measure(bench: Bench, server: Server, cell: Cell) -> None:
+    """One cell."""
+    started, scratch, found = bench.fleet.server(server), bench.fleet.scratch, []
+    for entry in entries(cell, started, bench.rounds, scratch):
+        before = sums(started)
+        drive(started, entry.call, cell.connections, max(entry.seconds, SECONDS), scratch)
+        after = sums(started)
+        spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
+        found.append(Breakdown(cell.name, entry.dialect.name, cell.connections, means(spent)))
+    bench.report.stages = [*bench.report.stages, *found]
 
 
 def sums(server: Running) -> dict[str, float]:

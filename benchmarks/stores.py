@@ -40,18 +40,6 @@ def using(server: Server, store: Store, folder: Path, port: int = 0) -> Server:
     return replace(server, env=(*server.env, *ROOM, ("RNN_SESSION_STORE", url), *store.env))
 
 
-def lacking(fields: set[str]) -> dict[str, str]:
-    """Stores that cannot be measured by their names, and why; `fields` are the names of the service's settings."""
-    found = {}
-    if "session_store" not in fields:
-        found = {store.name: "the service keeps no sessions" for store in STORES}
-    elif "sqlite_synchronous" not in fields:
-        found[SQLITE_FULL.name] = "the service has no setting sqlite_synchronous"
-    if VALKEY is None:
-        found.setdefault(REMOTE.name, "there is no valkey-server and no redis-server")
-    return found
-
-
 @contextmanager
 def valkey(folder: Path) -> Iterator[int]:
     """A Valkey server that keeps an append-only file, synced once a second; its port."""

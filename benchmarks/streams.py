@@ -1,29 +1,27 @@
 """Steps a second over streams: one, a few, a thousand; NDJSON and WebSocket, with sessions and without."""
 
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
-from pathlib import Path
 
 import orjson
-from rich.console import Console
 
 from benchmarks.bodies import CELLS, Cell
-from benchmarks.live import HANDSHAKE, PROGRAM, Client, Flow, Talk, binary_frames, check, ndjson, text_frames
-from benchmarks.programs import compiled
-from benchmarks.results import Spread
-from benchmarks.rounds import Rounds
-from benchmarks.servers import Running, Server, running
+from benchmarks.live import PROGRAM, Client, Flow, Talk, binary_frames, check, ndjson, text_frames
+from benchmarks.results import Spread, Turns
+from benchmarks.servers import Running, Server
 from benchmarks.table import NAIVE, OURS
+from benchmarks.units import Bench, Unit
 
 CELL = CELLS[0]
 COUNTS = (1, 16, 1000)
+FEWER_COUNTS = (1, 1000)
 IN_FLIGHT = 64
 # What a thousand streams have in flight at first takes the better part of a second.
-MIN_SECONDS = 2
+MANY_SECONDS = 2
 FRAME_STEPS = 64
+FlowKey = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +47,9 @@ WAYS = (
     Way("NDJSON", ndjson, IN_FLIGHT, COUNTS),
     Way("NDJSON, sessions", ndjson, IN_FLIGHT, COUNTS[-1:], session=True),
     Way("WebSocket text, each frame awaited", text_frames, 1, (1,), websocket=True),
-    Way("WebSocket text", text_frames, IN_FLIGHT, COUNTS, websocket=True),
+    Way("WebSocket text", text_frames, IN_FLIGHT, FEWER_COUNTS, websocket=True),
     Way("WebSocket text, sessions", text_frames, IN_FLIGHT, COUNTS[-1:], websocket=True, session=True),
-    Way(FRAMES, long_frames, 2, COUNTS, websocket=True),
+    Way(FRAMES, long_frames, 2, FEWER_COUNTS, websocket=True),
     Way(f"{FRAMES}, sessions", long_frames, 2, COUNTS[-1:], websocket=True, session=True),
 )
 # What the hand-written endpoint has.
@@ -86,33 +84,51 @@ class Flows:
 
     def over(self, other: "Flows") -> Spread:
         """Ratio of rates, each round by itself."""
-        return Spread.of(mine.rate / its.rate for mine, its in zip(self.samples, other.samples, strict=True))
+        return Spread.of(mine.rate / its.rate for mine, its in zip(self.samples, other.samples, strict=False))
 
 
-def streams(
-    servers: Sequence[Server], rounds: Rounds, places: tuple[Path, Path], console: Console
-) -> tuple[list[Flows], list[str]]:
-    """Every way of the service and of the hand-written endpoint in turn; also what was left out, and why."""
-    models, scratch = places
-    samples: dict[tuple[str, str, int, int], list[Flow]] = {}
-    with compiled(PROGRAM) as program, ExitStack() as stack:
-        client = Client(program, scratch)
-        entries, left_out = [], []
-        for server in servers:
-            if ways := ways_of(server):
-                started = stack.enter_context(running(server, models, scratch))
-                lacking = lacks(started)
-                left_out += lacking
-                fitting = [way for way in ways if fits(way, lacking)]
-                entries += [(started, way, count) for way in fitting for count in way.counts]
-        for number in range(rounds.count):
-            shift = number % max(len(entries), 1)
-            for server, way, count in entries[shift:] + entries[:shift]:
-                flow = drive(client, server, way, count, max(rounds.seconds, MIN_SECONDS))
-                samples.setdefault((server.server.name, way.name, count, way.window), []).append(flow)
-                outcome = f"{flow.rate:,.0f} steps/s{f', {flow.errors} errors' if flow.errors else ''}"
-                console.print(f"round {number + 1}: {server.server.name}, {way.name}, {count}: {outcome}")
-    return [Flows(*key, tuple(taken)) for key, taken in samples.items()], left_out
+def units(bench: Bench) -> list[Unit]:
+    """Every way of the service and of the hand-written endpoint in turn, a way at a time, round after round."""
+    turns: Turns[FlowKey, Flow] = Turns(taken(bench.report.streams))
+    servers = [server for server in bench.servers if ways_of(server)]
+    found = []
+    for number in range(bench.rounds.count):
+        shift = number % len(WAYS)
+        for way in WAYS[shift:] + WAYS[:shift]:
+            talkers = [server for server in servers if way in ways_of(server)]
+            keys = [(server.name, way.name, count, way.window) for server in talkers for count in way.counts]
+            if keys:
+                run, there = partial(measure, bench, talkers, way, turns), not turns.lack(keys, number)
+                seconds = sum(length(bench, count) + 1.2 for _, _, count, _ in keys)
+                found.append(Unit(f"round {number + 1}, {way.name}", seconds, there, run, way.name))
+    return found
+
+
+def measure(bench: Bench, servers: Sequence[Server], way: Way, turns: "Turns[FlowKey, Flow]") -> None:
+    """One round of a way."""
+    client, flows = Client(bench.fleet.program(PROGRAM), bench.fleet.scratch), {}
+    for server in servers:
+        started = bench.fleet.server(server)
+        for count in way.counts:
+            flow = drive(client, started, way, count, length(bench, count))
+            flows[server.name, way.name, count, way.window] = flow
+            outcome = f"{flow.rate:,.0f} steps/s{f', {flow.errors} errors' if flow.errors else ''}"
+            bench.console.print(f"{server.name}, {way.name}, {count}: {outcome}", highlight=False)
+    for key, flow in flows.items():
+        turns.add(key, flow)
+    order = {way.name: number for number, way in enumerate(WAYS)}
+    by_way = sorted(turns.samples, key=lambda key: (key[0], order[key[1]], key[2]))
+    bench.report.streams = [Flows(*key, tuple(turns.samples[key])) for key in by_way if turns.samples[key]]
+
+
+def length(bench: Bench, count: int) -> int:
+    """Seconds of a run."""
+    return max(bench.rounds.seconds, MANY_SECONDS if count == COUNTS[-1] else 1)
+
+
+def taken(measured: Iterable[Flows]) -> dict[FlowKey, tuple[Flow, ...]]:
+    """Samples by server, way, connections and window."""
+    return {(one.server, one.way, one.connections, one.window): one.samples for one in measured}
 
 
 def drive(client: Client, server: Running, way: Way, count: int, seconds: float) -> Flow:
@@ -126,38 +142,6 @@ def drive(client: Client, server: Running, way: Way, count: int, seconds: float)
 
 def ways_of(server: Server) -> Sequence[Way]:
     return WAYS if server.name == OURS else PLAIN if server.name == NAIVE[-1] else ()
-
-
-def lacks(server: Running) -> list[str]:
-    """What the server does not have yet, in words."""
-    found = []
-    if not takes_websockets(server):
-        found.append(f"{server.server.name}: streams over WebSocket, since it does not take them")
-    if server.server.name == OURS and not keeps_sessions(server):
-        found.append(f"{server.server.name}: streams of sessions, since it keeps none")
-    return found
-
-
-def fits(way: Way, lacking: Sequence[str]) -> bool:
-    needed = [word for word, needs in (("WebSocket", way.websocket), ("sessions", way.session)) if needs]
-    return not any(word in what for word in needed for what in lacking)
-
-
-def takes_websockets(server: Running) -> bool:
-    """Whether the handshake on /cell/stream is accepted."""
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(HANDSHAKE)
-        return connection.recv(64).startswith(b"HTTP/1.1 101")
-
-
-def keeps_sessions(server: Running) -> bool:
-    """Whether a session can be opened."""
-    try:
-        next(mint(server, CELL, 1))
-    except RuntimeError:
-        return False
-    return True
 
 
 def mint(server: Running, cell: Cell, count: int) -> Iterator[str]:

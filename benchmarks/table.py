@@ -8,6 +8,8 @@ from benchmarks.rivals.environments import python, ready
 from benchmarks.servers import Dialect, Server
 
 BULK = ("medium", "large")
+# Where rivals with batching differ most from those without: many clients, each with a single row.
+MANY_CLIENTS = ("batch",)
 
 JSON = Dialect("json", json_call)
 SAFETENSORS = Dialect("safetensors", safetensors_call, BULK)
@@ -46,7 +48,8 @@ def rivals() -> dict[str, list[Server]]:
     lit = ("-m", "benchmarks.rivals.litserve_server", *place)
     predict = Dialect("json", at("/predict", json_call))
     bento = ("-m", "bentoml", "serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
-    together = Dialect("json", listed("/batch", json_call))
+    one_of_many = Dialect("json", listed("/batch", json_call), MANY_CLIENTS)
+    predict_many = replace(predict, cells=MANY_CLIENTS)
     home = {"ready": "/readyz", "BENCH_MODELS": "{models}", "BENTOML_HOME": "{models}/../bentoml"}
     ray = ("-m", "benchmarks.rivals.ray_server", *place)
     health = {"ready": "/-/healthz"}
@@ -54,16 +57,16 @@ def rivals() -> dict[str, list[Server]]:
     return {
         "litserve": [
             rival("LitServe", "litserve", lit, predict, ready="/health"),
-            rival("LitServe, batching", "litserve", (*lit, "--batch"), predict, ready="/health"),
+            rival("LitServe, batching", "litserve", (*lit, "--batch"), predict_many, ready="/health"),
         ],
         "bentoml": [
             rival("BentoML", "bentoml", bento, JSON, **home),
-            rival("BentoML, batching", "bentoml", bento, together, **home),
+            rival("BentoML, batching", "bentoml", bento, one_of_many, **home),
         ],
         "ray": [
-            rival("Ray Serve", "ray", ray, JSON, **health),
-            rival("Ray Serve, batching", "ray", (*ray, "--batch"), JSON, **health),
             rival("Ray Serve, HAProxy", "ray", ray, JSON, **proxy),
+            rival("Ray Serve, HAProxy, batching", "ray", (*ray, "--batch"), replace(JSON, cells=MANY_CLIENTS), **proxy),
+            replace(rival("Ray Serve", "ray", ray, JSON, **health), on_request=True),
         ],
     }
 

@@ -15,10 +15,10 @@ from benchmarks.sessions import CROWD, STATELESS
 from benchmarks.stages import REST, STAGES, Breakdown
 from benchmarks.streams import Flows
 from benchmarks.sweep import Point
-from benchmarks.verdicts import Verdict
+from benchmarks.verdict import Verdict
 
 MIB = 2**20
-LEFT = frozenset({"server", "path", "format", "expected", "way", "beside"})
+LEFT = frozenset({"how", "server", "path", "format", "expected", "way", "beside"})
 
 
 def load_table(rows: Sequence[Row]) -> Table:
@@ -39,11 +39,29 @@ def load_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def cell_table(cell: str, rows: Sequence[Row]) -> Table:
+    """Closed loop: every server on one cell, the fastest first."""
+    table = new_table(cell, "server", "format", "requests/s", "× naive", "p50 ms", "p99 ms", "CPU ms", "errors")
+    mine, naive = [row for row in rows if row.cell == cell], best_naive(rows, cell)
+    for row in sorted(mine, key=lambda row: -row.rate.median):
+        table.add_row(
+            row.server,
+            row.dialect,
+            figure(row.rate),
+            figure(row.over(naive)) if naive else "",
+            figure(Spread.of(sample.p50_ms for sample in row.samples)),
+            figure(Spread.of(sample.p99_ms for sample in row.samples)),
+            number(Spread.of(sample.cpu_ms for sample in row.samples).median),
+            str(row.errors) + (" (short run)" if row.too_short else ""),
+        )
+    return table
+
+
 def arrivals_table(points: Sequence[Point]) -> Table:
     """Open loop: every server at every arrival rate."""
-    columns = ("arrivals/s", "answered/s", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed", "refusal p99 ms")
-    columns = (*columns, "CPU ms", "peak MiB")
-    table = new_table("Fixed arrival rates", "cell", "server", *columns)
+    columns = ("arrivals/s", "answered/s", "answers", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed")
+    more = ("refusal p99 ms", "CPU ms", "peak MiB")
+    table = new_table("Fixed arrival rates", "cell", "server", *columns, *more)
     for point in points:
         taken = point.arrivals
         table.add_row(
@@ -51,6 +69,7 @@ def arrivals_table(points: Sequence[Point]) -> Table:
             f"{point.server} ({point.dialect})",
             number(taken.offered),
             number(taken.goodput),
+            f"{taken.answered:,}",
             *map(optional, (taken.p50_ms, taken.p99_ms, taken.p999_ms)),
             str(taken.refused),
             str(taken.failed),
@@ -161,20 +180,28 @@ def costs_table(costs: Sequence[Cost]) -> Table:
     """What a request costs our service as it grows."""
     table = new_table("Cost as requests grow", "axis", "value", "format", "CPU ms", "requests/s", "p50 ms")
     for cost in costs:
-        sample = cost.sample
-        figures = [number(value) for value in (sample.cpu_ms, sample.rate, sample.p50_ms)]
-        table.add_row(cost.axis, str(cost.value), cost.dialect, *figures)
+        rates, p50 = (Spread.of(getattr(sample, name) for sample in cost.samples) for name in ("rate", "p50_ms"))
+        table.add_row(
+            cost.axis, str(cost.value), cost.dialect, figure(cost.cpu_ms), number(rates.median), number(p50.median)
+        )
     return table
 
 
 def lines_table(costs: Sequence[Cost]) -> Table:
     """The straight line through cost against B·T."""
-    table = new_table(
-        "CPU time against B·T: straight line", "format", "fixed ms", "µs a step", "furthest off", "at B·T"
-    )
+    columns = ("fixed ms", "µs a step", "furthest off", "at B·T", "error", "bends at B·T", "µs a step before, after")
+    table = new_table("CPU time against B·T: straight line", "format", *columns, "error of the two")
     for line in lines(costs) if any(cost.axis == "B" for cost in costs) else []:
         table.add_row(
-            line.dialect, number(line.fixed_ms), number(line.per_step_us), f"{line.worst:+.0%}", str(line.worst_at)
+            line.dialect,
+            number(line.fixed_ms),
+            number(line.per_step_us),
+            f"{line.worst:+.0%}",
+            f"{line.worst_at:,}",
+            f"{line.error:.1%}",
+            f"{line.bend_at:,}" if line.bends else f"no bend (best: {line.bend_at:,})",
+            f"{number(line.before_us)}, {number(line.after_us)}",
+            f"{line.bent_error:.1%}",
         )
     return table
 
@@ -199,9 +226,11 @@ def peaks_table(peaks: Iterable[Peak]) -> Table:
 
 def verdicts_table(found: Iterable[Verdict]) -> Table:
     """What was expected, and whether it was met."""
-    table = new_table("Expected", "what", "expected", "measured", "met")
+    table = new_table("Expected", "what", "expected", "measured", "met", "how")
     for verdict in found:
-        table.add_row(verdict.what, verdict.expected, figure(verdict.measured), "yes" if verdict.met else "no")
+        table.add_row(
+            verdict.what, verdict.expected, figure(verdict.measured), "yes" if verdict.met else "no", verdict.how
+        )
     return table
 
 

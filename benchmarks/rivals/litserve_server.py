@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import litserve
+from pydantic_core import to_json
+from starlette.responses import Response
 
 from benchmarks.modules import Models, Reply, Request
 
@@ -42,9 +44,9 @@ class RnnAPI(litserve.LitAPI):
         """The replies, one for each request of the batch."""
         return output
 
-    def encode_response(self, output: Reply) -> Reply:
-        """The JSON object as it goes."""
-        return output
+    def encode_response(self, output: Reply) -> Response:
+        """The reply as it goes, printed here: nested lists would be pickled on their way to the HTTP process."""
+        return Response(to_json(output), media_type="application/json")
 
 
 def main() -> None:
