@@ -88,7 +88,9 @@ class Engine(ABC):
     turn_seconds: float = 2e-3
     """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
     turn_rows: int = 512
-    """Rows in a turn: the engine gains nothing from more, and everybody in it waits for its end."""
+    """Most rows in a turn: everybody in it waits for its end."""
+    full_rows: int = 512
+    """Rows from which on a step of a row costs no less for more of them beside it."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""

@@ -12,7 +12,7 @@ whenever the engine is free, it takes what is there.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 
 import numpy as np
@@ -53,14 +53,20 @@ class Job:
         """Whether it goes before others."""
         return self.longest <= SHORT_STEPS
 
+    @property
+    def left(self) -> int:
+        """Steps that its rows have left, if all are as long as the longest."""
+        return (self.longest - self.advanced) * self.rows.lengths.size
+
     def slice(self, steps: int) -> Rows:
         """The next steps of every row, over the same arrays; rows that have ended have none."""
         if not self.advanced and steps >= self.longest:
             return self.rows
         rows = self.rows
-        lengths = np.clip(rows.lengths - self.advanced, 0, steps)
+        lengths = np.minimum(rows.lengths - self.advanced, steps)
+        np.maximum(lengths, 0, out=lengths)
         starts = rows.starts + self.advanced
-        return replace(rows, starts=starts, lengths=lengths)
+        return Rows(rows.inputs, starts, lengths, rows.h, rows.c, rows.outputs, rows.predictions, rows.slots)
 
 
 @dataclass(slots=True)
@@ -152,15 +158,26 @@ class Scheduler:
     def _plan(self) -> Turn:
         """Short jobs and long ones, each in order of arrival, as many rows of either as a turn has, cut to its time.
 
-        The first of either is always in it: neither can starve the other.
+        The first of either is always in it: neither can starve the other. Long jobs that would only make each other
+        wait are left out: once those before them fill the turn, with as many rows as the engine gains by.
         """
+        engine = self._engine
         chosen: list[Job] = []
         for short in (True, False):
-            taken = 0
+            taken, steps = 0, 0
             for job in self._jobs:
-                if job.short == short and (not taken or taken + job.rows.lengths.size <= self._engine.turn_rows):
-                    chosen.append(job)
-                    taken += job.rows.lengths.size
+                rows = job.rows.lengths.size
+                if job.short != short or (taken and taken + rows > engine.turn_rows):
+                    continue
+                if (
+                    not short
+                    and taken >= engine.full_rows
+                    and steps * self._seconds_per_step(taken) > engine.turn_seconds
+                ):
+                    break
+                chosen.append(job)
+                taken += rows
+                steps += job.left
         rows = sum(job.rows.lengths.size for job in chosen)
         steps = max(MIN_SLICE_STEPS, int(self._engine.turn_seconds / (self._seconds_per_step(rows) * max(rows, 1))))
         turn = Turn(steps=steps)

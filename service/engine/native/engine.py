@@ -9,13 +9,14 @@ from service.engine.interface import Engine, Floats, OneStep, Rows
 from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
 from service.engine.native.one_step import NativeStep
-from service.engine.native.passes import SHARED_FLOPS, Pass
+from service.engine.native.passes import FEW_ROWS, NEAR_BYTES, SHARED_FLOPS, Pass
 from service.engine.native.processor import Processor
 from service.engine.native.rows import Way, row_table
 from service.engine.native.schedule import Schedule
 from service.engine.native.split import Split, SplitRule
 from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
+from service.engine.native.work import LANES
 from service.spec import ModelSpec
 
 
@@ -58,6 +59,8 @@ class NativeEngine(Engine):
         flops = self._flops // len(stacks)
         self._passes = [Pass(stack, code, crew, flops, split) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
+        rows = 2 * FEW_ROWS if sum(stack.nbytes for stack in stacks) <= NEAR_BYTES else LANES
+        self.full_rows = rows * crew.size
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []
         self.nbytes = sum(stack.nbytes for stack in stacks)

@@ -17,6 +17,16 @@ HELD_FLOPS = 200_000
 """Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
 
 
+NEAR_BYTES = 768 * 1024
+"""Weights up to this stay in a core's second-level cache, and a few rows are as good as many to read them for."""
+
+FEW_ROWS = 4
+"""Rows of near weights that a thread takes at least: a step of a row costs 5 % more among two, 20 % more alone."""
+
+DRAWS = 4
+"""How often a thread comes for rows if their weights are near: one whose core was taken away leaves more to others."""
+
+
 class Pass:
     """A stack of layers with its scratch memory."""
 
@@ -41,8 +51,11 @@ class Pass:
             return
         threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
         works = [self._take() for _ in range(threads)]
+        lanes = -(-len(table) // threads)
+        if self.stack.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
+            lanes = max(FEW_ROWS, -(-lanes // DRAWS))
         for work in works:
-            work.use_lanes(-(-len(table) // threads))
+            work.use_lanes(lanes)
         if threads == 1:
             self._call(table, works[0], flops)
         else:
