@@ -92,6 +92,9 @@ class Engine(ABC):
     full_rows: int = 512
     """Rows from which on a step of a row costs no less for more of them beside it."""
 
+    threads: int = 1
+    """How many turns may run at once, each by `run_beside`; `run` uses as many threads by itself."""
+
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
         steps, count = len(rows.inputs), len(rows.lengths)
@@ -105,6 +108,10 @@ class Engine(ABC):
 
         A row's result does not depend on the rows beside it (DESIGN's law 3).
         """
+
+    def run_beside(self, batches: Sequence[Rows]) -> None:
+        """The same on the caller's thread alone, since others run at the same time."""
+        self.run(batches)
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps; None if the engine gains nothing by that."""

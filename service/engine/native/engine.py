@@ -60,7 +60,8 @@ class NativeEngine(Engine):
         self._passes = [Pass(stack, code, crew, flops, split) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
         rows = 2 * FEW_ROWS if sum(stack.nbytes for stack in stacks) <= NEAR_BYTES else LANES
-        self.full_rows = rows * crew.size
+        self.full_rows = rows
+        self.threads = crew.size
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []
         self.nbytes = sum(stack.nbytes for stack in stacks)
@@ -77,6 +78,13 @@ class NativeEngine(Engine):
             self._run_steps(batches, rows)
         else:
             self._passes[0].run(row_table(batches, Way()))
+
+    def run_beside(self, batches: Sequence[Rows]) -> None:
+        """The same on the caller's thread alone."""
+        if self.spec.bidirectional:
+            self.run(batches)  # TODO
+        else:
+            self._passes[0].run(row_table(batches, Way()), alone=True)
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps, if a caller's thread alone is to run them."""

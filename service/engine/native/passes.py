@@ -41,15 +41,15 @@ class Pass:
         self._idle: list[Work] = []
         self._flops_per_step = flops_per_step
 
-    def run(self, table: RowTable) -> None:
-        """Run all rows of the table."""
+    def run(self, table: RowTable, *, alone: bool = False) -> None:
+        """Run all rows of the table; if `alone`, on the caller's thread."""
         flops = table.steps * self._flops_per_step
         if not flops:
             return
-        if len(table) == 1 and self._split and self._split.pays(self.stack.step_bytes, flops):
+        if len(table) == 1 and not alone and self._split and self._split.pays(self.stack.step_bytes, flops):
             self._run_split(self._split, table)
             return
-        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS else 1
+        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS and not alone else 1
         works = [self._take() for _ in range(threads)]
         lanes = -(-len(table) // threads)
         if self.stack.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
