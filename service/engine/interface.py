@@ -92,8 +92,8 @@ class Engine(ABC):
     full_rows: int = 512
     """Rows from which on a step of a row costs no less for more of them beside it."""
 
-    threads: int = 1
-    """How many turns may run at once, each by `run_beside`; `run` uses as many threads by itself."""
+    turns_at_once: int = 1
+    """How many may run at the same time, each by `run_beside`; one that is alone, by `run`, has all threads."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""

@@ -136,7 +136,7 @@ class Scheduler:
 
     def _open_line(self) -> None:
         """Begin to run turns, beside those that run, if they leave threads to others."""
-        if len(self._lines) < self._engine.threads and all(turn.beside for turn in self._turns):
+        if len(self._lines) < self._engine.turns_at_once and all(turn.beside for turn in self._turns):
             self._lines.add(asyncio.get_running_loop().create_task(self._run_turns()))
 
     async def _run_turns(self) -> None:
@@ -190,7 +190,7 @@ class Scheduler:
         chosen = self._choose(waiting)
         rows = sum(job.rows.lengths.size for job in chosen)
         beside = bool(self._turns)
-        if engine.threads > 1 and not beside and len(chosen) < len(waiting):
+        if engine.turns_at_once > 1 and not beside and len(chosen) < len(waiting):
             mine, all_left = (sum(job.left for job in jobs) for jobs in (chosen, waiting))
             enough = engine.turn_seconds / self._seconds_per_step(rows, beside=True)
             beside = min(mine, all_left - mine) > enough

@@ -59,9 +59,8 @@ class NativeEngine(Engine):
         flops = self._flops // len(stacks)
         self._passes = [Pass(stack, code, crew, flops, split) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
-        rows = 2 * FEW_ROWS if sum(stack.nbytes for stack in stacks) <= NEAR_BYTES else LANES
-        self.full_rows = rows
-        self.threads = crew.size
+        self.full_rows = 2 * FEW_ROWS if max(stack.nbytes for stack in stacks) <= NEAR_BYTES else LANES
+        self.turns_at_once = crew.size
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []
         self.nbytes = sum(stack.nbytes for stack in stacks)
@@ -82,7 +81,7 @@ class NativeEngine(Engine):
     def run_beside(self, batches: Sequence[Rows]) -> None:
         """The same on the caller's thread alone."""
         if self.spec.bidirectional:
-            self.run(batches)  # TODO
+            self._run_both_ways(batches, alone=True)
         else:
             self._passes[0].run(row_table(batches, Way()), alone=True)
 
@@ -102,7 +101,7 @@ class NativeEngine(Engine):
         stage.store(batches)
         self._idle_stages.append(stage)
 
-    def _run_both_ways(self, batches: Sequence[Rows]) -> None:
+    def _run_both_ways(self, batches: Sequence[Rows], *, alone: bool = False) -> None:
         width, last = self.spec.state_size, self.spec.num_layers - 1
         for layer in range(self.spec.num_layers):
             wanted = [_layer_outputs(batch, self.spec, is_last=layer == last) for batch in batches]
@@ -113,13 +112,13 @@ class NativeEngine(Engine):
                     replace(batch, outputs=None if out is None else out[:, half], predictions=None)
                     for batch, out in zip(batches, wanted, strict=True)
                 ]
-                self._passes[number].run(row_table(rows, Way(number, reverse=direction == 1)))
+                self._passes[number].run(row_table(rows, Way(number, reverse=direction == 1)), alone=alone)
             batches = [
                 batch if out is None else replace(batch, inputs=out) for batch, out in zip(batches, wanted, strict=True)
             ]
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
-            self._head_pass.run(row_table(asked, Way()))
+            self._head_pass.run(row_table(asked, Way()), alone=alone)
 
 
 def cell_name(spec: ModelSpec) -> str:
