@@ -127,7 +127,7 @@ def scheduled(seconds: float) -> float:
             done += 1
 
     async def all_clients() -> None:
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             runs = Scheduler(native, pool)
             await runs.run(rows_of(CELL))
             end = time.monotonic() + seconds

@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Sized
 from typing import Any
 
+import httptools
 import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import eager
+from service.landing import REST, Landing, Rest
 from service.readers import ReaderWatch
 from service.transport import JoinedWrites
 
@@ -235,6 +237,18 @@ class GuardedProtocol(HttpToolsProtocol):
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
 
+    def hand_over(self, landing: Landing) -> None:
+        """Let the rest of a body be read by another protocol."""
+        self.transport.set_protocol(landing)
+        self.flow.resume_reading()
+
+    def take_back(self) -> None:
+        """Read on as before, with a new parser, since the old one has not seen the end of the body."""
+        self.transport.set_protocol(self)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.on_message_complete()
+
     def _awaits_head(self) -> bool:
         """Whether what comes next is a request's head, or the rest of one."""
         return self._in_head or self.cycle is None or self.cycle.response_complete
@@ -251,7 +265,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _begin_held(self) -> None:
         if self._held is not None:
-            super()._start_asgi_task(*self._release())
+            cycle, app = self._release()
+            size = _declared(cycle)
+            # Whoever answers before all of a smaller body has come keeps the connection, and its parser with it.
+            if size > READ_AND_FORGET_BYTES and not cycle.waiting_for_100_continue:
+                cycle.scope["extensions"] = {REST: Rest(self, cycle, size)}  # type: ignore[dict-item]  # our own
+            super()._start_asgi_task(cycle, app)
 
     def _release(self) -> tuple[RequestResponseCycle, Any]:
         held, self._held = self._held, None

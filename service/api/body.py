@@ -9,7 +9,7 @@ from math import inf
 from typing import Protocol
 
 from service.api.draining import Draining
-from service.api.exchange import Exchange
+from service.api.exchange import Exchange, Rest
 from service.errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedBody, ServiceDraining, UnsupportedMediaType
 
 if sys.version_info >= (3, 14):
@@ -39,6 +39,8 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
         raise BodyTooLarge(f"the body has {exchange.declared_bytes} bytes; the limit is {limits.max_bytes}")
     if (whole := whole_body(exchange, limits)) is not None:
         return whole
+    if exchange.rest is not None and b"content-encoding" not in exchange.headers and exchange.rest.begin():
+        return await _landed(exchange, exchange.rest, limits)
     pieces, total = [], 0
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -56,13 +58,40 @@ async def read_body(exchange: Exchange, limits: BodyLimits) -> bytes:
                 allowed = exchange.received_bytes / limits.min_bytes_per_second
                 patience.reschedule(begun + limits.grace_seconds + allowed)
     except TimeoutError:
-        if limits.draining.started:
-            raise ServiceDraining("the service is shutting down and waits for no more of this body") from None
-        rate = f"{limits.grace_seconds:g} s and {limits.min_bytes_per_second:g} bytes/s"
-        raise BodyTimeout(f"the body came more slowly than {rate}; {total} bytes had arrived") from None
+        raise _too_late(limits, total) from None
     finally:
         limits.draining.waiting.discard(patience)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _landed(exchange: Exchange, rest: Rest, limits: BodyLimits) -> bytes:
+    """The body, read in one piece: the clock is set anew when it has run out, not with everything that comes."""
+    loop = asyncio.get_running_loop()
+    begun, counted = loop.time(), -1
+    while counted < rest.received:
+        counted = rest.received
+        allowed = limits.grace_seconds + counted / limits.min_bytes_per_second
+        try:
+            async with asyncio.timeout_at(begun + allowed) as patience:
+                limits.draining.waiting.add(patience)
+                body = await rest.arrived()
+        except TimeoutError:
+            exchange.received_bytes = rest.received
+            if limits.draining.started:
+                break
+            continue
+        finally:
+            limits.draining.waiting.discard(patience)
+        exchange.received_all, exchange.received_bytes = True, len(body)
+        return body
+    raise _too_late(limits, rest.received)
+
+
+def _too_late(limits: BodyLimits, received: int) -> BodyTimeout | ServiceDraining:
+    if limits.draining.started:
+        return ServiceDraining("the service is shutting down and waits for no more of this body")
+    rate = f"{limits.grace_seconds:g} s and {limits.min_bytes_per_second:g} bytes/s"
+    return BodyTimeout(f"the body came more slowly than {rate}; {received} bytes had arrived")
 
 
 def whole_body(exchange: Exchange, limits: BodyLimits) -> bytes | None:

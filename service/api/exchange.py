@@ -28,6 +28,24 @@ class Whole(Protocol):
         """Send a reply, its header lines spelt out; False if it must go by ASGI's `send`."""
 
 
+REST = "rnn.rest"
+"""The ASGI extension by which the connection offers to read the rest of a large body in one piece."""
+
+
+class Rest(Protocol):
+    """A request of which a part of a body of known length has come; `landing.Rest` is one."""
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+
+    def begin(self) -> bool:
+        """Make room for the whole body and read into it; False if the body must be had by ASGI's `receive`."""
+
+    async def arrived(self) -> bytes:
+        """The body, when it is whole. Raises ClientGone."""
+
+
 class Exchange:
     """What handlers take instead of a request object: the ASGI triple, and the notes for the log line and the metrics.
 
@@ -45,6 +63,7 @@ class Exchange:
         "received_all",
         "received_bytes",
         "request_id",
+        "rest",
         "rows",
         "scope",
         "send",
@@ -74,6 +93,7 @@ class Exchange:
         self.stages: dict[str, float] = {}
         extensions = scope.get("extensions")
         self.whole: Whole | None = extensions.get(WHOLE) if extensions else None
+        self.rest: Rest | None = extensions.get(REST) if extensions else None
         self.received_all = False
         self.received_bytes = 0
         self.sent_bytes = 0

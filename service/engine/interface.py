@@ -88,7 +88,12 @@ class Engine(ABC):
     turn_seconds: float = 2e-3
     """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
     turn_rows: int = 512
-    """Rows in a turn: the engine gains nothing from more, and everybody in it waits for its end."""
+    """Most rows in a turn: everybody in it waits for its end."""
+    full_rows: int = 512
+    """Rows from which on a step of a row costs no less for more of them beside it."""
+
+    turns_at_once: int = 1
+    """How many may run at the same time, each by `run_beside`; one that is alone, by `run`, has all threads."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
@@ -103,6 +108,10 @@ class Engine(ABC):
 
         A row's result does not depend on the rows beside it (DESIGN's law 3).
         """
+
+    def run_beside(self, batches: Sequence[Rows]) -> None:
+        """The same on the caller's thread alone, since others run at the same time."""
+        self.run(batches)
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps; None if the engine gains nothing by that."""

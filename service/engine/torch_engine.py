@@ -104,6 +104,7 @@ class TorchEngine(Engine):
             self.call_seconds = inf  # waiting for a GPU is never quick enough for the event loop
             self.flops_per_second = 1e13  # a guess, until turns have been measured
             self.turn_seconds, self.turn_rows = GPU_TURN_SECONDS, MAX_BUCKET_ROWS
+            self.full_rows = MAX_BUCKET_ROWS
 
     def run(self, batches: Sequence[Rows]) -> None:
         """Run every row of every batch in few calls, rows of like lengths side by side."""

@@ -106,9 +106,10 @@ ARRIVALS = st.lists(
 )
 
 
-@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS)
-def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals):
+@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS, threads=st.integers(1, 3))
+def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals, threads):
     engine = TimedEngine(spec)
+    engine.turns_at_once, engine.full_rows = threads, 1 if threads > 1 else MAX_TURN_ROWS
     scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def client(arrival, rows):
@@ -181,6 +182,25 @@ def test_short_rows_go_before_long_ones_when_a_turn_is_full():
     run_all(engine, *long, short)
     assert [1] in engine.turns[0]
     assert len(engine.turns[0]) == 3  # the short one, and two of the long
+
+
+def test_if_there_is_enough_for_two_turns_each_has_a_thread():
+    engine = TimedEngine(SPEC)
+    engine.turns_at_once, engine.full_rows = 2, 1
+    alone, run = [], engine.run
+    engine.run_beside = lambda batches: (alone.append(len(engine.turns)), run(batches))
+    run_all(engine, *(rows_of(SPEC, [60], seed) for seed in range(3)))
+    assert [len(turn) for turn in engine.turns[:4]] == [1] * 4
+    assert alone[:4] == [0, 1, 2, 3]
+
+
+def test_what_is_too_little_for_two_turns_runs_together_on_all_threads():
+    engine = TimedEngine(SPEC)
+    engine.turns_at_once, engine.full_rows = 2, 1
+    engine.turn_seconds = 10 * TURN_SECONDS
+    engine.run_beside = None
+    run_all(engine, *(rows_of(SPEC, [20], seed) for seed in range(3)))
+    assert engine.turns == [[[20]] * 3]
 
 
 def test_with_many_rows_a_turn_still_moves_every_row_on():

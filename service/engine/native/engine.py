@@ -9,13 +9,14 @@ from service.engine.interface import Engine, Floats, OneStep, Rows
 from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
 from service.engine.native.one_step import NativeStep
-from service.engine.native.passes import SHARED_FLOPS, Pass
+from service.engine.native.passes import FEW_ROWS, NEAR_BYTES, SHARED_FLOPS, Pass
 from service.engine.native.processor import Processor
 from service.engine.native.rows import Way, row_table
 from service.engine.native.schedule import Schedule
 from service.engine.native.split import Split, SplitRule
 from service.engine.native.step import Stage, single_steps
 from service.engine.native.threads import Crew
+from service.engine.native.work import LANES
 from service.spec import ModelSpec
 
 
@@ -58,6 +59,8 @@ class NativeEngine(Engine):
         flops = self._flops // len(stacks)
         self._passes = [Pass(stack, code, crew, flops, split) for stack in stacks]
         self._head_pass = Pass(Stack([], head), code, crew, flops) if head and spec.bidirectional else None
+        self.full_rows = 2 * FEW_ROWS if max(stack.nbytes for stack in stacks) <= NEAR_BYTES else LANES
+        self.turns_at_once = crew.size
         # Fixed memory for single steps that no call uses now; list.append and list.pop are atomic.
         self._idle_stages: list[Stage] = []
         self.nbytes = sum(stack.nbytes for stack in stacks)
@@ -75,6 +78,13 @@ class NativeEngine(Engine):
         else:
             self._passes[0].run(row_table(batches, Way()))
 
+    def run_beside(self, batches: Sequence[Rows]) -> None:
+        """The same on the caller's thread alone."""
+        if self.spec.bidirectional:
+            self._run_both_ways(batches, alone=True)
+        else:
+            self._passes[0].run(row_table(batches, Way()), alone=True)
+
     def one_step(self) -> OneStep | None:
         """New memory for single steps, if a caller's thread alone is to run them."""
         if self.spec.bidirectional or self._flops >= SHARED_FLOPS:
@@ -91,7 +101,7 @@ class NativeEngine(Engine):
         stage.store(batches)
         self._idle_stages.append(stage)
 
-    def _run_both_ways(self, batches: Sequence[Rows]) -> None:
+    def _run_both_ways(self, batches: Sequence[Rows], *, alone: bool = False) -> None:
         width, last = self.spec.state_size, self.spec.num_layers - 1
         for layer in range(self.spec.num_layers):
             wanted = [_layer_outputs(batch, self.spec, is_last=layer == last) for batch in batches]
@@ -102,13 +112,13 @@ class NativeEngine(Engine):
                     replace(batch, outputs=None if out is None else out[:, half], predictions=None)
                     for batch, out in zip(batches, wanted, strict=True)
                 ]
-                self._passes[number].run(row_table(rows, Way(number, reverse=direction == 1)))
+                self._passes[number].run(row_table(rows, Way(number, reverse=direction == 1)), alone=alone)
             batches = [
                 batch if out is None else replace(batch, inputs=out) for batch, out in zip(batches, wanted, strict=True)
             ]
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
-            self._head_pass.run(row_table(asked, Way()))
+            self._head_pass.run(row_table(asked, Way()), alone=alone)
 
 
 def cell_name(spec: ModelSpec) -> str:

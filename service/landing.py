@@ -1,0 +1,104 @@
+"""The rest of a large body, read from the socket straight to where it is wanted.
+
+    socket ──► room
+    socket ──► uvloop's buffer ──► bytes ──► parser ──► bytes ──► cycle.body ──► bytes ──► one of many pieces ──► body
+
+uvicorn's way, the second, copies a body five times and pauses the connection at every 64 KiB. Here the connection's
+protocol is exchanged for one that has the room, and the parser is left out: of a body of known length it knows nothing
+that counting does not. The room is made when the application asks for it, when there is a place for the body's
+declared length; memory that nothing has arrived in is not touched by more than zeros.
+"""
+
+import asyncio
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from service.errors import ClientGone
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from service.connection import GuardedProtocol
+
+REST = "rnn.rest"
+"""Name of the ASGI extension that `Rest` is."""
+
+
+class Rest:
+    """A request of which a part of a body of known length has come, and the way to the rest of it."""
+
+    __slots__ = ("_body", "_connection", "_cycle", "_landing", "_size")
+
+    def __init__(self, connection: "GuardedProtocol", cycle: "RequestResponseCycle", size: int) -> None:
+        self._connection = connection
+        self._cycle = cycle
+        self._size = size
+        self._landing: Landing | None = None
+        self._body = BytesIO()
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have come, once it has `begun`."""
+        return self._landing.filled if self._landing else len(self._cycle.body)
+
+    def begin(self) -> bool:
+        """Make room, and let what comes go there; False if all of it is here, or the client has gone already."""
+        cycle = self._cycle
+        if not cycle.more_body or cycle.disconnected or self._connection.transport.is_closing():
+            return False
+        came = cycle.body
+        self._body.seek(self._size - 1)
+        self._body.write(b"\0")
+        room = self._body.getbuffer()
+        room[: len(came)] = came
+        self._landing = Landing(self._connection, room, len(came))
+        cycle.body = bytearray()
+        cycle.message_event.clear()
+        self._connection.hand_over(self._landing)
+        return True
+
+    async def arrived(self) -> bytes:
+        """The body, when it is whole. Raises ClientGone."""
+        cycle = self._cycle
+        await cycle.message_event.wait()
+        if cycle.disconnected or self._landing is None or self._landing.filled < self._size:
+            raise ClientGone
+        del cycle.scope["extensions"]  # which has this: the collector need not find the circle
+        self._landing = None  # and with it the hold on the memory
+        return self._body.getvalue()
+
+
+class Landing(asyncio.BufferedProtocol):
+    """Stands in for a connection's protocol until its room is full."""
+
+    def __init__(self, connection: "GuardedProtocol", room: memoryview, filled: int) -> None:
+        self._connection = connection
+        self._room = room
+        self.filled = filled
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the contract of asyncio
+        """Where the next bytes go: never beyond the body."""
+        return self._room[self.filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Count; at the end, the connection goes on as it was."""
+        self.filled += nbytes
+        if self.filled == len(self._room):
+            self._room = memoryview(b"")
+            self._connection.take_back()
+
+    def eof_received(self) -> None:
+        """The client sends no more, and its connection is closed."""
+        self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._connection.resume_writing()
