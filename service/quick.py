@@ -29,7 +29,9 @@ class QuickProtocol(GuardedProtocol):
     """One connection, on which POSTs to the application's `quick` paths are first offered to their `Reply`.
 
     What uvicorn does at the end of a request's headers is put off until the body is there, and left out if there is a
-    reply by then. If there is none, it is made up for, and the request goes on as any other.
+    reply by then. If there is none, it is made up for, and the request goes on as any other. So does one whose reply
+    comes later, but in place of the application it has `_answer_later`: its order on the connection, a client that
+    hangs up, and the end of the process are uvicorn's matter as ever.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -89,6 +91,7 @@ class QuickProtocol(GuardedProtocol):
                 return
             self._go_the_long_way()
         super().on_message_complete()
+        self._later = None
 
     def _is_plain(self) -> bool:
         """Whether nothing about a request or its connection is out of the ordinary."""
