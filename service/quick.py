@@ -1,16 +1,23 @@
 """Requests that are answered where they were read: no ASGI scope, no cycle, no task, one timer for many of them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.connection import AT_ONCE_BYTES, GuardedProtocol
 
-Reply = Callable[[Mapping[bytes, bytes], bytes], bytes | None]
+Later = Callable[[], Awaitable[bytes | None]]
+"""A call that gives the headers and body of a 200 when they may be sent; None: nothing was done."""
+
+Reply = Callable[[Mapping[bytes, bytes], bytes], bytes | Later | None]
 """Headers and body of a request to the headers and body of a 200; None: nothing was done, ASGI is to handle it."""
+
+FAILURE = "rnn.failure"
+"""Name of the ASGI extension that has what a `Later` raised: the application answers it, and does nothing else."""
 
 REST_SECONDS = 0.02
 """How long the rest of a body is waited for here: most clients send head and body one right after the other."""
@@ -22,7 +29,9 @@ class QuickProtocol(GuardedProtocol):
     """One connection, on which POSTs to the application's `quick` paths are first offered to their `Reply`.
 
     What uvicorn does at the end of a request's headers is put off until the body is there, and left out if there is a
-    reply by then. If there is none, it is made up for, and the request goes on as any other.
+    reply by then. If there is none, it is made up for, and the request goes on as any other. So does one whose reply
+    comes later, but in place of the application it has `_answer_later`: its order on the connection, a client that
+    hangs up, and the end of the process are uvicorn's matter as ever.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -33,6 +42,7 @@ class QuickProtocol(GuardedProtocol):
         self._rest_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        self._later: Later | None = None
 
     def data_received(self, data: bytes) -> None:
         """Read; if that ends within the body of a request that may be quick, wait a moment."""
@@ -81,6 +91,7 @@ class QuickProtocol(GuardedProtocol):
                 return
             self._go_the_long_way()
         super().on_message_complete()
+        self._later = None
 
     def _is_plain(self) -> bool:
         """Whether nothing about a request or its connection is out of the ordinary."""
@@ -108,6 +119,9 @@ class QuickProtocol(GuardedProtocol):
             return True
         if answer is None:
             return False
+        if not isinstance(answer, bytes):
+            self._later = answer
+            return False
         self._reply, self._body = None, b""
         self.transport.send(b"".join((_OK, self.default_lines(), answer)))  # type: ignore[attr-defined]  # JoinedWrites
         self._just_ended = True
@@ -117,6 +131,34 @@ class QuickProtocol(GuardedProtocol):
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
         return True
+
+    def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Handle a request that was not answered at once; one that will be answered later is not the application's."""
+        later, self._later = self._later, None
+        super()._begin(cycle, app if later is None else partial(self._answer_later, later, cycle, app))
+
+    async def _answer_later(
+        self, later: Later, cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any
+    ) -> None:
+        """In place of the application, which has its turn if there is no answer."""
+        try:
+            answer = await later()
+        except Exception as error:
+            scope["extensions"][FAILURE] = error
+            answer = None
+        if answer is None:
+            await app(scope, receive, send)
+            return
+        cycle.response_started = cycle.response_complete = True
+        del scope["extensions"]
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        closing = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self.transport.send(b"".join((_OK, self.default_lines(), closing, answer)))  # type: ignore[attr-defined]
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _go_the_long_way(self) -> None:
         """Make up for what was put off."""

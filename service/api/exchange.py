@@ -18,6 +18,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 WHOLE = "rnn.whole"
 """The ASGI extension by which the connection hands over a request that it has read whole."""
 
+FAILURE = "rnn.failure"
+"""The ASGI extension by which a request comes back that was begun elsewhere and has failed: what was raised."""
+
 
 class Whole(Protocol):
     """A request's whole body, and the short way for a whole reply; `connection.Whole` is one."""
@@ -56,6 +59,7 @@ class Exchange:
     __slots__ = (
         "admin",
         "begun",
+        "failure",
         "headers",
         "model",
         "owner",
@@ -94,6 +98,7 @@ class Exchange:
         extensions = scope.get("extensions")
         self.whole: Whole | None = extensions.get(WHOLE) if extensions else None
         self.rest: Rest | None = extensions.get(REST) if extensions else None
+        self.failure: Exception | None = extensions.get(FAILURE) if extensions else None
         self.received_all = False
         self.received_bytes = 0
         self.sent_bytes = 0

@@ -73,6 +73,8 @@ class Gateway:
             if scope["type"] == "websocket":
                 translate(exchange)
             self._reception.keys.check(exchange)
+            if exchange.failure is not None:
+                raise exchange.failure
             await self._lead(exchange)
         except ServiceError as error:
             headers = headers_of(error)

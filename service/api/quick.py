@@ -3,12 +3,13 @@
 None leaves a request to the gateway, as if it had never been here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from time import perf_counter
 
 from service.api.exchange import given_id
 from service.api.negotiation import JSON
-from service.api.quick_step import QuickStep
+from service.api.quick_step import Answer, QuickStep
 from service.api.reception import Reception
 from service.api.reply import spelt_reply
 
@@ -29,10 +30,13 @@ class Quick:
         self._reception = reception
         self._max_bytes = max_bytes
 
-    def __call__(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes | None:
+    def __call__(
+        self, headers: Mapping[bytes, bytes], body: bytes
+    ) -> bytes | Callable[[], Awaitable[bytes | None]] | None:
         """What is to be sent after the status line and the default headers of a 200; or None, and nothing was done.
 
-        headers have lower-case names, none of them twice; body is the request's, read whole.
+        Or a call that gives one of these when it is known which. headers have lower-case names, none of them twice;
+        body is the request's, read whole.
         """
         begun = perf_counter()
         if (
@@ -49,7 +53,23 @@ class Quick:
         answer = self._answer(body, None if caller.is_admin else caller.owner)
         if answer is None:
             return None
+        if answer.commit is not None:
+            return partial(self._later, answer.commit, answer, headers, len(body), begun)
+        return self._reply(answer, headers, len(body), begun)
+
+    async def _later(
+        self,
+        commit: Callable[[], Awaitable[bool]],
+        answer: Answer,
+        headers: Mapping[bytes, bytes],
+        received_bytes: int,
+        begun: float,
+    ) -> bytes | None:
+        return self._reply(answer, headers, received_bytes, begun) if await commit() else None
+
+    def _reply(self, answer: Answer, headers: Mapping[bytes, bytes], received_bytes: int, begun: float) -> bytes:
+        reception = self._reception
         request_id = given_id(headers) or reception.new_id()
         reply, size = spelt_reply(_JSON, answer.body, request_id, headers.get(b"accept-encoding", b""))
-        reception.account_answer(answer, self._path, request_id, len(body), size, perf_counter() - begun)
+        reception.account_answer(answer, self._path, request_id, received_bytes, size, perf_counter() - begun)
         return reply

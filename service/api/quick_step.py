@@ -2,12 +2,15 @@
 
     body ──► fields ──► the engine's own memory ──► step ──► digits ──► reply
 
+Where a session's store is shared, the reply waits for its commit.
+
 Nothing here says what is wrong with a request. Whatever is not quite of that form, and whatever goes wrong before a
 session is advanced, gets None, and the handlers of `step` and `session_step` begin anew, whose answers these are byte
 for byte.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from struct import Struct
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -39,6 +42,8 @@ class Answer(NamedTuple):
     model: str
     version: str
     stages: dict[str, float]
+    commit: Callable[[], Awaitable[bool]] | None = None
+    """What has to be done before the reply may be sent; False: it is no answer, and nothing was done."""
 
 
 class QuickStep:
@@ -95,7 +100,11 @@ class QuickStep:
         if answer is None:
             return None
         kept = kept_single(plan.x, plan.step.predictions)
-        return answer if self._next_step.commit(record, bytes(plan.state), kept) else None
+        position = self._next_step.after(record, bytes(plan.state), kept)
+        if self._next_step.waits:
+            commit = partial(self._next_step.commit_in_turn, record, position, request.step, plan.x[None].copy())
+            return answer._replace(commit=commit)
+        return answer if self._next_step.commit(record, position) else None
 
     def _plan(self, model: ModelVersion, engine: Engine | None) -> "Plan | None":
         """How a loaded model is stepped; None if it is not loaded, or too large."""

@@ -1,4 +1,4 @@
-"""The next step of a session in one go, where nothing has to be waited for.
+"""The next step of a session in one go: where nothing has to be waited for, or nothing but its commit.
 
 Between `begin` and `commit` the event loop runs nothing else, so the session's lane need not be entered: that it is
 empty is enough. Everything that is not quite like that is left to `SessionSteps`.
@@ -6,6 +6,7 @@ empty is enough. Everything that is not quite like that is left to `SessionSteps
 
 from typing import NamedTuple
 
+from service.engine.interface import Floats
 from service.serving.lanes import Lanes
 from service.serving.registry import ModelVersion, Registry
 from service.serving.shelf import Shelf
@@ -20,12 +21,16 @@ class Begun(NamedTuple):
 
 
 class NextStep:
-    """Begins and commits single steps of sessions that this process alone keeps."""
+    """Begins and commits single steps of sessions that are at hand.
+
+    waits: the store is shared, and a commit takes its time; then it is `commit_in_turn`, else `commit`.
+    """
 
     def __init__(self, shelf: Shelf, lanes: Lanes, registry: Registry) -> None:
         self._shelf = shelf
         self._lanes = lanes
         self._registry = registry
+        self.waits = shelf.may_be_stale
 
     def begin(self, session: str, owner: bytes | None, step: int | None) -> Begun | None:
         """The session, if `step` is its next one (None always is), nobody else is at it, and its weights are loaded."""
@@ -37,12 +42,29 @@ class NextStep:
         model = self._registry.pinned_loaded(*record.weights)
         return None if model is None else Begun(record, model)
 
-    def commit(self, record: SessionRecord, state: bytes, kept: bytes) -> bool:
-        """Advance the session to a state; kept is what answers a retry. False: nothing has happened."""
+    def after(self, record: SessionRecord, state: bytes, kept: bytes) -> Position:
+        """Where the session stands after the step, in a state; kept is what answers a retry."""
         before = record.position
-        position = Position(before.revision + 1, before.step + 1, state, kept, self._shelf.clock())
+        return Position(before.revision + 1, before.step + 1, state, kept, self._shelf.clock())
+
+    def commit(self, record: SessionRecord, position: Position) -> bool:
+        """Advance the session. False: nothing has happened."""
         if not self._shelf.commit_held(record, position):
             return False
+        self._count()
+        return True
+
+    async def commit_in_turn(self, record: SessionRecord, position: Position, step: int | None, inputs: Floats) -> bool:
+        """As `commit`, of the step that came with a number and inputs (1,I); the lane is held until it is known.
+
+        False: another process was first. Raises SessionBusy, SessionsFull, StoreUnavailable.
+        """
+        async with self._lanes.turn(record.id, step, inputs):
+            if not await self._shelf.commit(record, position):
+                return False
+        self._count()
+        return True
+
+    def _count(self) -> None:
         self._shelf.counts.commits += 1
         self._shelf.counts.steps += 1
-        return True

@@ -77,14 +77,20 @@ class Shelf:
         raise SessionGone(message, found.reason, found.step)
 
     def find_held(self, session: str, owner: bytes | None) -> SessionRecord | None:
-        """A live session that needs no waiting for; None sends the caller to `find`, which says what there is."""
-        record = self.store.held(session)
+        """A live session that needs no waiting for, of a shared store perhaps stale.
+
+        None sends the caller to `find`, which says what there is.
+        """
+        record = self.store.held(session) if self._near is None else self._nearby(session)
         if record is None or owner not in (None, record.owner) or record.expires_at <= self.clock():
             return None
         return record
 
     def commit_held(self, record: SessionRecord, position: Position) -> bool:
-        """Advance what `find_held` gave just now; False if there is no room, which `commit` may make."""
+        """Advance what `find_held` gave just now of a store that is this process's own.
+
+        False if there is no room, which `commit` may make.
+        """
         growth = len(position.replies) - len(record.position.replies)
         if growth > 0 and self.store.totals.bytes + growth > self.limits.bytes:
             return False
@@ -135,8 +141,7 @@ class Shelf:
         near = self._near
         if near is None:
             return await self.store.load(session)
-        if not fresh and (record := near.get(session)):
-            near.move_to_end(session)
+        if not fresh and (record := self._nearby(session)):
             return record
         found = await self.store.load(session)
         if isinstance(found, SessionRecord):
@@ -146,6 +151,13 @@ class Shelf:
         else:
             self._forget(session)
         return found
+
+    def _nearby(self, session: str) -> SessionRecord | None:
+        """What is at hand of a shared store; it may be stale."""
+        if self._near is None or session not in self._near:
+            return None
+        self._near.move_to_end(session)
+        return self._near[session]
 
     def _forget(self, session: str) -> None:
         if self._near is not None:

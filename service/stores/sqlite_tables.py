@@ -208,7 +208,7 @@ _SIZES = """WITH batch (id, old) AS (VALUES {rows})
     SELECT total(length(state) + length(replies)) FROM batch CROSS JOIN sessions
     WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
 
-_COMMITS = """WITH batch (id, old, revision, step, state, replies, used_at) AS (VALUES {rows})
-    UPDATE sessions SET revision = batch.revision, step = batch.step, state = batch.state,
-        replies = batch.replies, used_at = batch.used_at
-    FROM batch WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
+# Not `WITH batch (id, …) AS`: of a statement that does not begin with UPDATE, sqlite3 gives no `rowcount`.
+_COMMITS = """UPDATE sessions SET revision = batch.column3, step = batch.column4, state = batch.column5,
+        replies = batch.column6, used_at = batch.column7
+    FROM (VALUES {rows}) AS batch WHERE sessions.id = batch.column1 AND sessions.revision = batch.column2"""

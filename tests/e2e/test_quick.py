@@ -1,7 +1,9 @@
 """The short way and the long way give the same bytes: a deadline that is far away makes a request take the long one."""
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -98,12 +100,24 @@ def test_headers_mean_the_same(wire, headers):
     assert exchanged(wire, body, headers) == exchanged(wire, body, headers | FAR)
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+def any_store(request, service, wire, launch, repository, tmp_path):
+    """A service and a connection to it, with its sessions in memory and in a store that takes its time."""
+    if request.param == "memory":
+        yield service, wire
+        return
+    durable = launch(models=repository, session_store=f"sqlite:///{tmp_path}/sessions.db")
+    with Wire(durable) as to_it:
+        yield durable, to_it
+
+
 def opened(service, name):
     return service.post("/cell/sessions", {"model": name}).json()["session"]
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_sessions_are_stepped_alike(service, wire, name):
+def test_sessions_are_stepped_alike(any_store, name):
+    service, wire = any_store
     quick, slow = opened(service, name), opened(service, name)
     random = np.random.default_rng(0)
     for step in range(1, 6):
@@ -122,6 +136,33 @@ def test_sessions_are_stepped_alike(service, wire, name):
     states = [service.get(f"/cell/sessions/{session}?state=true").json() for session in (quick, slow)]
     assert states[0]["h"] == states[1]["h"]
     assert states[0]["step"] == 5
+
+
+def test_a_step_that_another_process_was_before_runs_from_where_the_session_stands(launch, repository, tmp_path):
+    services = [launch(models=repository, session_store=f"sqlite:///{tmp_path}/sessions.db") for _ in range(2)]
+    session = opened(services[0], "tanh")
+    body = json.dumps({"session": session, "inputs": [1.0, 2.0, 3.0, 4.0]}).encode()
+    with Wire(services[0]) as one, Wire(services[1]) as other:
+        steps = [json.loads(exchanged(wire, body, {})[2])["step"] for wire in (one, one, other, other, one, other)]
+        assert steps == [1, 2, 3, 4, 5, 6]  # each time from what it saw last, which was old
+        one.send(post("/cell/step", body) * 8)  # none waits for the answer before it
+        assert [one.reply().json()["step"] for _ in range(8)] == list(range(7, 15))
+
+
+def test_a_store_that_is_locked_is_unavailable_to_steps_and_loses_none(launch, repository, tmp_path):
+    path = tmp_path / "sessions.db"
+    service = launch(models=repository, session_store=f"sqlite:///{path}")
+    session = opened(service, "tanh")
+    body = json.dumps({"session": session, "inputs": [1.0, 2.0, 3.0, 4.0]}).encode()
+    with Wire(service) as wire:
+        assert [exchanged(wire, body, {})[0] for _ in range(2)] == [200, 200]
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            status, headers, problem = exchanged(wire, body, {})
+            assert (status, headers["x-request-id"]) == (503, "the-same")
+            assert b"store-unavailable" in problem
+            other.execute("ROLLBACK")
+        assert json.loads(exchanged(wire, body, {})[2])["step"] == 3
 
 
 def test_pipelined_requests_of_all_ways_are_answered_in_order(wire):
