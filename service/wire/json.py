@@ -56,7 +56,7 @@ def decode(body: bytes) -> Document:
                 raise Suspicious  # no field of the contract is an object
             else:
                 fields[name] = value
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # KeyError: names are looked up as far as their first NUL
         raise Suspicious from error
     if len(fields) != len(document) or brackets != _brackets(body):
         raise Suspicious

@@ -15,6 +15,7 @@ lists are those of the pieces, one after the other. What does not fit this is re
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from time import sleep
 from typing import NamedTuple
 
@@ -55,11 +56,10 @@ class _Piece(NamedTuple):
 
 def decode(body: bytes) -> Document:
     """As `json.decode`, with pauses in which other threads run. Raises Suspicious."""
-    try:
-        found = _long_lists(body)
-        return _decode_around(body, found) if found else json.decode(body)
-    except Suspicious:
-        return json.decode(body)
+    with suppress(Suspicious):
+        if found := _long_lists(body):
+            return _decode_around(body, found)
+    return json.decode(body)
 
 
 def _decode_around(body: bytes, found: list[_Field]) -> Document:
@@ -107,26 +107,24 @@ def _list(body: bytes, field: _Field) -> Floats | Ragged:
         raise Suspicious
     depth = 3 if opening[1] else 2
     values: list[Floats] = []
-    sizes: list[list[int]] = [[0], *([] for _ in range(depth - 1))]
+    sizes: list[list[int]] = [[] for _ in range(depth - 1)]
     view = memoryview(body)
     within = False
     for piece in _pieces(body, field, depth):
         if values:
             sleep(PAUSE_SECONDS)
         text = b"".join((b"[" * piece.opened, view[piece.begin : piece.end], b"]" * piece.closed))
-        numbers, these = json.lists(text)
+        numbers, (_, *these) = json.lists(text)
         # An empty list at a cut could be nothing but its brackets, which are ours.
-        if len(these) != depth or not these[1][0] or not these[1][-1]:
+        if len(these) != len(sizes) or not these[0][0] or not these[0][-1]:
             raise Suspicious
         values.append(numbers)
         if within:  # the first row goes on with the last one
-            sizes[1][-1] += these[1].pop(0)
-            sizes[0][0] -= 1
-        for gathered, lengths in zip(sizes[1:], these[1:], strict=True):
+            sizes[0][-1] += these[0].pop(0)
+        for gathered, lengths in zip(sizes, these, strict=True):
             gathered.extend(lengths)
-        sizes[0][0] += these[0][0]
         within = piece.closed == 2
-    return assemble(np.concatenate(values), sizes)
+    return assemble(np.concatenate(values), [[len(sizes[0])], *sizes])
 
 
 def _pieces(body: bytes, field: _Field, depth: int) -> Iterator[_Piece]:
