@@ -12,11 +12,11 @@ from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_for
 from service.api.reply import Pieces
 from service.errors import FieldError, InvalidRequest, NonFiniteOutput
 from service.serving.admission import HEAVY_BYTES, Admission
-from service.wire import json, json_slow, safetensors
+from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document, Floats, Integers, finite
 
 DECODE_ON_LOOP_BYTES = 2**20
-"""Larger bodies are decoded on another thread: the parser holds the GIL, but its walk over the lists gives way."""
+"""Larger bodies are decoded on another thread, in pieces: the parser holds the GIL, but not from one to the next."""
 
 VIEW_ON_LOOP_BYTES = 4 * 2**20
 """The same for safetensors, where nothing is parsed but the header."""
@@ -77,10 +77,12 @@ async def _decode_fast(body: bytes, kind: str) -> Document | None:
 
     A function of its own: an error of the slow reader must not keep the fast one's memory, by way of its context.
     """
-    decode = safetensors.decode if kind == SAFETENSORS else json.decode
     try:
-        most = VIEW_ON_LOOP_BYTES if kind == SAFETENSORS else DECODE_ON_LOOP_BYTES
-        return await asyncio.to_thread(decode, body) if len(body) > most else decode(body)
+        if kind == SAFETENSORS:
+            large = len(body) > VIEW_ON_LOOP_BYTES
+            return await asyncio.to_thread(safetensors.decode, body) if large else safetensors.decode(body)
+        large = len(body) > DECODE_ON_LOOP_BYTES
+        return await asyncio.to_thread(json_pieces.decode, body) if large else json.decode(body)
     except json.Suspicious:
         return None
 

@@ -25,6 +25,12 @@ SLICE_BYTES = 64 * 1024
 """Less than this waits for what follows."""
 
 
+VECTOR_BYTES = 8 * 1024
+"""From here on numpy, which needs a copy, counts faster than bytes do."""
+
+_BRACKET = ord("[")
+
+
 class Suspicious(Exception):
     """The fast reading does not add up; the slow one decides."""
 
@@ -50,9 +56,9 @@ def decode(body: bytes) -> Document:
                 raise Suspicious  # no field of the contract is an object
             else:
                 fields[name] = value
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # KeyError: names are looked up as far as their first NUL
         raise Suspicious from error
-    if len(fields) != len(document) or brackets != body.count(b"["):
+    if len(fields) != len(document) or brackets != _brackets(body):
         raise Suspicious
     return fields
 
@@ -68,6 +74,22 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     if not isinstance(values, np.ndarray | Ragged) or brackets != line.count(b"["):
         raise Suspicious
     return values
+
+
+def lists(text: bytes) -> tuple[Floats, list[list[int]]]:
+    """The numbers of a list of lists, and its lengths at each depth, as `assemble` takes them. Raises Suspicious."""
+    try:
+        array = _parsed(text)
+        first = array[0] if isinstance(array, _Array) and len(array) else None
+        if not isinstance(first, _Array):
+            raise Suspicious
+        sizes, brackets = _sizes(array, first)
+        values = _numbers(array, sum(sizes[-1]))
+    except (ValueError, TypeError) as error:
+        raise Suspicious from error
+    if brackets != _brackets(text):
+        raise Suspicious
+    return values, sizes
 
 
 def flat(body: bytes) -> Floats:
@@ -155,6 +177,13 @@ def _parsed(body: bytes) -> Any:
         return _Parser().parse(body)
     except RuntimeError as error:  # an integer of more than 64 bits
         raise Suspicious from error
+
+
+def _brackets(text: bytes) -> int:
+    """How many opening brackets there are."""
+    if len(text) < VECTOR_BYTES:
+        return text.count(b"[")
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == _BRACKET))
 
 
 def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:

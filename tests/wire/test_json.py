@@ -153,6 +153,10 @@ def test_integers_beyond_the_doubles_are_rounded():
     assert values.tolist() == [9007199254740992.0, 18446744073709551616.0]
 
 
+def test_a_name_may_hold_any_character():
+    assert read(b'{"\\u0000a": 1}') == {"\0a": 1}
+
+
 def test_a_large_body_gets_the_error_without_the_place():
     body = b'{"x": [' + b"0," * (json_slow.MAX_BYTES // 2) + b"null]}"
     with pytest.raises(InvalidRequest, match="would be named"):

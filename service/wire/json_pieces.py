@@ -1,0 +1,140 @@
+"""Large JSON objects of numbers, read piece by piece: the same fields as in one go, but others run between the pieces.
+
+The parser holds the GIL for as long as a call takes, so that nothing else in the process runs meanwhile: milliseconds
+for a large body. So long lists are cut out of the body, which leaves a short text, and are themselves cut between their
+innermost lists:
+
+    {"inputs":[[[1,2],[3,4]],[[5,6]]],"h0":[]}
+    {"inputs":[                     ],"h0":[]}      the short text
+              [[[1,2]       ]]                      pieces, each closed to a list of its own
+              [[      [3,4]],[[5,6]]]
+
+If the short text is valid, with empty lists for the long ones, and so is every piece, then the whole is valid, and its
+lists are those of the pieces, one after the other. What does not fit this is read in one go.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from time import sleep
+from typing import NamedTuple
+
+import numpy as np
+
+from service.wire import json
+from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
+from service.wire.json import Suspicious
+
+PIECE_BYTES = 256 * 1024
+"""About so much is parsed at a time: half a millisecond."""
+
+PAUSE_SECONDS = 1e-6
+"""Rounded up by the system to some 50 us: a thread that waits for the GIL wakes up and has it. Giving the GIL up for
+less would not do: it would be taken again before the other had woken up."""
+
+_AS_A_FIELD = re.compile(rb"\s*:\s*(?=\[)")
+_OPENING = re.compile(rb"\[\s*\[\s*(\[)?")
+_BETWEEN = re.compile(rb"\]\s*,\s*(?=\[\s*(\[)?)")
+
+
+class _Field(NamedTuple):
+    """A long list: its field's name, and where it begins and ends."""
+
+    name: str
+    begin: int
+    end: int
+
+
+class _Piece(NamedTuple):
+    """A part of a list, from the beginning of one innermost list to the end of another, and the brackets around it."""
+
+    begin: int
+    end: int
+    opened: int
+    closed: int
+
+
+def decode(body: bytes) -> Document:
+    """As `json.decode`, with pauses in which other threads run. Raises Suspicious."""
+    with suppress(Suspicious):
+        if found := _long_lists(body):
+            return _decode_around(body, found)
+    return json.decode(body)
+
+
+def _decode_around(body: bytes, found: list[_Field]) -> Document:
+    texts, end = [], 0
+    for field in found:
+        texts += [body[end : field.begin], b"[]"]
+        end = field.end
+    fields = dict(json.decode(b"".join((*texts, body[end:]))))
+    for field in found:
+        # A name that stands twice was refused, and so were objects within: this is the list that was cut out.
+        empty = fields.get(field.name)
+        if not isinstance(empty, np.ndarray) or empty.size:
+            raise Suspicious
+        fields[field.name] = _list(body, field)
+    return fields
+
+
+def _long_lists(body: bytes) -> list[_Field]:
+    """Lists that follow a name, up to the last bracket before the next string. Raises Suspicious.
+
+    In valid JSON that has no backslash in its strings, quotes are beginnings and ends of strings by turns.
+    """
+    found: list[_Field] = []
+    quote = body.find(b'"')
+    for _ in range(4 * MAX_FIELDS):
+        if quote < 0:
+            return found
+        closing = body.find(b'"', quote + 1)
+        name, following = body[quote + 1 : closing], body.find(b'"', closing + 1)
+        if closing < 0 or b"\\" in name:
+            raise Suspicious
+        if (following if following >= 0 else len(body)) - closing > 2 * PIECE_BYTES:
+            colon = _AS_A_FIELD.match(body, closing + 1)
+            end = body.rfind(b"]", closing, following if following >= 0 else len(body)) + 1
+            if colon and end:
+                found.append(_Field(name.decode("ascii", "replace"), colon.end(), end))
+        quote = following
+    raise Suspicious
+
+
+def _list(body: bytes, field: _Field) -> Floats | Ragged:
+    """The value of a list of lists of numbers. Raises Suspicious."""
+    opening = _OPENING.match(body, field.begin)
+    if opening is None:
+        raise Suspicious
+    depth = 3 if opening[1] else 2
+    values: list[Floats] = []
+    sizes: list[list[int]] = [[] for _ in range(depth - 1)]
+    view = memoryview(body)
+    within = False
+    for piece in _pieces(body, field, depth):
+        if values:
+            sleep(PAUSE_SECONDS)
+        text = b"".join((b"[" * piece.opened, view[piece.begin : piece.end], b"]" * piece.closed))
+        numbers, (_, *these) = json.lists(text)
+        # An empty list at a cut could be nothing but its brackets, which are ours.
+        if len(these) != len(sizes) or not these[0][0] or not these[0][-1]:
+            raise Suspicious
+        values.append(numbers)
+        if within:  # the first row goes on with the last one
+            sizes[0][-1] += these[0].pop(0)
+        for gathered, lengths in zip(sizes, these, strict=True):
+            gathered.extend(lengths)
+        within = piece.closed == 2
+    return assemble(np.concatenate(values), [[len(sizes[0])], *sizes])
+
+
+def _pieces(body: bytes, field: _Field, depth: int) -> Iterator[_Piece]:
+    """A list's content, cut between its innermost lists."""
+    begin, end, opened = field.begin + 1, field.end - 1, 1
+    while end - begin > 2 * PIECE_BYTES:
+        cut = _BETWEEN.search(body, begin + PIECE_BYTES, end)
+        if cut is None:
+            break
+        closed = 2 if depth == 3 and not cut[1] else 1
+        yield _Piece(begin, cut.start() + 1, opened, closed)
+        begin, opened = cut.end(), closed
+    yield _Piece(begin, end, opened, 1)
