@@ -1,7 +1,7 @@
 """A request's body as named values, and a reply's named values as a body, in the formats that the client chose."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -15,8 +15,8 @@ from service.serving.admission import HEAVY_BYTES, Admission
 from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document, Floats, Integers, finite
 
-DECODE_ON_LOOP_BYTES = 2**20
-"""Larger bodies are decoded on another thread, in pieces: the parser holds the GIL, but not from one to the next."""
+IN_PIECES_BYTES = 2**20
+"""Larger JSON bodies are read in pieces, with others' turns between them."""
 
 VIEW_ON_LOOP_BYTES = 4 * 2**20
 """The same for safetensors, where nothing is parsed but the header."""
@@ -25,7 +25,7 @@ AT_ONCE_VALUES = 2 * json.SLICE_VALUES
 """Numbers of a reply that are not worth cutting into slices."""
 
 MOST_WAITING = 4
-"""How many times as long as its own pieces take a large reply gives way to others between them."""
+"""How many times as long as its own pieces take a large document gives way to others between them."""
 
 IDLE_TURN_SECONDS = 50e-6
 """A turn of the event loop that was shorter had nothing to do."""
@@ -33,7 +33,7 @@ IDLE_TURN_SECONDS = 50e-6
 FORMATS: Sequence[str] = (JSON, SAFETENSORS)
 
 
-async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.Lock) -> tuple[Document, str]:
+async def read_document(exchange: Exchange, limits: BodyLimits, admission: Admission) -> tuple[Document, str]:
     """The named values of a body, and its format; large ones are decoded one at a time.
 
     Raises as `read_body` and the decoders do.
@@ -42,49 +42,66 @@ async def read_document(exchange: Exchange, limits: BodyLimits, heavy: asyncio.L
         message = "query parameters are for streams (application/x-ndjson); here every field stands in the body"
         raise InvalidRequest([FieldError(("query",), message)])
     kind = request_format(exchange.header(b"content-type"), FORMATS)
-    if (whole := whole_body(exchange, limits)) is not None and kind == JSON:
-        document = _decode_whole(exchange, whole)  # small: no thread, no lock, and mostly no second look
-        if document is not None:
-            return document, kind
-    body = whole if whole is not None else await read_body(exchange, limits)
-    if len(body) < HEAVY_BYTES or (kind == SAFETENSORS and len(body) <= VIEW_ON_LOOP_BYTES):
-        return await _decode(exchange, body, kind), kind
-    async with heavy:
-        return await _decode(exchange, body, kind), kind
-
-
-def _decode_whole(exchange: Exchange, body: bytes) -> Document | None:
-    begun = perf_counter()
+    body = whole_body(exchange, limits)
+    small = body is not None  # no thread, no lock, and mostly no second look
+    if body is None:
+        body = await read_body(exchange, limits)
+    if kind == SAFETENSORS:
+        return await _read_arrays(exchange, body, admission), kind
     try:
-        document = json.decode(body)
+        if small or len(body) < HEAVY_BYTES:
+            return _decode(exchange, body), kind
+        if len(body) > IN_PIECES_BYTES:
+            return await _decode_pieces(exchange, body, admission), kind
+        async with admission.heavy:
+            return _decode(exchange, body), kind
     except json.Suspicious:
-        return None
+        pass  # and whatever the fast reader holds is let go
+    async with admission.heavy:
+        return await _elsewhere(exchange, json_slow.decode, body), kind
+
+
+def _decode(exchange: Exchange, body: bytes) -> Document:
+    begun = perf_counter()
+    document = json.decode(body)
     exchange.mark("decode", begun)
     return document
 
 
-async def _decode(exchange: Exchange, body: bytes, kind: str) -> Document:
+async def _decode_pieces(exchange: Exchange, body: bytes, admission: Admission) -> Document:
+    """The fields of a large JSON object, if need be in one go. Raises Suspicious."""
+    reading = json_pieces.reading(body)
+    async with admission.slicing:
+        while True:
+            begun = perf_counter()
+            try:
+                next(reading)
+            except StopIteration as done:
+                exchange.mark("decode", begun)
+                document: Document = done.value
+                return document
+            except json.Suspicious:
+                break
+            await give_way(MOST_WAITING * (exchange.mark("decode", begun) - begun))
+    async with admission.heavy:
+        return await _elsewhere(exchange, json.decode, body)
+
+
+async def _read_arrays(exchange: Exchange, body: bytes, admission: Admission) -> Document:
+    if len(body) > VIEW_ON_LOOP_BYTES:
+        async with admission.heavy:
+            return await _elsewhere(exchange, safetensors.decode, body)
     begun = perf_counter()
-    document = await _decode_fast(body, kind)
-    if document is None:
-        document = await asyncio.to_thread(json_slow.decode, body)
+    document = safetensors.decode(body)
     exchange.mark("decode", begun)
     return document
 
 
-async def _decode_fast(body: bytes, kind: str) -> Document | None:
-    """The document, or None where the fast JSON reader is not sure.
-
-    A function of its own: an error of the slow reader must not keep the fast one's memory, by way of its context.
-    """
-    try:
-        if kind == SAFETENSORS:
-            large = len(body) > VIEW_ON_LOOP_BYTES
-            return await asyncio.to_thread(safetensors.decode, body) if large else safetensors.decode(body)
-        large = len(body) > DECODE_ON_LOOP_BYTES
-        return await asyncio.to_thread(json_pieces.decode, body) if large else json.decode(body)
-    except json.Suspicious:
-        return None
+async def _elsewhere(exchange: Exchange, decode: Callable[[bytes], Document], body: bytes) -> Document:
+    begun = perf_counter()
+    document = await asyncio.to_thread(decode, body)
+    exchange.mark("decode", begun)
+    return document
 
 
 def answer_format(exchange: Exchange, kind: str) -> str:
@@ -126,7 +143,7 @@ async def encode_large(exchange: Exchange, fields: Document, kind: str, values: 
         async with admission.heavy:
             return [encode_document(exchange, fields, kind)]
     pieces = []
-    async with admission.printing:
+    async with admission.slicing:
         begun = perf_counter()
         for piece in json.slices(fields):
             pieces.append(piece)

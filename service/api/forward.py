@@ -35,7 +35,7 @@ class Forward:
 
     async def _answer(self, exchange: Exchange) -> tuple[Body, str]:
         """Translate, call, translate: the reply's body and its format."""
-        document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
+        document, came_as = await read_document(exchange, self.body_limits, self.admission)
         model = self.inference.registry.resolve_fields(document)
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)

@@ -83,7 +83,7 @@ class SessionRoutes:
 
     async def open(self, exchange: Exchange) -> Response:
         """A new session from a request's body."""
-        document, came_as = await read_document(exchange, self._body_limits, self._admission.heavy)
+        document, came_as = await read_document(exchange, self._body_limits, self._admission)
         model = steppable(self._registry.resolve_fields(document))
         exchange.model, exchange.version = model.name, model.version
         target = Target(model.name, model.spec, self._limits, text=came_as == SAFETENSORS)

@@ -36,7 +36,7 @@ class Step:
         if media_type(exchange.header(b"content-type")) == NDJSON:
             await self.stream(exchange)
             return
-        document, came_as = await read_document(exchange, self.body_limits, self.admission.heavy)
+        document, came_as = await read_document(exchange, self.body_limits, self.admission)
         if "session" in document or b"x-session-id" in exchange.headers:
             await self.of_session(exchange, document, came_as)
             return

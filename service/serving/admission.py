@@ -20,7 +20,8 @@ class Admission:
     """Requests under way, from their headers to the end of their reply, bounded in number and in bytes of their bodies.
 
     `heavy` is held while a large body is decoded or encoded on the event loop: one a turn of the loop, so that small
-    requests and refusals come in between. `printing` is held by the reply that is encoded in slices, to its last.
+    requests and refusals come in between. `slicing` is held by the one document that is decoded or encoded in slices,
+    to its last.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -29,7 +30,7 @@ class Admission:
         self._max_of_client = ceil(CLIENT_SHARE * max_requests)
         self._of_client: Counter[str] = Counter()
         self.heavy = asyncio.Lock()
-        self.printing = asyncio.Lock()
+        self.slicing = asyncio.Lock()
         self.requests = 0
         self.bytes = 0
 

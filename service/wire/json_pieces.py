@@ -1,8 +1,8 @@
 """Large JSON objects of numbers, read piece by piece: the same fields as in one go, but others run between the pieces.
 
-The parser holds the GIL for as long as a call takes, so that nothing else in the process runs meanwhile: milliseconds
-for a large body. So long lists are cut out of the body, which leaves a short text, and are themselves cut between their
-innermost lists:
+The parser holds the GIL for as long as a call takes, so that nothing else in the process runs meanwhile, on whatever
+thread: milliseconds for a large body. So long lists are cut out of the body, which leaves a short text, and are
+themselves cut between their innermost lists:
 
     {"inputs":[[[1,2],[3,4]],[[5,6]]],"h0":[]}
     {"inputs":[                     ],"h0":[]}      the short text
@@ -10,13 +10,11 @@ innermost lists:
               [[      [3,4]],[[5,6]]]
 
 If the short text is valid, with empty lists for the long ones, and so is every piece, then the whole is valid, and its
-lists are those of the pieces, one after the other. What does not fit this is read in one go.
+lists are those of the pieces, one after the other.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import suppress
-from time import sleep
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +26,8 @@ from service.wire.json import Suspicious
 PIECE_BYTES = 256 * 1024
 """About so much is parsed at a time: half a millisecond."""
 
-PAUSE_SECONDS = 1e-6
-"""Rounded up by the system to some 50 us: a thread that waits for the GIL wakes up and has it. Giving the GIL up for
-less would not do: it would be taken again before the other had woken up."""
+Reading = Generator[None, None, Document]
+"""Yields between pieces; returns the fields."""
 
 _AS_A_FIELD = re.compile(rb"\s*:\s*(?=\[)")
 _OPENING = re.compile(rb"\[\s*\[\s*(\[)?")
@@ -54,15 +51,9 @@ class _Piece(NamedTuple):
     closed: int
 
 
-def decode(body: bytes) -> Document:
-    """As `json.decode`, with pauses in which other threads run. Raises Suspicious."""
-    with suppress(Suspicious):
-        if found := _long_lists(body):
-            return _decode_around(body, found)
-    return json.decode(body)
-
-
-def _decode_around(body: bytes, found: list[_Field]) -> Document:
+def reading(body: bytes) -> Reading:
+    """What `json.decode` gives. Raises Suspicious also where only this reader is not sure."""
+    found = _long_lists(body)
     texts, end = [], 0
     for field in found:
         texts += [body[end : field.begin], b"[]"]
@@ -73,7 +64,7 @@ def _decode_around(body: bytes, found: list[_Field]) -> Document:
         empty = fields.get(field.name)
         if not isinstance(empty, np.ndarray) or empty.size:
             raise Suspicious
-        fields[field.name] = _list(body, field)
+        fields[field.name] = yield from _list(body, field)
     return fields
 
 
@@ -100,7 +91,7 @@ def _long_lists(body: bytes) -> list[_Field]:
     raise Suspicious
 
 
-def _list(body: bytes, field: _Field) -> Floats | Ragged:
+def _list(body: bytes, field: _Field) -> Generator[None, None, Floats | Ragged]:
     """The value of a list of lists of numbers. Raises Suspicious."""
     opening = _OPENING.match(body, field.begin)
     if opening is None:
@@ -112,7 +103,7 @@ def _list(body: bytes, field: _Field) -> Floats | Ragged:
     within = False
     for piece in _pieces(body, field, depth):
         if values:
-            sleep(PAUSE_SECONDS)
+            yield
         text = b"".join((b"[" * piece.opened, view[piece.begin : piece.end], b"]" * piece.closed))
         numbers, (_, *these) = json.lists(text)
         # An empty list at a cut could be nothing but its brackets, which are ours.
