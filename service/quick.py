@@ -1,16 +1,24 @@
 """Requests that are answered where they were read: no ASGI scope, no cycle, no task, one timer for many of them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.connection import AT_ONCE_BYTES, GuardedProtocol
 
-Reply = Callable[[Mapping[bytes, bytes], bytes], bytes | None]
-"""Headers and body of a request to the headers and body of a 200; None: nothing was done, ASGI is to handle it."""
+
+class Reply(Protocol):
+    """What answers requests to one path at once; `api.quick.Quick` is one."""
+
+    def listens(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether these headers are of a request that it may answer; no name stands twice in them."""
+
+    def __call__(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes | None:
+        """Headers and body of a 200; None: nothing was done, ASGI is to handle the request."""
+
 
 REST_SECONDS = 0.02
 """How long the rest of a body is waited for here: most clients send head and body one right after the other."""
@@ -29,6 +37,7 @@ class QuickProtocol(GuardedProtocol):
         super().__init__(config, *args, **kwargs)
         self._replies: Mapping[bytes, Reply] = getattr(self.app, "quick", {})
         self._reply: Reply | None = None
+        self._quick_headers: Mapping[bytes, bytes] = {}
         self._body = b""
         self._rest_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -59,11 +68,13 @@ class QuickProtocol(GuardedProtocol):
     def on_headers_complete(self) -> None:
         """Put off what is to be done if the request may be quick."""
         reply = self._replies.get(self.url)
-        if reply is None or not self._is_plain():
-            super().on_headers_complete()
-            return
-        self._head_is_complete()
-        self._reply, self._body = reply, b""
+        if reply is not None and self._is_plain():
+            headers = dict(self.headers)
+            if len(headers) == len(self.headers) and reply.listens(headers):
+                self._head_is_complete()
+                self._reply, self._quick_headers, self._body = reply, headers, b""
+                return
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Keep what comes, up to a limit."""
@@ -97,11 +108,8 @@ class QuickProtocol(GuardedProtocol):
         )
 
     def _answer(self, reply: Reply) -> bool:
-        headers = dict(self.headers)
-        if len(headers) != len(self.headers):
-            return False
         try:
-            answer = reply(headers, self._body)
+            answer = reply(self._quick_headers, self._body)
         except Exception:
             structlog.get_logger().exception("internal_error")
             self.transport.abort()

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import orjson
 from pydantic import ValidationError
 
+from service.api.answer import Answer
 from service.api.requests import QuickSessionStepRequest, QuickStepRequest
 from service.api.shapes import Limits
 from service.engine.interface import Engine, Floats, OneStep
@@ -30,15 +31,6 @@ MOST_VALUES = 2048
 """Numbers in a request or its reply, up to which this is the quicker way."""
 
 Shape = tuple[int, ...]
-
-
-class Answer(NamedTuple):
-    """A reply's body, what ran, and the seconds that it took by stage."""
-
-    body: bytes
-    model: str
-    version: str
-    stages: dict[str, float]
 
 
 class QuickStep:

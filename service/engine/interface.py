@@ -7,7 +7,7 @@ copy. State is updated in place: running the first half of a row's steps and the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,13 @@ class Engine(ABC):
 
         A row's result does not depend on the rows beside it (DESIGN's law 3).
         """
+
+    def prepared(self, rows: Rows) -> Callable[[], None] | None:  # noqa: ARG002  # for those who gain
+        """A call that runs these rows, now and again, over what their arrays hold then; one caller at a time.
+
+        It holds neither the engine nor its weights. None if the engine gains nothing by that.
+        """
+        return None
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps; None if the engine gains nothing by that."""
