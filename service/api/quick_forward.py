@@ -27,7 +27,7 @@ MOST_BYTES = 32 * 1024
 """Bodies up to this are read here: what turns out to take long has then not been read in vain for long."""
 
 MOST_VALUES = 3072
-"""Numbers of a reply, up to which nothing else has to wait for it for much more than 200 µs."""
+"""Numbers of results, up to which nothing else waits for much more than 200 µs."""
 
 MOST_FORMS = 256
 """Forms of bodies that are remembered; each has its arrays."""
@@ -76,7 +76,9 @@ class QuickForward:
         target = Target(model.name, model.spec, self._limits)
         work = ForwardWork.of(parse(ForwardRequest, document, target), target)
         prepared = None
-        if work.rows.steps * model.spec.output_size <= MOST_VALUES and self._inference.runs_at_once(engine, work.rows):
+        rows = work.rows
+        results = sum(array.size for array in (rows.outputs, rows.predictions, rows.h, rows.c) if array is not None)
+        if results <= MOST_VALUES and self._inference.runs_at_once(engine, rows):
             prepared = Prepared(work, model, engine)
         if form is not None and (prepared is None or prepared.reusable):
             if len(self._forms) >= MOST_FORMS:
