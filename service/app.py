@@ -26,6 +26,7 @@ from service.api.opening import Opener
 from service.api.operations import operations_router
 from service.api.patience import Patience
 from service.api.quick import Quick
+from service.api.quick_forward import MOST_BYTES, QuickForward
 from service.api.quick_step import QuickStep
 from service.api.reception import Reception
 from service.api.router_errors import answer_with_problems
@@ -139,7 +140,16 @@ def create_app(settings: Settings) -> Gateway:
         sockets={
             "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
         },
-        quick={"/cell/step": Quick("/cell/step", quick_step, reception, settings.max_body_bytes)},
+        quick={
+            "/cell/step": Quick("/cell/step", quick_step, reception, settings.max_body_bytes),
+            "/rnn/forward": Quick(
+                "/rnn/forward",
+                QuickForward(inference, limits),
+                reception,
+                min(MOST_BYTES, settings.max_body_bytes),
+                admission,
+            ),
+        },
         reception=reception,
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -13,8 +13,16 @@ from service.connection import AT_ONCE_BYTES, GuardedProtocol
 Later = Callable[[], Awaitable[bytes | None]]
 """A call that gives the headers and body of a 200 when they may be sent; None: nothing was done."""
 
-Reply = Callable[[Mapping[bytes, bytes], bytes], bytes | Later | None]
-"""Headers and body of a request to the headers and body of a 200; None: nothing was done, ASGI is to handle it."""
+
+class Reply(Protocol):
+    """What answers requests to one path at once; `api.quick.Quick` is one."""
+
+    def listens(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether these headers are of a request that it may answer; no name stands twice in them."""
+
+    def __call__(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes | Later | None:
+        """Headers and body of a 200, now or later; None: nothing was done, ASGI is to handle the request."""
+
 
 FAILURE = "rnn.failure"
 """Name of the ASGI extension that has what a `Later` raised: the application answers it, and does nothing else."""
@@ -38,6 +46,7 @@ class QuickProtocol(GuardedProtocol):
         super().__init__(config, *args, **kwargs)
         self._replies: Mapping[bytes, Reply] = getattr(self.app, "quick", {})
         self._reply: Reply | None = None
+        self._quick_headers: Mapping[bytes, bytes] = {}
         self._body = b""
         self._rest_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -69,11 +78,13 @@ class QuickProtocol(GuardedProtocol):
     def on_headers_complete(self) -> None:
         """Put off what is to be done if the request may be quick."""
         reply = self._replies.get(self.url)
-        if reply is None or not self._is_plain():
-            super().on_headers_complete()
-            return
-        self._head_is_complete()
-        self._reply, self._body = reply, b""
+        if reply is not None and self._is_plain():
+            headers = dict(self.headers)
+            if len(headers) == len(self.headers) and reply.listens(headers):
+                self._head_is_complete()
+                self._reply, self._quick_headers, self._body = reply, headers, b""
+                return
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Keep what comes, up to a limit."""
@@ -108,11 +119,8 @@ class QuickProtocol(GuardedProtocol):
         )
 
     def _answer(self, reply: Reply) -> bool:
-        headers = dict(self.headers)
-        if len(headers) != len(self.headers):
-            return False
         try:
-            answer = reply(headers, self._body)
+            answer = reply(self._quick_headers, self._body)
         except Exception:
             structlog.get_logger().exception("internal_error")
             self.transport.abort()

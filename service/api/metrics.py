@@ -17,8 +17,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.api.answer import Answer
 from service.api.exchange import STAGES, Exchange
-from service.api.quick_step import Answer
 from service.api.tallies import Tally
 from service.serving.inference import Inference
 from service.serving.sessions import Sessions
@@ -89,7 +89,7 @@ class Metrics:
             run[1] += exchange.steps
 
     def count_answer(self, path: str, seconds: float, answer: Answer) -> None:
-        """Account for one answered step; it is added up with others later."""
+        """Account for one quick answer; it is added up with others later."""
         self._answers.append((path, seconds, answer))
 
     def count_turn(self, rows: int) -> None:
@@ -132,8 +132,8 @@ class Metrics:
             for stage, spent in answer.stages.items():
                 self._stage[stage].observe(spent)
             run = self._run.setdefault(answer.model, [0, 0])
-            run[0] += 1
-            run[1] += 1
+            run[0] += answer.rows
+            run[1] += answer.steps
 
     def _tally(self, path: str) -> Tally:
         latency = self._of_path.get(path)

@@ -9,7 +9,7 @@ session is advanced, gets None, and the handlers of `step` and `session_step` be
 for byte.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from struct import Struct
 from time import perf_counter
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import orjson
 from pydantic import ValidationError
 
+from service.api.answer import Answer
 from service.api.requests import QuickSessionStepRequest, QuickStepRequest
 from service.api.shapes import Limits
 from service.engine.interface import Engine, Floats, OneStep
@@ -33,17 +34,6 @@ MOST_VALUES = 2048
 """Numbers in a request or its reply, up to which this is the quicker way."""
 
 Shape = tuple[int, ...]
-
-
-class Answer(NamedTuple):
-    """A reply's body, what ran, and the seconds that it took by stage."""
-
-    body: bytes
-    model: str
-    version: str
-    stages: dict[str, float]
-    commit: Callable[[], Awaitable[bool]] | None = None
-    """What has to be done before the reply may be sent; False: it is no answer, and nothing was done."""
 
 
 class QuickStep:

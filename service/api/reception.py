@@ -7,10 +7,10 @@ from typing import Any
 
 import structlog
 
+from service.api.answer import Answer
 from service.api.exchange import Exchange
 from service.api.keys import Keys
 from service.api.metrics import Metrics
-from service.api.quick_step import Answer
 
 
 class Reception:
@@ -64,8 +64,8 @@ class Reception:
                     "status": 200,
                     "model": answer.model,
                     "version": answer.version,
-                    "rows": 1,
-                    "steps": 1,
+                    "rows": answer.rows,
+                    "steps": answer.steps,
                     "received_bytes": received_bytes,
                     "sent_bytes": sent_bytes,
                 },

@@ -7,7 +7,7 @@ copy. State is updated in place: running the first half of a row's steps and the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,13 @@ class Engine(ABC):
     def run_beside(self, batches: Sequence[Rows]) -> None:
         """The same on the caller's thread alone, since others run at the same time."""
         self.run(batches)
+
+    def prepared(self, rows: Rows) -> Callable[[], None] | None:  # noqa: ARG002  # for those who gain
+        """A call that runs these rows, now and again, over what their arrays hold then; one caller at a time.
+
+        It holds neither the engine nor its weights. None if the engine gains nothing by that.
+        """
+        return None
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps; None if the engine gains nothing by that."""

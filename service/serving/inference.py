@@ -54,7 +54,7 @@ class Inference:
         ServiceFull, DeadlinePassed (nothing ran), ClientGone, ModelFailed.
         """
         engine = engine or self.registry.loaded(model)
-        if engine is None or engine.estimate(rows) > INLINE_SECONDS:
+        if engine is None or not self.runs_at_once(engine, rows):
             return await self._run_queued(model, rows, deadline, hung_up, engine)
         if deadline is not None and monotonic() > deadline:
             raise passed()
@@ -62,11 +62,15 @@ class Inference:
         engine.run([rows])
         return Timings(compute=perf_counter() - begun)
 
+    def runs_at_once(self, engine: Engine, rows: Rows) -> bool:
+        """Whether `run` would run rows where it stands."""
+        return engine.estimate(rows) <= INLINE_SECONDS
+
     def one_step(self, engine: Engine) -> OneStep | None:
         """Memory for single steps of an engine, to be run by the caller; None where they are better run by `run`."""
         one, spec = np.ones(1, np.int64), engine.spec
         rows = Rows(np.empty((1, spec.input_size), np.float32), one - 1, one, np.empty((0, 1, 0), np.float32))
-        return engine.one_step() if engine.estimate(rows) <= INLINE_SECONDS else None
+        return engine.one_step() if self.runs_at_once(engine, rows) else None
 
     def close(self) -> None:
         """Wait for what is running and end the threads."""

@@ -38,7 +38,7 @@ class Quick:
 
     def __call__(self, fields, headers=PLAIN):
         body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-        answer = self.step(headers, body)
+        answer = self.step(headers, body) if self.step.listens(headers) else None
         return answer and json.loads(answer.partition(b"\r\n\r\n")[2])
 
 

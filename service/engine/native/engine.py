@@ -10,6 +10,7 @@ from service.engine.native.compiler import compiled
 from service.engine.native.layers import Head, Layer, LayerWeights, Stack
 from service.engine.native.one_step import NativeStep
 from service.engine.native.passes import FEW_ROWS, NEAR_BYTES, SHARED_FLOPS, Pass
+from service.engine.native.prepared import PreparedRows
 from service.engine.native.processor import Processor
 from service.engine.native.rows import Way, row_table
 from service.engine.native.schedule import Schedule
@@ -84,6 +85,12 @@ class NativeEngine(Engine):
             self._run_both_ways(batches, alone=True)
         else:
             self._passes[0].run(row_table(batches, Way()), alone=True)
+
+    def prepared(self, rows: Rows) -> PreparedRows | None:
+        """A call that runs these rows, if a caller's thread alone is to run them."""
+        if self.spec.bidirectional or rows.steps * self._flops >= SHARED_FLOPS:
+            return None
+        return PreparedRows(self._passes[0], rows)
 
     def one_step(self) -> OneStep | None:
         """New memory for single steps, if a caller's thread alone is to run them."""

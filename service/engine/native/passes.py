@@ -50,18 +50,25 @@ class Pass:
             self._run_split(self._split, table)
             return
         threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS and not alone else 1
+        if threads == 1:
+            self.run_alone(table, len(table), table.steps)
+            return
         works = [self._take() for _ in range(threads)]
         lanes = -(-len(table) // threads)
         if self.stack.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
             lanes = max(FEW_ROWS, -(-lanes // DRAWS))
         for work in works:
             work.use_lanes(lanes)
-        if threads == 1:
-            self._call(table, works[0], flops)
-        else:
-            table.longest_first()
-            self._crew.run([partial(self._schedule, self.stack.address, work.address, table.address) for work in works])
+        table.longest_first()
+        self._crew.run([partial(self._schedule, self.stack.address, work.address, table.address) for work in works])
         self._idle.extend(works)
+
+    def run_alone(self, table: RowTable, rows: int, steps: int) -> None:
+        """Run the rows of a table, so many and of so many steps in all, on the caller's thread."""
+        work = self._take()
+        work.use_lanes(rows)
+        self._call(table, work, steps * self._flops_per_step)
+        self._idle.append(work)
 
     def run_steps(self, table: RowTable, work: Work, rows: int) -> None:
         """Run `rows` rows of one step, already in `table`, on the caller's thread."""
