@@ -7,7 +7,8 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.connection import AT_ONCE_BYTES, GuardedProtocol
+from service.connection import GuardedProtocol
+from service.whole import AT_ONCE_BYTES
 
 Reply = Callable[[Mapping[bytes, bytes], bytes], bytes | None]
 """Headers and body of a request to the headers and body of a 200; None: nothing was done, ASGI is to handle it."""

@@ -13,11 +13,11 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.connection import Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
 from service.quick import QuickProtocol
+from service.refusals import Refusals
 from service.settings import Settings
 from service.sharing import SharingLoop
 from service.websocket import GuardedWebSocket
