@@ -11,7 +11,6 @@ from service import eager
 from service.flow import PatientFlow
 from service.h2c import without_h2c
 from service.readers import ReaderWatch
-from service.refusals import Refusal, Refusals, declared_bytes, forgettable, spelt_refusal
 from service.transport import JoinedWrites
 from service.whole import AT_ONCE_BYTES, WHOLE, Whole
 
@@ -24,19 +23,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
-    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`; so do the `refusals`.
+    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
 
     A request that was read whole begins at once, without a task, if the application's `begins_at_once(scope)` says so,
-    and has a `Whole` among its extensions. One that the application's `refuse(scope)` has a reply to never becomes a
-    task, and its body is not kept.
+    and has a `Whole` among its extensions.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
-        self._refusals: Refusals = config.refusals
-        self._refuse: Callable[[Any], Refusal | None] | None = getattr(self.app, "refuse", None)
         self._header_timer: asyncio.TimerHandle | None = None
         self._watch: ReaderWatch | None = None
         self._upgraded = False
@@ -70,7 +66,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._received_bytes += len(data)
         awaits_head = self._awaits_head()
         self._just_ended = False
-        super().data_received(without_h2c(data) if awaits_head else data)
+        self._parse(without_h2c(data) if awaits_head else data)
         if self._upgraded:
             return
         self._begin_held()  # the rest of its body is still to come
@@ -124,26 +120,11 @@ class GuardedProtocol(HttpToolsProtocol):
             )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Refuse a request for which there is no room; hold one until it is known whether all of it has been read."""
-        if refusal := self._refusal(cycle):
-            self._send_refusal(cycle, refusal)
-        elif self._in_headers and self._begins_at_once(cycle.scope):
+        """Hold a request until it is known whether all of it has been read."""
+        if self._in_headers and self._begins_at_once(cycle.scope):
             self._held = cycle, app
         else:
             super()._start_asgi_task(cycle, app)
-
-    def _refusal(self, cycle: RequestResponseCycle) -> Refusal | None:
-        # One that waited for its turn on this connection goes the long way: refusing many would go ever deeper.
-        if self._refuse is None or not self._in_headers or not forgettable(cycle):
-            return None
-        return self._refuse(cycle.scope)
-
-    def _send_refusal(self, cycle: RequestResponseCycle, refusal: Refusal) -> None:
-        for part in spelt_refusal(refusal, self.default_lines()):
-            self.transport.write(part)
-        cycle.response_started = cycle.response_complete = True
-        self.on_response_complete()
-        self._refusals.pause(declared_bytes(cycle), self.flow, self.transport)
 
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
@@ -180,6 +161,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._default_headers = headers
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        super().data_received(data)  # type: ignore[arg-type]  # it is only handed on
 
     def _awaits_head(self) -> bool:
         """Whether what comes next is a request's head, or the rest of one."""
