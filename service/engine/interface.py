@@ -87,7 +87,7 @@ class Engine(ABC):
     """Time that a call takes at least, whatever it has to do; infinite if it must not run on the event loop."""
     turn_seconds: float = 2e-3
     """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
-    turn_rows: int = 512
+    turn_rows: int = 128
     """Rows in a turn: the engine gains nothing from more, and everybody in it waits for its end."""
 
     def estimate(self, rows: Rows) -> float:
