@@ -1,5 +1,6 @@
 """Open-loop load: requests arrive at a fixed mean rate, whatever the server does. See openloop.c for the client."""
 
+import resource
 import subprocess
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +17,8 @@ PROGRAM = "openloop"
 # wait counts. The connections that were used last are used again, so that fewer are at work when fewer are needed.
 CONNECTIONS = 512
 TIMEOUT_SECONDS = 10
+# An answer that comes later than this after its request's arrival is of no use any more.
+IN_TIME_SECONDS = 1
 # A percentile says little with fewer values beyond it.
 MIN_BEYOND = 5
 
@@ -25,8 +28,10 @@ class Arrivals:
     """What became of requests that arrived at `offered` a second. Latencies, in milliseconds, run from the arrival.
 
     `answered` had a 2xx; `refused` 429 or 503; `failed` another status, no reply within the time-out, or a broken
-    connection. `goodput` counts answers that came while requests arrived, a second. Percentiles are those of the
-    answered, and of the refused; None where fewer than five lie beyond (p50: where there is none; of the refused: one).
+    connection. `goodput` counts answers a second that came while requests arrived, and within a second of their own
+    arrival. Percentiles are those of the answered, and of the refused; None where fewer than five lie beyond (p50:
+    where there is none; of the refused: one). `client_busy` is the part of a core that the load took: near 1, the
+    figures are those of the client.
     """
 
     offered: float
@@ -41,6 +46,7 @@ class Arrivals:
     refusal_p99_ms: float | None
     cpu_ms: float
     resident_bytes: int
+    client_busy: float = 0.0
 
 
 def arrive(program: Path, server: Running, call: Call, rate: float, seconds: float, *, settle: bool = True) -> Arrivals:
@@ -56,23 +62,25 @@ def arrive(program: Path, server: Running, call: Call, rate: float, seconds: flo
     request.write_bytes(head.encode() + call.body)
     port = server.url.rpartition(":")[2]
     command = [str(program), port, str(request), *map(str, (rate, seconds, CONNECTIONS, TIMEOUT_SECONDS, 1))]
-    before = server.cpu_seconds()
+    before, of_client = server.cpu_seconds(), _children_seconds()
     output = subprocess.run(command, capture_output=True, check=True, timeout=seconds + 3 * TIMEOUT_SECONDS).stdout
-    cpu = server.cpu_seconds() - before
+    cpu, of_client = server.cpu_seconds() - before, _children_seconds() - of_client
     resident = server.resident_bytes()
     if settle:
         server.settle()
-    return summary(output, rate, seconds, cpu, resident)
+    return summary(output, rate, seconds, cpu, resident, of_client / seconds)
 
 
-def summary(output: bytes, rate: float, seconds: float, cpu_seconds: float, resident_bytes: int) -> Arrivals:
+def summary(
+    output: bytes, rate: float, seconds: float, cpu_seconds: float, resident_bytes: int, client_busy: float = 0.0
+) -> Arrivals:
     """Counts and percentiles of the client's lines: arrival and latency in microseconds, status."""
     lines = np.loadtxt(BytesIO(output), ndmin=2) if output else np.empty((0, 3))
     arrival, latency, status = lines[:, 0], lines[:, 1], lines[:, 2]
     good = (status >= 200) & (status < 300)
     refused = (status == 429) | (status == 503)
     start = arrival.min(initial=np.inf)
-    in_time = good & (arrival + latency <= start + 1e6 * seconds)
+    in_time = good & (arrival + latency <= start + 1e6 * seconds) & (latency <= 1e6 * IN_TIME_SECONDS)
     return Arrivals(
         offered=rate,
         seconds=seconds,
@@ -86,7 +94,13 @@ def summary(output: bytes, rate: float, seconds: float, cpu_seconds: float, resi
         refusal_p99_ms=_percentile(latency[refused], 99, beyond=1),
         cpu_ms=1e3 * cpu_seconds / max(int(good.sum()), 1),
         resident_bytes=resident_bytes,
+        client_busy=client_busy,
     )
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _percentile(microseconds: NDArray[np.float64], percent: float, beyond: int = MIN_BEYOND) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.apart import apart, on_the_last_core
 from benchmarks.bodies import Cell
 from benchmarks.load import drive
 from benchmarks.memory import peak_bytes, reset_peak
@@ -47,9 +48,10 @@ class Point:
 def sweep(
     servers: Sequence[Server], cells: Sequence[Cell], rounds: Rounds, places: tuple[Path, Path], console: Console
 ) -> list[Point]:
-    """All points, one server after the other, each alone on the machine; cells of a single client are left out.
+    """All points, one server after the other, each alone on its cores; cells of a single client are left out.
 
-    Our service on all cells, the others on fewer.
+    Capacity and arrivals are measured alike: the load has the last core for itself, and the server all others. Our
+    service on all cells, the others on fewer.
     """
     models, scratch = places
     points = []
@@ -59,7 +61,7 @@ def sweep(
             if server.name != OURS:
                 chosen = [cell for cell in chosen if cell.name in FEWER_CELLS]
             fractions = FRACTIONS if server.name == OURS else FEWER_FRACTIONS
-            with running(server, models, scratch) as started:
+            with running(apart(server), models, scratch) as started, on_the_last_core():
                 for cell in chosen:
                     for entry in entries(cell, started, rounds, scratch):
                         points += curve(program, entry, fractions, rounds, scratch, console)

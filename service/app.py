@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> Gateway:
         on_turn=metrics.count_turn,
     )
     metrics.watch(inference)
-    admission = Admission(settings.max_queued_requests, settings.max_queued_bytes)
+    admission = Admission(settings.max_queued_requests, settings.max_underway_bytes)
     draining = Draining()
     preload = Preload(registry, settings.preload, settings.default_model)
     limits = Limits(settings.max_input_values, settings.max_reply_values)

@@ -1,58 +1,23 @@
 """One connection as uvicorn handles it, with the limits that a server in the open needs and uvicorn leaves out."""
 
 import asyncio
-import re
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Any
 
 import httptools
 import structlog
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import eager
-from service.landing import REST, Landing, Rest
+from service.flow import PatientFlow
+from service.h2c import without_h2c
+from service.landing import REST, Landing, rest_of
 from service.readers import ReaderWatch
 from service.transport import JoinedWrites
+from service.whole import AT_ONCE_BYTES, WHOLE, Whole
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
-
-AT_ONCE_BYTES = 64 * 1024
-"""Bodies up to this are handled where they were read, if they came in one read with their headers."""
-
-WHOLE = "rnn.whole"
-"""Name of the ASGI extension that `Whole` is."""
-
-READ_AND_FORGET_BYTES = 256 * 1024
-"""Bodies of refused requests up to this are read to no purpose: a new connection would cost more, and most of them have
-been read with the head. Larger ones are refused by the application, which closes the connection."""
-
-REFUSAL_SECONDS = 0.1e-3
-FORGET_BYTES_PER_SECOND = 1.2e9
-"""What a refusal, and what reading its body to no purpose, counts for: about what they take. Where refusals
-count for more than all of the time, refused connections are not read for a while: their clients try again at once."""
-
-MOST_PAUSE_SECONDS = 1.0
-"""As Retry-After asks of them."""
-
-_H2C = re.compile(rb"(\r\n)Upgrade:([ \t]*h2c)", re.IGNORECASE)
-
-
-class PatientFlow(FlowControl):
-    """Reads no further while requests that were pipelined wait for the one before them.
-
-    uvicorn reads on after every reply, though hundreds of requests may have come with the last read and would heap up.
-    """
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
-        if not self._pipeline:
-            super().resume_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -60,18 +25,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     The header timer runs whenever bytes came and no request is being handled: before headers are complete, but also
     when a body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's
-    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`; so do the `refusals`.
+    configuration, of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
 
     A request that was read whole begins at once, without a task, if the application's `begins_at_once(scope)` says so,
-    and has a `Whole` among its extensions. One that the application's `refuse(scope)` has a reply to never becomes a
-    task, and its body is not kept.
+    and has a `Whole` among its extensions.
     """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
-        self._refuse = getattr(self.app, "refuse", None)
         self._header_timer: asyncio.TimerHandle | None = None
         self._watch: ReaderWatch | None = None
         self._upgraded = False
@@ -105,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._received_bytes += len(data)
         awaits_head = self._awaits_head()
         self._just_ended = False
-        super().data_received(_without_h2c(data) if awaits_head else data)
+        self._parse(without_h2c(data) if awaits_head else data)
         if self._upgraded:
             return
         self._begin_held()  # the rest of its body is still to come
@@ -159,47 +122,11 @@ class GuardedProtocol(HttpToolsProtocol):
             )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Refuse a request for which there is no room; hold one until it is known whether all of it has been read."""
-        if refusal := self._refusal(cycle):
-            self._send_refusal(cycle, *refusal)
-        elif self._in_headers and self._begins_at_once(cycle.scope):
+        """Hold a request until it is known whether all of it has been read."""
+        if self._in_headers and self._begins_at_once(cycle.scope):
             self._held = cycle, app
         else:
             super()._start_asgi_task(cycle, app)
-
-    def _send_refusal(
-        self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        lines = (b"%b: %b\r\n" % line for line in (*headers, (b"content-length", b"%d" % len(body))))
-        head = b"".join((STATUS_LINE[status], self.default_lines(), *lines, b"\r\n"))
-        self.transport.write(head)
-        self.transport.write(body)
-        cycle.response_started = cycle.response_complete = True
-        self.on_response_complete()
-        self._pause(cycle)
-
-    def _pause(self, cycle: RequestResponseCycle) -> None:
-        """Leave a refused connection alone: the longer, the more of them there are."""
-        refusals: Refusals = self.config.refusals  # type: ignore[attr-defined]  # ours
-        cost = REFUSAL_SECONDS + _declared(cycle) / FORGET_BYTES_PER_SECOND
-        pause = min((refusals.paused + 1) * cost, MOST_PAUSE_SECONDS)
-        refusals.paused += 1
-        self.flow.pause_reading()
-        self.loop.call_later(pause, self._resume, refusals)
-
-    def _resume(self, refusals: "Refusals") -> None:
-        refusals.paused -= 1
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-
-    def _refusal(self, cycle: RequestResponseCycle) -> Any:
-        """The application's refusal, where the connection can be used after a reply ahead of its request's body."""
-        # One that waited for its turn on this connection goes the long way: refusing many would go ever deeper.
-        if self._refuse is None or not self._in_headers or not cycle.keep_alive or cycle.waiting_for_100_continue:
-            return None
-        if not 0 <= _declared(cycle) <= READ_AND_FORGET_BYTES:
-            return None
-        return self._refuse(cycle.scope)
 
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
@@ -249,6 +176,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.on_message_complete()
 
+    def _parse(self, data: bytes | memoryview) -> None:
+        super().data_received(data)  # type: ignore[arg-type]  # it is only handed on
+
     def _awaits_head(self) -> bool:
         """Whether what comes next is a request's head, or the rest of one."""
         return self._in_head or self.cycle is None or self.cycle.response_complete
@@ -266,10 +196,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _begin_held(self) -> None:
         if self._held is not None:
             cycle, app = self._release()
-            size = _declared(cycle)
-            # Whoever answers before all of a smaller body has come keeps the connection, and its parser with it.
-            if size > READ_AND_FORGET_BYTES and not cycle.waiting_for_100_continue:
-                cycle.scope["extensions"] = {REST: Rest(self, cycle, size)}  # type: ignore[dict-item]  # our own
+            if (rest := rest_of(self, cycle)) is not None:
+                cycle.scope["extensions"] = {REST: rest}  # type: ignore[dict-item]  # an object of our own
             super()._start_asgi_task(cycle, app)
 
     def _release(self) -> tuple[RequestResponseCycle, Any]:
@@ -318,64 +246,5 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-class Whole:
-    """A request that was read whole, and the short way for a whole reply: one write, of bytes that are ready."""
-
-    __slots__ = ("_connection", "_cycle", "body")
-
-    def __init__(self, connection: GuardedProtocol, cycle: RequestResponseCycle) -> None:
-        self._connection = connection
-        self._cycle = cycle
-        self.body = bytes(cycle.body)
-
-    def reply(self, status: int, headers: bytes, body: bytes | memoryview) -> bool:
-        """Send a reply, its header lines spelt out; False if it must go the long way, by ASGI's `send`.
-
-        That is so where the connection will be closed, the client is slow, or something has been sent already.
-        """
-        connection, cycle = self._connection, self._cycle
-        if (
-            not cycle.keep_alive
-            or cycle.response_started
-            or cycle.disconnected
-            or connection.flow.write_paused
-            or cycle.waiting_for_100_continue
-        ):
-            return False
-        connection.transport.send(  # type: ignore[attr-defined]  # JoinedWrites
-            b"".join((STATUS_LINE[status], connection.default_lines(), headers, b"\r\n", body))
-        )
-        cycle.response_started = cycle.response_complete = True
-        cycle.message_event.set()
-        del cycle.scope["extensions"]  # which has this: the collector need not find the circle
-        connection.on_response_complete()
-        return True
-
-
 def _never(_: Any) -> bool:
     return False
-
-
-class Refusals:
-    """How many connections of the process are not read at the moment, since they were refused something."""
-
-    def __init__(self) -> None:
-        self.paused = 0
-
-
-def _declared(cycle: RequestResponseCycle) -> int:
-    """Content-Length; -1 without."""
-    length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
-    return int(length) if length.isdigit() else -1
-
-
-def _without_h2c(data: bytes) -> bytes:
-    """Headers that offer HTTP/2 over clear text, as Java's client and curl --http2 do, with the offer crossed out.
-
-    It may be ignored (RFC 9110, 7.8), but the parser would take what follows for another protocol and lose the body.
-    """
-    end = data.find(b"\r\n\r\n")
-    end = len(data) if end < 0 else end
-    if not _H2C.search(data, 0, end):
-        return data
-    return _H2C.sub(rb"\1X-Ignored:\2", data[:end]) + data[end:]

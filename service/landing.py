@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 REST = "rnn.rest"
 """Name of the ASGI extension that `Rest` is."""
 
+LANDED_FROM_BYTES = 256 * 1024
+"""Whoever answers before all of a smaller body has come keeps the connection, and its parser with it."""
+
 
 class Rest:
     """A request of which a part of a body of known length has come, and the way to the rest of it."""
@@ -102,3 +105,11 @@ class Landing(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._connection.resume_writing()
+
+
+def rest_of(connection: "GuardedProtocol", cycle: "RequestResponseCycle") -> Rest | None:
+    """The rest of a request's body, if it is known to be large, and is on its way."""
+    length = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
+    if not length.isdigit() or int(length) <= LANDED_FROM_BYTES or cycle.waiting_for_100_continue:
+        return None
+    return Rest(connection, cycle, int(length))

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from service.connection import AT_ONCE_BYTES, GuardedProtocol
+from service.connection import GuardedProtocol
+from service.whole import AT_ONCE_BYTES
 
 Later = Callable[[], Awaitable[bytes | None]]
 """A call that gives the headers and body of a 200 when they may be sent; None: nothing was done."""
@@ -135,9 +136,7 @@ class QuickProtocol(GuardedProtocol):
         self._just_ended = True
         self.server_state.total_requests += 1
         self._watch_reader()
-        self._idle_since = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+        self._rest_until_next()
         return True
 
     def _begin(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -183,6 +182,11 @@ class QuickProtocol(GuardedProtocol):
             self._go_the_long_way()
             self._begin_held()
 
+    def _rest_until_next(self) -> None:
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
     def _awaits_head(self) -> bool:
         return self._reply is None and super()._awaits_head()
 
@@ -192,7 +196,8 @@ class QuickProtocol(GuardedProtocol):
         It ends where a request that was not quick has come since: uvicorn's own timer begins after that.
         """
         self._idle_timer = None
-        if self._reply is not None or self._in_head or not self._awaits_head() or self.timeout_keep_alive_task:
+        waits = self._header_timer or self.timeout_keep_alive_task  # for a head or a body; for its own end
+        if self._reply is not None or self._in_head or not self._awaits_head() or waits:
             return
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:

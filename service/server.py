@@ -16,11 +16,11 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from service.board import Board
-from service.connection import Refusals
 from service.errors import ModelFailed
 from service.logs import configure_logging
 from service.memory import share_arenas
-from service.quick import QuickProtocol
+from service.refusals import Refusals
+from service.refusing import RefusingProtocol
 from service.settings import Settings
 from service.sharing import SharingLoop
 from service.websocket import GuardedWebSocket
@@ -46,7 +46,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http=QuickProtocol,
+            http=RefusingProtocol,
             ws=GuardedWebSocket,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,

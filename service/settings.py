@@ -39,9 +39,8 @@ class Settings(BaseSettings):
     max_queued_requests: PositiveInt = Field(
         128, description="Forwards under way at once, more get 503; of one client three quarters, more get 429."
     )
-    max_queued_bytes: PositiveInt = Field(
-        512 * MIB, description="Their bodies, and their arrays that wait for compute."
-    )
+    max_underway_bytes: PositiveInt = Field(64 * MIB, description="Their bodies, more get 503; one is always taken.")
+    max_queued_bytes: PositiveInt = Field(512 * MIB, description="Their arrays that wait for compute.")
 
     header_timeout_seconds: PositiveFloat = Field(10, description="Time for a request's headers to arrive.")
     body_timeout_seconds: PositiveFloat = Field(10, description="Grace before min_bytes_per_second counts.")

@@ -57,7 +57,8 @@ class Gateway:
     ) -> None:
         self._app = app
         self._hot = hot
-        self._admissions = admissions
+        self._admissions = {path.encode(): admission for path, admission in admissions.items()}
+        self._bounds = tuple(set(admissions.values()))
         self._sockets = sockets
         self._reception = reception
         self._log = structlog.get_logger()
@@ -105,18 +106,27 @@ class Gateway:
                 return False
         return True
 
-    def refuse(self, scope: Scope) -> Refusal | None:
-        """The reply to a request for which there is no room, known from its head alone; None if it may begin.
+    @property
+    def crowded(self) -> bool:
+        """Whether a request might be refused: while this is false, none is."""
+        for admission in self._bounds:  # noqa: SIM110  # asked at every head, and any() costs more
+            if admission.crowded:
+                return True
+        return False
+
+    def refuse(self, path: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> Refusal | None:
+        """The reply to a POST for which there is no room, known from its head alone; None if it may begin, and has to.
 
         For the server, which asks before it makes a task of a request and reads its body: what is refused costs little.
         """
-        admission = self._admissions.get(scope["path"])
-        if admission is None or not admission.crowded or scope["method"] != "POST":
+        admission = self._admissions.get(path)
+        if admission is None or not admission.crowded:
             return None
+        scope = {"method": "POST", "path": path.decode(), "headers": headers, "client": client}
         exchange = Exchange(scope, _nothing, _nowhere, self._reception.new_id())
         try:
             self._reception.keys.check(exchange)
-            admission.check(exchange.client, exchange.declared_bytes)
+            admission.keep(exchange.client, exchange.declared_bytes)
         except (ServiceFull, ClientFull) as error:
             body = encode_problem(problem(error, exchange.request_id))
             exchange.status, exchange.sent_bytes = STATUS[type(error)], len(body)

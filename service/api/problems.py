@@ -1,6 +1,7 @@
 """The one table from a domain error to an HTTP status, and the problem document that tells a client (RFC 9457)."""
 
 import re
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -55,7 +56,12 @@ MEDIA_TYPE = b"application/problem+json"
 
 def slug(kind: type[errors.ServiceError]) -> str:
     """The last part of the problem's type: `VersionNotFound` is `/problems/version-not-found`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+    return _hyphened(kind.__name__)
+
+
+@cache
+def _hyphened(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
 def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:

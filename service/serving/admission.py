@@ -29,6 +29,7 @@ class Admission:
         self._max_bytes = max_bytes
         self._max_of_client = ceil(CLIENT_SHARE * max_requests)
         self._of_client: Counter[str] = Counter()
+        self._kept: Counter[tuple[str, int]] = Counter()
         self.heavy = asyncio.Lock()
         self.slicing = asyncio.Lock()
         self.requests = 0
@@ -50,18 +51,45 @@ class Admission:
         if (held := self._of_client[client]) >= self._max_of_client:
             raise ClientFull(f"{held} of this client's requests are under way; try again in a second")
 
+    def keep(self, client: str, size: int) -> None:
+        """Take a request on whose handler has begun to run, and entered, before the next turn of the event loop ends.
+
+        Many heads may be read in one turn, before the first of their handlers runs. Raises as `check` does.
+        """
+        self.check(client, size)
+        self._take(client, size)
+        if not self._kept:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._give_up_kept)
+        self._kept[client, size] += 1
+
     @contextmanager
     def enter(self, client: str, size: int) -> Iterator[None]:
-        """Take a request on, for as long as the context lasts. Raises as `check` does."""
-        self.check(client, size)
-        self.requests += 1
-        self.bytes += size
-        self._of_client[client] += 1
+        """Take a request on, unless its place was kept, for as long as the context lasts. Raises as `check` does."""
+        if self._kept[client, size]:
+            self._kept[client, size] -= 1
+        else:
+            self.check(client, size)
+            self._take(client, size)
         try:
             yield
         finally:
-            self.requests -= 1
-            self.bytes -= size
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
+            self._give_back(client, size)
+
+    def _take(self, client: str, size: int) -> None:
+        self.requests += 1
+        self.bytes += size
+        self._of_client[client] += 1
+
+    def _give_back(self, client: str, size: int) -> None:
+        self.requests -= 1
+        self.bytes -= size
+        self._of_client[client] -= 1
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    def _give_up_kept(self) -> None:
+        """Those whose handlers have not come by now never will: their clients are gone, say."""
+        for client, size in self._kept.elements():
+            self._give_back(client, size)
+        self._kept.clear()

@@ -130,6 +130,43 @@ def test_a_refusal_comes_before_the_body_and_the_connection_goes_on(busy):
         assert [request.result().status_code for request in long] == [200, 200]
 
 
+@pytest.mark.parametrize("size", [1, 65_536, 300_000, 3_000_000])
+def test_a_refused_body_is_forgotten_whatever_its_size_and_pieces(busy, size):
+    """It comes after its reply, with it, or in pieces, and may look like a request itself."""
+    small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
+    step = post("/cell/step", b'{"model":"tanh","inputs":[1,2,3,4]}')
+    body = (small * (size // len(small) + 1))[:size]
+    refused = post("/rnn/forward", body)
+    with ThreadPoolExecutor(2) as pool:
+        long = [pool.submit(busy.post, "/rnn/forward", **wide(50_000)) for _ in range(2)]
+        until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
+        with Wire(busy) as wire:
+            wire.send(refused + step + refused + refused + step)
+            assert [wire.reply().status for _ in range(5)] == [503, 200, 503, 503, 200]
+            beginning = len(refused) - size
+            wire.send(refused[: beginning - 3])  # in the middle of the empty line
+            wire.send(refused[beginning - 3 : beginning])
+            assert_problem(wire.reply(), 503, "service-full")
+            third = size // 3
+            for piece in (body[:third], body[third : 2 * third], body[2 * third :] + step[:20], step[20:]):
+                wire.send(piece)
+            assert wire.reply().status == 200
+        assert [request.result().status_code for request in long] == [200, 200]
+
+
+def test_who_never_sends_a_refused_body_is_dropped(launch):
+    service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
+    service.post("/rnn/forward", **wide(20))
+    with ThreadPoolExecutor(1) as pool, Wire(service) as wire:
+        long = pool.submit(service.post, "/rnn/forward", **wide(50_000))
+        until(lambda: queued(service) == 1, "the queue is full", every=0.001)
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": 100_000}) + b"1" * 1000)
+        assert wire.reply().status == 503
+        with pytest.raises(ConnectionError):
+            wire.reply()
+        assert long.result().status_code == 200
+
+
 def test_a_refused_connection_may_be_idle_as_long_as_any(launch):
     service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
     small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
