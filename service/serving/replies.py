@@ -2,7 +2,7 @@
 
 The reply of a single step is a function of the committed state, whose top layer is `outputs`: a digest of its inputs
 tells a retry from another step, and only the head's predictions are kept beside it. Of several steps, and of streams,
-the last blocks are kept whole, as many as fit a limit, and the last in any case.
+the last ones are kept, as many as fit a limit, and the last block in any case.
 """
 
 import struct
@@ -49,6 +49,11 @@ class Block:
         """Number of the last step."""
         return self.first + len(self.inputs) - 1
 
+    def without(self, count: int) -> "Block":
+        """The block without its first steps."""
+        predictions = None if self.predictions is None else self.predictions[count:]
+        return Block(self.first + count, self.inputs[count:], self.outputs[count:], predictions, self.state)
+
     def encoded(self) -> bytes:
         """The block as it is kept."""
         parts = [self.inputs.tobytes(), self.outputs.tobytes(), self.state]
@@ -64,14 +69,21 @@ def kept_single(inputs: Floats, predictions: Floats | None) -> bytes:
     return kept if predictions is None else kept + predictions.tobytes()
 
 
-def kept_blocks(before: bytes, block: Block, limit: int) -> bytes:
-    """What is kept after one more block: it, and of the ones before it the last that fit into limit bytes with it."""
+def kept_blocks(before: bytes, block: Block, limit: int, spec: ModelSpec) -> bytes:
+    """What is kept after one more block: it, and of the steps before it the last that fit into limit bytes with it."""
     added = block.encoded()
     if before[:1] != _BLOCKS:
         return _BLOCKS + added
-    begin = 1
-    while begin < len(before) and len(before) - begin + len(added) > limit:
-        begin += _HEAD.unpack_from(before, begin)[0]
+    begin, size = 1, len(before) + len(added) - 1
+    step_bytes = 4 * (spec.input_size + spec.output_size + (spec.out_features or 0))
+    while begin < len(before) and size > limit:
+        block_bytes, _, count = _HEAD.unpack_from(before, begin)
+        too_many = -(-(size - limit) // step_bytes)
+        if too_many < count:
+            rest = _block(before, begin, spec).without(too_many).encoded()
+            return b"".join((_BLOCKS, rest, before[begin + block_bytes :], added))
+        begin += block_bytes
+        size -= block_bytes
     return _BLOCKS + before[begin:] + added
 
 
@@ -118,16 +130,19 @@ def _replay_single(kept: bytes, spec: ModelSpec, done: int, state: bytes, first:
 
 def _blocks(kept: bytes, spec: ModelSpec) -> Iterator[Block]:
     begin = 1
-    widths = (spec.input_size, spec.output_size, spec.out_features or 0)
     while begin < len(kept):
-        size, first, count = _HEAD.unpack_from(kept, begin)
-        place, arrays = begin + _HEAD.size, []
-        for width in widths:
-            arrays.append(np.frombuffer(kept, "<f4", count * width, place).reshape(count, width))
-            place += count * width * 4
-        inputs, outputs, predictions = arrays
-        yield Block(first, inputs, outputs, predictions if spec.out_features else None, kept[place : begin + size])
-        begin += size
+        yield _block(kept, begin, spec)
+        begin += _HEAD.unpack_from(kept, begin)[0]
+
+
+def _block(kept: bytes, begin: int, spec: ModelSpec) -> Block:
+    size, first, count = _HEAD.unpack_from(kept, begin)
+    place, arrays = begin + _HEAD.size, []
+    for width in (spec.input_size, spec.output_size, spec.out_features or 0):
+        arrays.append(np.frombuffer(kept, "<f4", count * width, place).reshape(count, width))
+        place += count * width * 4
+    inputs, outputs, predictions = arrays
+    return Block(first, inputs, outputs, predictions if spec.out_features else None, kept[place : begin + size])
 
 
 def _digest(inputs: Floats) -> bytes:

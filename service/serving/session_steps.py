@@ -129,7 +129,7 @@ class SessionSteps:
             kept = kept_single(inputs, rows.predictions)
         else:
             block = Block(steps.first, inputs, outputs, rows.predictions, state)
-            kept = kept_blocks(before.replies if work.terms.in_stream else b"", block, self._replay_bytes)
+            kept = kept_blocks(before.replies if work.terms.in_stream else b"", block, self._replay_bytes, spec)
         now = self._shelf.clock()
         return steps, Position(before.revision + 1, before.step + count, state, kept, now)
 
