@@ -9,12 +9,13 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import eager
+from service.api.exchange import REST, WHOLE
 from service.flow import PatientFlow
 from service.h2c import without_h2c
-from service.landing import REST, Landing, rest_of
+from service.landing import Landing, rest_of
 from service.readers import ReaderWatch
 from service.transport import JoinedWrites
-from service.whole import AT_ONCE_BYTES, WHOLE, Whole
+from service.whole import AT_ONCE_BYTES, Whole
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five

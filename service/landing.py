@@ -5,8 +5,7 @@
 
 uvicorn's way, the second, copies a body five times and pauses the connection at every 64 KiB. Here the connection's
 protocol is exchanged for one that has the room, and the parser is left out: of a body of known length it knows nothing
-that counting does not. The room is made when the application asks for it, when there is a place for the body's
-declared length; memory that nothing has arrived in is not touched by more than zeros.
+that counting does not. The room grows with what arrives, to twice that at most: a head alone takes nothing.
 """
 
 import asyncio
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
     from service.connection import GuardedProtocol
 
-REST = "rnn.rest"
-"""Name of the ASGI extension that `Rest` is."""
+LEAST_ROOM_BYTES = 2**20
 
 LANDED_FROM_BYTES = 256 * 1024
 """Whoever answers before all of a smaller body has come keeps the connection, and its parser with it."""
@@ -30,14 +28,13 @@ LANDED_FROM_BYTES = 256 * 1024
 class Rest:
     """A request of which a part of a body of known length has come, and the way to the rest of it."""
 
-    __slots__ = ("_body", "_connection", "_cycle", "_landing", "_size")
+    __slots__ = ("_connection", "_cycle", "_landing", "_size")
 
     def __init__(self, connection: "GuardedProtocol", cycle: "RequestResponseCycle", size: int) -> None:
         self._connection = connection
         self._cycle = cycle
         self._size = size
         self._landing: Landing | None = None
-        self._body = BytesIO()
 
     @property
     def received(self) -> int:
@@ -45,16 +42,11 @@ class Rest:
         return self._landing.filled if self._landing else len(self._cycle.body)
 
     def begin(self) -> bool:
-        """Make room, and let what comes go there; False if all of it is here, or the client has gone already."""
+        """Let what comes go where the body is wanted; False if all of it is here, or the client has gone already."""
         cycle = self._cycle
         if not cycle.more_body or cycle.disconnected or self._connection.transport.is_closing():
             return False
-        came = cycle.body
-        self._body.seek(self._size - 1)
-        self._body.write(b"\0")
-        room = self._body.getbuffer()
-        room[: len(came)] = came
-        self._landing = Landing(self._connection, room, len(came))
+        self._landing = Landing(self._connection, self._size, cycle.body)
         cycle.body = bytearray()
         cycle.message_event.clear()
         self._connection.hand_over(self._landing)
@@ -64,30 +56,37 @@ class Rest:
         """The body, when it is whole. Raises ClientGone."""
         cycle = self._cycle
         await cycle.message_event.wait()
-        if cycle.disconnected or self._landing is None or self._landing.filled < self._size:
+        landing, self._landing = self._landing, None
+        if cycle.disconnected or landing is None or landing.filled < self._size:
             raise ClientGone
         del cycle.scope["extensions"]  # which has this: the collector need not find the circle
-        self._landing = None  # and with it the hold on the memory
-        return self._body.getvalue()
+        return landing.body.getvalue()
 
 
 class Landing(asyncio.BufferedProtocol):
     """Stands in for a connection's protocol until its room is full."""
 
-    def __init__(self, connection: "GuardedProtocol", room: memoryview, filled: int) -> None:
+    def __init__(self, connection: "GuardedProtocol", size: int, came: bytearray) -> None:
         self._connection = connection
-        self._room = room
-        self.filled = filled
+        self._size = size
+        self.body = BytesIO()
+        self.filled = self.body.write(came)
+        self._room = self.body.getbuffer()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the contract of asyncio
         """Where the next bytes go: never beyond the body."""
+        if self.filled == len(self._room):
+            self._room.release()
+            self.body.seek(min(self._size, max(LEAST_ROOM_BYTES, 2 * self.filled)) - 1)
+            self.body.write(b"\0")
+            self._room = self.body.getbuffer()
         return self._room[self.filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count; at the end, the connection goes on as it was."""
         self.filled += nbytes
-        if self.filled == len(self._room):
-            self._room = memoryview(b"")
+        if self.filled == self._size:
+            self._room.release()
             self._connection.take_back()
 
     def eof_received(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from service.api.exchange import FAILURE
 from service.connection import GuardedProtocol
 from service.whole import AT_ONCE_BYTES
 
@@ -24,9 +25,6 @@ class Reply(Protocol):
     def __call__(self, headers: Mapping[bytes, bytes], body: bytes) -> bytes | Later | None:
         """Headers and body of a 200, now or later; None: nothing was done, ASGI is to handle the request."""
 
-
-FAILURE = "rnn.failure"
-"""Name of the ASGI extension that has what a `Later` raised: the application answers it, and does nothing else."""
 
 REST_SECONDS = 0.02
 """How long the rest of a body is waited for here: most clients send head and body one right after the other."""

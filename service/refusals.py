@@ -29,7 +29,7 @@ class Refuses(Protocol):
 
     @property
     def crowded(self) -> bool:
-        """Whether a request might be refused: while this is false, none is."""
+        """Whether it is worth asking: while this is false, hardly any request is refused."""
 
     def refuse(self, path: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> Refusal | None:
         """The reply to a POST for which there is no room; None if it has to begin: its place is kept for a moment."""

@@ -74,6 +74,8 @@ class RefusingProtocol(QuickProtocol):
             if end < len(_END_OF_HEAD) or self.transport.is_closing():
                 break
             super()._parse(data[at:end])
+            if self._upgraded:
+                return
             at = end + self._skip(size - end)
         if at < size:
             super()._parse(memoryview(data)[at:] if at else data)

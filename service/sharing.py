@@ -121,14 +121,14 @@ class Acceptor:
         for _ in range(1 + self._count() // MANY):
             try:
                 connection, _address = self._listener.accept()
+                connection.setblocking(False)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another was quicker; it has gone
                 break
             except OSError as error:
                 structlog.get_logger().error("connection_not_taken", reason=str(error))
                 self._timer = self._loop.call_later(RETRY_SECONDS, self._wait)
                 return
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._loop.connect_accepted_socket(self._factory, connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

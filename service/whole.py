@@ -7,9 +7,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 if TYPE_CHECKING:
     from service.connection import GuardedProtocol
 
-WHOLE = "rnn.whole"
-"""Name of the ASGI extension that `Whole` is."""
-
 AT_ONCE_BYTES = 64 * 1024
 """Bodies up to this are handled where they were read, if they came in one read with their headers."""
 

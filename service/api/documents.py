@@ -19,7 +19,7 @@ IN_PIECES_BYTES = 2**20
 """Larger JSON bodies are read in pieces, with others' turns between them."""
 
 VIEW_ON_LOOP_BYTES = 4 * 2**20
-"""The same for safetensors, where nothing is parsed but the header."""
+"""Larger safetensors bodies are read on another thread; nothing is parsed of them but the header."""
 
 AT_ONCE_VALUES = 2 * json.SLICE_VALUES
 """Numbers of a reply that are not worth cutting into slices."""

@@ -204,7 +204,7 @@ def _noting(exchange: Exchange) -> Send:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
-        elif message["type"] == "http.response.body":
+        elif message["type"] == "http.response.body" and exchange.scope["method"] != "HEAD":
             exchange.sent_bytes += len(message.get("body", b""))
         await exchange.send(message)
 

@@ -26,8 +26,9 @@ from service.wire.json_form import Form, Reader, form_of, read_numbers
 MOST_BYTES = 32 * 1024
 """Bodies up to this are read here: what turns out to take long has then not been read in vain for long."""
 
-MOST_VALUES = 3072
-"""Numbers of results, up to which nothing else waits for much more than 200 µs."""
+MOST_VALUES = 2400
+"""Numbers of results, up to which nothing else waits for much more than 200 µs, unless they are to be compressed: some
+30 KB of digits, which the ordinary way compresses where it stands, too."""
 
 MOST_FORMS = 256
 """Forms of bodies that are remembered; each has its arrays."""

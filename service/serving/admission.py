@@ -37,8 +37,8 @@ class Admission:
 
     @property
     def crowded(self) -> bool:
-        """Whether a request might be refused: while this is false, none is."""
-        return self.requests >= self._max_requests // 2 or self.bytes >= self._max_bytes // 2
+        """Whether a request might be refused: while this is false, no small one is."""
+        return self.requests >= max(1, self._max_requests // 2) or self.bytes >= self._max_bytes // 2
 
     def check(self, client: str, size: int) -> None:
         """Say whether a client's request with a body of so many bytes would be taken on.
@@ -68,6 +68,7 @@ class Admission:
         """Take a request on, unless its place was kept, for as long as the context lasts. Raises as `check` does."""
         if self._kept[client, size]:
             self._kept[client, size] -= 1
+            self._kept += Counter()  # without those that are 0
         else:
             self.check(client, size)
             self._take(client, size)

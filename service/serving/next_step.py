@@ -57,7 +57,7 @@ class NextStep:
     async def commit_in_turn(self, record: SessionRecord, position: Position, step: int | None, inputs: Floats) -> bool:
         """As `commit`, of the step that came with a number and inputs (1,I); the lane is held until it is known.
 
-        False: another process was first. Raises SessionBusy, SessionsFull, StoreUnavailable.
+        False: another process was first. Raises SessionsFull, StoreUnavailable.
         """
         async with self._lanes.turn(record.id, step, inputs):
             if not await self._shelf.commit(record, position):

@@ -70,7 +70,7 @@ class Job:
         return Rows(rows.inputs, starts, lengths, rows.h, rows.c, rows.outputs, rows.predictions, rows.slots)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Turn:
     """What runs at once: a slice of each job. `beside`: on one thread, while other turns run on others."""
 

@@ -98,7 +98,7 @@ def flat(body: bytes) -> Floats:
         array = _parsed(body)
         if not isinstance(array, simdjson.Array):
             raise Suspicious
-        return _narrowed(np.frombuffer(array.as_buffer(of_type="d")))
+        return as_float32(np.frombuffer(array.as_buffer(of_type="d")))
     except (ValueError, TypeError) as error:
         raise Suspicious from error
 
@@ -201,10 +201,10 @@ def _numbers(array: Any, count: int) -> Floats:
     doubles = np.frombuffer(array.as_buffer(of_type="d"))
     if doubles.size != count:
         raise Suspicious
-    return _narrowed(doubles)
+    return as_float32(doubles)
 
 
-def _narrowed(doubles: NDArray[np.float64]) -> Floats:
+def as_float32(doubles: NDArray[np.float64]) -> Floats:
     """As float32. Raises Suspicious if one is too large."""
     if doubles.size <= SHORT:
         if doubles.dot(doubles) >= OVERFLOW:  # rather too early: each number alone may be up to that

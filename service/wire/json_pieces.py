@@ -24,14 +24,19 @@ from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
 from service.wire.json import Suspicious
 
 PIECE_BYTES = 256 * 1024
-"""About so much is parsed at a time: half a millisecond."""
+MOST_LISTS = 2000
+"""About so much is parsed at a time, or so many innermost lists: half a millisecond."""
+
+SAMPLE_BYTES = 16 * 1024
+"""Of a piece, to see how long its lists are."""
 
 Reading = Generator[None, None, Document]
 """Yields between pieces; returns the fields."""
 
-_AS_A_FIELD = re.compile(rb"\s*:\s*(?=\[)")
-_OPENING = re.compile(rb"\[\s*\[\s*(\[)?")
-_BETWEEN = re.compile(rb"\]\s*,\s*(?=\[\s*(\[)?)")
+# Much white space is not looked through again and again: such bodies are read in one go.
+_AS_A_FIELD = re.compile(rb"\s{0,64}+:\s{0,64}+(?=\[)")
+_OPENING = re.compile(rb"\[\s{0,64}+\[\s{0,64}+(\[)?")
+_BETWEEN = re.compile(rb"\]\s{0,64}+,\s{0,64}+(?=\[\s{0,64}+(\[)?)")
 
 
 class _Field(NamedTuple):
@@ -121,8 +126,10 @@ def _list(body: bytes, field: _Field) -> Generator[None, None, Floats | Ragged]:
 def _pieces(body: bytes, field: _Field, depth: int) -> Iterator[_Piece]:
     """A list's content, cut between its innermost lists."""
     begin, end, opened = field.begin + 1, field.end - 1, 1
-    while end - begin > 2 * PIECE_BYTES:
-        cut = _BETWEEN.search(body, begin + PIECE_BYTES, end)
+    while True:
+        lists = body.count(b"[", begin, begin + SAMPLE_BYTES)
+        size = min(PIECE_BYTES, SAMPLE_BYTES * MOST_LISTS // max(lists, 1))
+        cut = _BETWEEN.search(body, begin + size, end) if end - begin > 2 * size else None
         if cut is None:
             break
         closed = 2 if depth == 3 and not cut[1] else 1

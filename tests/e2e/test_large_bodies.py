@@ -1,5 +1,7 @@
 """Bodies that are read past the parser: whole however they are cut, and nothing of what follows them is lost."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
@@ -58,3 +60,15 @@ def test_who_goes_in_the_middle_of_a_large_body_harms_nobody(service, bodies):
     with Wire(service) as wire:
         wire.send(post("/rnn/forward", body, SAFETENSORS))
         np.testing.assert_array_equal(load(wire.reply().body)["h_n"], answer)
+
+
+@pytest.mark.parametrize("path", ["/cell/step", "/rnn/forward"])
+def test_a_head_alone_takes_no_memory_for_its_body(service, path):
+    with ExitStack() as stack:
+        before = service.process.memory_info().rss
+        for _ in range(4):
+            wire = stack.enter_context(Wire(service))
+            wire.send(head("POST", path, SAFETENSORS | {"Content-Length": 60 * 2**20}) + bytes(1000))
+            wire.send(bytes(1000))
+        assert service.get("/health/live").status_code == 200
+        assert service.process.memory_info().rss < before + 30 * 2**20

@@ -138,3 +138,16 @@ def test_others_have_their_turn_between_pieces(value, blanks, monkeypatch):
     body = spelt([("model", "a"), ("inputs", value), ("h0", value), ("returns", ["outputs"])], blanks, None).encode()
     assert read(pieced, body) == read(json.decode, body)
     assert len(list(json_pieces.reading(body))) > len(body) // 120
+
+
+def test_pieces_of_short_lists_are_smaller():
+    lists = 200_000
+    body = b'{"inputs":[' + b",".join([b"[1]"] * lists) + b"]}"
+    assert read(pieced, body) == read(json.decode, body)
+    assert len(list(json_pieces.reading(body))) > lists // (2 * json_pieces.MOST_LISTS)
+
+
+@pytest.mark.parametrize("place", [b":", b"[[", b"],["])
+def test_much_white_space_is_read_in_one_go(place):
+    body = b'{"inputs":[[1,2],[3,4]]}'.replace(place, b" ".join(bytes([byte]) for byte in place) + b" " * 2**20, 1)
+    assert read(pieced, body) == read(json.decode, body)
