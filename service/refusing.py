@@ -26,6 +26,7 @@ class RefusingProtocol(QuickProtocol):
         super().__init__(config, *args, **kwargs)
         self._refusals: Refusals = config.refusals
         self._refuses: Refuses = self.app
+        self._crowded = False
         self._in_message = False
         self._refused = False
         self._unwanted_bytes = 0
@@ -48,7 +49,7 @@ class RefusingProtocol(QuickProtocol):
 
     def on_headers_complete(self) -> None:
         """Refuse the request, if there is no room for it."""
-        if not (self._refuses.crowded and self._is_plain() and self._refuse()):
+        if not (self._crowded and self._is_plain() and self._refuse()):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -68,8 +69,12 @@ class RefusingProtocol(QuickProtocol):
             super().on_message_complete()
 
     def _parse(self, data: bytes | memoryview) -> None:
+        self._crowded = self._refuses.crowded
+        if not self._crowded:
+            super()._parse(data)
+            return
         at, size = 0, len(data)
-        while isinstance(data, bytes) and at < size and self._refuses.crowded and not self._in_message:
+        while isinstance(data, bytes) and at < size and not self._in_message:
             end = data.find(_END_OF_HEAD, at) + len(_END_OF_HEAD)
             if end < len(_END_OF_HEAD) or self.transport.is_closing():
                 break

@@ -34,11 +34,8 @@ class Admission:
         self.slicing = asyncio.Lock()
         self.requests = 0
         self.bytes = 0
-
-    @property
-    def crowded(self) -> bool:
-        """Whether a request might be refused: while this is false, no small one is."""
-        return self.requests >= max(1, self._max_requests // 2) or self.bytes >= self._max_bytes // 2
+        # Whether a request might be refused: while this is false, no small one is. Read at every head.
+        self.crowded = False
 
     def check(self, client: str, size: int) -> None:
         """Say whether a client's request with a body of so many bytes would be taken on.
@@ -81,13 +78,18 @@ class Admission:
         self.requests += 1
         self.bytes += size
         self._of_client[client] += 1
+        self._look()
 
     def _give_back(self, client: str, size: int) -> None:
         self.requests -= 1
         self.bytes -= size
+        self._look()
         self._of_client[client] -= 1
         if not self._of_client[client]:
             del self._of_client[client]
+
+    def _look(self) -> None:
+        self.crowded = self.requests >= max(1, self._max_requests // 2) or self.bytes >= self._max_bytes // 2
 
     def _give_up_kept(self) -> None:
         """Those whose handlers have not come by now never will: their clients are gone, say."""
