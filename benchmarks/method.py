@@ -13,9 +13,9 @@ smallest and largest beside it. Ratios are taken within a round, against the fas
 1 s, or up to 3 s where there are fewer than 30 answers in one; "short run" marks those that had fewer all the same.
 
 **Open loop** (Fixed arrival rates, benchmarks/openloop.c): requests arrive as a Poisson process whatever the server
-does, over up to 512 connections; latency runs from the arrival, waiting for a free connection included. The load has the last
-core for itself and the server all others; an answer counts if it comes within a second of its arrival. Rates are
-shares of what the server did in closed loop just before: 0.2, 0.5, 0.8, 1, 1.5, and for ours 3 over 10 s. Large
+does, over up to 512 connections; latency runs from the arrival, waiting for a free connection included. The load has
+the last core for itself and the server all others; an answer counts if it comes within a second of its arrival. Rates
+are shares of what the server did in closed loop just before: 0.2, 0.5, 0.8, 1, 1.5, and for ours 3 over 10 s. Large
 requests come to our service alone: others answer a handful a second, too few for a percentile. A percentile is left out
 where fewer than five values lie beyond it, so a p99.9 needs 5,000 answers: the table says how many there were.
 
