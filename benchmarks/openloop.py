@@ -28,10 +28,10 @@ class Arrivals:
     """What became of requests that arrived at `offered` a second. Latencies, in milliseconds, run from the arrival.
 
     `answered` had a 2xx; `refused` 429 or 503; `failed` another status, no reply within the time-out, or a broken
-    connection. `goodput` counts answers a second that came while requests arrived, and within a second of their own
-    arrival. Percentiles are those of the answered, and of the refused; None where fewer than five lie beyond (p50:
-    where there is none; of the refused: one). `client_busy` is the part of a core that the load took: near 1, the
-    figures are those of the client.
+    connection. `throughput` counts answers a second that came while requests arrived, `goodput` those of them that came
+    within a second of their own arrival. Percentiles are those of the answered, and of the refused; None where fewer
+    than five lie beyond (p50: where there is none; of the refused: one). `client_busy` is the part of a core that the
+    load took: near 1, the figures are those of the client.
     """
 
     offered: float
@@ -47,6 +47,7 @@ class Arrivals:
     cpu_ms: float
     resident_bytes: int
     client_busy: float = 0.0
+    throughput: float = 0.0
 
 
 def arrive(program: Path, server: Running, call: Call, rate: float, seconds: float, *, settle: bool = True) -> Arrivals:
@@ -80,7 +81,8 @@ def summary(
     good = (status >= 200) & (status < 300)
     refused = (status == 429) | (status == 503)
     start = arrival.min(initial=np.inf)
-    in_time = good & (arrival + latency <= start + 1e6 * seconds) & (latency <= 1e6 * IN_TIME_SECONDS)
+    meanwhile = good & (arrival + latency <= start + 1e6 * seconds)
+    in_time = meanwhile & (latency <= 1e6 * IN_TIME_SECONDS)
     return Arrivals(
         offered=rate,
         seconds=seconds,
@@ -95,6 +97,7 @@ def summary(
         cpu_ms=1e3 * cpu_seconds / max(int(good.sum()), 1),
         resident_bytes=resident_bytes,
         client_busy=client_busy,
+        throughput=float(meanwhile.sum() / seconds),
     )
 
 

@@ -59,7 +59,7 @@ def cell_table(cell: str, rows: Sequence[Row]) -> Table:
 
 def arrivals_table(points: Sequence[Point]) -> Table:
     """Open loop: every server at every arrival rate."""
-    columns = ("arrivals/s", "answered/s", "answers", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed")
+    columns = ("arrivals/s", "in time/s", "answers", "p50 ms", "p99 ms", "p99.9 ms", "refused", "failed")
     more = ("refusal p99 ms", "CPU ms", "peak MiB")
     table = new_table("Fixed arrival rates", "cell", "server", *columns, *more)
     for point in points:

@@ -46,6 +46,8 @@ RATES = (
 ALONE_CELL, ALONE_P50 = "step-1", 0.6
 # The least part of the capacity that is still answered when three times as much arrives.
 GOODPUT = {"step": 0.5, "medium": 0.9, "large": 0.9}
+# Not refused: arrivals wait in the load's own pool until one of its connections is free, longer and longer.
+QUEUED = {"step"}
 REFUSAL_MS = 50
 # The most memory at three times the capacity, in multiples of that at the capacity.
 FLAT = 1.2
@@ -135,8 +137,10 @@ def overload(points: Sequence[Point]) -> Iterator[Verdict]:
         if point.server == OURS and point.fraction == OVERLOAD and point.cell in GOODPUT:
             what = f"{point.cell}, {point.dialect}, {OVERLOAD:g} × capacity arrives"
             least = GOODPUT[point.cell]
-            part = point.arrivals.goodput / point.capacity
+            queued, taken = point.cell in QUEUED, point.arrivals
+            part = (taken.throughput if queued else taken.goodput) / point.capacity
             how = "answers/s while requests arrive over the closed loop's requests/s just before"
+            how += "" if queued else "; those within a second of their arrival"
             yield Verdict(f"{what}: goodput", f"≥ {least:g} × capacity", Spread.of([part]), part >= least, how)
             late = point.arrivals.refusal_p99_ms
             if late is not None:
