@@ -17,7 +17,9 @@ does, over up to 512 connections; latency runs from the arrival, waiting for a f
 the last core for itself and the server all others; an answer counts if it comes within a second of its arrival. Rates
 are shares of what the server did in closed loop just before: 0.2, 0.5, 0.8, 1, 1.5, and for ours 3 over 10 s. Large
 requests come to our service alone: others answer a handful a second, too few for a percentile. A percentile is left out
-where fewer than five values lie beyond it, so a p99.9 needs 5,000 answers: the table says how many there were.
+where fewer than five values lie beyond it, so a p99.9 needs 5,000 answers: the table says how many there were. On two
+cores the servers have one, where a second worker gains nothing. Steps and small forwards are not refused: what is beyond
+the 512 connections waits in the load, longer and longer, and comes late or, after 10 s, never ("failed").
 
 **Steps beside large requests**: steps at half of the closed loop's rate, while wrk keeps the large cell's clients busy
 on the same server.
