@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import structlog
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
@@ -145,8 +146,13 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         self._cut_later()
 
     async def send(self, message: Any) -> None:
-        """Send what the application says; a close is final after a while."""
-        await super().send(message)
+        """Send what the application says; a close is final after a while. Raises ClientDisconnected."""
+        try:
+            await super().send(message)
+        except RuntimeError:  # that is what uvicorn calls it if the client closed while this waited to be written
+            if not self.close_sent:
+                raise
+            raise ClientDisconnected from None
         if message["type"] == "websocket.close":
             self._cut_later()
         elif message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
