@@ -171,11 +171,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def take_back(self) -> None:
-        """Read on as before, with a new parser, since the old one has not seen the end of the body."""
+        """Read on as before."""
         self.transport.set_protocol(self)
+        self._renew_parser()
+        self.on_message_complete()
+
+    def _renew_parser(self) -> None:
+        """Begin with the next request, where the parser has not seen the end of a body and would wait for it."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.on_message_complete()
 
     def _parse(self, data: bytes | memoryview) -> None:
         super().data_received(data)  # type: ignore[arg-type]  # it is only handed on

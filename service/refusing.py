@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import httptools
-
 from service.discard import discard
 from service.quick import QuickProtocol
 from service.refusals import Refusals, Refuses, spelt
@@ -107,8 +105,7 @@ class RefusingProtocol(QuickProtocol):
         self._unwanted_bytes -= skipped
         self._body_bytes += skipped
         if skipped and not self._unwanted_bytes:
-            self.parser = httptools.HttpRequestParser(self)  # the old one still waits for the body
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self._renew_parser()
             self._in_message = False
             self._refused_is_over()
         return skipped

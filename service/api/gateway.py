@@ -108,7 +108,7 @@ class Gateway:
 
     @property
     def crowded(self) -> bool:
-        """Whether a request might be refused: while this is false, none is."""
+        """Whether it is worth asking `refuse`: while this is false, hardly any request is refused."""
         for admission in self._bounds:  # noqa: SIM110  # asked at every head, and any() costs more
             if admission.crowded:
                 return True

@@ -14,8 +14,8 @@ from service.api.requests import ForwardRequest, OpenRequest, SessionStepRequest
 
 _REF = "#/components/schemas/{model}"
 
-_FORWARD_STATUSES = (400, 401, 404, 406, 408, 413, 415, 422, 500, 503, 504)
-_STEP_STATUSES = (*_FORWARD_STATUSES, 409, 410, 429)
+_FORWARD_STATUSES = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+_STEP_STATUSES = (*_FORWARD_STATUSES, 409, 410)
 
 # The arrays of PyTorch's tutorial on nn.RNN and nn.RNNCell: they run as they stand on the bundled models.
 FORWARD_EXAMPLES: dict[str, Any] = {

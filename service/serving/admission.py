@@ -65,7 +65,8 @@ class Admission:
         """Take a request on, unless its place was kept, for as long as the context lasts. Raises as `check` does."""
         if self._kept[client, size]:
             self._kept[client, size] -= 1
-            self._kept += Counter()  # without those that are 0
+            if not self._kept[client, size]:
+                del self._kept[client, size]  # the next one that is kept sets a new time to give up
         else:
             self.check(client, size)
             self._take(client, size)

@@ -24,8 +24,10 @@ from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
 from service.wire.json import Suspicious
 
 PIECE_BYTES = 256 * 1024
+"""About so much is parsed at a time, half a millisecond; less where it would be more than `MOST_LISTS`."""
+
 MOST_LISTS = 2000
-"""About so much is parsed at a time, or so many innermost lists: half a millisecond."""
+"""Innermost lists in a piece, about: the length of each is looked at."""
 
 SAMPLE_BYTES = 16 * 1024
 """Of a piece, to see how long its lists are."""

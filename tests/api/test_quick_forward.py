@@ -2,18 +2,14 @@
 
 import asyncio
 import gc
-import json
 import weakref
 
 import numpy as np
 import pytest
 
 from service.api.quick_forward import MOST_FORMS
-from service.app import create_app
-from service.settings import Settings
+from tests.api.quick_way import QuickWay
 from tests.e2e.models import SMALL, SPECS, expected, write_model
-
-PLAIN = {b"content-type": b"application/json"}
 
 
 @pytest.fixture
@@ -23,30 +19,13 @@ def repository(tmp_path):
     return tmp_path
 
 
-class Quick:
-    """The application's quick way of forwards, beside its models."""
-
-    def __init__(self, repository, **settings):
-        self.app = create_app(Settings(models=repository, request_log=False, **settings))
-        self.forward = self.app.quick[b"/rnn/forward"]
-        self.answers = self.forward._answer
-        self.registry = self.answers._inference.registry
-
-    def load(self, name):
-        version = self.registry.resolve(name, None)
-        asyncio.run(self.registry.engine(version))
-        return version
-
-    def __call__(self, fields, headers=PLAIN):
-        body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-        headers = headers | {b"content-length": b"%d" % len(body)}
-        answer = self.forward(headers, body) if self.forward.listens(headers) else None
-        return answer and json.loads(answer.partition(b"\r\n\r\n")[2])
+def way(repository, **settings):
+    return QuickWay(b"/rnn/forward", repository, **settings)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_bodies_of_a_form_get_their_own_answers(repository, name):
-    spec, quick, random = SPECS[name], Quick(repository), np.random.default_rng(3)
+    spec, quick, random = SPECS[name], way(repository), np.random.default_rng(3)
     quick.load(name)
     for _ in range(3):
         x = random.standard_normal((2, 5, spec.input_size), np.float32)
@@ -85,7 +64,7 @@ FORWARD = {"model": "tanh", "inputs": [[[1, 2, 3, 4], [5, 6, 7, 8]]]}
     ],
 )
 def test_everything_else_is_left_to_the_handler(repository, fields):
-    quick = Quick(repository)
+    quick = way(repository)
     assert quick(FORWARD) is None  # not loaded
     quick.load("tanh")
     quick.load("explodes")
@@ -96,7 +75,7 @@ def test_everything_else_is_left_to_the_handler(repository, fields):
 
 
 def test_lengths_are_not_taken_for_numbers_of_a_form(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     quick.load("tanh")
     two = FORWARD | {"inputs": [[[1, 2, 3, 4], [5, 6, 7, 8]]] * 2}
     for lengths in ([1, 2], [2, 1], [2, 2]):
@@ -106,14 +85,14 @@ def test_lengths_are_not_taken_for_numbers_of_a_form(repository):
 
 
 def test_an_empty_list_is_not_taken_for_one_with_a_number(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     quick.load("tanh")
     assert quick(FORWARD | {"returns": []}) == {"model": "tanh", "version": "1"}
     assert quick(FORWARD | {"returns": [1]}) is None
 
 
 def test_a_model_is_not_held_by_having_run_and_new_weights_are_used(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     engine = weakref.ref(quick.load("tanh").engine)
     first = quick(FORWARD)
     assert quick(FORWARD) == first
@@ -134,7 +113,7 @@ def test_a_model_is_not_held_by_having_run_and_new_weights_are_used(repository):
 
 
 def test_forms_are_not_kept_without_end(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     quick.load("tanh")
     for steps in range(1, MOST_FORMS + 10):
         assert quick({"model": "tanh", "inputs": [[0] * 4] * steps, "returns": ["h_n"]})
@@ -142,17 +121,17 @@ def test_forms_are_not_kept_without_end(repository):
 
 
 def test_nothing_is_taken_on_where_others_might_be_refused(repository):
-    quick = Quick(repository, max_queued_requests=4)
+    quick = way(repository, max_queued_requests=4)
     quick.load("tanh")
     assert quick(FORWARD)
-    admission = quick.forward._admission
+    admission = quick.way._admission
     with admission.enter("a", 1), admission.enter("b", 1):
         assert quick(FORWARD) is None
     assert quick(FORWARD)
 
 
 def test_another_engine_runs_them_too(repository):
-    native, torch = Quick(repository), Quick(repository, engine="torch")
+    native, torch = way(repository), way(repository, engine="torch")
     native.load("gru")
     version = torch.load("gru")
     version.engine.call_seconds = 0.0  # as if it were no trouble

@@ -7,11 +7,8 @@ import weakref
 
 import pytest
 
-from service.app import create_app
-from service.settings import Settings
+from tests.api.quick_way import PLAIN, QuickWay
 from tests.e2e.models import SPECS, STEPPABLE, write_model
-
-PLAIN = {b"content-type": b"application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -22,29 +19,13 @@ def repository(tmp_path_factory):
     return root
 
 
-class Quick:
-    """The application's quick way, beside its models and sessions."""
-
-    def __init__(self, repository, **settings):
-        self.app = create_app(Settings(models=repository, request_log=False, **settings))
-        self.step = self.app.quick[b"/cell/step"]
-        self.answers = self.step._answer
-        self.registry = self.answers._inference.registry
-
-    def load(self, name):
-        version = self.registry.resolve(name, None)
-        asyncio.run(self.registry.engine(version))
-        return version
-
-    def __call__(self, fields, headers=PLAIN):
-        body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-        answer = self.step(headers, body) if self.step.listens(headers) else None
-        return answer and json.loads(answer.partition(b"\r\n\r\n")[2])
+def way(repository, **settings):
+    return QuickWay(b"/cell/step", repository, **settings)
 
 
 @pytest.fixture(scope="module")
 def quick(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     for name in (*STEPPABLE, "explodes", "both-ways"):
         quick.load(name)
     return quick
@@ -114,20 +95,20 @@ def test_headers_that_say_more_are_left_to_the_handlers(quick, header):
 
 
 def test_limits_and_keys_hold(repository):
-    limited = Quick(repository, max_input_values=8, api_keys=("a-key",), max_body_bytes=200)
+    limited = way(repository, max_input_values=8, api_keys=("a-key",), max_body_bytes=200)
     limited.load("tanh")
     assert limited(STEP) is None
     assert limited(STEP, PLAIN | {b"authorization": b"Bearer another"}) is None
     with_key = PLAIN | {b"authorization": b"Bearer a-key"}
     assert limited(STEP, with_key) is None  # input, state and output together are more than 8 numbers
-    roomy = Quick(repository, api_keys=("a-key",), max_body_bytes=60)
+    roomy = way(repository, api_keys=("a-key",), max_body_bytes=60)
     roomy.load("tanh")
     assert roomy(STEP, with_key)
     assert roomy(json.dumps(STEP).encode() + b" " * 60, with_key) is None
 
 
 def test_a_model_is_not_held_by_having_been_stepped(repository):
-    quick = Quick(repository)
+    quick = way(repository)
     assert quick(STEP) is None  # it is not loaded
     engine = weakref.ref(quick.load("tanh").engine)
     assert quick(STEP)

@@ -268,13 +268,18 @@ def test_a_stream_that_was_cut_anew_meets_its_own_steps_under_way():
     asyncio.run(check())
 
 
+def exploding():
+    """An engine whose third step of ones is not finite."""
+    spec = ModelSpec("rnn", 1, 2, nonlinearity="relu")
+    weights = weights_of(spec, seed=1)
+    weights["weight_hh_l0"][:] = np.eye(2) * 1e30
+    weights["weight_ih_l0"][:] = 1
+    return NativeEngine(spec, weights, threads=1)
+
+
 def test_a_result_that_is_not_finite_is_refused_to_a_strict_caller_when_it_is_told_again():
     async def check():
-        spec = ModelSpec("rnn", 1, 2, nonlinearity="relu")
-        weights = weights_of(spec, seed=1)
-        weights["weight_hh_l0"][:] = np.eye(2) * 1e30
-        weights["weight_ih_l0"][:] = 1
-        process = Process(NativeEngine(spec, weights, threads=1), SlowStore(10))
+        process = Process(exploding(), SlowStore(10))
         await process.open()
         ones = np.ones((4, 1), np.float32)
         told = await asyncio.gather(
@@ -311,11 +316,7 @@ def test_a_step_that_is_given_up_leaves_its_copy_to_itself():
 
 def test_a_result_that_is_not_finite_leaves_the_session_as_it_was():
     async def check():
-        spec = ModelSpec("rnn", 1, 2, nonlinearity="relu")
-        weights = weights_of(spec, seed=1)
-        weights["weight_hh_l0"][:] = np.eye(2) * 1e30
-        weights["weight_ih_l0"][:] = 1
-        process = Process(NativeEngine(spec, weights, threads=1), MemoryStore(10))
+        process = Process(exploding(), MemoryStore(10))
         await process.open()
         ones = np.ones((3, 1), np.float32)
         before = (await process.store.load("s")).position
