@@ -12,7 +12,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service import __version__, memory
+from service import __version__
 from service.api.body import BodyLimits
 from service.api.draining import Draining
 from service.api.forward import Forward
@@ -38,14 +38,15 @@ from service.api.stream import Stream
 from service.api.websocket import WebSocketStream
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
+from service.server import memory
 from service.serving.admission import Admission
 from service.serving.inference import Inference
-from service.serving.lanes import Lanes
-from service.serving.next_step import NextStep
 from service.serving.registry import Registry
-from service.serving.session_steps import SessionSteps
-from service.serving.sessions import Lifetimes, Sessions
-from service.serving.shelf import SessionLimits, Shelf, steady_clock
+from service.sessions.cache import SessionLimits, Shelf, steady_clock
+from service.sessions.exactly_once import SessionSteps
+from service.sessions.lifecycle import Lifetimes, Sessions
+from service.sessions.next_step import NextStep
+from service.sessions.queue import Lanes
 from service.settings import Settings
 from service.stores.open import store_from
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from safetensors.numpy import save_file
 
-from service.repository.config import ModelConfig
+from service.models.config import ModelConfig
 from tests.reference import weights_of
 
 settings.register_profile("patient", deadline=None)

@@ -16,7 +16,7 @@ from service.api.places import at, at_line
 from service.api.shapes import Target, steps, wrong
 from service.engine.interface import Floats
 from service.errors import NonFiniteOutput, ServiceError
-from service.serving.steps import NonFinite, Stepper, Steps
+from service.sessions.stepper import NonFinite, Stepper, Steps
 from service.wire import json, json_slow, ndjson
 from service.wire.arrays import Document, Ragged
 

@@ -23,7 +23,7 @@ FAILURE = "rnn.failure"
 
 
 class Whole(Protocol):
-    """A request's whole body, and the short way for a whole reply; `service.whole.Whole` is one."""
+    """A request's whole body, and the short way for a whole reply; `service.server.whole.Whole` is one."""
 
     body: bytes
 

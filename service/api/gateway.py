@@ -42,7 +42,7 @@ class Gateway:
 
     `hot` maps paths of POST calls to their handlers, `sockets` those of WebSockets, `admissions` those to what bounds
     them, where something does; `quick` is for a server that offers requests to it before it calls the application
-    (`service.quick`).
+    (`service.server.quick`).
     """
 
     def __init__(

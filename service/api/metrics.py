@@ -21,7 +21,7 @@ from service.api.answer import Answer
 from service.api.exchange import STAGES, Exchange
 from service.api.tallies import Tally
 from service.serving.inference import Inference
-from service.serving.sessions import Sessions
+from service.sessions.lifecycle import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -14,7 +14,7 @@ from service.api.shapes import Limits, Target, wrong
 from service.api.stepping import initial, step_returns, steppable
 from service.errors import ServiceError
 from service.serving.inference import Inference
-from service.serving.steps import StatelessStepper, Stepper
+from service.sessions.stepper import StatelessStepper, Stepper
 from service.wire.arrays import MAX_FIELDS
 
 SessionOpener = Callable[[Mapping[str, Any], Exchange], Awaitable[Stepper]]

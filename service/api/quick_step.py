@@ -25,9 +25,9 @@ from service.api.shapes import Limits
 from service.engine.interface import Engine, Floats, OneStep
 from service.errors import ServiceError
 from service.serving.inference import Inference
-from service.serving.next_step import NextStep
 from service.serving.registry import ModelVersion
-from service.serving.replies import kept_single
+from service.sessions.next_step import NextStep
+from service.sessions.replay import kept_single
 from service.spec import ModelSpec
 
 MOST_VALUES = 2048

@@ -15,9 +15,9 @@ from service.api.shapes import Limits, Target, refuse_too_much, steps, wrong
 from service.api.stepping import step_returns
 from service.engine.interface import Floats
 from service.errors import NonFiniteOutput
-from service.serving.session_steps import SessionStepper, SessionSteps, Terms
-from service.serving.sessions import Session, Sessions
-from service.serving.steps import NonFinite, Steps
+from service.sessions.exactly_once import SessionStepper, SessionSteps, Terms
+from service.sessions.lifecycle import Session, Sessions
+from service.sessions.stepper import NonFinite, Steps
 from service.wire.arrays import Document
 
 MAX_KEPT_BYTES = 4 * 2**20

@@ -18,9 +18,9 @@ from service.api.shapes import Limits, Target, wrong
 from service.api.stepping import initial, steppable
 from service.serving.admission import Admission
 from service.serving.registry import ModelVersion, Registry
-from service.serving.session_state import decoded
-from service.serving.session_steps import SessionSteps
-from service.serving.sessions import Sessions
+from service.sessions.exactly_once import SessionSteps
+from service.sessions.lifecycle import Sessions
+from service.sessions.state import decoded
 from service.stores.interface import SessionRecord
 
 SHORT_ID = 8

@@ -24,7 +24,7 @@ from service.api.problems import STATUS, internal_problem, slug
 from service.api.shapes import wrong
 from service.engine.interface import Floats
 from service.errors import ClientGone, Forbidden, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
-from service.serving.steps import Steps
+from service.sessions.stepper import Steps
 from service.wire import json
 
 SUBPROTOCOL = "rnn-service"

@@ -1,4 +1,4 @@
-"""The command line: `rnn-service serve | import | models | bench`, one file per command.
+"""The command line: `rnn-service serve | import | models`, one file per command.
 
 What is slow to import (torch, onnx, the server) is imported by the command that needs it, so that `--help` is quick.
 """
@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from service.cli.bench import bench
 from service.cli.importing import import_checkpoint
 from service.cli.models import list_models
 from service.cli.options import with_settings
@@ -33,7 +32,6 @@ def build_app() -> typer.Typer:
         import_checkpoint
     )
     app.command("models", epilog="Example: rnn-service models --models models")(list_models)
-    app.command("bench", epilog="Example: rnn-service bench http://127.0.0.1:8000 --call step --rate 500")(bench)
     return app
 
 

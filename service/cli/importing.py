@@ -11,12 +11,12 @@ from rich.text import Text
 from service.cli.options import read_settings, setting
 from service.cli.output import FAILED, USAGE, console, fail
 from service.errors import ModelFailed
-from service.repository.printable import printable
+from service.models.printable import printable
 from service.spec import ModelSpec
 
 if TYPE_CHECKING:
     from service.cli.verify import Verdict
-    from service.repository.found import Found
+    from service.models.importing.found import Found
 
 MAX_LISTED = 24
 
@@ -57,8 +57,8 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     """
     # torch takes seconds to import
     from service.cli.verify import verify  # noqa: PLC0415
-    from service.repository.found import CheckpointRefused, ChoiceNeeded  # noqa: PLC0415
-    from service.repository.write import staged  # noqa: PLC0415
+    from service.models.importing.found import CheckpointRefused, ChoiceNeeded  # noqa: PLC0415
+    from service.models.write import staged  # noqa: PLC0415
 
     root = read_settings({"models": models}).models
     _check_names(name, version)
@@ -82,7 +82,7 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
 
 
 def _check_names(name: str, version: str | None) -> None:
-    from service.repository.folder import NAME, VERSION  # noqa: PLC0415  # torch takes seconds to import
+    from service.models.folder import NAME, VERSION  # noqa: PLC0415  # torch takes seconds to import
 
     if not NAME.fullmatch(name):
         fail(f"--name: expected {NAME.pattern}, and got {name!r:.120}", USAGE)
@@ -94,10 +94,10 @@ def _find(
     checkpoint: Path, layer: str | None, nonlinearity: Literal["tanh", "relu"] | None, head: str | None
 ) -> "Found":
     # torch takes seconds to import, and onnx is optional
-    from service.repository.checkpoint import TORCH_SUFFIXES, read_tensors  # noqa: PLC0415
-    from service.repository.found import ChoiceNeeded  # noqa: PLC0415
-    from service.repository.onnx_checkpoint import find_onnx_layer  # noqa: PLC0415
-    from service.repository.state_dict import find_layer  # noqa: PLC0415
+    from service.models.importing.checkpoint import TORCH_SUFFIXES, read_tensors  # noqa: PLC0415
+    from service.models.importing.found import ChoiceNeeded  # noqa: PLC0415
+    from service.models.importing.onnx.checkpoint import find_onnx_layer  # noqa: PLC0415
+    from service.models.importing.state_dict import find_layer  # noqa: PLC0415
 
     if checkpoint.suffix == ".onnx":
         return find_onnx_layer(checkpoint, layer=layer, nonlinearity=nonlinearity, head=head)
@@ -116,7 +116,7 @@ def _find(
 
 
 def _show(stdout: Console, checkpoint: Path, found: "Found") -> None:
-    from service.repository.state_dict import TOP  # noqa: PLC0415  # torch takes seconds to import
+    from service.models.importing.state_dict import TOP  # noqa: PLC0415  # torch takes seconds to import
 
     name = "" if found.layer == TOP else f"{printable(found.layer)}, "
     stdout.print(Text(f"found in {checkpoint.name}: {name}{_described(found.spec)}"), soft_wrap=True)

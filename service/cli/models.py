@@ -8,12 +8,12 @@ from rich.text import Text
 from service.cli.options import read_settings, setting
 from service.cli.output import FAILED, console, fail
 from service.errors import ModelFailed
-from service.repository.printable import printable
+from service.models.printable import printable
 
 
 def list_models(models: setting("models") = None) -> None:  # type: ignore[valid-type]  # made from Settings
     """List the models of a repository: what they are, and whether they can be served."""
-    from service.repository.folder import ModelFolder, scan  # noqa: PLC0415  # torch takes seconds to import
+    from service.models.folder import ModelFolder, scan  # noqa: PLC0415  # torch takes seconds to import
 
     root = read_settings({"models": models}).models
     try:

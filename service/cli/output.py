@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from service.repository.printable import printable
+from service.models.printable import printable
 
 FAILED = 1
 USAGE = 2

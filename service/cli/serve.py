@@ -9,6 +9,6 @@ def serve(settings: Settings) -> None:
     Every option is also an RNN_* variable and a line of a .env file: the command line goes first, then the environment,
     then .env.
     """
-    from service.server import serve as run  # noqa: PLC0415  # uvicorn is not needed for --help
+    from service.server.process import serve as run  # noqa: PLC0415  # uvicorn is not needed for --help
 
     run(settings)

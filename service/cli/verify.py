@@ -9,9 +9,9 @@ import numpy as np
 from service.engine.interface import Engine, Rows
 from service.engine.load import EngineFactory
 from service.errors import ModelFailed
-from service.repository.folder import read_folder
-from service.repository.found import Found, Numbers, Probe, Results
-from service.repository.weights import read_weights
+from service.models.folder import read_folder
+from service.models.importing.found import Found, Numbers, Probe, Results
+from service.models.weights import read_weights
 from service.spec import ModelSpec
 
 LENGTHS = (17, 1, 6)

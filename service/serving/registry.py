@@ -13,8 +13,8 @@ import structlog
 from service.engine.interface import Engine
 from service.engine.load import EngineFactory
 from service.errors import FieldError, InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
-from service.repository.folder import NAME, ModelFolder, VersionFolder, read_folder, scan
-from service.repository.weights import read_weights
+from service.models.folder import NAME, ModelFolder, VersionFolder, read_folder, scan
+from service.models.weights import read_weights
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 

@@ -12,7 +12,7 @@ from service.api.conversation import Conversation, _runs
 from service.api.exchange import Exchange
 from service.api.shapes import Limits, Target
 from service.errors import FieldError, InvalidRequest, ServiceError
-from service.serving.steps import Steps
+from service.sessions.stepper import Steps
 from service.spec import ModelSpec
 
 SPEC = ModelSpec("rnn", 2, 2)

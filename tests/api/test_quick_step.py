@@ -125,7 +125,7 @@ def test_a_session_that_somebody_else_steps_is_waited_for(quick):
     model = quick.registry.resolve("tanh", None)
 
     async def run():
-        from service.serving.sessions import weights_of  # noqa: PLC0415
+        from service.sessions.lifecycle import weights_of  # noqa: PLC0415
         from service.stores.interface import Position, SessionRecord  # noqa: PLC0415
 
         shelf = sessions._shelf

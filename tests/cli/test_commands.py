@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from service.cli import build_app
-from service.repository.write import staged
+from service.models.write import staged
 from service.spec import ModelSpec
 from tests.reference import weights_of
 

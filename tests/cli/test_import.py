@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from service.cli import build_app, verify
 from service.engine.interface import Rows
 from service.engine.load import EngineFactory
-from service.repository.folder import read_folder
-from service.repository.weights import read_weights
+from service.models.folder import read_folder
+from service.models.weights import read_weights
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
-from tests.repository.onnx_graphs import save_stack
+from tests.models.onnx_graphs import save_stack
 
 LSTM = ModelSpec("lstm", 3, 4, out_features=2)
 

@@ -1,0 +1,128 @@
+"""The process, or the processes: uvicorn around the application, from the settings to the exit code."""
+
+import asyncio
+import gc
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import structlog
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Multiprocess
+
+from service.errors import ModelFailed
+from service.server.board import Board
+from service.server.logs import configure_logging
+from service.server.memory import share_arenas
+from service.server.refusals import Refusals
+from service.server.refusing import RefusingProtocol
+from service.server.sharing import SharingLoop
+from service.server.websocket import GuardedWebSocket
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.gateway import Gateway
+
+WORKER_SILENCE_SECONDS = 30
+"""How long a worker may leave the supervisor without an answer before it counts as hung."""
+
+
+class Config(uvicorn.Config):
+    """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application.
+
+    board is the path of the workers' `Board`, if there are several.
+    """
+
+    def __init__(self, settings: Settings, board: Path | None = None) -> None:
+        super().__init__(
+            "service.server.process:application",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            loop="uvloop",
+            http=RefusingProtocol,
+            ws=GuardedWebSocket,
+            ws_max_size=settings.max_frame_bytes,
+            ws_per_message_deflate=False,
+            ws_ping_interval=settings.heartbeat_seconds,
+            ws_ping_timeout=settings.heartbeat_seconds,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=settings.keep_alive_seconds,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+            timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
+        )
+        self.refusals = Refusals()
+        self._board = board
+        self.header_seconds = settings.header_timeout_seconds
+        self.min_bytes_per_second = settings.min_bytes_per_second
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """Where workers share a port, the event loop that shares connections out."""
+        return super().get_loop_factory() if self._board is None else partial(SharingLoop, self._board)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that exits with 0 after a signal that it obeyed: uvicorn would raise it again."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
+    configure_logging(settings)
+    _export(settings)
+    if not settings.models.is_dir():  # the commonest mistake is found at once, by the supervisor itself
+        _cannot_start("the model repository cannot be listed: there is no such folder", settings)
+    if settings.workers == 1:
+        Server(Config(settings)).run()
+        return
+    with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
+        # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        # A worker that is replaced goes when its successor is there.
+        config = Config(settings, Board.make(Path(folder) / "connections", 2 * settings.workers))
+        workers = Multiprocess(config, [config.bind_socket()])
+        workers.run()
+        if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
+            raise SystemExit(STARTUP_FAILURE)
+
+
+def application() -> "Gateway":
+    """The application of this process, from its environment. Raises SystemExit if it cannot be made."""
+    # Here, not above: the supervisor needs no torch, and a worker answers it while this is imported.
+    from service.app import create_app  # noqa: PLC0415
+
+    share_arenas()
+    settings = Settings()
+    configure_logging(settings)
+    try:
+        app = create_app(settings)
+    except (ModelFailed, ValueError) as error:
+        _cannot_start(str(error), settings)
+    # What is there now stays: the collector need not walk through all of torch again and again.
+    gc.freeze()
+    return app
+
+
+def _cannot_start(reason: str, settings: Settings) -> NoReturn:
+    structlog.get_logger().error("cannot_start", reason=reason, models=str(settings.models))
+    raise SystemExit(STARTUP_FAILURE)
+
+
+def _export(settings: Settings) -> None:
+    """Put settings that came as flags into the environment, from which `application` and all workers read them."""
+    for name, value in settings.plain().items():
+        os.environ[f"RNN_{name.upper()}"] = value

@@ -1,0 +1,1 @@
+"""Sessions: exactly-once steps, their queue, their cache and what a retry gets."""
