@@ -59,6 +59,11 @@ class ModelSpec:
         return self.kind == "lstm"
 
     @cached_property
+    def state_values(self) -> int:
+        """Numbers in the state of one sequence: L·D·P, and L·D·H more for an LSTM."""
+        return self.states * (self.state_size + self.has_cell_state * self.hidden_size)
+
+    @cached_property
     def flops_per_step(self) -> int:
         """Multiply-adds of one row's step through every layer and the head, counted as two operations each."""
         return 2 * sum(shape[0] * shape[1] for shape in self.weight_shapes().values() if len(shape) == 2)

@@ -1,5 +1,6 @@
 """What a handler takes and gives: one HTTP request with its whole body, and one reply."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,14 +26,13 @@ class Reply(NamedTuple):
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
-
 @dataclass(slots=True, eq=False)
 class Request:
     """A request, and what is learnt of it on its way for the log line and the metrics.
 
     - headers: by lower-case name; lists that came in several lines are joined
     - peer: the client's address
-    - hung_up: a call that returns when the client has gone; None where nobody watches it
+    - watch: a call that returns when the client has gone; set before the request waits for anything
     - owner: a digest of the key, empty for an open service; admin: whether that is an admin's key
     - stages: seconds by one of `STAGES`
     """
@@ -44,7 +44,7 @@ class Request:
     peer: str
     request_id: str
     body: bytes = b""
-    hung_up: Callable[[], Awaitable[None]] | None = None
+    watch: Callable[[], Awaitable[None]] | None = None
     begun: float = field(default_factory=perf_counter)
     owner: bytes = b""
     admin: bool = False
@@ -71,6 +71,10 @@ class Request:
     def session_owner(self) -> bytes | None:
         """Whose sessions the request may use; None: everybody's, for an admin."""
         return None if self.admin else self.owner
+
+    async def hung_up(self) -> None:
+        """Return when the client has gone; never, where nobody watches it."""
+        await (self.watch() if self.watch else asyncio.Event().wait())
 
     def mark(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; returns now."""
