@@ -49,7 +49,7 @@ class SessionStep:
         strict = kind == JSON and request.non_finite == "error"
         terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, book=exchange.book)
         try:
-            ran = await self.steps.run(session.record, model, inputs, request.step, terms, exchange.deadline())
+            ran = await self.steps.run(session, inputs, request.step, terms, exchange.deadline())
         except NonFinite as error:
             raise NonFiniteOutput(
                 f"the result of step {error.index + 1} of this request is not finite, and JSON has no NaN or infinity; "
@@ -72,8 +72,7 @@ class OpenSession:
         session = await self.sessions.use(fields["session"], exchange.session_owner)
         refuse_another_model(session, fields.get("model"), fields.get("version"))
         with_state = not {"h", "c"}.isdisjoint(fields.get("returns") or ())
-        strict, lenient = (Terms(refuse, with_state, in_stream=True, book=exchange.book) for refuse in (True, False))
-        return SessionStepper(session.model, self.steps, session.record, strict, lenient, session.record.position.step)
+        return SessionStepper(self.steps, session, Terms(True, with_state, in_stream=True, book=exchange.book))
 
 
 def with_session(exchange: Exchange, fields: Document) -> Document:

@@ -20,7 +20,7 @@ from service.serving.admission import Admission
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Sessions
-from service.sessions.state import decoded
+from service.sessions.replay import decode_state
 from service.stores.interface import SessionRecord
 
 SHORT_ID = 8
@@ -131,7 +131,7 @@ class SessionRoutes:
 
     async def page(self, after: str, limit: int) -> SessionPage:
         """Live sessions, with ids shortened. Cursors are short ids, too: "~" comes after all that an id holds."""
-        records = await self._sessions.shelf.store.page(f"{after}~" if after else "", limit)
+        records = await self._sessions.cache.store.page(f"{after}~" if after else "", limit)
         shown = [
             ShortView(
                 session=short(record.id),
@@ -172,7 +172,7 @@ class SessionRoutes:
         kind = JSON
         if state:
             kind = reply_format(exchange.header(b"accept"), FORMATS, JSON)
-            arrays = state_fields(*decoded(model.spec, record.position.state))
+            arrays = state_fields(*decode_state(model.spec, record.position.state))
             if kind == JSON and non_finite == "error":
                 for name, values in arrays.items():
                     refuse_non_finite(name, values.reshape(1, -1))
