@@ -27,7 +27,6 @@ from service.api.operations import operations_router
 from service.api.patience import Patience
 from service.api.quick import Quick
 from service.api.quick_forward import MOST_BYTES, QuickForward
-from service.api.quick_step import QuickStep
 from service.api.reception import Reception
 from service.api.router_errors import answer_with_problems
 from service.api.session_step import OpenSession, SessionStep
@@ -38,15 +37,13 @@ from service.api.stream import Stream
 from service.api.websocket import WebSocketStream
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
-from service.server import memory
 from service.serving.admission import Admission
 from service.serving.inference import Inference
 from service.serving.registry import Registry
-from service.sessions.cache import SessionLimits, Shelf, steady_clock
+from service.sessions.cache import SessionCache, SessionLimits, steady_clock
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Lifetimes, Sessions
-from service.sessions.next_step import NextStep
-from service.sessions.queue import Lanes
+from service.sessions.queue import SessionQueue
 from service.settings import Settings
 from service.stores.open import store_from
 
@@ -85,10 +82,10 @@ def create_app(settings: Settings) -> Gateway:
         settings.session_store, max_ended=settings.ended_sessions, sqlite_synchronous=settings.sqlite_synchronous
     )
     session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
-    shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
+    cache, queue = SessionCache(store, session_limits, steady_clock()), SessionQueue(settings.session_queue)
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
-    sessions = Sessions(shelf, lanes, registry, lifetimes, memory.give_back)
-    session_steps = SessionSteps(shelf, lanes, inference, settings.session_replay_bytes)
+    sessions = Sessions(cache, queue, registry, lifetimes)
+    session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     metrics.watch_sessions(sessions)
     opener = Opener(inference, limits, OpenSession(sessions, session_steps))
     patience = Patience(draining, settings.stream_idle_seconds)
@@ -128,7 +125,6 @@ def create_app(settings: Settings) -> Gateway:
         (key.get_secret_value() for key in settings.api_keys), (key.get_secret_value() for key in settings.admin_keys)
     )
     reception = Reception(keys, metrics, request_log=settings.request_log)
-    quick_step = QuickStep(inference, NextStep(shelf, lanes, registry), limits)
     return Gateway(
         app,
         hot={
@@ -142,7 +138,6 @@ def create_app(settings: Settings) -> Gateway:
             "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
         },
         quick={
-            "/cell/step": Quick("/cell/step", quick_step, reception, settings.max_body_bytes),
             "/rnn/forward": Quick(
                 "/rnn/forward",
                 QuickForward(inference, limits),

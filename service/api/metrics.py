@@ -161,11 +161,11 @@ class Metrics:
     def _sample_sessions(self) -> None:
         if self._sessions is None:
             return
-        shelf = self._sessions.shelf
-        self._live.set(shelf.store.totals.sessions)
-        self._session_bytes.set(shelf.store.totals.bytes)
-        self._session_queue.set(self._sessions.lanes.waiting)
-        counts = shelf.counts
+        cache = self._sessions.cache
+        self._live.set(cache.store.totals.sessions)
+        self._session_bytes.set(cache.store.totals.bytes)
+        self._session_queue.set(self._sessions.queue.waiting)
+        counts = cache.counts
         for event in ("opened", "steps", "commits", "replays", "conflicts"):
             self._advance(self._events, event, getattr(counts, event))
         for reason, ended in counts.ended.items():

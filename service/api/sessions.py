@@ -19,7 +19,7 @@ from service.api.stepping import initial, steppable
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Sessions
-from service.sessions.state import decoded
+from service.sessions.replay import decode_state
 from service.stores.interface import SessionRecord
 
 SHORT_ID = 8
@@ -162,7 +162,7 @@ class SessionCalls:
         kind = JSON
         if state:
             kind = reply_format(request.headers.get(b"accept", b""), JSON)
-            arrays = state_fields(*decoded(model.spec, record.position.state))
+            arrays = state_fields(*decode_state(model.spec, record.position.state))
             if kind == JSON and non_finite == "error":
                 for name, values in arrays.items():
                     refuse_non_finite(name, values.reshape(1, -1))

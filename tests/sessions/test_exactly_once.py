@@ -13,10 +13,11 @@ from service.engine.native.engine import NativeEngine
 from service.errors import SessionBusy, SessionGone, SessionNotFound, SessionsFull, StepConflict, StepOutOfOrder
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
-from service.sessions.cache import SessionLimits, Shelf
+from service.sessions.cache import SessionCache, SessionLimits
 from service.sessions.exactly_once import SessionSteps, Terms
-from service.sessions.queue import Lanes
-from service.sessions.state import decoded, encoded, zeros
+from service.sessions.lifecycle import Session
+from service.sessions.queue import SessionQueue
+from service.sessions.replay import decode_state, encode_state, zero_state
 from service.sessions.stepper import NonFinite
 from service.spec import ModelSpec
 from service.stores.interface import Ended, Position, SessionRecord, Weights
@@ -30,7 +31,7 @@ UNLIMITED = SessionLimits(10**6, 2**40, "refuse")
 
 
 class SharedStore(MemoryStore):
-    """One store for several `Shelf`s, as several processes have it: what they loaded does not change under them."""
+    """One store for several caches, as several processes have it: what they loaded does not change under them."""
 
     shared = True
 
@@ -53,46 +54,46 @@ class Process:
     engine: NativeEngine
     store: MemoryStore
     limits: SessionLimits = UNLIMITED
-    queue: int = 64
+    max_waiting: int = 64
     now: float = 1000.0
-    shelf: Shelf = field(init=False)
+    cache: SessionCache = field(init=False)
     steps: SessionSteps = field(init=False)
 
     def __post_init__(self):
         self.model = ModelVersion("m", "1", self.engine.spec, None, None, engine=self.engine)
         self.inference = Inference(Registry(), workers=1, max_queued_requests=99, max_queued_bytes=2**30)
-        self.shelf = Shelf(self.store, self.limits, lambda: self.now)
-        self.lanes = Lanes(self.queue)
-        self.steps = SessionSteps(self.shelf, self.lanes, self.inference, replay_bytes=400)
+        self.cache = SessionCache(self.store, self.limits, lambda: self.now)
+        self.queue = SessionQueue(self.max_waiting)
+        self.steps = SessionSteps(self.cache, self.queue, self.inference, replay_bytes=400)
 
     async def open(self, name="s", ttl=60.0):
-        state = zeros(self.engine.spec)
+        state = zero_state(self.engine.spec)
         weights = Weights("m", "1", b"")
         record = SessionRecord(name, OWNER, weights, ttl, self.now, b"", Position(0, 0, state, b"", self.now))
-        await self.shelf.create(record)
+        await self.cache.create(record)
 
     async def run(self, inputs, step=None, *, in_stream=False, strict=True, name="s"):
-        record = await self.shelf.find(name, OWNER)
+        record = await self.cache.find(name, OWNER)
         terms = Terms(strict, with_state=False, in_stream=in_stream, book=lambda queue, compute: None)
-        ran = await self.steps.run(record, self.model, inputs, step, terms)
+        ran = await self.steps.run(Session(record, self.model, self.engine), inputs, step, terms)
         return np.concatenate([steps.outputs for steps in ran]), ran
 
     async def reset(self, name="s"):
         while True:
-            record = await self.shelf.find(name, OWNER, fresh=True)
+            record = await self.cache.find(name, OWNER, fresh=True)
             before = record.position
-            position = Position(before.revision + 1, before.step, zeros(self.engine.spec), b"", self.now)
-            if await self.shelf.commit(record, position):
+            position = Position(before.revision + 1, before.step, zero_state(self.engine.spec), b"", self.now)
+            if await self.cache.commit(record, position):
                 return
 
 
 def in_one_run(engine, inputs):
     """All steps (N,I) from zeros in one run: outputs and final state."""
     spec = engine.spec
-    h, c = decoded(spec, zeros(spec))
+    h, c = decode_state(spec, zero_state(spec))
     outputs = np.empty((len(inputs), spec.output_size), np.float32)
     engine.run([Rows(inputs, np.zeros(1, np.int64), np.array([len(inputs)]), h, c, outputs)])
-    return outputs, encoded(h, c)
+    return outputs, encode_state(h, c)
 
 
 def vectors(spec, count, seed):
@@ -206,7 +207,7 @@ def test_of_fifty_copies_at_once_one_runs():
         inputs = vectors(SPECS[0], 1, seed=7)
         replies = await asyncio.gather(*(process.run(inputs, 1) for _ in range(50)))
         assert len({outputs.tobytes() for outputs, _ in replies}) == 1
-        assert process.shelf.counts.commits == 1
+        assert process.cache.counts.commits == 1
         assert (await process.store.load("s")).position.step == 1
 
     asyncio.run(check())
@@ -263,7 +264,7 @@ def test_a_stream_that_was_cut_anew_meets_its_own_steps_under_way():
         )
         for (first, stop), (outputs, _) in zip(parts, replies, strict=True):
             assert outputs.tobytes() == expected[first:stop].tobytes()
-        assert process.shelf.counts.steps == 8
+        assert process.cache.counts.steps == 8
 
     asyncio.run(check())
 
@@ -336,13 +337,13 @@ def test_a_result_that_is_not_finite_leaves_the_session_as_it_was():
 
 def test_a_queue_is_bounded():
     async def check():
-        process = Process(ENGINES[0], SlowStore(10), queue=4)
+        process = Process(ENGINES[0], SlowStore(10), max_waiting=4)
         await process.open()
         inputs = vectors(SPECS[0], 1, seed=15)
         replies = await asyncio.gather(*(process.run(inputs) for _ in range(10)), return_exceptions=True)
         assert sum(isinstance(reply, SessionBusy) for reply in replies) == 6
         assert (await process.store.load("s")).position.step == 4
-        assert not process.lanes.waiting
+        assert not process.queue.waiting
 
     asyncio.run(check())
 
@@ -361,9 +362,9 @@ def test_a_session_ends_when_its_time_is_over_and_is_remembered():
             await process.run(inputs)
         assert (error.value.reason, error.value.step) == ("expired", 2)
         with pytest.raises(SessionNotFound):
-            await process.shelf.find("s", b"somebody else")
+            await process.cache.find("s", b"somebody else")
         with pytest.raises(SessionNotFound):
-            await process.shelf.find("another", OWNER)
+            await process.cache.find("another", OWNER)
         assert isinstance(await process.store.load("s"), Ended)
 
     asyncio.run(check())
@@ -379,12 +380,12 @@ def test_limits_refuse_or_end_the_least_recently_used(eviction):
         if eviction == "refuse":
             with pytest.raises(SessionsFull):
                 await process.open("c")
-            await process.shelf.find("b", OWNER)
+            await process.cache.find("b", OWNER)
         else:
             await process.open("c")
             with pytest.raises(SessionGone, match="evicted"):
-                await process.shelf.find("b", OWNER)
-        await process.shelf.find("a", OWNER)
+                await process.cache.find("b", OWNER)
+        await process.cache.find("a", OWNER)
 
     asyncio.run(check())
 

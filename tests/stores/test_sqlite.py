@@ -10,8 +10,7 @@ import pytest
 from service.errors import StoreUnavailable
 from service.stores.interface import StoreError
 from service.stores.sqlite import SqliteStore
-from service.stores.sqlite_file import CHECKPOINT_PAGES, VERSION, connect
-from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
+from service.stores.sqlite_file import CHECKPOINT_PAGES, VERSION
 from tests.stores.records import T0, after, record
 
 
@@ -68,20 +67,6 @@ def test_a_full_disk_changes_nothing_and_when_there_is_room_again_all_works(path
     asyncio.run(main())
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-def test_many_commits_are_one_statement_which_says_whether_all_were_kept(path):
-    with closing(connect(path, "normal", 1.0)) as connection:
-        tables = SessionTables(connection, 100)
-        sessions = [record(f"s{number}") for number in range(5)]
-        for session in sessions:
-            tables.create(session)
-        commits = [Commit(one.id, 0, after(one.position, T0 + 1, replies=b"r")) for one in sessions]
-        assert tables.commit_all(commits) == [True] * 5
-        for session, commit in zip(sessions, commits, strict=True):
-            assert tables.load(session.id).position == commit.position
-        with pytest.raises(NotAllKept):
-            tables.commit_all(commits)
 
 
 def test_a_file_locked_for_too_long_is_unavailable_until_it_is_free(path):
