@@ -133,6 +133,7 @@ class Application:
             return
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
+        work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
         elif method == "POST" and request.path in self._handlers:
@@ -222,7 +223,7 @@ class Application:
             await self.send(request, reply, send, incoming)
 
     async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
-        """Leave a request to FastAPI's router; returns the route's path, since a label must not grow with what comes."""
+        """Leave a request to FastAPI's router; returns the route's path: labels must not grow with what comes."""
         scope["app"], scope[_REQUEST] = self._fastapi, request
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
@@ -264,6 +265,10 @@ class Application:
             and route.matches({"type": "http", "path": path, "method": method})[0] == Match.FULL
         }
         return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods)) or "GET, HEAD"  # files
+
+
+def authorization_of(scope: Scope) -> bytes | None:  # replaced by the streams room's
+    return None
 
 
 def request_of(scope: Mapping[str, Any]) -> Request:

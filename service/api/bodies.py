@@ -47,7 +47,7 @@ class Incoming:
                 yield chunk
 
     async def pieces(self, limit: float = inf) -> AsyncIterator[bytes]:
-        """What arrives, decompressed; limit is of the bytes before that. Raises also MalformedBody, UnsupportedMediaType."""
+        """What arrives, decompressed; limit is of the bytes before that. Raises also what `Decoder` does."""
         encoding = self._request.header(b"content-encoding").strip().lower()
         if encoding in ("", "identity"):
             async for chunk in self.chunks(limit):

@@ -28,8 +28,11 @@ from service.serving.registry import ModelVersion
 class Call(Protocol):
     """A valid request as rows with room for their results."""
 
-    rows: Rows
-    non_finite: str
+    @property
+    def rows(self) -> Rows: ...
+
+    @property
+    def non_finite(self) -> str: ...
 
     def reply(self, *, ragged: bool) -> dict[str, Any]:
         """The arrays of the reply; `ragged` says whether its format has lists of unequal length."""

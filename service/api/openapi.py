@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the problems that each call answers and the WebSocket, which it does not know."""
+"""The OpenAPI document: FastAPI's, and what it does not know: the problems that a call answers, and the WebSocket."""
 
 from http import HTTPStatus
 from typing import Any

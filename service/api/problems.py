@@ -97,15 +97,15 @@ def internal_problem(request_id: str) -> dict[str, Any]:
 
 def problem_reply(error: errors.ServiceError, request_id: str) -> Reply:
     """What a client gets for an error."""
-    return Reply(STATUS[type(error)], MEDIA_TYPE, _encoded(problem(error, request_id)), _headers(error))
+    return Reply(STATUS[type(error)], MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error))
 
 
 def internal_reply(request_id: str) -> Reply:
     """What a client gets for an error of ours."""
-    return Reply(500, MEDIA_TYPE, _encoded(internal_problem(request_id)))
+    return Reply(500, MEDIA_TYPE, encode_problem(internal_problem(request_id)))
 
 
-def _encoded(document: dict[str, Any]) -> bytes:
+def encode_problem(document: dict[str, Any]) -> bytes:
     """A problem document as JSON, whatever it quotes: a lone surrogate in a client's string is replaced."""
     try:
         return orjson.dumps(document)

@@ -1,4 +1,4 @@
-"""The calls that `Application` handles itself, as FastAPI routes: their declarations are the OpenAPI document's source."""
+"""The calls that `Application` handles itself, as FastAPI routes: the OpenAPI document is made of them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -42,8 +42,8 @@ def _rest(running: Coroutine[Any, None, T], awaited: Any) -> Generator[Any, Any,
         try:
             awaited = running.send(result) if failure is None else running.throw(failure)
         except StopIteration as end:
-            result: T = end.value
-            return result
+            value: T = end.value
+            return value
 
 
 def _set_awaited(awaited: Any, now: bool) -> None:
