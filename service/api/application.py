@@ -11,7 +11,6 @@ routes are ASGI's alone.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any
 
 import structlog
@@ -103,8 +102,11 @@ class Application:
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
-        reply = await self._guarded(request, partial(self._handle, request, incoming))
-        assert reply is not None  # noqa: S101  # handlers give one
+        try:
+            self._keys.check(request)
+            reply = await self._handle(request, incoming)
+        except Exception as error:
+            reply = self._reply_to(error, request)
         return (
             reply
             if type(reply.body) is bytes and len(reply.body) < COMPRESS_FROM_BYTES
@@ -156,7 +158,9 @@ class Application:
             self.finish(request, path)
 
     async def send(self, request: Request, reply: Reply, send: Send, incoming: Incoming | None = None) -> None:
-        """Send a reply by ASGI, and a last word to a client that is still sending."""
+        """Send a reply by ASGI, and a last word to a client that is still sending; nothing, if a reply has begun."""
+        if request.status:
+            return
         pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
         size = sum(map(len, pieces))
         request.status, request.sent_bytes = reply.status, size
@@ -193,29 +197,33 @@ class Application:
                 )
         return await self._handlers[request.path](request)
 
-    async def _guarded(self, request: Request, work: Callable[[], Awaitable[Reply | None]]) -> Reply | None:
-        """What the work gives, if the request may do it, or the reply for its failure. Raises ClientGone."""
+    async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
+        """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
         try:
             self._keys.check(request)
-            return await work()
-        except ServiceError as error:
+            await serve(*arguments)
+        except Exception as error:
+            return self._reply_to(error, request)
+        return None
+
+    def _reply_to(self, error: Exception, request: Request) -> Reply:
+        """The reply for a failure: the one place where errors become problems. Raises ClientGone."""
+        if isinstance(error, ClientGone):
+            raise error
+        if isinstance(error, RequestValidationError):
+            error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
+        elif isinstance(error, HTTPException):  # of the router
+            error = self._not_routed(request, error)
+        if isinstance(error, ServiceError):
             return problem_reply(error, request.request_id)
-        except RequestValidationError as error:
-            places = [FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()]
-            return problem_reply(InvalidRequest(places), request.request_id)
-        except HTTPException as error:  # of the router
-            return problem_reply(self._not_routed(request, error), request.request_id)
-        except ClientGone:
-            raise
-        except Exception:
-            self._log.exception("internal_error", request_id=request.request_id)
-            return internal_reply(request.request_id)
+        self._log.error("internal_error", request_id=request.request_id, exc_info=error)
+        return internal_reply(request.request_id)
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
-            reply = await self._guarded(request, partial(stream, request, receive, send))
+            reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
             reply = await self.answer(request, incoming)
@@ -228,7 +236,7 @@ class Application:
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
         route = self._router if request.path not in self._sockets else _upgrade_required
-        reply = await self._guarded(request, partial(route, scope, receive, _noting(request, send)))
+        reply = await self._guarded(request, route, scope, receive, _noting(request, send))
         if reply is not None:
             await self.send(request, reply, send, Incoming(request, receive))
         return getattr(scope.get("route"), "path", "other")
@@ -241,7 +249,7 @@ class Application:
         async def refuse(message: Message) -> None:
             await send({**message, "type": f"websocket.{message['type']}"})
 
-        reply = await self._guarded(request, partial(socket or self._no_socket, request, scope, receive, send))
+        reply = await self._guarded(request, socket or self._no_socket, request, scope, receive, send)
         if reply is not None:
             await self.send(request, reply, refuse)
         return request.path if socket else "other"

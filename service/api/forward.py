@@ -24,6 +24,8 @@ from service.engine.interface import Floats, Rows
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 
+SHORT_BYTES = 4096
+
 
 class Call(Protocol):
     """A valid request as rows with room for their results."""
@@ -71,15 +73,13 @@ async def run_call(
     fields = call.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
     values = request.steps * model.spec.output_size if "outputs" in fields or "predictions" in fields else 0
     body = await documents.encode(request, fields, kind, values + request.rows * model.spec.state_values)
-    if kind == JSON and call.non_finite == "error":
-        # NaN and infinity are printed as null; it may also stand in a name, and then nothing is refused.
-        pieces = [body] if isinstance(body, bytes) else body
-        if any(b"null" in bytes(piece) for piece in pieces):
-            call.refuse_non_finite()
+    # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
+    if kind == JSON and call.non_finite == "error" and (len(body) > SHORT_BYTES or b"null" in body):
+        call.refuse_non_finite()
     return Reply(200, kind.encode(), body)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ForwardCall:
     """Whole sequences as a `Call`."""
 

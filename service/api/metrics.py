@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-from bisect import bisect_left
 from collections import Counter as Count
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -30,38 +30,34 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 
 
 class Tally:
-    """Observations of one histogram, counted in plain numbers and moved to the histogram now and then.
+    """Observations of one histogram, kept as they are and counted together now and then.
 
     A histogram of prometheus-client takes a microsecond for each observation (locks; with several workers, writes into
     mapped files): several of them are a good part of a small step.
     """
 
-    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+    __slots__ = ("_bounds", "_histogram", "_values", "observe")
 
     def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
         self._histogram = histogram
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._values: list[float] = []
+        self.observe = self._values.append
 
     def fold(self) -> None:
-        """Move what was counted to the histogram.
+        """Move what was observed to the histogram.
 
         By its own parts: to observe n values at once is not among its methods. It adds up what is below each bound
         when it is read.
         """
-        for index, count in enumerate(self._counts):
+        if not self._values:
+            return
+        counts = np.bincount(np.searchsorted(self._bounds, self._values), minlength=len(self._bounds) + 1)
+        for bucket, count in zip(self._histogram._buckets, counts.tolist(), strict=True):  # noqa: SLF001
             if count:
-                self._histogram._buckets[index].inc(count)  # noqa: SLF001
-                self._counts[index] = 0
-        if self._sum:
-            self._histogram._sum.inc(self._sum)  # noqa: SLF001
-            self._sum = 0.0
+                bucket.inc(count)
+        self._histogram._sum.inc(sum(self._values))  # noqa: SLF001
+        self._values.clear()
 
 
 class Metrics:

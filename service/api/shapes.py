@@ -8,7 +8,7 @@ import numpy as np
 
 from service.errors import FieldError, InvalidRequest, Loc, NonFiniteOutput, spell
 from service.spec import ModelSpec
-from service.wire.arrays import Floats, Integers, Ragged
+from service.wire.arrays import Floats, Integers, Ragged, finite
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -26,7 +26,7 @@ class Limits:
     reply_values: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """The model that a request is checked against: pydantic's validation context.
 
@@ -39,7 +39,7 @@ class Target:
     text: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sequences:
     """Checked inputs: B rows over flat steps (N, I), and the form in which they came.
 
@@ -138,9 +138,9 @@ def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None)
 
     Then values are (N, ·), and starts (B,) the first steps of the rows in them, rising.
     """
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
-    if not bad.size:
+    if finite(values):
         return
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
     row, step = int(bad[0]), ""
     if starts is not None:
         row = int(np.searchsorted(starts, bad[0], side="right")) - 1

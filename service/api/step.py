@@ -83,7 +83,7 @@ class Step:
         return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepCall:
     """One step of each row as a `Call`: a forward of one step, in shapes without the time axis."""
 

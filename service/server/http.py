@@ -11,6 +11,7 @@ Written for uvicorn 0.54 and httptools 0.9; tests/server/test_http.py fails if a
 import asyncio
 from collections.abc import Coroutine, Sized
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import httptools
@@ -109,7 +110,7 @@ class HttpConnection(HttpToolsProtocol):
             self._rest_timer = None
         self._received_bytes += len(data)
         self._just_ended = False
-        self._turn_ends = self.loop.time() + TURN_SECONDS
+        self._turn_ends = monotonic() + TURN_SECONDS
         if not self._parse(data):
             return
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
@@ -123,7 +124,9 @@ class HttpConnection(HttpToolsProtocol):
         """A request line has begun; unless its head came with it, `data_received` starts to wait for that."""
         if self._replays_head:
             return
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head = True
         self._just_ended = False
         self._received_bytes = self._body_bytes = 0
@@ -136,7 +139,10 @@ class HttpConnection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers mean nothing here; kept, they could grow without end."""
         if self._in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Begin with the request, or with reading the body of one that may be answered directly."""
@@ -149,13 +155,13 @@ class HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             if self._get_upgrade() == b"websocket":
                 self._refusal = self._handshake_fault()
-                super().on_headers_complete()  # which leaves the rest to `_upgrade`
+                self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
             self._ignores_upgrade = True
         if self._is_direct():
             self._body = b""
         else:
-            super().on_headers_complete()
+            self._begin_asgi()
 
     def on_body(self, body: bytes) -> None:
         """Count what is payload, and keep it."""
@@ -221,7 +227,7 @@ class HttpConnection(HttpToolsProtocol):
             or (self.cycle is not None and not self.cycle.response_complete)
             or self.flow.write_paused
             or self.transport.is_closing()
-            or self.loop.time() > self._turn_ends
+            or monotonic() > self._turn_ends
         ):
             return False
         for name, value in self.headers:
@@ -280,11 +286,19 @@ class HttpConnection(HttpToolsProtocol):
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._default_lines
 
+    def _begin_asgi(self) -> None:
+        """What uvicorn does when a head has come; its scope is made no sooner."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
     def _use_asgi(self) -> None:
         """Go on by ASGI with a request that was about to be answered directly."""
         body, self._body = self._body, None
         self._cancel_timers()
-        super().on_headers_complete()
+        self._begin_asgi()
         if body and not self.cycle.response_complete:
             super().on_body(body)
 
