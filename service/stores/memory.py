@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush, nsmallest
+from itertools import islice
 
 from service.stores.interface import (
     ENDED_SECONDS,
@@ -108,13 +109,10 @@ class MemoryStore(SessionStore):
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        evicted = 0
-        while self._records and evicted < count:
-            await self.end(next(iter(self._records)), "evicted", now)
-            evicted += 1
-            if evicted % LOOKS == 0:
-                await asyncio.sleep(0)
-        return evicted
+        oldest = list(islice(self._records, count))
+        for session in oldest:
+            await self.end(session, "evicted", now)
+        return len(oldest)
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
         # Looks at every id, at every call: for people, who call seldom.
