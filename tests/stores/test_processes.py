@@ -16,7 +16,7 @@ def start(*arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
 
 
-def test_two_processes_that_race_on_one_session_count_exactly(durable_kind, url_of):
+def test_racing_processes_count_exactly(durable_kind, url_of):
     url = url_of(durable_kind)
 
     async def prepare():
@@ -36,7 +36,7 @@ def test_two_processes_that_race_on_one_session_count_exactly(durable_kind, url_
     assert (position.revision, position.step) == (10_000, 10_000)
 
 
-def test_processes_that_make_the_store_at_the_same_moment_share_it(durable_kind, url_of):
+def test_processes_create_one_store(durable_kind, url_of):
     url = url_of(durable_kind)
     children = [start("count", url, 0) for _ in range(4)]
     assert [child.wait(60) for child in children] == [0] * 4
@@ -44,7 +44,7 @@ def test_processes_that_make_the_store_at_the_same_moment_share_it(durable_kind,
         child.stdout.close()
 
 
-def test_every_commit_that_was_confirmed_survives_a_kill(durable_kind, url_of):
+def test_confirmed_commits_survive_a_kill(durable_kind, url_of):
     url = url_of(durable_kind)
 
     async def prepare():
