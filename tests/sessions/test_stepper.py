@@ -14,6 +14,7 @@ from tests.reference import numbers
 
 LSTM = {"kind": "lstm", "input_size": 4, "hidden_size": 3, "num_layers": 2, "head": {"out_features": 2}}
 EXPLODES = {"kind": "rnn", "input_size": 1, "hidden_size": 1, "nonlinearity": "relu", "bias": False}
+EXPLODING = {"weight_ih_l0": np.ones((1, 1), np.float32), "weight_hh_l0": np.full((1, 1), 1e30, np.float32)}
 
 
 @pytest.fixture
@@ -69,11 +70,7 @@ def test_step_out_of_order_changes_nothing(stepper_of):
 
 
 def test_failed_run_leaves_state_unchanged(stepper_of):
-    weights = {
-        "weight_ih_l0": np.ones((1, 1), np.float32),
-        "weight_hh_l0": np.full((1, 1), 1e30, np.float32),
-    }
-    stepper = stepper_of(EXPLODES, arrays=weights)
+    stepper = stepper_of(EXPLODES, arrays=EXPLODING)
     with pytest.raises(NonFinite) as failure:
         run(stepper, np.ones((4, 1)))
     assert failure.value.index == 2
@@ -84,10 +81,6 @@ def test_failed_run_leaves_state_unchanged(stepper_of):
 
 
 def test_non_finite_results_may_be_allowed(stepper_of):
-    weights = {
-        "weight_ih_l0": np.ones((1, 1), np.float32),
-        "weight_hh_l0": np.full((1, 1), 1e30, np.float32),
-    }
-    stepper = stepper_of(EXPLODES, arrays=weights)
+    stepper = stepper_of(EXPLODES, arrays=EXPLODING)
     assert np.isinf(run(stepper, np.ones((3, 1)), strict=False).outputs[2, 0])
     assert stepper.done == 3
