@@ -19,7 +19,7 @@ from service.serving.registry import ModelVersion
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import NotKept, OtherInputs, decode_state, encode_state, keep_single, keep_steps, replay
+from service.sessions.replay import decode_state, encode_state, keep_single, keep_steps, out_of_order, replay
 from service.sessions.stepper import Steps, check_finite, prepare
 from service.spec import ModelSpec
 from service.stores.interface import Position
@@ -141,7 +141,6 @@ class SessionStepper:
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
-        """As `Stepper.run`."""
         session = await self.steps.again(self.session)
         terms = self.terms._replace(refuse_non_finite=refuse_non_finite)
         ran = await self.steps.run(session, inputs, step, terms, deadline)
@@ -166,20 +165,12 @@ def _done_already(session: Session, inputs: Floats, step: int | None, terms: Ter
     Raises StepConflict, and StepOutOfOrder for steps that can neither run nor be answered again.
     """
     position = session.record.position
-    expected = position.step + 1
-    if step is None or step == expected:
+    if step is None or step == position.step + 1:
         return []
-    repeated = expected - step
+    repeated = position.step + 1 - step
     if repeated < 1 or step < 1 or (repeated != len(inputs) and not terms.in_stream):
-        raise StepOutOfOrder(f"step is {step}; this session expects {expected}", expected)
-    try:
-        done = replay(position, session.model.spec, step, inputs[:repeated])
-    except NotKept:
-        message = f"step is {step}; this session expects {expected}, and the reply of step {step} is not kept any more"
-        raise StepOutOfOrder(message, expected) from None
-    except OtherInputs as error:
-        raise StepConflict(f"step {error.step} was done with other inputs; this session expects {expected}") from None
+        raise out_of_order(step, position)
+    done = replay(position, session.model.spec, step, inputs[:repeated])
     if _lack_state(done, terms):
-        message = f"step is {step}; this session expects {expected}, and the state after step {step} is not kept"
-        raise StepOutOfOrder(message, expected)
+        raise out_of_order(step, position, f", and the state after step {step} is not kept")
     return done

@@ -24,10 +24,8 @@ from service.stores.interface import Position, SessionRecord, Weights
 
 SWEEP_SECONDS = 1.0
 SWEEP_SESSIONS = 1_000
-"""Sessions that one call of the sweeper ends."""
-
 SWEEPS_PER_COUNT = 5
-"""Sessions are counted by weights once in so many sweeps."""
+"""Every second expired sessions are ended, so many in one call; every fifth time live ones are counted by weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,6 @@ class Sessions:
 
 
 def weights_of(version: ModelVersion) -> Weights:
-    """What a session remembers of the version that it runs on."""
     return Weights(version.name, version.version, version.fingerprint)
 
 

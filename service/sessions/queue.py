@@ -1,7 +1,6 @@
 """The order of one session's calls in this process: each waits for those that came before it."""
 
 import asyncio
-from types import TracebackType
 
 from service.engine.interface import Floats
 from service.errors import SessionBusy
@@ -40,9 +39,7 @@ class Call:
                 raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._leave()
 
     async def outcome(self) -> list[Steps] | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.engine.interface import Floats
+from service.errors import StepConflict, StepOutOfOrder
 from service.sessions.stepper import Steps
 from service.spec import ModelSpec
 from service.stores.interface import Position
@@ -19,18 +20,6 @@ from service.stores.interface import Position
 _SINGLE, _BLOCKS = b"\x01", b"\x02"
 _DIGEST_BYTES = 16
 _HEAD = struct.Struct("<IQI")  # bytes of the block with this head, number of its first step, k
-
-
-class NotKept(Exception):
-    """The reply of a step is not kept any more, or never was one of this session."""
-
-
-class OtherInputs(Exception):
-    """The step of this number was done with other inputs."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"step {step} was done with other inputs")
-        self.step = step
 
 
 def decode_state(spec: ModelSpec, state: bytes) -> tuple[Floats, Floats | None]:
@@ -108,45 +97,52 @@ def keep_steps(before: bytes, inputs: Floats, steps: Steps, limit: int, spec: Mo
 def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> list[Steps]:
     """The results of steps that a session at this position has done: number `first` and on, with inputs (k,I).
 
-    Where they end within a block, the state after them is not known, and `Steps.h` is empty. Raises NotKept, or
-    OtherInputs.
+    Where they end within a block, the state after them is not known, and `Steps.h` is empty. Raises StepConflict for
+    other inputs, StepOutOfOrder if the results are not kept.
     """
     kept = position.replies
-    if kept[:1] == _SINGLE:
-        return [_replay_single(position, spec, first, inputs)]
+    if kept[:1] == _SINGLE and first == position.step:
+        return [_replay_single(position, spec, inputs)]
     done: list[Steps] = []
     begin, reached, end = 1, first, first + len(inputs)
-    while begin < len(kept) and reached < end:
+    while kept[:1] == _BLOCKS and begin < len(kept) and reached < end:
         block = _decode(kept, begin, spec)
         begin += _HEAD.unpack_from(kept, begin)[0]
         count = len(block.arrays[0])
         here, stop = reached - block.first, min(end - block.first, count)
         if here < 0:
-            raise NotKept
+            break
         if here >= stop:
             continue
         kept_inputs, outputs, predictions = (array[here:stop] for array in block.arrays)
         asked = inputs[reached - first :][: stop - here]
         same = (kept_inputs.view(np.uint32) == asked.view(np.uint32)).all(axis=-1)  # as bits, NaN equals itself
         if not same.all():
-            raise OtherInputs(reached + int(np.argmin(same)))
+            raise _other_inputs(reached + int(np.argmin(same)), position)
         h, c = decode_state(spec, block.state) if stop == count else (np.empty((0, 1, 0), np.float32), None)
         done.append(Steps(reached, outputs, predictions if spec.out_features else None, h, c))
         reached += stop - here
     if reached < end:
-        raise NotKept
+        raise out_of_order(first, position, f", and the reply of step {first} is not kept any more")
     return done
 
 
-def _replay_single(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> Steps:
+def _replay_single(position: Position, spec: ModelSpec, inputs: Floats) -> Steps:
     kept, begin = position.replies, 1 + _DIGEST_BYTES
-    if first != position.step or len(inputs) != 1:
-        raise NotKept
     if kept[1:begin] != _digest(inputs):
-        raise OtherInputs(first)
+        raise _other_inputs(position.step, position)
     h, c = decode_state(spec, position.state)
     predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.out_features else None
-    return Steps(first, h[-1], predictions, h, c)
+    return Steps(position.step, h[-1], predictions, h, c)
+
+
+def out_of_order(step: int, position: Position, reason: str = "") -> StepOutOfOrder:
+    expected = position.step + 1
+    return StepOutOfOrder(f"step is {step}; this session expects {expected}{reason}", expected)
+
+
+def _other_inputs(step: int, position: Position) -> StepConflict:
+    return StepConflict(f"step {step} was done with other inputs; this session expects {position.step + 1}")
 
 
 def _digest(inputs: Floats) -> bytes:

@@ -33,7 +33,6 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """The k above."""
         return len(self.outputs)
 
 

@@ -140,13 +140,13 @@ class SessionStore(ABC):
     async def expire(self, now: float, limit: int) -> int:
         """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
 
-        Fewer than `limit`: nothing more is due. Also forgets what ended more than `ENDED_SECONDS` ago. Looks only at
-        sessions that are due, or were when last looked at; others run meanwhile.
+        Fewer than `limit`: nothing more is due. Looks only at sessions that are due, or were when last looked at, and
+        lets others run meanwhile. Also forgets some of what ended more than `ENDED_SECONDS` ago.
         """
 
     @abstractmethod
     async def evict(self, count: int, now: float) -> int:
-        """End the `count` least recently used sessions, with reason `evicted`; gives how many there were."""
+        """End the `count` least recently used sessions, a few, with reason `evicted`; gives how many there were."""
 
     @abstractmethod
     async def page(self, after: str, limit: int) -> list[SessionRecord]:

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush, nsmallest
+from itertools import chain, islice
 
 from service.stores.interface import (
     ENDED_SECONDS,
@@ -28,8 +29,9 @@ MANY_SESSIONS = 50_000
 class MemoryStore(SessionStore):
     """Dictionaries. No call waits for anything but its turn.
 
-    A heap holds each session with the time at which it was last known to end. When that comes the session is looked
-    at, and put back if it was used meanwhile; using it does not touch the heap.
+    Ids stand in lists by the second in which their session was last known to end. When that comes the session is looked
+    at, and put into another list if it was used meanwhile; using it touches none. A heap of single sessions would be
+    simpler, and take 95 bytes of memory for each, a sixth of what a small one takes.
     """
 
     durable = False
@@ -45,7 +47,9 @@ class MemoryStore(SessionStore):
         self._ended_since_trim = 0
         self._bytes = 0
         self._users: Counter[Weights] = Counter()
-        self._due: list[tuple[float, str]] = []
+        self._due: dict[int, list[str]] = {}
+        self._seconds: list[int] = []  # a heap of the keys of `_due`
+        self._due_ids = 0  # in all lists together
 
     @property
     def totals(self) -> Totals:
@@ -62,7 +66,7 @@ class MemoryStore(SessionStore):
         self._most_records = max(self._most_records, len(self._records))
         self._bytes += record.nbytes
         self._users[record.weights] += 1
-        heappush(self._due, (record.expires_at, record.id))
+        self._await_end(record)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
@@ -89,32 +93,39 @@ class MemoryStore(SessionStore):
         return record
 
     async def expire(self, now: float, limit: int) -> int:
-        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
-            self._ended.popitem(last=False)
+        self._forget(now)
         ended = looks = 0
-        while self._due and self._due[0][0] <= now and ended < limit:
-            _, session = heappop(self._due)
-            record = self._records.get(session)
-            if record is not None and record.expires_at > now:
-                heappush(self._due, (record.expires_at, session))
-            elif record is not None:
-                await self.end(session, "expired", now)
-                ended += 1
-            looks += 1
-            if looks % LOOKS == 0:
-                await asyncio.sleep(0)
+        while self._seconds and self._seconds[0] <= now and ended < limit:
+            second = heappop(self._seconds)
+            ids, later = self._due[second], []
+            while ids and ended < limit:
+                record = self._records.get(ids.pop())
+                if record is not None and record.expires_at > now:
+                    later.append(record)
+                elif record is not None:
+                    await self.end(record.id, "expired", now)
+                    ended += 1
+                looks += 1
+                if looks % LOOKS == 0:
+                    await asyncio.sleep(0)
+            if ids:
+                heappush(self._seconds, second)
+            else:
+                del self._due[second]
+            for record in later:
+                self._await_end(record)
+            if second in self._due:  # what ends within this very second, but not yet
+                break
+        self._due_ids -= looks
         if ended < limit:
             await self._free_memory()
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        evicted = 0
-        while self._records and evicted < count:
-            await self.end(next(iter(self._records)), "evicted", now)
-            evicted += 1
-            if evicted % LOOKS == 0:
-                await asyncio.sleep(0)
-        return evicted
+        oldest = list(islice(self._records, count))
+        for session in oldest:
+            await self.end(session, "evicted", now)
+        return len(oldest)
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
         # Looks at every id, at every call: for people, who call seldom.
@@ -125,13 +136,25 @@ class MemoryStore(SessionStore):
         self._users = +self._users
         return self._users
 
+    def _forget(self, now: float) -> None:
+        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
+            self._ended.popitem(last=False)
+
+    def _await_end(self, record: SessionRecord) -> None:
+        second = int(record.expires_at)
+        if second not in self._due:
+            self._due[second] = []
+            heappush(self._seconds, second)
+        self._due[second].append(record.id)
+        self._due_ids += 1
+
     async def _free_memory(self) -> None:
         """Drop what ended sessions leave behind, where that is as much as what lives: it costs little for each."""
-        if len(self._due) > 2 * len(self._records) + LOOKS:
-            old, self._due = self._due, []
-            for looks, entry in enumerate(old):
-                if entry[1] in self._records:
-                    heappush(self._due, entry)
+        if self._due_ids > 2 * len(self._records) + LOOKS:
+            old, self._due, self._seconds, self._due_ids = self._due, {}, [], 0
+            for looks, session in enumerate(chain.from_iterable(old.values())):
+                if session in self._records:
+                    self._await_end(self._records[session])
                 if looks % LOOKS == 0:
                     await asyncio.sleep(0)
         if len(self._records) < self._most_records // 8:

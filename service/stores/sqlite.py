@@ -74,8 +74,6 @@ class SqliteStore(SessionStore):
         return await self._call(lambda tables: tables.end(session, reason, at))
 
     async def expire(self, now: float, limit: int) -> int:
-        while await self._call(lambda tables: tables.forget(now, LOOKS)):
-            pass
         ended, more = 0, True
         while more and ended < limit:
             call = partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS)
@@ -84,15 +82,9 @@ class SqliteStore(SessionStore):
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        evicted, looks = 0, 1
-        while evicted < count:
-            room = min(count - evicted, LOOKS)
-            looks = min(max(looks, room), LOOKS)
-            some, moved = await self._call(partial(SessionTables.evict, count=room, now=now, looks=looks))
-            evicted += some
-            looks *= 4
-            if not some and not moved:
-                break
+        looks = count
+        while (evicted := await self._call(partial(SessionTables.evict, count=count, now=now, looks=looks))) is None:
+            looks = max(count, min(4 * looks, LOOKS))
         return evicted
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:

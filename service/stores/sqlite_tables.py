@@ -98,7 +98,14 @@ class SessionTables:
         return record
 
     def expire(self, now: float, limit: int, looks: int) -> tuple[int, bool]:
-        """Look at `looks` sessions that may be due, and end those that are; gives how many, and if more may be due."""
+        """Look at `looks` sessions that may be due, and end those that are; gives how many, and if more may be due.
+
+        Also forgets as many that ended long ago.
+        """
+        self._ended -= self._execute(
+            "DELETE FROM ended WHERE at <= ? AND key IN (SELECT key FROM ended ORDER BY key LIMIT ?)",
+            (now - ENDED_SECONDS, looks),
+        ).rowcount
         rows = self._execute(
             "SELECT id, used_at + ttl_seconds FROM sessions WHERE sweep_at <= ? ORDER BY sweep_at LIMIT ?",
             (now, looks),
@@ -112,31 +119,22 @@ class SessionTables:
                 ended += 1
         return ended, len(rows) == looks
 
-    def forget(self, now: float, limit: int) -> bool:
-        """Forget at most `limit` sessions that ended long ago; says whether there may be more."""
-        forgotten = self._execute(
-            "DELETE FROM ended WHERE at <= ? AND key IN (SELECT key FROM ended ORDER BY key LIMIT ?)",
-            (now - ENDED_SECONDS, limit),
-        ).rowcount
-        self._ended -= forgotten
-        return forgotten == limit
+    def evict(self, count: int, now: float, looks: int) -> int | None:
+        """End the `count` least recently used sessions, if that order is known for the `looks` that come first.
 
-    def evict(self, count: int, now: float, looks: int) -> tuple[int, bool]:
-        """End at most `count` least recently used sessions, if that order is known for the `looks` that come first.
-
-        Gives how many were ended, and whether the order had to be updated: then call again.
+        Gives how many there were, or None if the order had to be updated: then call again.
         """
         rows = self._execute(
             "SELECT id, seen_at <> used_at FROM sessions ORDER BY seen_at LIMIT ?", (looks,)
         ).fetchall()
-        moved = [(session,) for session, used in rows if used]
-        for session in moved:
-            self._execute("UPDATE sessions SET seen_at = used_at WHERE id = ?", session)
-        if moved:
-            return 0, True
+        used = [session for session, was_used in rows if was_used]
+        for session in used:
+            self._execute("UPDATE sessions SET seen_at = used_at WHERE id = ?", (session,))
+        if used:
+            return None
         for session, _ in rows[:count]:
             self.end(session, "evicted", now)
-        return len(rows[:count]), False
+        return len(rows[:count])
 
     def page(self, after: str, limit: int) -> list[SessionRecord]:
         return [_record(row) for row in self._execute(f"{RECORD} WHERE id > ? ORDER BY id LIMIT ?", (after, limit))]

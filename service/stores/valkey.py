@@ -107,8 +107,6 @@ class ValkeyStore(SessionStore):
         return _record(session, found) if found else None
 
     async def expire(self, now: float, limit: int) -> int:
-        while await self._call(scripts.FORGET, now, LOOKS) == LOOKS:
-            pass
         ended, looked_at = 0, LOOKS
         while looked_at == LOOKS and ended < limit:
             some, looked_at = await self._call(scripts.EXPIRE, now, limit - ended, LOOKS, self._max_ended)
@@ -116,14 +114,7 @@ class ValkeyStore(SessionStore):
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        evicted = 0
-        while evicted < count:
-            room = min(count - evicted, LOOKS)
-            some: int = await self._call(scripts.EVICT, room, now, self._max_ended)
-            evicted += some
-            if some < room:
-                break
-        return evicted
+        return int(await self._call(scripts.EVICT, count, now, self._max_ended))
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
         return [_record(session.decode(), found) for session, found in await self._call(scripts.PAGE, after, limit)]

@@ -97,8 +97,14 @@ finish(id, reason, at, max_ended)
 return found
 """)
 
-EXPIRE = Script("""#!lua flags=allow-oom
+EXPIRE = Script(f"""#!lua flags=allow-oom
 local now, limit, looks, max_ended = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
+    local at = string.match(redis.call('HGET', 'rnn:ended', id), '^[^:]*:[^:]*:([^:]*):')
+    if tonumber(at) > tonumber(now) - {ENDED_SECONDS} then break end
+    redis.call('HDEL', 'rnn:ended', id)
+    redis.call('LPOP', 'rnn:ended:order')
+end
 local ids = redis.call('ZRANGEBYSCORE', 'rnn:sweep', '-inf', now, 'LIMIT', 0, looks)
 local ended = 0
 for _, id in ipairs(ids) do
@@ -111,20 +117,7 @@ for _, id in ipairs(ids) do
         ended = ended + 1
     end
 end
-return {ended, #ids}
-""")
-
-FORGET = Script(f"""#!lua flags=allow-oom
-local until_then, looks = tonumber(ARGV[1]) - {ENDED_SECONDS}, tonumber(ARGV[2])
-local old = 0
-for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
-    local at = string.match(redis.call('HGET', 'rnn:ended', id), '^[^:]*:[^:]*:([^:]*):')
-    if tonumber(at) > until_then then break end
-    redis.call('HDEL', 'rnn:ended', id)
-    redis.call('LPOP', 'rnn:ended:order')
-    old = old + 1
-end
-return old
+return {{ended, #ids}}
 """)
 
 EVICT = Script("""#!lua flags=allow-oom
