@@ -108,6 +108,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         summary="Inference for recurrent networks",
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     for router in (

@@ -27,10 +27,11 @@ def media_type(content_type: bytes) -> str:
 @lru_cache(MAX_REMEMBERED)
 def request_format(content_type: bytes, offered: tuple[str, ...] = FORMATS) -> str:
     """The format of a request body; JSON if nothing is said. Raises UnsupportedMediaType."""
+    if not content_type:
+        return JSON
     text = content_type.decode("latin-1")
     kind, *parameters = (part.strip().lower() for part in text.split(";"))
     charset = next((item.split("=", 1)[1].strip('"') for item in parameters if item.startswith("charset=")), "utf-8")
-    kind = kind or JSON
     if kind not in offered or charset not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType(f"Content-Type is {text!r:.80}; this call takes {', '.join(offered)}")
     return kind

@@ -308,7 +308,10 @@ class HttpConnection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             return self._upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError:  # a failure of ours, not of the client's
+        except httptools.HttpParserCallbackError as error:  # a failure of ours, unless the client's URL is none
+            if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                self.send_400_response("Invalid HTTP request received.")
+                return False
             structlog.get_logger().exception("internal_error")
             self.transport.abort()
             return False
