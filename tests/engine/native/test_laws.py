@@ -131,27 +131,6 @@ def test_threads_do_not_change_a_bit(spec: ModelSpec) -> None:
     assert_same_bits(one.h, two.h)
 
 
-@settings(max_examples=30, deadline=None)
-@given(spec=specs(one_way=True), count=st.integers(1, 60))
-def test_a_slab_of_states_is_stepped_in_place(spec: ModelSpec, count: int) -> None:
-    x, h, c = random_rows(spec, [1] * count)
-    model = engine(spec)
-    expected = run_rows(model, x, h, c)
-    rng = np.random.default_rng(count)
-    slots = rng.permutation(count + 7)[:count]
-    slab = np.full((spec.states, count + 7, spec.state_size), 5, np.float32)
-    slab[:, slots] = h
-    cells = None
-    if c is not None:
-        cells = np.full((spec.states, count + 7, spec.hidden_size), 5, np.float32)
-        cells[:, slots] = c
-    model.run([Rows(np.concatenate(x), np.arange(count), np.ones(count, np.int64), slab, cells, slots=slots)])
-    assert_same_bits(slab[:, slots], expected.h)
-    assert (np.delete(slab, slots, axis=1) == 5).all()
-    if cells is not None and expected.c is not None:
-        assert_same_bits(cells[:, slots], expected.c)
-
-
 @pytest.mark.parametrize("spec", [KINDS[0], replace(KINDS[3], bidirectional=True, num_layers=2, out_features=2)])
 def test_only_what_was_asked_for_is_written(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [9, 9])
