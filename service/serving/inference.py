@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, perf_counter
+from time import monotonic
 
-import numpy as np
-
-from service.engine.interface import Engine, OneStep, Rows
+from service.engine.interface import Engine, Rows
 from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
@@ -54,23 +52,13 @@ class Inference:
         ServiceFull, DeadlinePassed (nothing ran), ClientGone, ModelFailed.
         """
         engine = engine or self.registry.loaded(model)
-        if engine is None or not self.runs_at_once(engine, rows):
+        if engine is None or engine.estimate(rows) > INLINE_SECONDS:
             return await self._run_queued(model, rows, deadline, hung_up, engine)
-        if deadline is not None and monotonic() > deadline:
+        begun = monotonic()
+        if deadline is not None and begun > deadline:
             raise passed()
-        begun = perf_counter()
         engine.run([rows])
-        return Timings(compute=perf_counter() - begun)
-
-    def runs_at_once(self, engine: Engine, rows: Rows) -> bool:
-        """Whether `run` would run rows where it stands."""
-        return engine.estimate(rows) <= INLINE_SECONDS
-
-    def one_step(self, engine: Engine) -> OneStep | None:
-        """Memory for single steps of an engine, to be run by the caller; None where they are better run by `run`."""
-        one, spec = np.ones(1, np.int64), engine.spec
-        rows = Rows(np.empty((1, spec.input_size), np.float32), one - 1, one, np.empty((0, 1, 0), np.float32))
-        return engine.one_step() if self.runs_at_once(engine, rows) else None
+        return Timings(0.0, monotonic() - begun)
 
     def close(self) -> None:
         """Wait for what is running and end the threads."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from service.engine.native.ir import Value
 from service.engine.native.vectors import Vectors
 
-
 # tanh(x) = x·P(x²)/Q(x²) on [-8, 8]: numerator and denominator of degree 4, fitted by reweighted least squares for the
 # smallest largest relative error. Beyond 8 the value at 8 stands for 1: it differs by less than 3e-7, and
 # no result is above 1 in magnitude.

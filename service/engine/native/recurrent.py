@@ -103,7 +103,7 @@ class Recurrent:
                 projected.emit(
                     lambda row, column: [
                         f.element("%units", row, self.c_columns, 0),
-                        f.element(after, row, self.h_columns, column),  # noqa: B023  # called at once
+                        f.element(after, row, self.h_columns, column),
                     ]
                 )
         v = Vectors(f, self.panels.width, self.processor.has_fma)

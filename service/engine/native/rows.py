@@ -136,7 +136,7 @@ class RowTable:
     def _allocate(self, capacity: int) -> None:
         self._capacity = capacity
         self._array = np.zeros((HEADER_BYTES + capacity * ROW_BYTES) // 8, np.int64)
-        self._words = memoryview(self._array)  # whose elements are read sooner than an array's
+        self._words = memoryview(self._array)  # type: ignore[arg-type]  # its elements are read sooner than an array's
         self._words[HeaderWord.FIRST_STATE], self._words[HeaderWord.BACKWARDS] = self._direction
         self.address = int(self._array.ctypes.data)
 

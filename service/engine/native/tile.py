@@ -64,9 +64,9 @@ class Tiles:
 class Product:
     """The loops over `rows` rows and the panels at `base`, emitted into `f` as often as `emit` is called.
 
-    Panel by panel, and in a panel tile by tile, so that a panel comes into the nearest cache once for all rows. A single
-    row takes several panels abreast: with one panel it would have too few sums under way, and each multiply-add would
-    wait for the one before it (AVX2, one row of H = 256: 1.29 ms against 0.82).
+    Panel by panel, and in a panel tile by tile, so that a panel comes into the nearest cache once for all rows. A
+    single row takes several panels abreast: with one panel it would have too few sums under way, and each multiply-add
+    would wait for the one before it (AVX2, one row of H = 256: 1.29 ms against 0.82).
     """
 
     def __init__(self, f: Function, panels: Panels, rows: Value, tiles: Tiles, base: Value = "%panels") -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from service.engine.native import NativeEngine
 from service.engine.native.compiler import optimised, target_machine
-from service.engine.native.recurrent import Recurrent
 from service.engine.native.processor import Processor
+from service.engine.native.recurrent import Recurrent
 from service.spec import ModelSpec
 from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
 from tests.engine.native.processors import runnable
