@@ -27,7 +27,7 @@ MIN_SLICE_STEPS = 16
 """Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends."""
 
 LEARNING_RATE = 0.2
-"""Weight of the newest turn in what a step costs: the machine, its load and the mix of lengths change."""
+"""Weight of the newest turn in what a step costs."""
 
 
 @dataclass(slots=True)
@@ -62,8 +62,6 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class TurnResult:
-    """When a turn began, how long it took, and the failure of each slice, or None."""
-
     begun: float
     seconds: float
     failures: list[Exception | None]
@@ -72,7 +70,7 @@ class TurnResult:
 class Scheduler:
     """The jobs of one engine, and the task that runs them turn by turn. Used from one event loop.
 
-    on_turn hears how many rows a turn had; clock gives seconds, the same that deadlines are given in.
+    on_turn hears how many rows a turn had; clock gives seconds, as deadlines do.
     """
 
     def __init__(
@@ -94,7 +92,6 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether a turn is under way or due."""
         return self._task is not None
 
     async def run(self, rows: Rows, deadline: float | None = None) -> Timings:
@@ -155,21 +152,25 @@ class Scheduler:
 
 
 def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]) -> TurnResult:
-    """Run slices together. One that fails does not take the others with it."""
+    """Run slices together; one that fails does not take the others with it."""
     begun = clock()
-    kept = [(rows.h.copy(), None if rows.c is None else rows.c.copy()) for rows in slices] if len(slices) > 1 else []
-    failures: list[Exception | None] = [None] * len(slices)
+    kept = [(rows.h.copy(), None if rows.c is None else rows.c.copy()) for rows in slices]
+    failures = [_failure(engine, slices)] * len(slices)
+    if failures[0] and len(slices) > 1:  # whose fault it was shows when each runs alone, from the state before
+        for rows, (h, c) in zip(slices, kept, strict=True):
+            rows.h[...] = h
+            if rows.c is not None:
+                rows.c[...] = c
+        failures = [_failure(engine, [rows]) for rows in slices]
+    return TurnResult(begun, clock() - begun, failures)
+
+
+def _failure(engine: Engine, slices: Sequence[Rows]) -> Exception | None:
     try:
         engine.run(slices)
     except Exception as error:
-        failures = [error]
-        if kept:  # whose fault it was shows when each runs alone, from the state before
-            for rows, (h, c) in zip(slices, kept, strict=True):
-                rows.h[...] = h
-                if rows.c is not None:
-                    rows.c[...] = c
-            failures = [_failure(engine, rows) for rows in slices]
-    return TurnResult(begun, clock() - begun, failures)
+        return error
+    return None
 
 
 def passed() -> DeadlinePassed:
@@ -188,11 +189,3 @@ def _advance(job: Job, steps: int, result: TurnResult, failure: Exception | None
         job.done.set_exception(failure)
     elif job.advanced >= job.longest:
         job.done.set_result(Timings(queue=job.begun - job.submitted, compute=job.compute))
-
-
-def _failure(engine: Engine, rows: Rows) -> Exception | None:
-    try:
-        engine.run([rows])
-    except Exception as error:
-        return error
-    return None

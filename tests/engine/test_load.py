@@ -29,7 +29,12 @@ def test_torch_serves_where_llvm_cannot(monkeypatch):
         EngineFactory(torch.device("cpu"), 1, "native").load(SPEC, weights_of(SPEC))
 
 
-def test_the_native_engine_needs_the_cpu():
+def test_torch_serves_where_arrays_are_laid_out_otherwise(monkeypatch):
+    monkeypatch.setattr("service.engine.native.rows.RowTable.fill", lambda *_: 0)
+    assert EngineFactory(torch.device("cpu"), 1, "auto").load(SPEC, weights_of(SPEC)).name == "torch"
+
+
+def test_native_engine_needs_the_cpu():
     assert EngineFactory.configure("auto", 0, "native").device.type == "cpu"
     with pytest.raises(ValueError, match=r"is not there|runs on the CPU"):
         EngineFactory.configure("cuda:0", 0, "native")

@@ -97,7 +97,7 @@ def test_carried_state_equals_one_run(spec, data, steps):
 
 
 @given(spec=specs(), lengths=LENGTHS)
-def test_a_row_does_not_depend_on_its_neighbours(spec, lengths):
+def test_row_does_not_depend_on_neighbours(spec, lengths):
     engine, _ = engine_of(spec)
     together = rows_of(spec, lengths, np.random.default_rng(2))
     alone = copied(together)
@@ -144,7 +144,7 @@ def test_no_rows_is_nothing_to_do():
     engine.run([])
 
 
-def test_bf16_weights_are_rounded_and_computed_with_in_float32():
+def test_bf16_rounds_weights_and_nothing_else():
     spec = ModelSpec("gru", 5, 7, out_features=2, weights_dtype="bf16")
     engine, weights = engine_of(spec)
     rounded = {
@@ -157,7 +157,7 @@ def test_bf16_weights_are_rounded_and_computed_with_in_float32():
     assert_rows_match(spec, rounded, rows, before)
 
 
-def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
+def test_wide_model_agrees_over_1024_steps():
     spec = ModelSpec("lstm", 16, 256)
     engine, weights = engine_of(spec)
     rows = rows_of(spec, [1024], np.random.default_rng(7))
@@ -166,7 +166,7 @@ def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
     assert_rows_match(spec, weights, rows, before)
 
 
-def test_an_absent_device_is_refused():
+def test_absent_device_is_refused():
     with pytest.raises(ValueError, match="cuda:99"):
         resolve_device("cuda:99")
 

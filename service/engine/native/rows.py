@@ -176,5 +176,5 @@ def check_layout(processor: Processor) -> None:
     table.fill([Rows(array[0], np.array([0, 1]), np.array([1, 2]), array)])
     begin, layer, row = array.ctypes.data, *array.strides[:2]
     own = [begin + 2 * row, -row, 0, 0, 0, 0, begin + layer + row, layer, 0, 0, 2]
-    if table.rows[1].tolist() != own:
+    if table.rows[1:].tolist() != [own]:
         raise RuntimeError(f"numpy {np.__version__} lays arrays out in another way than this engine reads them")
