@@ -9,8 +9,9 @@ Nothing is padded: a padded row would run on past its end, and its final state w
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,36 +85,35 @@ class TorchEngine(Engine):
         most_steps = max(1, CALL_BYTES // bytes_per_step(self.spec))
         with torch.inference_mode():
             for group in _groups(batches, most_steps):
-                self._run_packed(Packing(group))
+                if any(rows.steps for rows in group):
+                    self._run_packed(Packing(group))
 
     def _run_packed(self, packing: "Packing") -> None:
-        spec, steps, count = self.spec, int(packing.active.sum()), len(packing.lengths)
-        shapes = [(steps, spec.input_size), (spec.states, count, spec.state_size)]
+        batches, spec = packing.batches, self.spec
+        states = [np.concatenate([rows.h for rows in batches], axis=1)]
         if spec.has_cell_state:
-            shapes.append((spec.states, count, spec.hidden_size))
+            states.append(np.concatenate([rows.c for rows in batches if rows.c is not None], axis=1))
+        shapes: list[tuple[int, ...]] = [(len(packing.places), spec.input_size)]
+        shapes += [(spec.states, len(packing.lengths), state.shape[2]) for state in states]
         sizes = [int(np.prod(shape)) for shape in shapes]
         sent = np.empty(sum(sizes), np.float32)
-        inputs, *states = _split(sent, shapes)
-        for part in packing.parts:
-            inputs[part.packed] = part.rows.inputs[part.steps]
-            for state, own in zip(states, (part.rows.h, part.rows.c), strict=False):
-                if own is not None:
-                    state[:, part.rank] = own[:, part.live]
+        inputs, *initial = _split(sent, shapes)
+        inputs[packing.places] = np.concatenate([rows.inputs[steps] for rows, steps in packing.steps()])
+        for packed, state in zip(initial, states, strict=True):
+            packed[...] = state[:, packing.order]
         # Pieces of one contiguous tensor, in order, and so contiguous themselves, as cuDNN demands.
         pieces = torch.from_numpy(sent).to(self._device).split(sizes)
-        x, *initial = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
-        outputs, final = self._forward(x, initial, packing)
-        results = self._asked_for(outputs, packing)
+        x, *h = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
+        outputs, final = self._forward(x, h, packing)
+        results = self._asked_for(outputs, batches)
         tensors = [*results.values(), *final]
         received = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
         arrays = _split(received, [tuple(tensor.shape) for tensor in tensors])
-        for part in packing.parts:
-            for name, values in zip(results, arrays, strict=False):
-                if (target := getattr(part.rows, name)) is not None:
-                    target[part.steps] = values[part.packed]
-            for own, values in zip((part.rows.h, part.rows.c), arrays[len(results) :], strict=False):
-                if own is not None:
-                    own[:, part.live] = values[:, part.rank]
+        for name, values in zip(results, arrays, strict=False):
+            packing.deliver(values, name)
+        for name, state, values in zip(("h", "c"), states, arrays[len(results) :], strict=False):
+            state[:, packing.order] = values
+            packing.deliver_states(state, name)
 
     def _forward(
         self, inputs: torch.Tensor, states: Sequence[torch.Tensor], packing: "Packing"
@@ -129,54 +129,57 @@ class TorchEngine(Engine):
             (outputs, *_), final = self._module(sequence, initial)
         return outputs, final if self.spec.has_cell_state else (final,)
 
-    def _asked_for(self, outputs: torch.Tensor, packing: "Packing") -> dict[str, torch.Tensor]:
+    def _asked_for(self, outputs: torch.Tensor, batches: Sequence[Rows]) -> dict[str, torch.Tensor]:
         """What a row asks for, by the name of its place in `Rows`."""
         results = {}
-        if any(part.rows.outputs is not None for part in packing.parts):
+        if any(rows.outputs is not None for rows in batches):
             results["outputs"] = outputs
-        if self._head is not None and any(part.rows.predictions is not None for part in packing.parts):
+        if self._head is not None and any(rows.predictions is not None for rows in batches):
             results["predictions"] = self._head(outputs)
         return results
-
-
-class Part(NamedTuple):
-    """A batch's part of a packed sequence.
-
-    - live, rank: the rows that have steps, and which rows of the sequence they are
-    - steps, packed: where those rows' steps are in the batch's own arrays, and in the sequence
-    """
-
-    rows: Rows
-    live: Integers
-    rank: Integers
-    steps: Integers
-    packed: Integers
 
 
 class Packing:
     """The rows of several batches as one packed sequence; rows of no steps are left out.
 
-    - lengths (B,): falling
+    - order, lengths (B,): numbers and lengths of its rows, longest first; numbers count through all batches
     - active (T,): how many rows have a step at each time
+    - places (N,): where each step is in the sequence; steps count through all rows of all batches
     """
 
     def __init__(self, batches: Sequence[Rows]) -> None:
+        self.batches = batches
+        starts = np.concatenate([rows.starts for rows in batches])
         lengths = np.concatenate([rows.lengths for rows in batches])
-        order = np.argsort(-lengths, kind="stable")
-        ranks = np.empty_like(order)
-        ranks[order] = np.arange(len(order))
-        self.lengths = lengths[order][: np.count_nonzero(lengths)]
+        self.order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        self.lengths = lengths[self.order]
         self.active = np.ascontiguousarray(np.cumsum(np.bincount(self.lengths)[::-1])[-2::-1])
+        ranks = np.zeros_like(lengths)
+        ranks[self.order] = np.arange(len(self.order))
+        ends = np.cumsum(lengths)
+        time = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
         begin = np.cumsum(self.active) - self.active  # of each time's steps
-        self.parts: list[Part] = []
-        first = 0
-        for rows in batches:
-            live = np.flatnonzero(rows.lengths)
-            own, rank = rows.lengths[live], ranks[first + live]
-            first += len(rows.lengths)
-            time = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-            steps, packed = np.repeat(rows.starts[live], own) + time, begin[time] + np.repeat(rank, own)
-            self.parts.append(Part(rows, live, rank, steps, packed))
+        self.places = begin[time] + np.repeat(ranks, lengths)
+        self._steps = np.repeat(starts, lengths) + time
+        counts = np.cumsum([0, *(len(rows.lengths) for rows in batches)])
+        self._rows = [slice(first, last) for first, last in pairwise(counts.tolist())]
+        self._own = [slice(first, last) for first, last in pairwise(np.concatenate([[0], ends])[counts].tolist())]
+
+    def steps(self) -> Iterator[tuple[Rows, Integers]]:
+        """Each batch, and where the steps of its rows are in its arrays."""
+        return ((rows, self._steps[own]) for rows, own in zip(self.batches, self._own, strict=True))
+
+    def deliver(self, values: Floats, name: str) -> None:
+        """Write the sequence's results (N, ·) to the batches that ask for them."""
+        values = values[self.places]
+        for (rows, steps), own in zip(self.steps(), self._own, strict=True):
+            if (target := getattr(rows, name)) is not None:
+                target[steps] = values[own]
+
+    def deliver_states(self, states: Floats, name: str) -> None:
+        """Write the states (L·D, ·, ·) of all rows to their batches."""
+        for rows, own in zip(self.batches, self._rows, strict=True):
+            getattr(rows, name)[...] = states[:, own]
 
 
 def bytes_per_step(spec: ModelSpec) -> int:
@@ -188,6 +191,9 @@ def bytes_per_step(spec: ModelSpec) -> int:
 
 def _groups(batches: Sequence[Rows], most_steps: int) -> Iterator[list[Rows]]:
     """All rows that have steps, in groups of at most most_steps steps, or of one row."""
+    if sum(rows.steps for rows in batches) <= most_steps:
+        yield list(batches)
+        return
     group: list[Rows] = []
     steps = 0
     for rows in batches:
