@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from service.engine.interface import Floats, Rows
 from service.engine.native import NativeEngine
 from service.spec import ModelSpec
-from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
+from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
+from tests.reference import weights_of
 
 KINDS = [
     ModelSpec("rnn", 3, 5),
@@ -43,7 +44,7 @@ lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
 
 
 def engine(spec: ModelSpec, threads: int = 1) -> NativeEngine:
-    return NativeEngine(spec, initial_weights(spec), threads=threads)
+    return NativeEngine(spec, weights_of(spec), threads=threads)
 
 
 def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> None:
@@ -59,7 +60,7 @@ def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> No
 def test_values_agree_with_float64(spec: ModelSpec, lengths: list[int]) -> None:
     x, h, c = random_rows(spec, lengths)
     actual = run_rows(engine(spec), x, h, c)
-    expected = reference(spec, initial_weights(spec), x, h, c)
+    expected = reference(spec, weights_of(spec), x, h, c)
     for a, e in zip(actual.outputs, expected.outputs, strict=True):
         close(a, e, spec)
     close(actual.h, expected.h, spec)
@@ -73,7 +74,7 @@ def test_large_layer_agrees_over_1024_steps(kind: str) -> None:
     spec = ModelSpec(kind, 32, 1024)
     x, h, c = random_rows(spec, [1024])
     actual = run_rows(engine(spec, threads=2), x, h, c)
-    close(actual.outputs[0], reference(spec, initial_weights(spec), x, h, c).outputs[0], spec)
+    close(actual.outputs[0], reference(spec, weights_of(spec), x, h, c).outputs[0], spec)
 
 
 @settings(max_examples=60, deadline=None)
