@@ -64,7 +64,7 @@ class EngineFactory:
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that the scheduler allows and the container's quota pays for, at least 1.
+    """Cores that the operating system allows and the container's quota pays for, at least 1.
 
     Source: sched_getaffinity, and `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` (v1).
     """

@@ -1,4 +1,4 @@
-"""Layers made ready to run: kernels compiled, weights packed, and the tables of them that the scheduler reads."""
+"""Layers made ready to run: kernels compiled, weights packed, and the tables of them that the stack kernel reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from service.engine.native.compiler import compiled
 from service.engine.native.linear import Linear
 from service.engine.native.processor import Processor
 from service.engine.native.recurrent import Recurrent
-from service.engine.native.schedule import LayerWord, StackWord
+from service.engine.native.stack_kernel import LayerWord, StackWord
 from service.spec import ModelSpec, WeightsDtype
 
 

@@ -13,7 +13,7 @@ from service.engine.native.layers import Stack
 from service.engine.native.panels import aligned
 from service.engine.native.processor import Processor
 from service.engine.native.rows import ROW_BYTES, RowTable
-from service.engine.native.schedule import BufferWord, Schedule
+from service.engine.native.stack_kernel import BufferWord, StackKernel
 
 LANES = 48
 """Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them."""
@@ -111,9 +111,9 @@ class Pass:
         self._pool = pool
         self._new_table = partial(RowTable, processor, first_state, backwards=backwards)
         self._flops_per_step = flops_per_step
-        self._code = compiled(Schedule(processor))
-        self._schedule = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
-        self._schedule_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        self._code = compiled(StackKernel(processor))
+        self._kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        self._kernel_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
         # Those that no call uses now; list.append and list.pop are atomic.
         self._idle: list[Buffers] = []
 
@@ -123,9 +123,9 @@ class Pass:
         table = buffers.table
         flops = table.fill(batches) * self._flops_per_step
         if flops < HELD_FLOPS:
-            self._schedule_held(self._stack.address, buffers.address, table.address)
+            self._kernel_held(self._stack.address, buffers.address, table.address)
         elif flops < SHARED_FLOPS or len(table) == 1 or self._pool.size == 1:
-            self._schedule(self._stack.address, buffers.address, table.address)
+            self._kernel(self._stack.address, buffers.address, table.address)
         else:
             self._run_shared(buffers)
         self._idle.append(buffers)
@@ -142,7 +142,7 @@ class Pass:
             buffers.use_lanes(lanes)
         self._pool.run(
             [
-                partial(self._schedule, self._stack.address, buffers.address, own.table.address)
+                partial(self._kernel, self._stack.address, buffers.address, own.table.address)
                 for buffers in (own, *others)
             ]
         )

@@ -1,4 +1,4 @@
-"""The table of rows that the scheduler reads, and the native code that fills it from the arrays of `Rows`.
+"""The table of rows that the stack kernel reads, and the native code that fills it from the arrays of `Rows`.
 
 To ask numpy for one array's address costs a third of a microsecond, as much as a whole step of a small model. So this
 code takes the arrays themselves and reads the C structs of Python and numpy: the items of a tuple, and the fields of

@@ -1,4 +1,4 @@
-"""The scheduler: takes rows of unequal length through a stack of layers, in one call; written once, for all models.
+"""The stack kernel takes rows of unequal length through a stack of layers, in one call; one serves all models.
 
 A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
 Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
@@ -79,11 +79,11 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The scheduler's code. Compiled signature: schedule(ptr stack, ptr buffers, ptr rows)."""
+class StackKernel:
+    """Compiled signature: run_stack(ptr stack, ptr buffers, ptr rows)."""
 
     processor: Processor
-    name = "schedule"
+    name = "run_stack"
 
     def text(self) -> str:
         """The module in LLVM's language."""
@@ -91,7 +91,7 @@ class Schedule:
 
 
 def _text() -> str:
-    f = Function("schedule", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
+    f = Function("run_stack", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
     lanes, capacity = f.pointer("%buffers", BufferWord.LANES), f.word("%buffers", BufferWord.LANE_COUNT)
     count = f.word("%rows", HeaderWord.COUNT)
     live = f.variable("i64", 0)
