@@ -19,8 +19,8 @@ from benchmarks.rounds import check
 from benchmarks.servers import Server
 from benchmarks.table import OURS
 from benchmarks.units import Bench, Unit
-from service.engine.cores import available_cores
 from service.engine.interface import Rows
+from service.engine.load import available_cores
 from service.engine.native import NativeEngine
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from service.engine.native.compiler import Code
 from service.engine.native.ir import Function, module
-from service.engine.native.packing import aligned
+from service.engine.native.panels import aligned
 from service.engine.native.processor import Processor
 from service.engine.native.vectors import Vectors
 

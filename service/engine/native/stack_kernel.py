@@ -1,4 +1,4 @@
-"""The scheduler: takes rows of unequal length through a stack of layers, in one call; written once, for all models.
+"""The stack kernel takes rows of unequal length through a stack of layers, in one call; one serves all models.
 
 A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
 Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
@@ -19,9 +19,10 @@ from enum import Enum, IntEnum
 
 from service.engine.native.ir import Function, Value, Variable, module
 from service.engine.native.processor import Processor
+from service.engine.native.rows import HEADER_BYTES, ROW_BYTES, HeaderWord, RowWord
 
-LINEAR = ["ptr", "ptr", "ptr", "i64", "ptr"]
-RECURRENT = ["ptr"] * 6 + ["i64"] * 2 + ["ptr"]
+LINEAR = ["ptr", "ptr", "ptr", "i64"]
+RECURRENT = ["ptr"] * 6 + ["i64"] * 2
 
 
 class StackWord(IntEnum):
@@ -53,11 +54,10 @@ class LayerWord(IntEnum):
     C_BYTES = 8
 
 
-class WorkWord(IntEnum):
-    """Words of a thread's scratch memory: addresses of its parts, and how much they hold.
+class BufferWord(IntEnum):
+    """Words of a thread's buffers: their addresses, and how much they hold.
 
-    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have; `TEAM` is the address of the team that
-    shares this work out, or 0.
+    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have.
     """
 
     INPUTS = 0
@@ -69,27 +69,6 @@ class WorkWord(IntEnum):
     LANES = 6
     LANE_COUNT = 7
     ROW_STEPS = 8
-    TEAM = 9
-
-
-class RowWord(IntEnum):
-    """Words of a row: addresses of its first step's input, output and prediction (0: not asked for), and of its state.
-
-    `_STEP`: bytes from one step to the next, negative for a row that runs backwards; `_LAYER`: bytes from one layer's
-    state to the next's.
-    """
-
-    X = 0
-    X_STEP = 1
-    OUT = 2
-    OUT_STEP = 3
-    PREDICTION = 4
-    PREDICTION_STEP = 5
-    H = 6
-    H_LAYER = 7
-    C = 8
-    C_LAYER = 9
-    STEPS = 10
 
 
 class State(Enum):
@@ -99,18 +78,12 @@ class State(Enum):
     C = (RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES)
 
 
-ROW_WORDS = len(RowWord)
-ROW_BYTES = 8 * ROW_WORDS
-HEADER_WORDS = 2
-"""Ahead of the rows in a table: the number of the next row to draw, and the number of rows."""
-
-
 @dataclass(frozen=True)
-class Schedule:
-    """The scheduler's code. Compiled signature: schedule(ptr stack, ptr work, ptr rows)."""
+class StackKernel:
+    """Compiled signature: run_stack(ptr stack, ptr buffers, ptr rows)."""
 
     processor: Processor
-    name = "schedule"
+    name = "run_stack"
 
     def text(self) -> str:
         """The module in LLVM's language."""
@@ -118,9 +91,9 @@ class Schedule:
 
 
 def _text() -> str:
-    f = Function("schedule", {"stack": "ptr", "work": "ptr", "rows": "ptr"})
-    lanes, capacity = f.pointer("%work", WorkWord.LANES), f.word("%work", WorkWord.LANE_COUNT)
-    count = f.word("%rows", 1)
+    f = Function("run_stack", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
+    lanes, capacity = f.pointer("%buffers", BufferWord.LANES), f.word("%buffers", BufferWord.LANE_COUNT)
+    count = f.word("%rows", HeaderWord.COUNT)
     live = f.variable("i64", 0)
     with f.repeat() as done:
         _fill_lanes(f, lanes, capacity, count, live)
@@ -140,7 +113,7 @@ def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: 
         full(f.compare("sge", f.word("%rows"), count))
         number = f.value("atomicrmw add ptr %rows, i64 1 seq_cst")
         full(f.compare("sge", number, count))
-        row = f.at("%rows", f.add(f.mul(number, ROW_BYTES), 8 * HEADER_WORDS))
+        row = f.at("%rows", f.add(f.mul(number, ROW_BYTES), HEADER_BYTES))
         with f.when(f.compare("sgt", f.word(row, RowWord.STEPS), 0)):
             f.copy(f.at(lanes, f.mul(live.get(), ROW_BYTES)), row, ROW_BYTES)
             live.set(f.add(live.get(), 1))
@@ -155,15 +128,14 @@ class Block:
     def __init__(self, function: Function, lanes: Value, rows: Value) -> None:
         f = self.f = function
         self.lanes, self.rows = lanes, rows
-        steps = f.variable("i64", f.most(f.div(f.word("%work", WorkWord.ROW_STEPS), rows), 1))
+        steps = f.variable("i64", f.most(f.div(f.word("%buffers", BufferWord.ROW_STEPS), rows), 1))
         with f.loop(rows) as i:
             steps.set(f.least(steps.get(), f.word(self.lane(i), RowWord.STEPS)))
         self.steps = steps.get()
         self.row_steps = f.mul(rows, self.steps)
-        self.inputs = f.pointer("%work", WorkWord.INPUTS)
-        self.x_parts = f.pointer("%work", WorkWord.X_PARTS)
-        self.c = f.pointer("%work", WorkWord.C)
-        self.team = f.pointer("%work", WorkWord.TEAM)
+        self.inputs = f.pointer("%buffers", BufferWord.INPUTS)
+        self.x_parts = f.pointer("%buffers", BufferWord.X_PARTS)
+        self.c = f.pointer("%buffers", BufferWord.C)
 
     def lane(self, number: Value) -> Value:
         """The address of a lane's row."""
@@ -173,7 +145,7 @@ class Block:
         """Take every lane through every layer, then write what was asked for."""
         f = self.f
         self._point_at_rows()
-        h, h_next = (f.variable("ptr", f.pointer("%work", part)) for part in (WorkWord.H, WorkWord.H_NEXT))
+        h, h_next = (f.variable("ptr", f.pointer("%buffers", part)) for part in (BufferWord.H, BufferWord.H_NEXT))
         with f.loop(f.word("%stack", StackWord.LAYERS)) as number:
             layer = f.at(f.pointer("%stack", StackWord.LAYER_TABLE), f.mul(number, 8 * len(LayerWord)))
             before = h.get()
@@ -185,11 +157,8 @@ class Block:
         self._write(RowWord.OUT, RowWord.OUT_STEP, f.word("%stack", StackWord.OUTPUT_BYTES))
         head = f.pointer("%stack", StackWord.HEAD)
         with f.when(f.value(f"icmp ne ptr {head}, null")):
-            f.call_at(
-                head,
-                LINEAR,
-                [f.pointer("%stack", StackWord.HEAD_PANELS), self.inputs, self.x_parts, self.row_steps, self.team],
-            )
+            panels = f.pointer("%stack", StackWord.HEAD_PANELS)
+            f.call_at(head, LINEAR, [panels, self.inputs, self.x_parts, self.row_steps])
             self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
             self._write(RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES))
 
@@ -222,14 +191,14 @@ class Block:
     def _run_layer(self, layer: Value, number: Value, h: Value) -> None:
         """One layer: states in, both kernels, states out."""
         f = self.f
-        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps, self.team]
+        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
         f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
         stride = f.word(layer, LayerWord.H_STRIDE)
         for state, scratch in ((State.H, h), (State.C, self.c)):
             self._move(state, layer, number, scratch, inward=True)
         panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
-        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%work", WorkWord.UNITS)]
-        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps, self.team])
+        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%buffers", BufferWord.UNITS)]
+        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
         last = f.at(h, f.mul(self.row_steps, stride))
         for state, scratch in ((State.H, last), (State.C, self.c)):
             self._move(state, layer, number, scratch, inward=False)
