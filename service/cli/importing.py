@@ -23,24 +23,15 @@ MAX_LISTED = 24
 
 def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     checkpoint: Annotated[
-        Path,
-        typer.Argument(exists=True, dir_okay=False, readable=True, help=".pt, .pth, .safetensors or .onnx."),
+        Path, typer.Argument(metavar="CHECKPOINT", exists=True, dir_okay=False, help=".pt, .safetensors or .onnx.")
     ],
     *,
     name: Annotated[str, typer.Option(help="What the model is called in requests.")],
     models: setting("models") = None,  # type: ignore[valid-type]  # made from Settings
-    version: Annotated[
-        str | None, typer.Option(help="A whole number; left out: one more than the highest.", metavar="N")
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Which recurrent layer, if there are several: its prefix.", metavar="PREFIX")
-    ] = None,
-    nonlinearity: Annotated[
-        Nonlinearity | None, typer.Option(help="Of an RNN or RNNCell, which does not store it.")
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="A linear layer over the outputs, to serve as predictions.", metavar="PREFIX")
-    ] = None,
+    version: Annotated[str | None, typer.Option(metavar="N", help="Whole number; default: the next one.")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="PREFIX", help="Which recurrent layer, of several.")] = None,
+    nonlinearity: Annotated[Nonlinearity | None, typer.Option(help="Of an RNN, which does not store it.")] = None,
+    head: Annotated[str | None, typer.Option(metavar="PREFIX", help="Linear layer to serve as predictions.")] = None,
     description: Annotated[str | None, typer.Option(help="For people: what it models, and how well.")] = None,
 ) -> None:
     """Import a recurrent layer from a checkpoint, and verify that the service computes what the checkpoint does.
@@ -60,7 +51,7 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
         found = _find(checkpoint, layer, nonlinearity, head)
         _show(stdout, checkpoint, found)
         with staged(root, name, found.spec, found.arrays, version=version, description=description) as model:
-            verdict = verify(model.root, model.name, model.version, found)
+            verdict = verify(model.root, name, found)
             if not verdict.passed:
                 fail(f"not imported: {verdict}", FAILED)
             folder = model.publish()

@@ -10,13 +10,12 @@ from service.models.importing.refusal import terminal_text
 
 FAILED = 1
 USAGE = 2
-WIDTH_OF_A_PIPE = 200
 
 
 def console() -> Console:
-    """Stdout, as wide as the terminal; a pipe is wide enough for a table."""
+    """Stdout, as wide as the terminal; where there is none, wide enough for a table."""
     stdout = Console(highlight=False)
-    return stdout if stdout.is_terminal else Console(highlight=False, width=WIDTH_OF_A_PIPE)
+    return stdout if stdout.is_terminal else Console(highlight=False, width=200)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -46,13 +46,13 @@ class Verdict:
         return f"max abs error {measured} against {self.reference} in float64, over random sequences of {steps}"
 
 
-def verify(root: Path, name: str, version: str, model: CheckpointModel) -> Verdict:
-    """Run random sequences of unequal length through a version as it is served, and through the checkpoint's layer.
+def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
+    """Run random sequences of unequal length through a folder as it is served, and through the checkpoint's layer.
 
     Returns the verdict on the sequence that failed or, if none did, on the one with the largest error. Raises
     ModelFailed if the folder cannot be served, CheckpointRefused if the checkpoint's layer cannot run.
     """
-    engine = _load(root, name, version, model.spec)
+    engine = _load(root, name, model.spec)
     sequences = _random_sequences(model.spec)
     exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
     verdicts = []
@@ -63,15 +63,13 @@ def verify(root: Path, name: str, version: str, model: CheckpointModel) -> Verdi
     return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error))
 
 
-def _load(root: Path, name: str, version: str, spec: ModelSpec) -> Engine:
+def _load(root: Path, name: str, spec: ModelSpec) -> Engine:
     folder = read_folder(root, name)
-    entry = next((entry for entry in folder.versions if entry.version == version), None)
-    if folder.config is None or entry is None or entry.failure:
-        raise ModelFailed(folder.failure or (entry and entry.failure) or f"version {version} is not there")
-    if folder.config.spec() != spec:
-        raise ModelFailed(f"config.json reads as {folder.config.spec()}; expected {spec}")
+    failure = folder.failure or folder.versions[0].failure
+    if failure or folder.config is None or folder.config.spec() != spec:
+        raise ModelFailed(failure or f"config.json does not read as {spec}")
     # On the CPU, so that an import needs no GPU and disturbs none.
-    return EngineFactory.configure("cpu", threads=1).load(spec, read_weights(entry.weights, spec).arrays)
+    return EngineFactory.configure("cpu", threads=1).load(spec, read_weights(folder.versions[0].weights, spec).arrays)
 
 
 def _random_sequences(spec: ModelSpec) -> list[Arrays]:

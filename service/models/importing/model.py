@@ -1,7 +1,10 @@
-"""The model that an import finds in a checkpoint, with a way to run it that shares no code with the engines."""
+"""The model that an import finds in a checkpoint, and `torch.nn` as its reference.
+
+A reference shares no code with the engines: an import is verified against it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,9 @@ h and c, and predictions (T, O) with a head."""
 Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 """Runs sequences through the checkpoint's own arrays."""
 
+_LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+_CELLS = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointModel:
@@ -35,5 +41,55 @@ class CheckpointModel:
     sources: Mapping[str, str]
     reference: Reference
     reference_name: str
-    ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    ignored: list[str]
+    notes: list[str]
+
+
+def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], *, cell: bool) -> Reference:
+    """Runs sequences through `torch.nn.RNN`, `GRU`, `LSTM` (or, with cell, `RNNCell` …) and the head."""
+
+    def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
+        dtype = torch.from_numpy(np.zeros(1, precision)).dtype
+        module = _module(spec, cell).to(dtype)
+        own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+        module.load_state_dict({name.removesuffix("_l0") if cell else name: array for name, array in own.items()})
+        head = [arrays[name].to(dtype) for name in ("head.weight", "head.bias") if name in arrays]
+        with torch.no_grad():
+            return [_run(module, head, sequence, dtype) for sequence in sequences]
+
+    return run
+
+
+def reference_name(spec: ModelSpec, *, cell: bool) -> str:
+    """`torch.nn.LSTM`, for people."""
+    return f"torch.nn.{(_CELLS if cell else _LAYERS)[spec.kind].__name__}"
+
+
+def _module(spec: ModelSpec, cell: bool) -> torch.nn.Module:
+    options: dict[str, Any] = {"bias": spec.bias}
+    if spec.kind == "rnn":
+        options["nonlinearity"] = spec.nonlinearity
+    if not cell:
+        options |= {"num_layers": spec.num_layers, "bidirectional": spec.bidirectional}
+    if spec.proj_size:
+        options["proj_size"] = spec.proj_size
+    make: Any = (_CELLS if cell else _LAYERS)[spec.kind]
+    module: torch.nn.Module = make(spec.input_size, spec.hidden_size, **options)
+    return module
+
+
+def _run(module: torch.nn.Module, head: list[torch.Tensor], sequence: Arrays, dtype: torch.dtype) -> Arrays:
+    x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
+    state: Any = (h, *c) if c else h
+    if isinstance(module, torch.nn.RNNCellBase):
+        steps = []
+        for row in x.unsqueeze(1):
+            state = module(row, state)
+            steps.append(state[0] if c else state)
+        outputs = torch.cat(steps)
+    else:
+        outputs, state = module(x, state)
+    results = {"outputs": outputs} | dict(zip(("h", "c"), state if c else (state,), strict=False))
+    if head:
+        results["predictions"] = torch.nn.functional.linear(outputs, *head)
+    return {name: tensor.numpy() for name, tensor in results.items()}

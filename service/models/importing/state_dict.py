@@ -5,10 +5,9 @@ from collections.abc import Mapping
 
 import torch
 
-from service.models.importing.model import CheckpointModel
+from service.models.importing.model import CheckpointModel, reference_name, torch_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose
 from service.models.importing.tensors import Tensors, check_tensor
-from service.models.importing.torch_reference import reference_name, torch_reference
 from service.spec import GATES, Kind, ModelSpec, Nonlinearity
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")

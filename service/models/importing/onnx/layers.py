@@ -54,12 +54,12 @@ class OnnxLayer:
         Gates are in PyTorch's order. With bias, a node without B gets zeros.
         """
         rows = self.w.shape[1]
-        b, b_name = (self.b, node_input(self.node, 3)) if self.b is not None else (None, ZEROS)
+        b_name = ZEROS if self.b is None else node_input(self.node, 3)
         for direction, suffix in enumerate([f"l{index}", f"l{index}_reverse"][: self.directions]):
             yield f"weight_ih_{suffix}", self._reordered(self.w[direction]), node_input(self.node, 1)
             yield f"weight_hh_{suffix}", self._reordered(self.r[direction]), node_input(self.node, 2)
             if bias:
-                both = np.zeros(2 * rows, self.w.dtype) if b is None else b[direction]
+                both = np.zeros(2 * rows, self.w.dtype) if self.b is None else self.b[direction]
                 yield f"bias_ih_{suffix}", self._reordered(both[:rows]), b_name
                 yield f"bias_hh_{suffix}", self._reordered(both[rows:]), b_name
 
