@@ -3,6 +3,7 @@
 Names and parsers' messages in it come from untrusted files: they may hold control characters or be very long.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,8 +38,8 @@ def refusing(what: str) -> Iterator[None]:
     except MemoryError:
         raise CheckpointRefused("the file asks for more memory than there is") from None
     except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise CheckpointRefused(f"{what}: {type(error).__name__}: {first_line:.120}") from None
+        sentence = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
+        raise CheckpointRefused(f"{what}: {sentence:.120}") from None
 
 
 def choose(names: Sequence[str], wanted: str | None, *, option: str, what: str) -> str:
