@@ -45,27 +45,10 @@ class CheckpointModel:
     notes: list[str]
 
 
-def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], *, cell: bool) -> Reference:
-    """Runs sequences through `torch.nn.RNN`, `GRU`, `LSTM` (or, with cell, `RNNCell` …) and the head."""
+def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], *, cell: bool) -> tuple[Reference, str]:
+    """`torch.nn.RNN`, `GRU`, `LSTM` (or, with cell, `RNNCell` …) with the head as a reference, and its name."""
+    make: Any = (_CELLS if cell else _LAYERS)[spec.kind]
 
-    def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
-        dtype = torch.from_numpy(np.zeros(1, precision)).dtype
-        module = _module(spec, cell).to(dtype)
-        own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
-        module.load_state_dict({name.removesuffix("_l0") if cell else name: array for name, array in own.items()})
-        head = [arrays[name].to(dtype) for name in ("head.weight", "head.bias") if name in arrays]
-        with torch.no_grad():
-            return [_run(module, head, sequence, dtype) for sequence in sequences]
-
-    return run
-
-
-def reference_name(spec: ModelSpec, *, cell: bool) -> str:
-    """`torch.nn.LSTM`, for people."""
-    return f"torch.nn.{(_CELLS if cell else _LAYERS)[spec.kind].__name__}"
-
-
-def _module(spec: ModelSpec, cell: bool) -> torch.nn.Module:
     options: dict[str, Any] = {"bias": spec.bias}
     if spec.kind == "rnn":
         options["nonlinearity"] = spec.nonlinearity
@@ -73,9 +56,17 @@ def _module(spec: ModelSpec, cell: bool) -> torch.nn.Module:
         options |= {"num_layers": spec.num_layers, "bidirectional": spec.bidirectional}
     if spec.proj_size:
         options["proj_size"] = spec.proj_size
-    make: Any = (_CELLS if cell else _LAYERS)[spec.kind]
-    module: torch.nn.Module = make(spec.input_size, spec.hidden_size, **options)
-    return module
+
+    def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
+        dtype = torch.from_numpy(np.zeros(1, precision)).dtype
+        module = make(spec.input_size, spec.hidden_size, **options).to(dtype)
+        own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+        module.load_state_dict({name.removesuffix("_l0") if cell else name: array for name, array in own.items()})
+        head = [arrays[name].to(dtype) for name in ("head.weight", "head.bias") if name in arrays]
+        with torch.no_grad():
+            return [_run(module, head, sequence, dtype) for sequence in sequences]
+
+    return run, f"torch.nn.{make.__name__}"
 
 
 def _run(module: torch.nn.Module, head: list[torch.Tensor], sequence: Arrays, dtype: torch.dtype) -> Arrays:

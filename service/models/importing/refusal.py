@@ -43,10 +43,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def choose(names: Sequence[str], wanted: str | None, *, option: str, what: str) -> str:
-    """The only one of names, or the one that is `wanted`, or the only one that ends in `.wanted`.
-
-    Raises ChoiceNeeded that lists the names.
-    """
+    """The only one of names, or `wanted`, or the only one that ends in `.wanted`. Raises ChoiceNeeded."""
     matches = [name for name in names if wanted in (None, name)] or [
         name for name in names if name.endswith(f".{wanted}")
     ]

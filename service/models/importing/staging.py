@@ -52,8 +52,8 @@ def staged(
 ) -> Iterator[StagedModel]:
     """Write a new model, or a further version of one with the same config, under a hidden folder of root.
 
-    Weights are written as float32. version None is the next number. A model that was not published is deleted at the
-    end. Raises CheckpointRefused, or ChoiceNeeded where name or version are taken.
+    version None is the next number. A model that was not published is deleted at the end. Raises CheckpointRefused, or
+    ChoiceNeeded where name or version are taken.
     """
     created = not root.exists()
     if not created and not root.is_dir():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from service.models.importing.model import CheckpointModel, reference_name, torch_reference
+from service.models.importing.model import CheckpointModel, torch_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose
 from service.models.importing.tensors import Tensors, check_tensor
 from service.spec import GATES, Kind, ModelSpec, Nonlinearity
@@ -49,13 +49,14 @@ def model_from_tensors(
     _check(spec, arrays, sources)
     used = set(sources.values())
     unused = [_described(other, tensor, spec) for other, tensor in tensors.by_name.items() if other not in used]
+    reference, reference_name = torch_reference(spec, arrays, cell=cell)
     return CheckpointModel(
         layer="" if name == _TOP else name,
         spec=spec,
         arrays={array: arrays[array] for array in spec.weight_shapes()},
         sources=sources,
-        reference=torch_reference(spec, arrays, cell=cell),
-        reference_name=reference_name(spec, cell=cell),
+        reference=reference,
+        reference_name=reference_name,
         ignored=unused + tensors.others,
         notes=notes,
     )

@@ -22,8 +22,7 @@ def model_from_onnx(
 ) -> CheckpointModel:
     """The RNN, GRU or LSTM that is meant; nodes that feed each other are one stack.
 
-    layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused with what PyTorch
-    cannot express, or ChoiceNeeded.
+    layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused, or ChoiceNeeded.
     """
     graph = Graph.read(path)
     stack = _choose_stack(graph, layer)
