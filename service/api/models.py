@@ -101,9 +101,9 @@ def view(model: Model, registry: Registry) -> ModelView:
             *(_version(version, registry) for version in model.versions.values()),
         ],
     )
-    if model.folder.config is None:
+    if model.config is None:
         return shown
-    config, spec = model.folder.config, model.folder.config.spec()
+    config, spec = model.config, model.config.spec()
     return shown.model_copy(
         update={
             "kind": spec.kind,

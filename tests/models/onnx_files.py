@@ -13,7 +13,7 @@ def _in_onnx_order(kind, array):
     return np.concatenate([by_gate[gate] for gate in ONNX_GATES[kind]])
 
 
-def parameters(spec, weights, index):
+def parameters(spec, weights, index=0):
     """W, R and B (or None) of one layer."""
     suffixes = spec.suffixes(index)
     w = np.stack([_in_onnx_order(spec.kind, weights[f"weight_ih_{suffix}"]) for suffix in suffixes])
@@ -44,7 +44,7 @@ def _between(spec, layout, source, target, squeeze):
     return [turned, helper.make_node("Reshape", [f"{target}_turned", "merged"], [target])]
 
 
-def save_stack(path, spec, weights, *, layout=0, squeeze=True, head=None, dtype=np.float32, opset=21, **more):
+def save_stack(path, spec, weights, *, layout=0, squeeze=True, head=None, dtype=np.float32, **more):
     """Write spec's layers as nodes that feed each other; head is None, "Gemm" or "MatMul". Gives the ModelProto."""
     stored = {
         "axis_d": np.array([2 if layout else 1], np.int64),
@@ -53,12 +53,12 @@ def save_stack(path, spec, weights, *, layout=0, squeeze=True, head=None, dtype=
     }
     nodes, value = [], "x"
     for index in range(spec.num_layers):
-        w, r, b = (None if array is None else array.astype(dtype) for array in parameters(spec, weights, index))
-        stored |= {f"w{index}": w, f"r{index}": r} | ({} if b is None else {f"b{index}": b})
-        inputs = [value, f"w{index}", f"r{index}"] + ([] if b is None else [f"b{index}"])
+        arrays = zip("wrb", parameters(spec, weights, index), strict=True)
+        arrays = {f"{letter}{index}": array.astype(dtype) for letter, array in arrays if array is not None}
+        stored |= arrays
         attributes = node_attributes(spec, **({"layout": 1} if layout else {}), **more)
         name = f"/encoder/{spec.kind}/{spec.kind.upper()}{f'_{index}' if index else ''}"
-        nodes.append(helper.make_node(spec.kind.upper(), inputs, [f"y{index}"], name=name, **attributes))
+        nodes.append(helper.make_node(spec.kind.upper(), [value, *arrays], [f"y{index}"], name=name, **attributes))
         value = f"merged{index}"
         nodes += _between(spec, layout, f"y{index}", value, squeeze)
     if head == "Gemm":
@@ -71,10 +71,10 @@ def save_stack(path, spec, weights, *, layout=0, squeeze=True, head=None, dtype=
         stored |= {"onnx::MatMul_9": np.ascontiguousarray(weights["head.weight"].T), "fc.bias": weights["head.bias"]}
     else:
         nodes.append(helper.make_node("Identity", [value], ["y"]))
-    return save_graph(path, nodes, stored, opset=opset)
+    return save_graph(path, nodes, stored)
 
 
-def save_graph(path, nodes, stored, opset=21):
+def save_graph(path, nodes, stored):
     graph = helper.make_graph(
         nodes,
         "model",
@@ -82,6 +82,6 @@ def save_graph(path, nodes, stored, opset=21):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in stored.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, str(path))
     return model

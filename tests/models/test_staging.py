@@ -7,25 +7,26 @@ import pytest
 import torch
 
 from service.models.folder import read_folder, scan
-from service.models.importing.found import CheckpointRefused, ChoiceNeeded
+from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
+from service.models.importing.staging import staged
 from service.models.weights import read_weights
-from service.models.write import config_of, staged
 from service.spec import ModelSpec
 from tests.reference import weights_of
 
 SPEC = ModelSpec("lstm", 3, 4, bidirectional=True, out_features=2)
 
 
-def tensors(spec, seed=0):
-    return {name: torch.from_numpy(array) for name, array in weights_of(spec, seed).items()}
+def stage(root, *, spec=SPEC, arrays=None, version=None, description=None, seed=0):
+    arrays = arrays or {name: torch.from_numpy(array) for name, array in weights_of(spec, seed).items()}
+    return staged(root, "m", spec, arrays, version=version, description=description)
 
 
-def write(root, *, spec=SPEC, version=None, description=None, seed=0):
-    with staged(root, "m", spec, tensors(spec, seed), version=version, description=description) as model:
+def write(root, **options):
+    with stage(root, **options) as model:
         return model.publish()
 
 
-def test_a_new_model_and_its_next_versions(tmp_path):
+def test_new_model_and_its_next_versions(tmp_path):
     root = tmp_path / "models"
     assert write(root, description="first") == root / "m" / "1"
     assert write(root, seed=1) == root / "m" / "2"
@@ -34,26 +35,31 @@ def test_a_new_model_and_its_next_versions(tmp_path):
     folder = read_folder(root, "m")
     assert folder.config.spec() == SPEC
     assert folder.config.description == "first"
-    assert [version.version for version in folder.versions] == ["1", "2", "7", "8"]
-    assert not any(version.failure for version in folder.versions)
+    assert [(version.version, version.failure) for version in folder.versions] == [(n, None) for n in "1278"]
     read = read_weights(root / "m" / "2" / "model.safetensors", SPEC)
     assert {name: array.tolist() for name, array in read.arrays.items()} == {
         name: array.tolist() for name, array in weights_of(SPEC, 1).items()
     }
     assert sorted(path.name for path in root.iterdir()) == ["m"]
+    assert json.loads((root / "m" / "config.json").read_text()) == {
+        "kind": "lstm",
+        "input_size": 3,
+        "hidden_size": 4,
+        "bidirectional": True,
+        "head": {"out_features": 2},
+        "description": "first",
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_are_written_as_float32(tmp_path, dtype):
-    arrays = {name: array.to(dtype) for name, array in tensors(SPEC).items()}
-    with staged(tmp_path, "m", SPEC, arrays, version=None, description=None) as model:
-        folder = model.publish()
-    read = read_weights(folder / "model.safetensors", SPEC)
+    arrays = {name: torch.from_numpy(array).to(dtype) for name, array in weights_of(SPEC).items()}
+    read = read_weights(write(tmp_path, arrays=arrays) / "model.safetensors", SPEC)
     assert read.notes == []
     assert all(torch.equal(torch.from_numpy(read.arrays[name]), arrays[name].float()) for name in arrays)
 
 
-def test_the_files_can_be_read_by_the_services_own_user(tmp_path):
+def test_other_users_can_read_the_files(tmp_path):
     folder = write(tmp_path)
     for path in (folder / "model.safetensors", tmp_path / "m" / "config.json"):
         assert path.stat().st_mode & stat.S_IROTH
@@ -61,29 +67,18 @@ def test_the_files_can_be_read_by_the_services_own_user(tmp_path):
         assert path.stat().st_mode & stat.S_IXOTH
 
 
-def test_only_what_differs_from_the_defaults_is_in_config_json(tmp_path):
-    write(tmp_path)
-    assert json.loads((tmp_path / "m" / "config.json").read_text()) == {
-        "kind": "lstm",
-        "input_size": 3,
-        "hidden_size": 4,
-        "bidirectional": True,
-        "head": {"out_features": 2},
-    }
-
-
-def test_while_it_is_staged_the_repository_does_not_show_it(tmp_path):
-    with staged(tmp_path, "m", SPEC, tensors(SPEC), version=None, description=None) as model:
+def test_staged_model_is_not_listed(tmp_path):
+    with stage(tmp_path) as model:
         assert scan(tmp_path) == {}
         assert not read_folder(model.root, "m").versions[0].failure
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_what_is_not_published_leaves_nothing(tmp_path, there):
+def test_unpublished_model_leaves_nothing(tmp_path, there):
     root = tmp_path / "models"
     if there:
         root.mkdir()
-    with pytest.raises(ZeroDivisionError), staged(root, "m", SPEC, tensors(SPEC), version=None, description=None):
+    with pytest.raises(ZeroDivisionError), stage(root):
         raise ZeroDivisionError
     assert root.exists() == there
     assert not there or not list(root.iterdir())
@@ -105,29 +100,30 @@ def test_versions_of_a_model_share_one_config(tmp_path, options, reason):
     assert [path.name for path in (tmp_path / "m").iterdir() if path.is_dir()] == ["1"]
 
 
-def test_a_broken_model_is_not_added_to(tmp_path):
+def test_broken_model_is_not_added_to(tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(ChoiceNeeded, match="exists and is broken"):
         write(tmp_path)
 
 
-def test_a_model_that_appeared_meanwhile_is_not_replaced(tmp_path):
-    with staged(tmp_path, "m", SPEC, tensors(SPEC), version=None, description=None) as model:
-        write(tmp_path, seed=1)
-        before = (tmp_path / "m" / "1" / "model.safetensors").read_bytes()
+def test_model_that_appeared_meanwhile_is_kept(tmp_path):
+    with stage(tmp_path) as model:
+        weights = write(tmp_path, seed=1) / "model.safetensors"
+        before = weights.read_bytes()
         with pytest.raises(CheckpointRefused, match="cannot be written"):
             model.publish()
-    assert (tmp_path / "m" / "1" / "model.safetensors").read_bytes() == before
+    assert weights.read_bytes() == before
 
 
-def test_a_repository_that_cannot_be(tmp_path):
+def test_repository_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointRefused, match="is not a folder"):
         write(tmp_path / "file")
-    with pytest.raises(CheckpointRefused, match="cannot be made: No such file"):
+    with pytest.raises(CheckpointRefused, match="cannot be written: No such file"):
         write(tmp_path / "no" / "where")
 
 
-def test_a_size_beyond_what_is_served_is_refused():
+def test_too_large_a_size_is_refused(tmp_path):
+    spec = ModelSpec("rnn", 3, 70_000)
     with pytest.raises(CheckpointRefused, match="hidden_size: Input should be less than or equal to 65536"):
-        config_of(ModelSpec("rnn", 3, 70_000), "")
+        write(tmp_path, spec=spec, arrays={"weight_ih_l0": torch.zeros(1)})
