@@ -9,7 +9,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from rnn_client.async_client import AsyncClient
 from rnn_client.async_session import AsyncSession
-from rnn_client.client import Client
+from rnn_client.client import Client, Session
 from rnn_client.errors import (
     BrokenReply,
     ClientError,
@@ -34,10 +34,7 @@ from rnn_client.errors import (
     Unauthorized,
     VersionNotFound,
 )
-from rnn_client.models import ModelInfo, VersionInfo
-from rnn_client.results import ForwardResult, StepResult
-from rnn_client.session import Session
-from rnn_client.snapshots import Snapshot
+from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult, VersionInfo
 
 __all__ = [
     "AsyncClient",

@@ -1,13 +1,13 @@
-"""What forwards and steps give back: named arrays.
+"""What calls give back: arrays by name, descriptions of models, snapshots of sessions.
 
 Letters: B rows, T time steps, L layers, D directions, H hidden size, P width of a hidden state, O outputs of the head.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
-from rnn_client.tensors import Floats
+from rnn_client.tensors import Floats, decode, encode
 
 Steps = TypeVar("Steps", Floats, list[Floats])
 """Values of every time step: (B,T,·) or (T,·) for an array of inputs, a list of (T,·) for a list."""
@@ -30,7 +30,17 @@ class Result:
 
 
 class ForwardResult(Result, Generic[Steps]):
-    """What whole sequences gave."""
+    """Result of whole sequences."""
+
+    @classmethod
+    def read(cls, body: bytes, lengths: list[int] | None) -> "ForwardResult[Any]":
+        """From safetensors. lengths: those of the rows if outputs and predictions are to be lists of (T_i,·)."""
+        arrays, texts = decode(body)
+        arrays.pop("lengths", None)
+        if lengths is not None:
+            for name in arrays.keys() & {"outputs", "predictions"}:
+                arrays[name] = [values[:length] for values, length in zip(arrays[name], lengths, strict=True)]
+        return ForwardResult(arrays, texts["model"], texts["version"])
 
     @property
     def outputs(self) -> Steps:
@@ -65,9 +75,14 @@ class ForwardResult(Result, Generic[Steps]):
 
 @dataclass(frozen=True)
 class StepResult(Result):
-    """What one step gave, or k steps together. step is the number of the last one in its session, 0 without one."""
+    """Result of one step, or of k steps together. step is the number of the last in its session, 0 without one."""
 
     step: int = 0
+
+    @classmethod
+    def read(cls, body: bytes) -> "StepResult":
+        arrays, texts = decode(body)
+        return cls(arrays, texts.get("model", ""), texts.get("version", ""), int(texts.get("step", 0)))
 
     @property
     def outputs(self) -> Floats:
@@ -92,3 +107,68 @@ class StepResult(Result):
         """The cell state of every layer after the last step, LSTM only."""
         value: Floats = self._array("c")
         return value
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State after `step` steps of a model's version: h (L,P), and c (L,H) of an LSTM."""
+
+    model: str
+    version: str
+    step: int
+    h: Floats
+    c: Floats | None = None
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        return encode({"h": self.h, "c": self.c}, {"model": self.model, "version": self.version, "step": self.step})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Snapshot":
+        """From such a file, or from the service's own. Raises ValueError if it is none."""
+        arrays, texts = decode(data)
+        if "h" not in arrays or not {"model", "version", "step"} <= texts.keys():
+            raise ValueError("not a snapshot: expected an array h, and model, version and step in the metadata")
+        return cls(texts["model"], texts["version"], int(texts["step"]), arrays["h"], arrays.get("c"))
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One version of a model: loaded, available (loaded at first use) or failed, with the reason."""
+
+    version: str
+    state: str
+    reason: str | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model; sizes are PyTorch's. A model that failed has a reason and no sizes."""
+
+    name: str
+    state: str
+    reason: str | None = None
+    default_version: str | None = None
+    versions: tuple[VersionInfo, ...] = ()
+    kind: str | None = None
+    input_size: int | None = None
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    nonlinearity: str | None = None
+    bias: bool | None = None
+    bidirectional: bool | None = None
+    proj_size: int | None = None
+    out_features: int | None = None
+    weights_dtype: str | None = None
+    description: str = ""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "ModelInfo":
+        """From the service's document; unknown fields of a newer service are ignored."""
+        versions = tuple(VersionInfo(**_known(VersionInfo, item)) for item in document.get("versions", ()))
+        return cls(**_known(cls, document) | {"versions": versions})
+
+
+def _known(kind: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: document[field.name] for field in fields(kind) if field.name in document}

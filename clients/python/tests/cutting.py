@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections break at random, seeded moments."""
+"""A TCP proxy whose connections break after random, seeded numbers of bytes."""
 
 import asyncio
 import random
@@ -77,9 +77,7 @@ class Cutter:
         while data := await reader.read(65536):
             if self.cutting and len(data) > allowance[0]:
                 writer.write(data[: allowance[0]])
-                # What was let through does arrive: it is the answer to it that is lost.
                 await writer.drain()
-                await asyncio.sleep(self._random.random() / 500)
                 self.cuts += 1
                 while self.stalling and await reader.read(65536):
                     pass

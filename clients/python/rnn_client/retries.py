@@ -1,6 +1,6 @@
-"""When to try again, and when to give up; waits itself for nothing, so that it serves blocking and async callers.
+"""When to try again, and when to give up. Nothing here waits: the transport does.
 
-A stream's patience starts anew with every answer, which libraries for retries do not know.
+A stream starts counting anew with every answer, which libraries for retries cannot do.
 """
 
 import logging
@@ -16,8 +16,8 @@ LONGEST_SECONDS = 5.0
 _log = logging.getLogger("rnn_client")
 
 
-class Patience:
-    """Exponential back-off with jitter, for at most so many seconds from the first failure on."""
+class Retries:
+    """Exponential back-off with jitter, for at most `seconds` from the first failure on."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Patience:
         self._failures = 0
         self._deadline = 0.0
 
-    def renew(self) -> None:
-        """Something went well: the next failure is a first one."""
+    def succeeded(self) -> None:
+        """The next failure counts as the first one."""
         self._failures = 0
 
     def delay(self, error: ClientError, *, repeatable: bool = True) -> float:
         """Seconds to wait before the next try. Raises the error if a try would not help, or would come too late.
 
-        repeatable: whether it does no harm if this request acts again, at any later time.
+        repeatable: whether the request may act twice, at any later time, without harm.
         """
         if not error.transient or not (repeatable or error.settled):
             raise error
