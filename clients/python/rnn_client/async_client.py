@@ -4,18 +4,15 @@ import json
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, overload
 from urllib.parse import quote
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_client.async_session import Opening
+from rnn_client.async_session import Opening, session_path
 from rnn_client.calls import Caller
-from rnn_client.progress import session_path
 from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult
-from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, as_array, encode, floats, names, optional_floats, padded
+from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, padded
 from rnn_client.transports import Address, AsyncTransport, Transport
 
 
@@ -45,9 +42,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -95,17 +90,13 @@ class AsyncClient:
         are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n, predictions.
         """
         rows: list[int] | None = None
-        if hasattr(inputs, "__array__"):  # an array or a torch tensor
-            values = floats(inputs, "inputs")
-            counts = None if lengths is None else as_array(lengths, np.int64, "lengths")
-        elif lengths is not None:
-            raise ValueError("lengths is for padded inputs; a list of arrays has its own")
-        else:
-            values, counts = padded(inputs)
-            rows = counts.tolist()
-        states = {"h0": optional_floats(h0, "h0"), "c0": optional_floats(c0, "c0")}
-        fields = {"model": model, "version": version, "returns": names(returns)}
-        body = encode({"inputs": values, "lengths": counts, **states}, fields)
+        if not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
+            if lengths is not None:
+                raise ValueError("lengths is for padded inputs; a list of arrays has its own")
+            inputs, lengths = padded(inputs)
+            rows = lengths.tolist()
+        arrays = {"inputs": inputs, "lengths": lengths, "h0": h0, "c0": c0}
+        body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
         read = partial(ForwardResult.read, lengths=rows)
         return await self._caller.send("POST", "/rnn/forward", read, body=body, accept=MEDIA_TYPE)
 
@@ -123,8 +114,8 @@ class AsyncClient:
 
         h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM; zeros if left out.
         """
-        arrays = {"inputs": floats(inputs, "inputs"), "h": optional_floats(h, "h"), "c": optional_floats(c, "c")}
-        body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
+        fields = {"model": model, "version": version, "returns": names(returns)}
+        body = encode({"inputs": inputs, "h": h, "c": c}, fields)
         return await self._caller.send("POST", "/cell/step", StepResult.read, body=body, accept=MEDIA_TYPE)
 
     async def models(self) -> list[ModelInfo]:
@@ -153,9 +144,8 @@ class AsyncClient:
         ttl_seconds: how long it lives unused. In a `with` block (`async with` for AsyncClient, which also takes
         `s = await client.session(…)`) it ends with the block, unless keep is true.
         """
-        arrays = {"h": optional_floats(h, "h"), "c": optional_floats(c, "c")}
         # If the answer is lost and a second session opened, the first ends by itself when its time has passed.
-        body = encode(arrays, {"model": model, "version": version, "ttl_seconds": ttl_seconds})
+        body = encode({"h": h, "c": c}, {"model": model, "version": version, "ttl_seconds": ttl_seconds})
         return Opening(self._caller, "POST", "/cell/sessions", body=body, keep=keep)
 
     def attach(self, session_id: str, *, done: int | None = None, keep: bool = True) -> Opening:

@@ -5,19 +5,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from numpy.typing import ArrayLike
-from websockets.exceptions import ConnectionClosed
 
 from rnn_client.calls import Caller
 from rnn_client.errors import ClientError, SessionGone, SessionNotFound
-from rnn_client.progress import Progress
 from rnn_client.results import Snapshot, StepResult
-from rnn_client.stream import Stream
+from rnn_client.stream import Progress, Stream
 from rnn_client.tensors import MEDIA_TYPE, Returns, encode, floats, names
-from rnn_client.transports import STREAM_FAILURES, Connection
+from rnn_client.transports import STREAM_FAILURES, Exchange
 
 
 class AsyncSession:
@@ -29,6 +27,7 @@ class AsyncSession:
     def __init__(self, caller: Caller, progress: Progress, *, keep: bool) -> None:
         self._caller = caller
         self._progress = progress
+        self._path = session_path(progress.session)
         self._keep = keep
 
     @property
@@ -52,16 +51,14 @@ class AsyncSession:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if self._keep:
             return
         if error is None:
             await self.close()
             return
         with suppress(ClientError):  # must not hide the error, nor delay it by retries
-            await self._caller.send("DELETE", self._progress.path, bytes, retry=False)
+            await self._caller.send("DELETE", self._path, bytes, retry=False)
 
     async def step(self, inputs: ArrayLike, *, returns: Returns = None) -> StepResult:
         """Run one step of inputs (I), or k steps of inputs (k,I) as one commit.
@@ -119,13 +116,12 @@ class AsyncSession:
 
     async def snapshot(self) -> Snapshot:
         """The state now, which the client's `restore` takes."""
-        path = f"{self._progress.path}?state=true"
-        return await self._caller.send("GET", path, Snapshot.from_bytes, accept=MEDIA_TYPE)
+        return await self._caller.send("GET", f"{self._path}?state=true", Snapshot.from_bytes, accept=MEDIA_TYPE)
 
     def fork(self, *, keep: bool = False) -> "Opening":
         """A new session from this one's state, at step 0."""
         self._progress.refuse_while_streaming()
-        return Opening(self._caller, "POST", f"{self._progress.path}/fork", keep=keep)
+        return Opening(self._caller, "POST", f"{self._path}/fork", keep=keep)
 
     async def reset(self) -> None:
         """Back to the state that the session was opened with; the count of steps goes on.
@@ -134,13 +130,12 @@ class AsyncSession:
         steps: call it again.
         """
         self._progress.refuse_while_streaming()
-        path = f"{self._progress.path}/reset"
-        self._progress.done = await self._caller.send("POST", path, _step, repeatable=False)
+        self._progress.done = await self._caller.send("POST", f"{self._path}/reset", _step, repeatable=False)
 
     async def close(self) -> None:
         """End the session; one that has ended already is no error."""
         with suppress(SessionGone, SessionNotFound):
-            await self._caller.send("DELETE", self._progress.path, bytes)
+            await self._caller.send("DELETE", self._path, bytes)
 
 
 class Opening:
@@ -171,9 +166,7 @@ class Opening:
         self._session = await self.open()
         return self._session
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if self._session is not None:
             await self._session.__aexit__(kind, error, trace)
 
@@ -186,17 +179,14 @@ class _StreamConnection:
         self._retries = caller.retries()
         self._stream = stream
         self._open = AsyncExitStack()
-        self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
 
     async def exchange(self) -> list[StepResult]:
         """Send what may be sent and receive one message; connect again as often as it needs."""
         while True:
             try:
-                connection = self._connection or await self._connect()
-                with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
-                    for message in self._stream.to_send():
-                        await connection.send(message)
-                results = self._stream.receive(await connection.receive())
+                exchange = self._exchange or await self._connect()
+                results = self._stream.receive(await exchange(self._stream.to_send()))
             except STREAM_FAILURES as failure:
                 await self.aclose()
                 try:
@@ -209,15 +199,18 @@ class _StreamConnection:
                 self._retries.succeeded()
                 return results
 
-    async def _connect(self) -> Connection:
-        connection: Connection = await self._open.enter_async_context(self._transport.connect())
-        self._connection = connection
+    async def _connect(self) -> Exchange:
+        self._exchange = exchange = await self._open.enter_async_context(self._transport.connect())
         self._stream.connected()
-        return connection
+        return exchange
 
     async def aclose(self) -> None:
-        self._connection = None
+        self._exchange = None
         await self._open.aclose()
+
+
+def session_path(session_id: str) -> str:
+    return f"/cell/sessions/{quote(session_id, safe='')}"
 
 
 def _step(body: bytes) -> int:

@@ -81,7 +81,7 @@ class ServiceError(ClientError):
         self.errors = [Place(tuple(item["loc"]), item["msg"]) for item in problem.get("errors") or ()]
         self.request_id: str | None = problem.get("request_id")
         self.retry_after = retry_after
-        self.transient = self.status in TRANSIENT
+        self.transient = self.status in TRANSIENT and not isinstance(self, ModelFailed)
         self.settled = self.status not in (502, 504)  # a proxy gave up on it; it may still run
         super().__init__(self.detail)
 
@@ -116,10 +116,6 @@ class VersionNotFound(ServiceError):
 
 class ModelFailed(ServiceError):
     """503: the model's files cannot be served; trying again does not help."""
-
-    def __init__(self, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
-        super().__init__(problem, retry_after)
-        self.transient = False
 
 
 class SessionNotFound(ServiceError):

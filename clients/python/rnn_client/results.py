@@ -5,7 +5,7 @@ Letters: B rows, T time steps, L layers, D directions, H hidden size, P width of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rnn_client.tensors import Floats, decode, encode
 
@@ -15,22 +15,35 @@ Steps = TypeVar("Steps", Floats, list[Floats])
 
 @dataclass(frozen=True)
 class Result:
-    """Arrays by name, and what ran. Asking for an array that was not returned raises AttributeError."""
+    """Arrays by name, also as attributes, and what ran. An array that was not returned raises AttributeError."""
 
     arrays: Mapping[str, Any]
     model: str
     version: str
 
-    def _array(self, name: str) -> Any:
-        try:
-            return self.arrays[name]
-        except KeyError:
-            held = ", ".join(self.arrays) or "no arrays"
-            raise AttributeError(f"{name} was not returned; the reply holds {held}") from None
+    if not TYPE_CHECKING:  # for type checkers, a misspelt name stays an error
+
+        def __getattr__(self, name: str) -> Any:
+            arrays = vars(self).get("arrays", {})
+            if name not in arrays:
+                raise AttributeError(f"{name} was not returned; the reply holds {', '.join(arrays) or 'no arrays'}")
+            return arrays[name]
 
 
 class ForwardResult(Result, Generic[Steps]):
-    """Result of whole sequences."""
+    """Result of whole sequences.
+
+    - outputs (B,T,D·P): hidden state of the last layer at each step; zeros past a row's length
+    - predictions (B,T,O): the linear head over outputs
+    - last (B,D·P): outputs at each row's own last step
+    - h_n (L·D,B,P), c_n (L·D,B,H): final hidden state of every layer, and cell state of an LSTM
+    """
+
+    outputs: Steps
+    predictions: Steps
+    last: Floats
+    h_n: Floats
+    c_n: Floats
 
     @classmethod
     def read(cls, body: bytes, lengths: list[int] | None) -> "ForwardResult[Any]":
@@ -42,40 +55,23 @@ class ForwardResult(Result, Generic[Steps]):
                 arrays[name] = [values[:length] for values, length in zip(arrays[name], lengths, strict=True)]
         return ForwardResult(arrays, texts["model"], texts["version"])
 
-    @property
-    def outputs(self) -> Steps:
-        """(B,T,D·P): hidden state of the last layer at each step; zeros past a row's length."""
-        value: Steps = self._array("outputs")
-        return value
 
-    @property
-    def predictions(self) -> Steps:
-        """(B,T,O): the linear head over outputs."""
-        value: Steps = self._array("predictions")
-        return value
-
-    @property
-    def last(self) -> Floats:
-        """(B,D·P): outputs at each row's own last step."""
-        value: Floats = self._array("last")
-        return value
-
-    @property
-    def h_n(self) -> Floats:
-        """(L·D,B,P): final hidden state of every layer."""
-        value: Floats = self._array("h_n")
-        return value
-
-    @property
-    def c_n(self) -> Floats:
-        """(L·D,B,H): final cell state of every layer of an LSTM."""
-        value: Floats = self._array("c_n")
-        return value
+class _StepArrays(Result):
+    outputs: Floats
+    predictions: Floats
+    h: Floats
+    c: Floats
 
 
 @dataclass(frozen=True)
-class StepResult(Result):
-    """Result of one step, or of k steps together. step is the number of the last in its session, 0 without one."""
+class StepResult(_StepArrays):
+    """Result of one step, or of k steps together.
+
+    - outputs (P), of a batch (B,P), of k steps (k,P): hidden state of the last layer
+    - predictions (O), of a batch (B,O), of k steps (k,O): the linear head over outputs
+    - h, c: hidden state of every layer after the last step, and cell state of an LSTM
+    - step: number of the last step in its session, 0 without one
+    """
 
     step: int = 0
 
@@ -83,30 +79,6 @@ class StepResult(Result):
     def read(cls, body: bytes) -> "StepResult":
         arrays, texts = decode(body)
         return cls(arrays, texts.get("model", ""), texts.get("version", ""), int(texts.get("step", 0)))
-
-    @property
-    def outputs(self) -> Floats:
-        """(P), of a batch (B,P), of k steps (k,P): hidden state of the last layer."""
-        value: Floats = self._array("outputs")
-        return value
-
-    @property
-    def predictions(self) -> Floats:
-        """(O), of a batch (B,O), of k steps (k,O): the linear head over outputs."""
-        value: Floats = self._array("predictions")
-        return value
-
-    @property
-    def h(self) -> Floats:
-        """The hidden state of every layer after the last step."""
-        value: Floats = self._array("h")
-        return value
-
-    @property
-    def c(self) -> Floats:
-        """The cell state of every layer after the last step, LSTM only."""
-        value: Floats = self._array("c")
-        return value
 
 
 @dataclass(frozen=True)

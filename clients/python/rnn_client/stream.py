@@ -12,18 +12,47 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rnn_client.errors import BrokenReply
 from rnn_client.frames import EVERY_STEP, frames_for
-from rnn_client.progress import Progress
 from rnn_client.results import StepResult
 from rnn_client.tensors import Floats, Returns, floats
 
 FRAME_STEPS = 1024
 """Most steps in a frame. The service runs so many at a time, and keeps the answers of the last that it ran."""
+
+
+@dataclass
+class Progress:
+    """A session and the last step of it that was answered.
+
+    replay_steps: how many of its latest steps the service can answer again to a stream; None if it did not say.
+    streaming: whether a stream has steps in flight, so that the number of the next step is unknown.
+    """
+
+    session: str
+    model: str
+    version: str
+    done: int
+    replay_steps: int | None = None
+    streaming: bool = False
+
+    @classmethod
+    def read(cls, body: bytes) -> "Progress":
+        """From the service's description of a session."""
+        session: dict[str, Any] = json.loads(body)
+        return cls(
+            session["session"], session["model"], session["version"], session["step"], session.get("replay_steps")
+        )
+
+    def refuse_while_streaming(self) -> None:
+        """Raise RuntimeError if a stream has steps in flight."""
+        if self.streaming:
+            raise RuntimeError("a stream of this session has steps in flight: close it first (contextlib.aclosing)")
 
 
 @dataclass

@@ -21,24 +21,9 @@ Returns = str | Sequence[str] | None
 MEDIA_TYPE = "application/vnd.safetensors"
 
 
-def as_array(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:
-    """Anything that NumPy reads. Raises ValueError or TypeError, with the argument's name, for what it cannot read."""
-    try:
-        if hasattr(values, "__array__") and np.iscomplexobj(values):
-            raise TypeError("complex numbers have no float32 value")
-        return np.asarray(values, dtype, order="C")
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: torch, if it has a gradient
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} cannot be read as an array of numbers: {error}") from error
-
-
 def floats(values: ArrayLike, name: str) -> Floats:
-    """Numbers as a little-endian float32 array."""
-    return as_array(values, "<f4", name)
-
-
-def optional_floats(values: ArrayLike | None, name: str) -> Floats | None:
-    return None if values is None else floats(values, name)
+    """Numbers as a little-endian float32 array; name is the argument that they were given as."""
+    return _array(values, "<f4", name)
 
 
 def padded(rows: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int64]]:
@@ -60,17 +45,17 @@ def names(returns: Returns) -> list[str] | None:
     return [returns] if isinstance(returns, str) else None if returns is None else list(returns)
 
 
-def encode(arrays: Mapping[str, NDArray[Any] | None], fields: Mapping[str, Any]) -> bytes:
-    """A safetensors file with the fields in its metadata; None is left out. Raises TypeError for what is no field."""
-    texts = {}
-    for name, value in fields.items():
-        if value is None:
-            continue
-        try:
-            texts[name] = value if isinstance(value, str) else json.dumps(value)
-        except TypeError:
-            raise TypeError(f"{name} is of type {type(value).__name__}; expected text, numbers or names") from None
-    return save({name: array for name, array in arrays.items() if array is not None}, texts)
+def encode(arrays: Mapping[str, ArrayLike | None], fields: Mapping[str, Any]) -> bytes:
+    """A safetensors file: float32 arrays, int64 lengths, the fields in the metadata. What is None is left out.
+
+    Raises ValueError or TypeError that names the array or field that cannot be encoded.
+    """
+    data = {
+        name: _array(values, np.int64 if name == "lengths" else "<f4", name)
+        for name, values in arrays.items()
+        if values is not None
+    }
+    return save(data, {name: _text(value, name) for name, value in fields.items() if value is not None})
 
 
 def decode(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -81,3 +66,20 @@ def decode(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"not a safetensors file: {error}") from None
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     return arrays, header.get("__metadata__") or {}
+
+
+def _array(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:
+    try:
+        if hasattr(values, "__array__") and np.iscomplexobj(values):
+            raise TypeError("complex numbers have no float32 value")
+        return np.asarray(values, dtype, order="C")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor with a gradient
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be read as an array of numbers: {error}") from error
+
+
+def _text(value: Any, name: str) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError:
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected text, numbers or names") from None

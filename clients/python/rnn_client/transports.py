@@ -6,16 +6,14 @@ The two transports have the same methods, all coroutines. Those of the blocking 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from websockets.asyncio.client import ClientConnection as AsyncWebSocket
 from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.sync.client import ClientConnection as BlockingWebSocket
 from websockets.sync.client import connect as connect_blocking
 
 from rnn_client.errors import ClientError, ConnectionLost, StreamClosed, service_error
@@ -25,6 +23,10 @@ HTTP_FAILURES = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtoco
 
 STREAM_FAILURES = (ConnectionClosed, InvalidHandshake, EOFError, OSError, ClientError)
 """A stream that breaks off raises one of these; time-outs are OSErrors."""
+
+Message = str | bytes
+Exchange = Callable[[Iterable[Message]], Awaitable[Message]]
+"""A WebSocket: send messages, and receive one. Raises TimeoutError if that takes too long."""
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -46,6 +48,7 @@ class Address:
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"url is {self.url!r:.200}; expected http://host:port or https://host:port")
         self.url = str(url).rstrip("/")
+        self.headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     @property
     def http_options(self) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Address:
             "timeout": self.timeout,
             "verify": self.ssl_context or True,
             # Floats hardly compress, and packing them takes longer than sending them.
-            "headers": self._headers | {"accept-encoding": "identity"},
+            "headers": self.headers | {"accept-encoding": "identity"},
         }
 
     @property
@@ -63,7 +66,7 @@ class Address:
         """Arguments of websockets' `connect`. A stream bounds what is in flight, so queues and frames need no bound."""
         return {
             "uri": self.url.replace("http", "ws", 1) + "/cell/stream",
-            "additional_headers": self._headers,
+            "additional_headers": self.headers,
             "ssl": self.ssl_context if self.url.startswith("https") else None,
             "open_timeout": self.timeout,
             "close_timeout": 1.0,
@@ -71,10 +74,6 @@ class Address:
             "max_size": None,
             "max_queue": None,
         }
-
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def lost(self, error: Exception) -> ConnectionLost:
         """The error of a request that has no answer."""
@@ -105,30 +104,23 @@ class AsyncTransport:
         return await self._http.request(method, path, content=body, headers=headers)
 
     @asynccontextmanager
-    async def connect(self) -> AsyncGenerator["AsyncConnection", None]:
+    async def connect(self) -> AsyncGenerator[Exchange, None]:
         async with connect_async(**self.address.stream_options) as websocket:
-            yield AsyncConnection(websocket, self.address.timeout)
+
+            async def exchange(messages: Iterable[Message]) -> Message:
+                with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
+                    for message in messages:
+                        await websocket.send(message)
+                async with asyncio.timeout(self.address.timeout):
+                    return await websocket.recv()
+
+            yield exchange
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
         await self._http.aclose()
-
-
-@dataclass
-class AsyncConnection:
-    """A WebSocket; a message that takes longer than `timeout` seconds raises TimeoutError."""
-
-    websocket: AsyncWebSocket
-    timeout: float
-
-    async def send(self, message: str | bytes) -> None:
-        await self.websocket.send(message)
-
-    async def receive(self) -> str | bytes:
-        async with asyncio.timeout(self.timeout):
-            return await self.websocket.recv()
 
 
 class BlockingTransport:
@@ -142,9 +134,17 @@ class BlockingTransport:
         return self._http.request(method, path, content=body, headers=headers)
 
     @asynccontextmanager
-    async def connect(self) -> AsyncGenerator["BlockingConnection", None]:
+    async def connect(self) -> AsyncGenerator[Exchange, None]:
         with connect_blocking(**self.address.stream_options) as websocket:
-            yield BlockingConnection(websocket, self.address.timeout)
+
+            async def exchange(messages: Iterable[Message]) -> Message:
+                with suppress(ConnectionClosed):
+                    for message in messages:
+                        websocket.send(message)
+                reply: Message = websocket.recv(self.address.timeout)
+                return reply
+
+            yield exchange
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251
@@ -153,19 +153,4 @@ class BlockingTransport:
         self._http.close()
 
 
-@dataclass
-class BlockingConnection:
-    """A WebSocket; a message that takes longer than `timeout` seconds raises TimeoutError."""
-
-    websocket: BlockingWebSocket
-    timeout: float
-
-    async def send(self, message: str | bytes) -> None:
-        self.websocket.send(message)
-
-    async def receive(self) -> str | bytes:
-        return self.websocket.recv(self.timeout)
-
-
 Transport = AsyncTransport | BlockingTransport
-Connection = AsyncConnection | BlockingConnection

@@ -53,3 +53,15 @@ def row():
     """Make a random sequence (T,I) for a model."""
     random = np.random.default_rng(7)
     return lambda name, length: random.normal(size=(length, SPECS[name].input_size)).astype(np.float32)
+
+
+@pytest.fixture
+def begin(client, row):
+    """Open a session of a model; give it, random inputs (T,I), and the result of the whole sequence."""
+    with ExitStack() as stack:
+
+        def begin_session(name, length):
+            inputs = row(name, length)
+            return stack.enter_context(client.session(name)), inputs, client.forward(inputs, name)
+
+        yield begin_session

@@ -7,16 +7,15 @@ from numpy.testing import assert_array_equal
 from rnn_client import ConnectionLost
 
 
-def test_steps_run_once_despite_cuts(connect, service, cutter, row):
-    inputs, direct = row("gru", 60), connect(service.url)
-    whole = direct.forward(inputs, "gru")
-    with connect(cutter.url).session("gru") as session:
-        singles = [session.step(each).outputs for each in inputs[:30]]
-        blocks = [session.step(inputs[start : start + 3]).outputs for start in range(30, 60, 3)]
-        assert_array_equal(np.concatenate([np.array(singles), *blocks]), whole.outputs)
-        snapshot = direct.attach(session.id).snapshot()
-        assert_array_equal(snapshot.h, whole.h_n)
-        assert snapshot.step == session.done == 60
+def test_steps_run_once_despite_cuts(connect, cutter, begin):
+    session, inputs, whole = begin("gru", 60)
+    cut = connect(cutter.url).attach(session.id)
+    singles = [cut.step(each).outputs for each in inputs[:30]]
+    blocks = [cut.step(inputs[start : start + 3]).outputs for start in range(30, 60, 3)]
+    assert_array_equal(np.concatenate([np.array(singles), *blocks]), whole.outputs)
+    snapshot = session.snapshot()
+    assert_array_equal(snapshot.h, whole.h_n)
+    assert snapshot.step == cut.done == 60
     assert cutter.cuts > 5
 
 
@@ -28,33 +27,28 @@ def test_sequences_arrive_despite_cuts(connect, cutter, row):
     assert cutter.cuts > 3
 
 
-def test_step_can_be_repeated_by_hand(connect, service, cutter, row):
-    inputs = row("gru", 40)
-    whole = connect(service.url).forward(inputs, "gru")
-    session = connect(service.url).session("gru", keep=True)
-    impatient, lost = connect(cutter.url, retry_seconds=0), 0
+def test_step_can_be_repeated_by_hand(connect, cutter, begin):
+    session, inputs, whole = begin("gru", 40)
     cutter.cutting = False
-    session = impatient.attach(session.id)
+    cut, lost = connect(cutter.url, retry_seconds=0).attach(session.id), 0
     cutter.cutting = True
     for each, outputs in zip(inputs, whole.outputs, strict=True):
-        while True:
+        result = None
+        while result is None:
             try:
-                result = session.step(each)
-                break
+                result = cut.step(each)
             except ConnectionLost:
                 lost += 1
         assert_array_equal(result.outputs, outputs)
     assert lost > 3
-    assert session.done == 40
+    assert cut.done == 40
 
 
-def test_silent_connection_is_left(connect, service, cutter, row):
+def test_silent_connection_is_left(connect, cutter, begin):
     cutter.stalling = True
-    inputs = row("gru", 30)
-    with connect(cutter.url, timeout=0.5).session("gru") as session:
-        outputs = [session.step(each).outputs for each in inputs]
-        assert_array_equal(outputs, connect(service.url).forward(inputs, "gru").outputs)
-        assert session.done == 30
+    session, inputs, whole = begin("gru", 30)
+    cut = connect(cutter.url, timeout=0.5).attach(session.id)
+    assert_array_equal([cut.step(each).outputs for each in inputs], whole.outputs)
     assert cutter.cuts > 2
 
 

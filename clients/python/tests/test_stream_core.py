@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_client import BrokenReply, InvalidRequest, StepConflict, StepOutOfOrder
-from rnn_client.progress import Progress
-from rnn_client.stream import Stream
+from rnn_client import BrokenReply, StepOutOfOrder
+from rnn_client.stream import Progress, Stream
 
 
 class Problem(Exception):
@@ -126,31 +125,11 @@ def started(*inputs, replay_steps=None, returns="outputs", done=0):
     return stream
 
 
-def test_first_message_names_session_step_and_returns():
-    first, frame = sent(started([1.0, 2.0], done=4))
-    assert json.loads(first) == {"session": "s", "step": 5, "returns": ["outputs"], "non_finite": "null"}
-    assert frame == np.array([1, 2], "<f4").tobytes()
-
-
-def test_several_arrays_travel_as_lines():
-    stream = started([[1.0], [2.0]], replay_steps=8, returns=["outputs", "h"], done=4)
-    first, frame = sent(stream)
-    assert json.loads(first) == {"session": "s", "step": 5, "returns": ["outputs", "h"]}
-    lines = [json.loads(line) for line in frame.splitlines()]
-    assert lines == [{"inputs": [1.0], "step": 5}, {"inputs": [2.0], "step": 6}]
-    [result] = stream.receive('{"outputs": [3], "h": [3], "step": 5}\n{"outputs": [4], "h": [4], "step": 6}\n')
-    assert (result.outputs.tolist(), result.h.tolist(), result.step) == ([[3], [4]], [4], 6)
-
-
 def test_steps_in_flight_can_be_answered_again():
     stream = started(*[[[1.0], [1.0]]] * 4, replay_steps=4, returns=None)
     assert len(sent(stream)) == 1 + 2  # a third frame would make six steps
     stream.receive('{"outputs": [3], "step": 1}\n{"outputs": [4], "step": 2}\n')
     assert len(sent(stream)) == 1
-
-
-def test_one_frame_at_a_time_without_replay_steps():
-    assert len(sent(started([1.0], [1.0]))) == 1 + 1
 
 
 def test_long_input_is_cut_into_frames():
@@ -180,14 +159,6 @@ def test_steps_before_a_failure_in_a_frame_count(returns):
     assert rest == np.array([3], "<f4").tobytes() if returns else json.loads(rest)["step"] == 3
     [result] = stream.receive(bytes(4) if returns else '{"outputs": [3], "step": 3}')
     assert (len(result.outputs), result.step) == (3, 3)
-
-
-@pytest.mark.parametrize(("slug", "kind"), [("invalid-request", InvalidRequest), ("step-conflict", StepConflict)])
-def test_error_line_becomes_its_own_error(slug, kind):
-    stream = started([1.0])
-    sent(stream)
-    with pytest.raises(kind, match="why"):
-        stream.receive(json.dumps({"error": {"type": f"/problems/{slug}", "status": 422, "detail": "why"}}))
 
 
 def test_service_that_lost_steps_is_noticed():
