@@ -11,7 +11,7 @@ from urllib.parse import quote
 from numpy.typing import ArrayLike
 
 from rnn_client.calls import Caller
-from rnn_client.errors import ClientError, SessionGone, SessionNotFound
+from rnn_client.errors import BrokenReply, ClientError, SessionGone, SessionNotFound
 from rnn_client.results import Snapshot, StepResult
 from rnn_client.stream import Progress, Stream
 from rnn_client.tensors import MEDIA_TYPE, Returns, encode, floats, names
@@ -21,27 +21,16 @@ from rnn_client.transports import STREAM_FAILURES, Exchange
 class AsyncSession:
     """A stream of steps whose state the service keeps; for one task at a time.
 
-    Steps are numbered: what is lost on the way is sent again, and runs once.
+    Steps are numbered: what is lost on the way is sent again, and runs once. `id` is what the client's `attach` takes:
+    whoever has it and the key can go on with the session.
     """
 
     def __init__(self, caller: Caller, progress: Progress, *, keep: bool) -> None:
         self._caller = caller
         self._progress = progress
-        self._path = session_path(progress.session)
         self._keep = keep
-
-    @property
-    def id(self) -> str:
-        """What `attach` takes. Whoever has it and the key can go on with the session."""
-        return self._progress.session
-
-    @property
-    def model(self) -> str:
-        return self._progress.model
-
-    @property
-    def version(self) -> str:
-        return self._progress.version
+        self.id, self.model, self.version = progress.session, progress.model, progress.version
+        self._path = session_path(self.id)
 
     @property
     def done(self) -> int:
@@ -72,18 +61,13 @@ class AsyncSession:
         if values.ndim not in (1, 2):
             raise ValueError(f"inputs have shape {values.shape}; expected (I), or (k, I) for k steps")
         last = progress.done + (len(values) if values.ndim == 2 else 1)
-
-        def read(body: bytes) -> StepResult:
-            result = StepResult.read(body)
-            if result.step != last:
-                raise ValueError(f"step {last} was answered with step {result.step}")
-            return replace(result, model=progress.model, version=progress.version)
-
-        fields = {"session": progress.session, "step": progress.done + 1, "returns": names(returns)}
+        fields = {"session": self.id, "step": progress.done + 1, "returns": names(returns)}
         body = encode({"inputs": values}, fields)
-        result = await self._caller.send("POST", "/cell/step", read, body=body, accept=MEDIA_TYPE)
+        result = await self._caller.send("POST", "/cell/step", StepResult.read, body=body, accept=MEDIA_TYPE)
+        if result.step != last:
+            raise BrokenReply(f"step {last} was answered with step {result.step}")
         progress.done = last
-        return result
+        return replace(result, model=self.model, version=self.version)
 
     async def stream(
         self, inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike], *, returns: Returns = None, ahead: int = 1
@@ -130,7 +114,9 @@ class AsyncSession:
         steps: call it again.
         """
         self._progress.refuse_while_streaming()
-        self._progress.done = await self._caller.send("POST", f"{self._path}/reset", _step, repeatable=False)
+        self._progress.done = await self._caller.send(
+            "POST", f"{self._path}/reset", lambda body: int(json.loads(body)["step"]), repeatable=False
+        )
 
     async def close(self) -> None:
         """End the session; one that has ended already is no error."""
@@ -211,10 +197,6 @@ class _StreamConnection:
 
 def session_path(session_id: str) -> str:
     return f"/cell/sessions/{quote(session_id, safe='')}"
-
-
-def _step(body: bytes) -> int:
-    return int(json.loads(body)["step"])
 
 
 async def _each(inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike]) -> AsyncGenerator[ArrayLike, None]:

@@ -1,16 +1,57 @@
 """Requests with retries, and how their replies are read."""
 
+import logging
+import random
 from collections.abc import Callable
+from time import monotonic
 from typing import TypeVar
 
-import httpx
-
 from rnn_client.errors import BrokenReply, ClientError, service_error
-from rnn_client.retries import Retries
 from rnn_client.tensors import MEDIA_TYPE
 from rnn_client.transports import HTTP_FAILURES, Transport
 
 Answer = TypeVar("Answer")
+
+FIRST_SECONDS = 0.05
+LONGEST_SECONDS = 5.0
+
+_log = logging.getLogger("rnn_client")
+
+
+class Retries:
+    """When to try again: exponential back-off, for at most `seconds` from the first failure on.
+
+    It does not wait itself. A stream starts counting anew with every answer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._failures = 0
+        self._deadline = 0.0
+
+    def succeeded(self) -> None:
+        """The next failure counts as the first one."""
+        self._failures = 0
+
+    def delay(self, error: ClientError, *, repeatable: bool = True) -> float:
+        """Seconds to wait before the next try. Raises the error if a try would not help, or would come too late.
+
+        repeatable: whether the request may act twice, at any later time, without harm.
+        """
+        if not error.transient or not (repeatable or error.settled):
+            raise error
+        now = monotonic()
+        if self._failures == 0:
+            self._deadline = now + self._seconds
+        jitter = random.random()  # noqa: S311  # so that not all clients come back at once
+        longest: float = min(LONGEST_SECONDS, FIRST_SECONDS * 2**self._failures)
+        # Never sooner than the service asks.
+        delay = longest * (1 + jitter) / 2 if error.retry_after is None else error.retry_after * (1 + jitter / 4)
+        if now + delay > self._deadline:
+            raise error
+        self._failures += 1
+        _log.warning("%s; trying again in %.2g s", error, delay)
+        return delay
 
 
 class Caller:
@@ -47,16 +88,13 @@ class Caller:
                     reply = await self.transport.request(method, path, body, headers)
                 except HTTP_FAILURES as failure:
                     raise self.transport.address.lost(failure) from failure
-                return _answer(reply, read)
+                if reply.status_code >= 400:
+                    raise service_error(reply.status_code, reply.headers, reply.content)
+                break
             except ClientError as error:
                 await self.transport.sleep(retries.delay(error, repeatable=repeatable))
-
-
-def _answer(reply: httpx.Response, read: Callable[[bytes], Answer]) -> Answer:
-    if reply.status_code >= 400:
-        raise service_error(reply.status_code, reply.headers, reply.content)
-    try:
-        return read(reply.content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        request = f"{reply.request.method} {reply.request.url.path}"
-        raise BrokenReply(f"{request} was answered {reply.status_code} with something else: {error!r:.200}") from error
+        try:
+            return read(reply.content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{method} {path} was answered {reply.status_code} with something else than expected"
+            raise BrokenReply(f"{what}: {error!r:.200}") from error

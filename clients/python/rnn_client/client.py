@@ -7,6 +7,7 @@ one `send` runs it to its end, and no event loop is needed.
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from numpy.typing import ArrayLike
@@ -19,6 +20,7 @@ from rnn_client.transports import BlockingTransport
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
+Method = Callable[Concatenate[Any, Arguments], Answer]
 
 
 def _run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
@@ -31,9 +33,7 @@ def _run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
     raise RuntimeError(f"{coroutine} waits for an event loop; use AsyncClient")
 
 
-def _blocking(
-    method: Callable[Concatenate[Any, Arguments], Coroutine[Any, Any, Answer]],
-) -> Callable[Concatenate[Any, Arguments], Answer]:
+def _blocking(method: Method[Arguments, Coroutine[Any, Any, Answer]]) -> Method[Arguments, Answer]:
     """A blocking method of a coroutine method."""
 
     @wraps(method)
@@ -43,15 +43,14 @@ def _blocking(
     return call
 
 
-def _opening(
-    method: Callable[Concatenate[Any, Arguments], Opening],
-) -> Callable[Concatenate[Any, Arguments], "Session"]:
+def _opening(method: Method[Arguments, Opening]) -> Method[Arguments, "Session"]:
     """A blocking method of one that opens an AsyncSession."""
 
     @wraps(method)
     def call(self: Any, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> "Session":
         return Session(_run(method(self._async, *arguments, **options).open()))
 
+    vars(call)["__signature__"] = signature(method).replace(return_annotation="Session")  # for help()
     return call
 
 
@@ -62,24 +61,13 @@ async def _next(results: AsyncIterator[StepResult]) -> StepResult | None:
 class Session:
     """A stream of steps whose state the service keeps; for one thread at a time.
 
-    Steps are numbered: what is lost on the way is sent again, and runs once.
+    Steps are numbered: what is lost on the way is sent again, and runs once. `id` is what the client's `attach` takes:
+    whoever has it and the key can go on with the session.
     """
 
     def __init__(self, session: AsyncSession) -> None:
         self._async = session
-
-    @property
-    def id(self) -> str:
-        """What `attach` takes. Whoever has it and the key can go on with the session."""
-        return self._async.id
-
-    @property
-    def model(self) -> str:
-        return self._async.model
-
-    @property
-    def version(self) -> str:
-        return self._async.version
+        self.id, self.model, self.version = session.id, session.model, session.version
 
     @property
     def done(self) -> int:

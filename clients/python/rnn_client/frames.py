@@ -42,7 +42,7 @@ class BinaryFrames:
         """
         head = 1 if self._first else 0
         self._first = False
-        return [part for part in (inputs[:head], *_pieces(inputs[head:], most)) if len(part)]
+        return _pieces(inputs[:head], most) + _pieces(inputs[head:], most)
 
     def message(self, inputs: Floats, first: int) -> bytes:  # noqa: ARG002  # the service counts from the greeting on
         return inputs.tobytes()
@@ -54,8 +54,7 @@ class BinaryFrames:
             raise _unexpected(message)
         width = self._width or len(message) // 4
         if not width or not message or len(message) % (4 * width):
-            size = len(message)
-            raise BrokenReply(f"step {first} was answered with {size} bytes; expected a multiple of {4 * width}")
+            raise BrokenReply(f"step {first} was answered with {len(message)} bytes; expected {4 * width} a step")
         self._width = width
         values = np.frombuffer(message, "<f4").reshape(-1, width)
         yield len(values), {self._name: values}
@@ -70,9 +69,7 @@ class TextFrames:
     def split(self, inputs: Floats, most: int) -> list[Floats]:
         """Inputs (k,I) as frames of at most so many steps. Raises ValueError for NaN and infinity, which JSON lacks."""
         if not np.isfinite(inputs).all():
-            raise ValueError(
-                'inputs hold NaN or infinity, which only streams with returns="outputs" or "predictions" can'
-            )
+            raise ValueError('inputs hold NaN or infinity; that takes returns="outputs" or returns="predictions"')
         return _pieces(inputs, most)
 
     def message(self, inputs: Floats, first: int) -> str:

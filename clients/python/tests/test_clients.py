@@ -10,13 +10,10 @@ from rnn_client import AsyncClient, AsyncSession, Client, Session
 
 
 def calls(kind):
-    """The public methods: names, defaults and kinds of their arguments."""
-    methods = {name: value for name, value in vars(kind).items() if callable(value)}
-    return {
-        name: [(each.name, each.kind, each.default) for each in inspect.signature(method).parameters.values()]
-        for name, method in methods.items()
-        if not name.startswith("_")
-    }
+    """The public methods with names, kinds and defaults of their arguments."""
+    methods = {name: method for name, method in vars(kind).items() if callable(method) and not name.startswith("_")}
+    parameters = {name: inspect.signature(method).parameters.values() for name, method in methods.items()}
+    return {name: [(each.name, each.kind, each.default) for each in values] for name, values in parameters.items()}
 
 
 @pytest.mark.parametrize(("blocking", "waiting"), [(Client, AsyncClient), (Session, AsyncSession)])

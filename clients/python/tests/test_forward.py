@@ -32,12 +32,7 @@ def test_list_gives_lists_of_same_lengths(client, row):
         assert_array_equal(result.predictions[index], alone.predictions)
         assert_array_equal(result.last[index], alone.outputs[-1])
         assert_array_equal(result.c_n[:, index], alone.c_n)
-
-
-def test_list_of_equal_rows_gives_list(client, row):
-    result = client.forward([row("tanh", 3), row("tanh", 3)], "tanh")
-    assert isinstance(result.outputs, list)
-    assert [values.shape for values in result.outputs] == [(3, 6), (3, 6)]
+    assert isinstance(client.forward([row("tanh", 3), row("tanh", 3)], "tanh").outputs, list)
 
 
 def test_padded_array_with_lengths(client, row):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_client import BrokenReply, StepOutOfOrder
+from rnn_client import BrokenReply
 from rnn_client.stream import Progress, Stream
 
 
@@ -67,7 +67,7 @@ class FakeService:
         return "\n".join(map(json.dumps, answers))
 
 
-def run(stream, service, inputs, cut=lambda: False):
+def run(stream, service, inputs, cut):
     """Stream the inputs. `cut` says of each message, and of each answer, whether the connection breaks before it."""
     results, waiting, answers = [], deque(inputs), None
     while True:
@@ -117,8 +117,8 @@ def sent(stream):
     return list(stream.to_send())
 
 
-def started(*inputs, replay_steps=None, returns="outputs", done=0):
-    stream = Stream(Progress("s", "m", "1", done, replay_steps), returns, ahead=8)
+def started(*inputs, replay_steps=None, returns="outputs"):
+    stream = Stream(Progress("s", "m", "1", 0, replay_steps), returns, ahead=8)
     stream.connected()
     for each in inputs:
         stream.take(each)
@@ -130,18 +130,6 @@ def test_steps_in_flight_can_be_answered_again():
     assert len(sent(stream)) == 1 + 2  # a third frame would make six steps
     stream.receive('{"outputs": [3], "step": 1}\n{"outputs": [4], "step": 2}\n')
     assert len(sent(stream)) == 1
-
-
-def test_long_input_is_cut_into_frames():
-    inputs = np.arange(2500, dtype=np.float32)[:, None]
-    stream = started(inputs, replay_steps=8)
-    frames, sizes, results = sent(stream)[1:], [], []
-    while frames:
-        sizes.append(len(frames[0]) // 4)
-        results += stream.receive(frames.pop(0))
-        frames += sent(stream)
-    assert sizes == [1, 1024, 1024, 451]
-    np.testing.assert_array_equal(results[0].outputs, inputs)
 
 
 @pytest.mark.parametrize("returns", ["outputs", None])
@@ -161,11 +149,6 @@ def test_steps_before_a_failure_in_a_frame_count(returns):
     assert (len(result.outputs), result.step) == (3, 3)
 
 
-def test_service_that_lost_steps_is_noticed():
-    with pytest.raises(StepOutOfOrder):
-        run(Stream(Progress("s", "m", "1", done=3), "outputs", 1), FakeService(replay=4), [np.ones(2)])
-
-
 @pytest.mark.parametrize("answer", [b"", b"abc", "[1]", "no", '{"outputs": [1], "step": 2}', '{"error": "no"}'])
 @pytest.mark.parametrize("returns", ["outputs", None])
 def test_unexpected_answer_is_broken_reply(answer, returns):
@@ -175,13 +158,10 @@ def test_unexpected_answer_is_broken_reply(answer, returns):
         stream.receive(answer)
 
 
-@pytest.mark.parametrize("inputs", [1.0, [], [[[1.0]]]])
-def test_inputs_of_another_shape_are_refused(inputs):
-    with pytest.raises(ValueError, match=r"expected \(I\), or \(k, I\)"):
-        started(inputs)
-
-
-def test_non_finite_inputs_are_refused_in_text_only():
+def test_unusable_inputs_are_refused():
+    for inputs in (1.0, [], [[[1.0]]]):
+        with pytest.raises(ValueError, match=r"expected \(I\), or \(k, I\)"):
+            started(inputs)
     started([np.nan])
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         started([np.nan], returns=None)
