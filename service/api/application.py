@@ -291,15 +291,15 @@ async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
 
 async def _compressed(reply: Reply, request: Request) -> Reply:
     """The reply as the client takes it."""
-    varies = (*reply.headers, (b"vary", b"accept-encoding"))
     pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
     size = sum(map(len, pieces))
     if size < COMPRESS_FROM_BYTES:
         return reply
+    varies = (*reply.headers, (b"vary", b"accept-encoding"))
     accepted = request.headers.get(b"accept-encoding")
     encoding = reply_encoding(accepted) if accepted else None
     if encoding is None:
-        return reply._replace(headers=varies)
+        return Reply(reply.status, reply.media_type, reply.body, varies)
     if size < COMPRESS_ELSEWHERE_FROM_BYTES:
         body = compress(pieces, encoding)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from service.api.shapes import Target, wrong
+from service.api.shapes import FLOAT32, Target, wrong
 from service.engine.interface import Floats
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
@@ -59,7 +59,9 @@ def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batc
             if sizes is not _NEVER
         ]
         raise wrong(f"{loc} is {is_}; expected {' or '.join(names)}", loc)
-    return np.array(value, np.float32).reshape(shape)
+    # What was decoded from JSON is nobody else's; a view of a safetensors body must not be written into.
+    mine: Floats = value if value.dtype == FLOAT32 and value.flags.writeable else np.array(value, np.float32)
+    return mine.reshape(shape)
 
 
 @lru_cache(256)

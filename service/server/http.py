@@ -254,19 +254,18 @@ class HttpConnection(HttpToolsProtocol):
     def _write(self, request: Request, reply: Reply) -> None:
         """Send a whole reply, and account for it."""
         body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
-        keeps = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        lines = [b"%b: %b\r\n" % header for header in reply.headers]
-        if not keeps:
-            lines.append(b"connection: close\r\n")
+        keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self.transport.write(
-            b"%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
-            % (
-                STATUS_LINE[reply.status] + self._date_lines(),
-                reply.media_type,
-                len(body),
-                request.request_id.encode(),
-                b"".join(lines),
-                body,
+            b"".join(
+                (
+                    STATUS_LINE[reply.status],
+                    self._date_lines(),
+                    b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+                    % (reply.media_type, len(body), request.request_id.encode()),
+                    *(b"%b: %b\r\n" % header for header in reply.headers),
+                    b"\r\n" if keeps else b"connection: close\r\n\r\n",
+                    body,
+                )
             )
         )
         request.status, request.sent_bytes = reply.status, len(body)
