@@ -11,44 +11,39 @@ CHECK_SECONDS = 5.0
 
 
 class ReaderWatch:
-    """Looks every `CHECK_SECONDS`, while something is unread, whether enough of it was taken; if not, calls `stalled`.
+    """Calls `stalled` if a client takes less than `min_bytes_per_second` of what is written, over `CHECK_SECONDS`.
 
-    What the kernel holds counts as unread, which may be megabytes.
+    What the kernel holds counts as not taken, which may be megabytes.
     """
 
     def __init__(
-        self,
-        transport: Any,
-        loop: asyncio.AbstractEventLoop,
-        min_bytes_per_second: float,
-        stalled: Callable[[], None],
+        self, transport: Any, loop: asyncio.AbstractEventLoop, min_bytes_per_second: float, stalled: Callable[[], None]
     ) -> None:
         self._transport = transport
         self._loop = loop
-        self._least = min_bytes_per_second * CHECK_SECONDS
+        self._min_bytes = min_bytes_per_second * CHECK_SECONDS
         self._stalled = stalled
         self._timer: asyncio.TimerHandle | None = None
         self._caught_up = False
 
     def start(self) -> None:
-        """More was written than the client took: look in a while."""
+        """Check in a while: more was written than the client takes."""
         if self._timer is None:
             self._caught_up = False
             self._timer = self._loop.call_later(CHECK_SECONDS, self._check, self._unread())
 
     def caught_up(self) -> None:
-        """The client has taken nearly everything, for now."""
+        """The client has taken nearly all of it."""
         self._caught_up = True
 
     def stop(self) -> None:
-        """The connection is over."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _check(self, before: int) -> None:
         self._timer = None
         unread = self._unread()
-        if not self._caught_up and unread and before - unread < self._least:
+        if unread and not self._caught_up and before - unread < self._min_bytes:
             self._stalled()
         elif unread:
             self.start()

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.api.exchange import Exchange
-from service.api.opening import Opener
+from service.api.request import Request
 from service.api.shapes import Limits
+from service.api.streams.opening import Opener
 from service.errors import InvalidRequest
 from service.spec import ModelSpec
 
@@ -15,34 +15,34 @@ MODEL = SimpleNamespace(name="m", version="3", spec=ModelSpec("gru", 2, 2, out_f
 
 
 def opened(query="", header=None, **message):
-    """The conversation, and what the sessions were asked for."""
-    headers = [(b"x-session-id", header.encode())] if header else []
-    exchange = Exchange({"headers": headers, "query_string": query.encode()}, None, None, "r1")
+    """The stream, and what the sessions were asked for."""
+    headers = {b"x-session-id": header.encode()} if header else {}
+    request = Request("POST", "/cell/step", query.encode(), headers, "peer", "r1")
     asked = []
 
     async def session(fields, _):
         asked.append(dict(fields))
         return SimpleNamespace(model=MODEL, done=7)
 
-    conversation = asyncio.run(Opener(None, Limits(10, 10), session).open(exchange, message))
-    return conversation, asked[0]
+    stream = asyncio.run(Opener(None, Limits(10, 10), session).open(request, message))
+    return stream, asked[0]
 
 
 @pytest.mark.parametrize(
     "named", [{"session": "abc"}, {"query": "session=abc"}, {"header": "abc"}, {"header": "abc", "session": "abc"}]
 )
 def test_a_session_is_named_in_any_of_three_places(named):
-    conversation, fields = opened(**named)
+    stream, fields = opened(**named)
     assert fields == {"session": "abc"}
-    assert conversation.returns == {"outputs", "predictions"}
-    assert (conversation.binary, conversation.number) == ("outputs", None)
-    assert (conversation.exchange.model, conversation.exchange.version) == ("m", "3")
+    assert stream.returns == {"outputs", "predictions"}
+    assert (stream.binary, stream.number) == ("outputs", None)
+    assert (stream.request.model, stream.request.version) == ("m", "3")
 
 
 def test_what_is_said_of_answers_and_numbers_goes_with_it():
-    conversation, fields = opened("session=abc&step=8&returns=predictions&non_finite=null")
+    stream, fields = opened("session=abc&step=8&returns=predictions&non_finite=null")
     assert fields == {"session": "abc", "step": 8, "returns": ["predictions"], "non_finite": "null"}
-    assert (conversation.returns, conversation.binary, conversation.number) == ({"predictions"}, "predictions", 8)
+    assert (stream.returns, stream.binary, stream.number) == ({"predictions"}, "predictions", 8)
 
 
 @pytest.mark.parametrize(
