@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
-from service.api.application import Application
+from service.api.application import Application, Calls
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
@@ -30,6 +30,10 @@ from service.api.routes import hot_router
 from service.api.sessions import SessionCalls, sessions_router
 from service.api.shapes import Limits
 from service.api.step import Step
+from service.api.streams.ndjson import NdjsonStreams
+from service.api.streams.opening import Opener
+from service.api.streams.step_stream import IdleTimeout
+from service.api.streams.websocket import WebSocketStreams
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.admission import Admission
@@ -86,7 +90,10 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     metrics.watch_sessions(sessions)
-    calls = SessionCalls(sessions, session_steps, registry, limits, documents)
+    opener = Opener(inference, limits, sessions, session_steps)
+    idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
+    origins = frozenset(map(str.lower, settings.allowed_origins))
+    session_calls = SessionCalls(sessions, session_steps, registry, limits, documents)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -113,7 +120,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     )
     for router in (
         hot_router(),
-        sessions_router(calls),
+        sessions_router(session_calls),
         models_router(registry),
         operations_router(metrics, partial(_unready, preload, draining)),
         home_router(),
@@ -122,15 +129,16 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
-        handlers={
-            "/rnn/forward": Forward(inference, documents, limits),
-            "/cell/step": Step(inference, documents, limits, sessions, session_steps),
-            "/cell/sessions": calls.open,
-        },
-        streams={},
-        sockets={},
-        admitted=frozenset(("/rnn/forward",)),
-        admission=Admission(settings.max_queued_requests),
+        calls=Calls(
+            handlers={
+                "/rnn/forward": Forward(inference, documents, limits),
+                "/cell/step": Step(inference, documents, limits, sessions, session_steps),
+                "/cell/sessions": session_calls.open,
+            },
+            streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
+            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
+        ),
+        admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
         bodies=bodies,
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log),

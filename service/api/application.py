@@ -11,7 +11,7 @@ routes are ASGI's alone.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type, reply_encoding
 from service.api.problems import STATUS, internal_reply, problem_reply
 from service.api.request import Reply, Request, given_id, joined
+from service.api.streams.websocket import authorization_of
 from service.errors import (
     BodyTooLarge,
     ClientGone,
@@ -58,38 +59,36 @@ READ_TO_THE_END_BYTES = 256 * 1024
 _REQUEST = "rnn.request"
 
 
-class Application:
-    """The ASGI application around FastAPI's router.
+class Calls(NamedTuple):
+    """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
 
-    - handlers: of POSTs by path; `admitted` are the paths whose requests `admission` bounds
-    - streams: of NDJSON POSTs by path; sockets: of WebSockets by path
-    """
+    handlers: Mapping[str, Handler]
+    streams: Mapping[str, StreamHandler]
+    sockets: Mapping[str, SocketHandler]
+
+
+class Application:
+    """The ASGI application around FastAPI's router; `admissions` bound the requests to some paths."""
 
     def __init__(
         self,
         router: FastAPI,
         *,
-        handlers: Mapping[str, Handler],
-        streams: Mapping[str, StreamHandler],
-        sockets: Mapping[str, SocketHandler],
-        admitted: frozenset[str],
-        admission: Admission,
+        calls: Calls,
+        admissions: Mapping[str, Admission],
         bodies: Bodies,
         keys: Keys,
         accounting: Accounting,
     ) -> None:
         self._fastapi = router
         self._router = AsyncExitStackMiddleware(router.router)
-        self._handlers = handlers
-        self._streams = streams
-        self._sockets = sockets
-        self._admitted = admitted
-        self._admission = admission
+        self._handlers, self._streams, self._sockets = calls
+        self._admissions = admissions
         self._bodies = bodies
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
-        self.direct_paths = frozenset(path.encode() for path in handlers)
+        self.direct_paths = frozenset(path.encode() for path in calls.handlers)
         """What a connection may give to `answer` itself."""
 
     def request(
@@ -124,7 +123,8 @@ class Application:
 
     def finish(self, request: Request, path: str | None = None) -> None:
         """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
-        self._admission.leave(request)
+        if admission := self._admissions.get(request.path):
+            admission.leave(request)
         self._bodies.budget.release(request)
         self._accounting.finish(request, path or request.path)
 
@@ -185,8 +185,8 @@ class Application:
             await send({"type": "http.response.body", "body": b""})
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
-        if request.path in self._admitted:
-            self._admission.enter(request, request.client)
+        if admission := self._admissions.get(request.path):
+            admission.enter(request, request.client)
         if incoming is not None:
             request.body = await self._bodies.read(request, incoming)
         else:
@@ -273,10 +273,6 @@ class Application:
             and route.matches({"type": "http", "path": path, "method": method})[0] == Match.FULL
         }
         return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods)) or "GET, HEAD"  # files
-
-
-def authorization_of(scope: Scope) -> bytes | None:  # replaced by the streams room's
-    return None
 
 
 def request_of(scope: Mapping[str, Any]) -> Request:

@@ -21,12 +21,12 @@ from service.api.shapes import (
     whole_rows,
     wrong,
 )
-from service.api.stepping import initial, step_returns, steppable
+from service.api.stepping import initial, refuse_another_model, session_id, step_returns, steppable, with_session
 from service.engine.interface import Floats, Rows
 from service.errors import NonFiniteOutput
 from service.serving.inference import Inference
 from service.sessions.exactly_once import SessionSteps, Terms
-from service.sessions.lifecycle import Session, Sessions
+from service.sessions.lifecycle import Sessions
 from service.sessions.stepper import NonFinite, Steps
 from service.wire.arrays import Document
 
@@ -64,7 +64,7 @@ class Step:
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
         asked = parse(SessionStepRequest, fields, target)
-        refuse_another_model(session, asked.model, asked.version)
+        refuse_another_model(model, asked.model, asked.version)
         inputs, several = steps(asked.inputs, target)
         returns = step_returns(asked.returns, target, stateful=True)
         refuse_too_much(1, len(inputs), returns | {"outputs"}, target)
@@ -145,32 +145,6 @@ class StepCall:
             return values.reshape(came)
         layers, batch, width = values.shape
         return values.reshape((layers,) * (layers > 1) + (batch,) * self.batched + (width,))
-
-
-def with_session(request: Request, fields: Document) -> Document:
-    """The fields of a request, with the session that a header may name. Raises InvalidRequest if both do, apart."""
-    header = request.header(b"x-session-id")
-    if not header:
-        return fields
-    named = fields.get("session", header)
-    if not isinstance(named, str) or named != header:  # an array is compared number by number
-        raise wrong("session is not the one of X-Session-Id; name one", "session")
-    return {**fields, "session": header}
-
-
-def session_id(fields: Document) -> str:
-    """The session that a request names. Raises InvalidRequest."""
-    session = fields.get("session")
-    if not isinstance(session, str):
-        raise wrong("session is no string; expected the id that POST /cell/sessions gave", "session")
-    return session
-
-
-def refuse_another_model(session: Session, model: str | None, version: str | None) -> None:
-    """Raise InvalidRequest if a request for a session names a model or version that is not the session's."""
-    for name, asked, is_on in (("model", model, session.model.name), ("version", version, session.model.version)):
-        if asked is not None and asked != is_on:
-            raise wrong(f"{name} is {asked}; this session runs on {is_on}", name)
 
 
 def state_fields(h: Floats, c: Floats | None) -> dict[str, Floats]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from service.api.request import Request
 from service.api.shapes import FLOAT32, Target, wrong
 from service.engine.interface import Floats
 from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
-from service.wire.arrays import Ragged
+from service.wire.arrays import Document, Ragged
 
 _NEVER = (-1,)
 
@@ -66,10 +67,36 @@ def initial(value: Any, loc: str, shape: tuple[int, int, int], letter: str, batc
 
 @lru_cache(256)
 def _state_shapes(layers: int, batch: int, width: int, batched: bool) -> tuple[tuple[int, ...], ...]:
-    """The shapes that mean a state: (L,B,·), (B,·) and (·) of one layer, (L,·) of one row; `_NEVER` where not allowed."""
+    """The shapes that mean a state: (L,B,·); (B,·) and (·) of one layer; (L,·) of one row. `_NEVER`: not allowed."""
     return (
         (layers, batch, width),
         (batch, width) if layers == 1 else _NEVER,
         (width,) if layers == 1 and batch == 1 else _NEVER,
         _NEVER if batched else (layers, width),
     )
+
+
+def with_session(request: Request, fields: Document) -> Document:
+    """The fields of a request, with the session that a header may name. Raises InvalidRequest if both do, apart."""
+    header = request.header(b"x-session-id")
+    if not header:
+        return fields
+    named = fields.get("session", header)
+    if not isinstance(named, str) or named != header:  # an array is compared number by number
+        raise wrong("session is not the one of X-Session-Id; name one", "session")
+    return {**fields, "session": header}
+
+
+def session_id(fields: Document) -> str:
+    """The session that a request names. Raises InvalidRequest."""
+    session = fields.get("session")
+    if not isinstance(session, str):
+        raise wrong("session is no string; expected the id that POST /cell/sessions gave", "session")
+    return session
+
+
+def refuse_another_model(on: ModelVersion, model: str | None, version: str | None) -> None:
+    """Raise InvalidRequest if a request for a session names a model or version that is not the session's."""
+    for name, asked, is_on in (("model", model, on.name), ("version", version, on.version)):
+        if asked is not None and asked != is_on:
+            raise wrong(f"{name} is {asked}; this session runs on {is_on}", name)

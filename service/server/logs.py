@@ -89,7 +89,7 @@ def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | 
         logger_factory=structlog.PrintLoggerFactory(file),  # type: ignore[arg-type]  # all that it asks of a file
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(file)  # type: ignore[arg-type]  # likewise
+    handler = logging.StreamHandler(file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]

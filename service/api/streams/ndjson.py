@@ -31,7 +31,7 @@ class NdjsonStreams:
 
     async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
-        reply_format(request.header(b"accept"), [NDJSON], NDJSON)
+        reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
         incoming, reply = Incoming(request, receive), _Reply(request, send)
         try:
             await self._answer(request, Lines(incoming.pieces(), MAX_LINE_BYTES), reply)

@@ -1,33 +1,32 @@
 """What opens a stream: query parameters, the session header and the first message, as one request."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 from service.api.request import Request
 from service.api.requests import StreamRequest, parse
-from service.api.session_step import with_session
-from service.api.shapes import Limits, Target, wrong
-from service.api.stepping import initial, step_returns, steppable
+from service.api.shapes import Limits, Target, refuse_cell_state, wrong
+from service.api.stepping import initial, refuse_another_model, step_returns, steppable, with_session
 from service.api.streams.step_stream import StepStream, decode_line, located
 from service.errors import ServiceError
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
+from service.sessions.exactly_once import SessionStepper, SessionSteps, Terms
+from service.sessions.lifecycle import Sessions
 from service.sessions.stepper import StatelessStepper, Stepper
 from service.wire.arrays import MAX_FIELDS
-
-SessionOpener = Callable[[Mapping[str, Any], Request], Awaitable[Stepper]]
-"""Gives the stepper of the session that valid fields of a stream name. Raises a ServiceError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """Opens streams: without a session, or through `sessions`."""
+    """Opens streams: from a state that lives as long as they, or of a session."""
 
     inference: Inference
     limits: Limits
-    sessions: SessionOpener
+    sessions: Sessions
+    session_steps: SessionSteps
 
     async def open(self, request: Request, message: Mapping[str, Any]) -> StepStream:
         """The stream that query, header and first message ask for together.
@@ -66,11 +65,10 @@ class Opener:
         asked = parse(StreamRequest, fields, target)
         returns = step_returns(asked.returns, target, stateful=True)
         h = initial(asked.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
+        refuse_cell_state(asked.c, "c", target)
         c = None
         if spec.has_cell_state:
             c = initial(asked.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
-        elif asked.c is not None:
-            raise wrong(f'c is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c")
         stepper = StatelessStepper(
             model,
             self.inference,
@@ -89,8 +87,12 @@ class Opener:
         for name in ("h", "c"):
             if name in fields:
                 raise wrong(f"{name} is what the session keeps; open another one from a state of yours", name)
-        stepper = await self.sessions(fields, request)
-        return asked, stepper, self._target(stepper.model, request)
+        session = await self.sessions.use(fields["session"], request.session_owner)
+        refuse_another_model(session.model, asked.model, asked.version)
+        with_state = not {"h", "c"}.isdisjoint(asked.returns or ())
+        terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, book=request.book)
+        stepper = SessionStepper(self.session_steps, session, terms)
+        return asked, stepper, self._target(session.model, request)
 
     def _target(self, model: ModelVersion, request: Request) -> Target:
         request.model, request.version = model.name, model.version
