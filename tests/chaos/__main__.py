@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.faults import Load, Stage, killed_service, racing_processes, stopped_store, told_to_stop
+from tests.chaos.faults import Deployment, Load, killed_service, racing_processes, stopped_store, told_to_stop
 from tests.chaos.servers import NAME, KeyValueServer, free_port
 
-Fault = Callable[[Stage, KeyValueServer], str]
+Fault = Callable[[Deployment, KeyValueServer], str]
 
 
 def main() -> int:
@@ -23,27 +23,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--sessions", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20, help="of each session")
-    parser.add_argument("--harms", type=int, default=3, help="kills a fault")
+    parser.add_argument("--kills", type=int, default=3, help="kills a fault")
     parser.add_argument("--races", type=int, default=10_000, help="steps of one session that two workers race for")
     given = parser.parse_args()
-    load = Load(given.sessions, given.steps, harms=given.harms)
+    load = Load(given.sessions, given.steps, kills=given.kills)
     plan: list[tuple[str, str, dict[str, Any], Fault]] = []
     for store in ("sqlite", "valkey") if NAME else ("sqlite",):
         plan += [
-            ("kill -9 of the service", store, {}, lambda stage, _: killed_service(stage, load)),
-            ("SIGTERM of the service", store, {}, lambda stage, _: told_to_stop(stage, load)),
-            ("two workers race", store, {"workers": 2}, lambda stage, _: racing_processes(stage, given.races)),
+            ("kill -9 of the service", store, {}, lambda deployment, _: killed_service(deployment, load)),
+            ("SIGTERM of the service", store, {}, lambda deployment, _: told_to_stop(deployment, load)),
+            (
+                "two workers race",
+                store,
+                {"workers": 2},
+                lambda deployment, _: racing_processes(deployment, given.races),
+            ),
         ]
     if NAME:
-        plan.append(("kill -9 of the store", "valkey", {}, lambda stage, server: stopped_store(stage, load, server)))
+        plan.append(
+            ("kill -9 of the store", "valkey", {}, lambda deployment, server: stopped_store(deployment, load, server))
+        )
     console = Console()
     table = Table("fault", "store", "result", "what happened", "s")
     failed = 0
     for name, store, settings, fault in plan:
         begun = time.monotonic()
         try:
-            with set_up(store, settings) as (stage, server):
-                what, result = fault(stage, server), "[green]nothing lost"
+            with set_up(store, settings) as (deployment, server):
+                what, result = fault(deployment, server), "[green]nothing lost"
         except AssertionError as error:
             what, result, failed = str(error)[:300], "[red]FAILED", failed + 1
         table.add_row(name, store, result, what, f"{time.monotonic() - begun:.0f}")
@@ -53,7 +60,7 @@ def main() -> int:
 
 
 @contextmanager
-def set_up(store: str, settings: dict[str, Any]) -> Iterator[tuple[Stage, KeyValueServer]]:
+def set_up(store: str, settings: dict[str, Any]) -> Iterator[tuple[Deployment, KeyValueServer]]:
     """A service on a store, in a folder of its own, and the key-value server that may be the store."""
     with tempfile.TemporaryDirectory(prefix="rnn-chaos-") as name:
         folder = Path(name)
@@ -62,12 +69,12 @@ def set_up(store: str, settings: dict[str, Any]) -> Iterator[tuple[Stage, KeyVal
         if store == "valkey":
             server.start()
             url = server.url
-        stage = Stage(folder, session_store=url, **settings)
+        deployment = Deployment(folder, session_store=url, **settings)
         try:
-            yield stage, server
+            yield deployment, server
         finally:
-            if stage.service.process.poll() is None:
-                stage.kill()
+            if deployment.service.process.poll() is None:
+                deployment.kill()
             server.stop()
 
 

@@ -1,4 +1,4 @@
-"""Many clients, each with sessions of its own: a step is sent again until it is answered."""
+"""Clients with sessions of their own: a step is sent again until it is answered."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ import numpy as np
 from service.engine.interface import Rows
 from service.engine.native.engine import NativeEngine
 
-PATIENCE_SECONDS = 120.0
+GIVE_UP_SECONDS = 120.0
 
 
 @dataclass
@@ -29,10 +29,24 @@ class Tally:
     answered: int = 0
     retried: int = 0
     refused: dict[int, int] = field(default_factory=dict)
+    _waiters: list[tuple[int, asyncio.Event]] = field(default_factory=list)
+
+    def answer(self) -> None:
+        """Count one answer."""
+        self.answered += 1
+        for count, event in self._waiters:
+            if self.answered >= count:
+                event.set()
+
+    async def reached(self, count: int) -> None:
+        """Wait for so many answers."""
+        self._waiters.append((count, event := asyncio.Event()))
+        if self.answered < count:
+            await event.wait()
 
 
 class Clients:
-    """`connections` clients that share the sessions out among them. `url` may change: they go on where it points to."""
+    """`connections` clients that share the sessions. `url` may change: they go on where it points to."""
 
     def __init__(self, url: str, model: str, input_size: int) -> None:
         self.url = url
@@ -58,7 +72,7 @@ class Clients:
         await asyncio.gather(*(self._run(share) for share in shares))
 
     async def _run(self, streams: list[Stream]) -> None:
-        timeout = aiohttp.ClientTimeout(total=10)
+        timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(timeout=timeout) as http:
             for step in range(max(len(stream.inputs) for stream in streams)):
                 for stream in streams:
@@ -67,14 +81,14 @@ class Clients:
     async def _step(self, http: aiohttp.ClientSession, stream: Stream, step: int) -> list[float]:
         """Send a numbered step until it is answered."""
         body = {"session": stream.session, "inputs": stream.inputs[step - 1].tolist(), "step": step}
-        give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        give_up = asyncio.get_running_loop().time() + GIVE_UP_SECONDS
         while asyncio.get_running_loop().time() < give_up:
             try:
                 async with http.post(f"{self.url}/cell/step", json=body) as reply:
                     document = await reply.json()
                     if reply.status == 200:
                         assert document["step"] == step, document
-                        self.tally.answered += 1
+                        self.tally.answer()
                         return document["outputs"]
                     self.tally.refused[reply.status] = self.tally.refused.get(reply.status, 0) + 1
                     assert reply.status in (429, 502, 503, 504), (reply.status, document)
@@ -82,10 +96,10 @@ class Clients:
                 pass
             self.tally.retried += 1
             await asyncio.sleep(random.uniform(0.01, 0.1))
-        raise AssertionError(f"step {step} was not answered within {PATIENCE_SECONDS:g} s")
+        raise AssertionError(f"step {step} was not answered within {GIVE_UP_SECONDS:g} s")
 
     async def check(self, engine: NativeEngine) -> int:
-        """Compare what was answered, and where the sessions stand, with one run of each; gives how many steps that is.
+        """Compare what was answered, and where the sessions stand, with one run of each; returns the number of steps.
 
         Raises AssertionError at the first difference of a bit.
         """

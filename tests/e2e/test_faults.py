@@ -6,8 +6,9 @@ from tests.chaos.__main__ import set_up
 from tests.chaos.faults import Load, killed_service, racing_processes, stopped_store, told_to_stop
 from tests.chaos.servers import NAME
 
-LOAD = Load(sessions=40, steps=12, connections=8, harms=2)
+LOAD = Load(sessions=40, steps=12, connections=8, kills=2)
 
+pytestmark = pytest.mark.integration
 needs_a_server = pytest.mark.skipif(NAME is None, reason="neither valkey-server nor redis-server is on the PATH")
 
 
@@ -17,17 +18,17 @@ def store(request):
 
 
 @pytest.mark.parametrize("fault", [killed_service, told_to_stop])
-def test_no_answered_step_is_lost_when_the_process_ends(store, fault):
-    with set_up(store, {}) as (stage, _):
-        fault(stage, LOAD)
+def test_ended_process_loses_no_answered_step(store, fault):
+    with set_up(store, {}) as (deployment, _):
+        fault(deployment, LOAD)
 
 
-def test_two_workers_that_race_on_one_session_count_every_step(store):
-    with set_up(store, {"workers": 2}) as (stage, _):
-        racing_processes(stage, 400)
+def test_racing_workers_count_every_step(store):
+    with set_up(store, {"workers": 2}) as (deployment, _):
+        racing_processes(deployment, 400)
 
 
 @needs_a_server
-def test_a_store_that_goes_and_comes_back_loses_nothing():
-    with set_up("valkey", {}) as (stage, server):
-        stopped_store(stage, LOAD, server)
+def test_restarted_store_loses_nothing():
+    with set_up("valkey", {}) as (deployment, server):
+        stopped_store(deployment, LOAD, server)

@@ -1,23 +1,26 @@
-"""What was tried to break sessions with, and once did."""
+"""What once broke sessions: new weights, other processes, a locked store, and clients that pipeline."""
 
 import json
-import re
 import shutil
-import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
 from service.spec import ModelSpec
 
+from .formats import NDJSON
 from .models import write_model
 from .problems import assert_problem
-from .raw import post
+from .raw import Wire, post
 from .running import until
-from .test_sessions import ADMIN, opened, stepped, vectors
+from .sessions import ADMIN, opened, stepped, vectors
+from .watching import connections_close
 
-NDJSON = {"content-type": "application/x-ndjson"}
+
+def step_of(session, **fields):
+    return post("/cell/step", json.dumps({"session": session, "inputs": [1, 2, 3, 4]} | fields).encode())
 
 
 def replace_weights(models):
@@ -26,16 +29,18 @@ def replace_weights(models):
 
 
 @pytest.mark.parametrize("named", ["[1, 2, 3]", "[1]", "[[1], [2, 3]]", '["a"]', "1", "null", "{}", '""'])
-def test_a_session_in_the_body_that_is_not_the_one_of_the_header(service, named):
+def test_session_of_body_and_header_must_agree(service, named):
     header = {"x-session-id": opened(service, "tanh")}
     body = f'{{"session": {named}, "inputs": [1, 2, 3, 4]}}'
     reply = service.post("/cell/step", content=body, headers={"content-type": "application/json"} | header)
     assert_problem(reply, 422, "invalid-request", "session")
-    reply = service.post("/cell/step", content=f'{{"session": {named}}}\n[1, 2, 3, 4]\n', headers=NDJSON | header)
+    reply = service.post(
+        "/cell/step", content=f'{{"session": {named}}}\n[1, 2, 3, 4]\n', headers={"content-type": NDJSON} | header
+    )
     assert_problem(reply, 422, "invalid-request", "session")
 
 
-def test_sessions_of_another_process_outlive_new_weights(launch, tmp_path):
+def test_session_of_another_process_keeps_weights(launch, tmp_path):
     models = tmp_path / "models"
     write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6))
     shared = {"session_store": f"sqlite:///{tmp_path}/sessions.db", "admin_keys": "the-admin-key"}
@@ -59,7 +64,7 @@ def test_sessions_of_another_process_outlive_new_weights(launch, tmp_path):
         assert stepped(service, old, inputs[2], 3)["outputs"] == before[2]
 
 
-def test_a_session_opened_elsewhere_a_moment_ago_outlives_a_reload(launch, tmp_path):
+def test_new_session_elsewhere_survives_reload(launch, tmp_path):
     models = tmp_path / "models"
     write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6))
     shared = {"session_store": f"sqlite:///{tmp_path}/sessions.db", "admin_keys": "the-admin-key"}
@@ -72,7 +77,7 @@ def test_a_session_opened_elsewhere_a_moment_ago_outlives_a_reload(launch, tmp_p
     assert stepped(one, session, inputs[0], 1)["outputs"] == before[0]
 
 
-def test_weights_that_cannot_be_read_end_no_session(launch, tmp_path):
+def test_unreadable_weights_end_no_session(launch, tmp_path):
     models = tmp_path / "models"
     write_model(models, "tanh")
     service = launch(models, admin_keys="the-admin-key", session_store=f"sqlite:///{tmp_path}/sessions.db")
@@ -89,35 +94,55 @@ def test_weights_that_cannot_be_read_end_no_session(launch, tmp_path):
     assert stepped(again, session, vectors("tanh", 1)[0], 1) == before
 
 
-def test_a_client_that_pipelines_and_does_not_read_is_not_read_either(launch):
-    service = launch()
+def test_processes_step_one_session_in_turn(launch, tmp_path):
+    """Each continues from where the session stands, not from what it saw last."""
+    services = [launch(session_store=f"sqlite:///{tmp_path}/sessions.db") for _ in range(2)]
+    session = opened(services[0], "tanh")
+    with Wire(services[0]) as one, Wire(services[1]) as other:
+        for number, wire in enumerate((one, one, other, other, one, other), 1):
+            wire.send(step_of(session))
+            assert wire.reply().json()["step"] == number
+        one.send(step_of(session) * 8)
+        assert [one.reply().json()["step"] for _ in range(8)] == list(range(7, 15))
+
+
+def test_locked_store_is_unavailable_and_loses_nothing(launch, tmp_path):
+    path = tmp_path / "sessions.db"
+    service = launch(session_store=f"sqlite:///{path}")
     session = opened(service, "tanh")
-    many = post("/cell/step", json.dumps({"session": session, "inputs": [1, 2, 3, 4]}).encode()) * 1000
+    assert [stepped(service, session, [1, 2, 3, 4])["step"] for _ in range(2)] == [1, 2]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused = service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4]})
+        assert_problem(refused, 503, "store-unavailable")
+        other.execute("ROLLBACK")
+    assert stepped(service, session, [1, 2, 3, 4])["step"] == 3
+
+
+def test_client_that_does_not_read_is_not_read(service):
+    session = opened(service, "tanh")
+    many = step_of(session) * 1000
     before, sent = service.rss_mib, 0
-    with socket.create_connection(("127.0.0.1", service.port), timeout=1) as client:
+    with Wire(service, seconds=1) as wire:
         with suppress(TimeoutError):
             while sent < 64 * 2**20:
-                sent += client.send(many)
+                sent += wire.socket.send(many)
         assert sent < 64 * 2**20
         assert service.rss_mib < before + 64
-    until(lambda: service.connections == 0, "the hung up connection is gone")
+    connections_close(service)
     assert service.get(f"/cell/sessions/{session}").status_code == 200
 
 
-def test_a_client_that_pipelines_and_reads_gets_every_answer_in_order(launch):
+def test_pipelined_steps_are_answered_in_order(launch):
+    """Although the clock for headers has run out meanwhile."""
     service = launch(header_timeout_seconds=0.5)
     session = opened(service, "tanh")
     count = 4000
-    steps = [{"session": session, "inputs": [1, 2, 3, 4], "step": number} for number in range(1, count + 1)]
+    steps = range(1, count + 1)
     slow = {"model": "wide", "inputs": [[[0.5] * 64] * 3000] * 4, "returns": ["h_n"]}
-    requests = [
-        post("/rnn/forward", json.dumps(slow).encode()),
-        *(post("/cell/step", json.dumps(one).encode()) for one in steps),
-    ]
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client, ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(client.sendall, b"".join(requests))
-        got = b""
-        while got.count(b'"step":') < count and (data := client.recv(2**20)):
-            got += data
+    requests = [post("/rnn/forward", json.dumps(slow).encode()), *(step_of(session, step=step) for step in steps)]
+    with Wire(service) as wire, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(wire.send, b"".join(requests))
+        assert wire.reply().status == 200
+        assert [wire.reply().json()["step"] for _ in steps] == list(steps)
         sending.result()
-    assert [int(number) for number in re.findall(rb'"step":(\d+)', got)] == list(range(1, count + 1))

@@ -1,21 +1,22 @@
-"""However a stream is cut on its way, and whatever format its numbers travel in, the results are the same bits."""
+"""Law 5: however a stream is cut, and in whatever format, its results are the same bits."""
 
 import json
 import random
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from tests.reference import numbers
 
+from .formats import post_arrays
 from .models import SPECS, STEPPABLE
 from .raw import Wire, chunk, stream_head
 from .sockets import opened
 
 
 def ndjson(inputs, form="plain"):
-    """Lines of a block, in one of the forms that a client may choose; mixed takes all of them in turn."""
+    """Lines of a block, in one of the forms that a client may choose, or in all of them in turn."""
     lines = []
     for index, row in enumerate(inputs):
         values = json.dumps(row.tolist())
@@ -49,7 +50,7 @@ def cut(body, rng):
 
 @pytest.mark.parametrize("query", ["?model=tanh", "?model=gru", "?model=lstm-proj&returns=outputs,h,c,predictions"])
 @pytest.mark.parametrize("form", ["plain", "numbered", "spaced", "odd", "mixed"])
-def test_however_it_is_cut_a_stream_is_answered_by_the_same_bytes(service, query, form):
+def test_stream_gets_same_bytes_however_cut(service, query, form):
     inputs = numbers(np.random.default_rng(9), 60, 4)
     lines = ndjson(inputs).splitlines(keepends=True)
     one_by_one = answered(service, query, lines)
@@ -59,7 +60,7 @@ def test_however_it_is_cut_a_stream_is_answered_by_the_same_bytes(service, query
 
 
 @pytest.mark.parametrize("bad", [b"[1,2,3]\n", b"[1,2,3,4\n", b'{"inputs":[1,2,3,4],"step":7}\n', b"[1,2,3,NaN]\n"])
-def test_however_it_is_cut_a_bad_line_is_the_same_line(service, bad):
+def test_bad_line_is_the_same_however_cut(service, bad):
     rng = random.Random(str(bad))
     body = b"[1,2,3,4]\n" * 30 + b"\n" + bad + b"[1,2,3,4]\n" * 5
     answers = []
@@ -74,11 +75,10 @@ def test_however_it_is_cut_a_bad_line_is_the_same_line(service, bad):
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_every_way_to_send_numbers_gives_the_same_bits(service, name):
+def test_every_stream_format_gives_same_bits(service, name):
     spec = SPECS[name]
     inputs = numbers(np.random.default_rng(10), 50, spec.input_size)
-    forward = save({"inputs": inputs}, {"model": name, "returns": "outputs"})
-    reply = service.post("/rnn/forward", content=forward, headers={"Content-Type": "application/vnd.safetensors"})
+    reply = post_arrays(service, "/rnn/forward", {"inputs": inputs}, model=name, returns="outputs")
     wanted = load(reply.content)["outputs"].tobytes()
 
     def parsed(text):
@@ -90,8 +90,8 @@ def test_every_way_to_send_numbers_gives_the_same_bits(service, name):
     with opened(service, query) as socket:
         for piece in np.split(inputs, sorted(rng.sample(range(1, 50), 6))):
             socket.send(ndjson(piece).decode())
-        assert b"".join(parsed(socket.recv(timeout=20)) for _ in range(7)) == wanted
+        assert b"".join(parsed(socket.recv()) for _ in range(7)) == wanted
     with opened(service, query) as socket:
         for piece in np.split(inputs, sorted(rng.sample(range(1, 50), 6))):
             socket.send(piece.tobytes())
-        assert b"".join(socket.recv(timeout=20) for _ in range(7)) == wanted
+        assert b"".join(socket.recv() for _ in range(7)) == wanted
