@@ -5,7 +5,8 @@ import pytest
 from .models import write_repository
 from .running import start
 
-ADMIN = "the-admin-key"
+ADMIN_KEY = "the-admin-key"
+SIGNED_KEY = "a key/with+signs"
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def service(repository, tmp_path_factory):
     running = start(
         repository,
         tmp_path_factory.mktemp("service"),
-        admin_keys=ADMIN,
+        admin_keys=ADMIN_KEY,
         max_body_bytes=4 * 2**20,
         max_input_values=1_000_000,
         max_reply_values=400_000,
@@ -40,6 +41,22 @@ def short_timeouts(repository, tmp_path_factory):
         stream_idle_seconds=2,
         keep_alive_seconds=2,
         max_body_bytes=64 * 2**20,
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def guarded(repository, tmp_path_factory):
+    """A service with keys and allowed origins, one compute thread, and eight places for forwards."""
+    running = start(
+        repository,
+        tmp_path_factory.mktemp("guarded"),
+        api_keys=f"one,two,{SIGNED_KEY}",
+        admin_keys=ADMIN_KEY,
+        allowed_origins="https://lab.example, https://other.example",
+        compute_threads=1,
+        max_queued_requests=8,
     )
     yield running
     running.stop()

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from .conftest import ADMIN_KEY
 from .models import SPECS
 from .running import Service
 
-ADMIN = {"authorization": "Bearer the-admin-key"}
+ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 
 
 def vectors(name: str, count: int, seed: int = 0) -> np.ndarray:

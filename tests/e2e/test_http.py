@@ -3,14 +3,17 @@
 import gzip
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .formats import NDJSON
+from .formats import NDJSON, SAFETENSORS, safetensors
 from .problems import assert_problem
 from .raw import Wire, chunk, head, post
+from .sessions import opened
 
 BODY = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
 WHOLE = post("/rnn/forward", BODY)
@@ -59,6 +62,20 @@ def test_pipelined_replies_keep_their_order(service, seed):
         assert reply.status == (400 if name == "not JSON" else 200), reply.body
         if name in ("step", "compressed", "deadline"):
             assert reply.body == send(service, post("/cell/step", STEP)).body
+
+
+def test_pipelined_steps_follow_a_long_forward(short_timeouts):
+    """The clock for headers, of 1 s, does not run while requests wait."""
+    session, steps = opened(short_timeouts, "tanh"), range(1, 3001)
+    inputs = safetensors({"inputs": np.full((40_000, 64), 0.5, np.float32)}, model="wide", returns='["h_n"]')
+    step = f'{{"session":"{session}","inputs":[1,2,3,4],"step":%d}}'
+    requests = [post("/rnn/forward", inputs, {"Content-Type": SAFETENSORS})]
+    requests += [post("/cell/step", (step % number).encode()) for number in steps]
+    with Wire(short_timeouts) as wire, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(wire.send, b"".join(requests))
+        assert wire.reply().status == 200
+        assert [wire.reply().json()["step"] for _ in steps] == list(steps)
+        sending.result()
 
 
 @pytest.mark.parametrize("size", [1, 7, len(BODY)])

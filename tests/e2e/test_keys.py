@@ -7,11 +7,12 @@ from safetensors.numpy import save_file
 
 from tests.reference import weights_of
 
+from .conftest import ADMIN_KEY
 from .models import BROKEN, SPECS, write_model
 from .problems import assert_problem
 from .running import start
 
-KEY, ADMIN = "the-api-key", "the-admin-key"
+KEY = "the-api-key"
 
 
 def bearer(key):
@@ -28,7 +29,9 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def locked(own, tmp_path_factory):
-    running = start(own, tmp_path_factory.mktemp("locked"), api_keys=f"{KEY},another", admin_keys=ADMIN, preload="tanh")
+    running = start(
+        own, tmp_path_factory.mktemp("locked"), api_keys=f"{KEY},another", admin_keys=ADMIN_KEY, preload="tanh"
+    )
     yield running
     running.stop()
 
@@ -47,7 +50,7 @@ def test_call_needs_a_key(locked, method, path, headers):
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("key", [KEY, "another", ADMIN])
+@pytest.mark.parametrize("key", [KEY, "another", ADMIN_KEY])
 def test_key_opens_the_service(locked, key):
     reply = locked.post("/rnn/forward", {"inputs": [[1, 2, 3, 4]]}, headers=bearer(key))
     assert reply.json()["model"] == "tanh"
@@ -62,7 +65,7 @@ def test_health_and_documents_need_no_key(locked, path):
 @pytest.mark.parametrize("call", ["reload", "unload"])
 def test_admin_call_needs_an_admin_key(locked, call):
     assert_problem(locked.post(f"/models/tanh/{call}", headers=bearer(KEY)), 403, "forbidden", "RNN_ADMIN_KEYS")
-    assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN)).status_code == 200
+    assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN_KEY)).status_code == 200
 
 
 def test_service_without_keys_is_open_without_admin(short_timeouts):
@@ -74,7 +77,7 @@ def test_service_without_keys_is_open_without_admin(short_timeouts):
 def test_service_with_admin_key_alone_is_open(service):
     assert service.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
     assert_problem(service.post("/models/tanh/unload"), 403, "forbidden")
-    assert service.post("/models/relu/unload", headers=bearer(ADMIN)).status_code == 200
+    assert service.post("/models/relu/unload", headers=bearer(ADMIN_KEY)).status_code == 200
 
 
 def run(locked, **fields):
@@ -82,7 +85,7 @@ def run(locked, **fields):
 
 
 def admin(locked, path):
-    return locked.post(path, headers=bearer(ADMIN))
+    return locked.post(path, headers=bearer(ADMIN_KEY))
 
 
 def test_unloaded_model_loads_again_on_use(locked):

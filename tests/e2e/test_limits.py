@@ -12,6 +12,7 @@ from .formats import COMPRESS, SAFETENSORS, post_arrays, safetensors
 from .problems import assert_problem
 from .raw import Wire, chunk, head, post
 from .running import start, until
+from .sessions import opened
 from .watching import dropped, flooded, memory_returns, others_are_served
 
 BOMB_BYTES = 256 * 2**20
@@ -95,6 +96,7 @@ def busy(repository, tmp_path_factory):
         max_queued_requests=2,
         header_timeout_seconds=1,
         body_timeout_seconds=1,
+        max_sessions=3,
     )
     assert status_of(running, wide(20)) == status_of(running, post("/cell/step", STEP)) == 200  # both are loaded
     yield running
@@ -168,18 +170,27 @@ def test_refused_connection_may_stay_idle(full):
         assert wire.reply().status == 200
 
 
-def test_one_client_may_not_take_every_place(launch):
-    service = launch(compute_threads=1, max_queued_requests=8, api_keys="one,other")
-    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "other")}
-    assert status_of(service, wide(20, **keys["one"])) == 200
+def test_one_client_may_not_take_every_place(guarded):
+    """It may take six of eight."""
+    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
+    assert status_of(guarded, wide(20, **keys["one"])) == 200
     with ExitStack() as stack:
         for _ in range(6):
-            stack.enter_context(Wire(service)).send(wide(20_000, **keys["one"]))
-        until(lambda: queued(service) == 6, "all its places are taken")
-        refused = service.post("/rnn/forward", content=SMALL, headers=keys["one"])
+            stack.enter_context(Wire(guarded)).send(wide(20_000, **keys["one"]))
+        until(lambda: queued(guarded) == 6, "all its places are taken")
+        refused = guarded.post("/rnn/forward", content=SMALL, headers=keys["one"])
         assert_problem(refused, 429, "client-full")
         assert int(refused.headers["retry-after"]) >= 1
-        assert status_of(service, wide(20, **keys["other"])) == 200
+        assert status_of(guarded, wide(20, **keys["two"])) == 200
+
+
+def test_full_store_refuses_a_session(busy):
+    sessions = [opened(busy, "tanh") for _ in range(3)]
+    full = busy.post("/cell/sessions", {"model": "tanh"})
+    assert_problem(full, 503, "sessions-full", "holds 3 sessions")
+    assert full.headers["retry-after"]
+    assert busy.delete(f"/cell/sessions/{sessions[0]}").status_code == 204
+    opened(busy, "tanh")
 
 
 def test_deadline_passes_before_the_body_comes(service):

@@ -1,6 +1,7 @@
 """Streams of sessions: whatever happens to the connection, every step runs once and its answer can be had again."""
 
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,9 +12,9 @@ from .formats import post_arrays
 from .models import SPECS
 from .raw import Wire
 from .relay import Relay
-from .running import until
+from .running import ANSWER_SECONDS, until
 from .sessions import opened, steps_done, vectors
-from .sockets import BINARY, PING, TEXT, closing, frame, received, upgraded
+from .sockets import BINARY, TEXT, closing, frame, received, upgraded
 from .step_streams import KINDS, Refused, StepStream
 from .watching import memory_returns, others_are_served
 
@@ -209,34 +210,45 @@ def test_streams_of_the_same_steps_agree(service):
     check(service, session, inputs, answers[0])
 
 
-def test_answered_steps_outlive_the_process(launch, tmp_path, kind):
-    store = f"sqlite:///{tmp_path / 'sessions.db'}"
-    service = launch(session_store=store)
-    session, inputs, rng = opened(service, NAME), vectors(NAME, 4000), random.Random(kind)
-    outputs, sent, ended = [], 0, None
+def stepped_until_stopped(service, kind, session, inputs, enough):
+    """Outputs of a stream that goes on until the service ends it, and why it does."""
+    outputs, sent, pieces = [], 0, in_pieces(inputs, random.Random(kind))
     with StepStream(service, kind, f"session={session}", step=1) as stream:
-        pieces = in_pieces(inputs, rng)
-        while ended is None:
+        while True:
             while sent - len(outputs) < 64 and (piece := next(pieces, None)) is not None:
                 stream.send(piece)
                 sent += len(piece)
-            told = len(outputs) > 500
             try:
                 outputs += stream.receive(WIDTH).values()
             except Refused as refusal:
-                ended = refusal
-            if len(outputs) > 500 and not told:
-                service.signal_to_stop()
-    assert ended.problem["type"] == "/problems/service-draining"
-    assert ended.code == (0 if kind == "ndjson" else 1012)
+                return outputs, refusal
+            if len(outputs) > 500:
+                enough.release()
+
+
+def test_answered_steps_outlive_the_process(launch, tmp_path):
+    store, inputs, enough = f"sqlite:///{tmp_path / 'sessions.db'}", vectors(NAME, 4000), threading.Semaphore(0)
+    service = launch(session_store=store)
+    sessions = {kind: opened(service, NAME) for kind in KINDS}
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        streams = {
+            kind: pool.submit(stepped_until_stopped, service, kind, session, inputs, enough)
+            for kind, session in sessions.items()
+        }
+        enough.acquire(timeout=ANSWER_SECONDS)
+        service.signal_to_stop()
+        answered = {kind: stream.result() for kind, stream in streams.items()}
     service.check_ended()
     service = launch(session_store=store)
-    assert steps_done(service, session) >= len(outputs)
-    with StepStream(service, kind, f"session={session}", step=len(outputs) + 1) as stream:
-        for piece in in_pieces(inputs[len(outputs) :], rng, 500):
-            stream.send(piece)
-            outputs += stream.receive_steps(len(piece), WIDTH).values()
-    check(service, session, inputs, outputs)
+    for kind, (outputs, refusal) in answered.items():
+        assert refusal.problem["type"] == "/problems/service-draining"
+        assert refusal.code == (0 if kind == "ndjson" else 1012)
+        assert steps_done(service, sessions[kind]) >= len(outputs)
+        with StepStream(service, kind, f"session={sessions[kind]}", step=len(outputs) + 1) as stream:
+            for piece in in_pieces(inputs[len(outputs) :], random.Random(1), 500):
+                stream.send(piece)
+                outputs.extend(stream.receive_steps(len(piece), WIDTH).values())
+        check(service, sessions[kind], inputs, outputs)
 
 
 def test_client_that_never_reads_holds_up_nobody(short_timeouts, kind):
@@ -261,25 +273,6 @@ def test_client_that_never_reads_holds_up_nobody(short_timeouts, kind):
             assert len(other.receive(WIDTH)) == 1
         assert steps_done(service, session) > taken
         until(lambda: not service.holds(stream.wire.port), "the client is cut")
-
-
-def test_session_outlives_a_dead_connection(launch):
-    """As after a pulled cable: the old connection is still open when the client comes back on a new one."""
-    service = launch(heartbeat_seconds=2)
-    session, inputs = opened(service, NAME), vectors(NAME, 20)
-    with Wire(service) as silent:
-        upgraded(silent, f"?session={session}&returns=outputs")
-        silent.send(frame(BINARY, inputs[:10].tobytes()))
-        until(lambda: steps_done(service, session) == 10, "the steps have run")
-        with StepStream(service, "binary", f"session={session}", step=6) as stream:  # it has seen 5 answers
-            stream.send(inputs[5:])
-            answers = stream.receive_steps(15, WIDTH)
-        assert received(silent)[0] == BINARY
-        assert received(silent)[0] == PING
-        assert closing(silent)[0] == 1011
-    wanted, _ = in_one_run(service, inputs)
-    assert same_bits(list(answers.values()), wanted[5:])
-    assert steps_done(service, session) == 20
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Sessions: every call, in every format, by every kind of caller."""
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from service.spec import ModelSpec
-
-from .formats import SAFETENSORS, post_arrays
-from .models import SPECS, STEPPABLE, assert_close, expected, write_model
+from .conftest import ADMIN_KEY
+from .formats import JSON, NDJSON, SAFETENSORS, post_arrays
+from .models import SPECS, STEPPABLE, assert_close, expected
 from .problems import assert_problem
 from .running import until
 from .sessions import ADMIN, opened, stepped, steps_done, vectors
@@ -117,6 +115,17 @@ def test_session_may_be_named_in_a_header(service):
     assert_problem(wrong, 422, "invalid-request", "X-Session-Id")
 
 
+@pytest.mark.parametrize("named", ["[1, 2, 3]", "[1]", "[[1], [2, 3]]", '["a"]', "1", "null", "{}", '""'])
+def test_session_of_body_and_header_must_agree(service, named):
+    header = {"x-session-id": opened(service, "tanh")}
+    for kind, body in (
+        (JSON, f'{{"session": {named}, "inputs": [1, 2, 3, 4]}}'),
+        (NDJSON, f'{{"session": {named}}}\n[1, 2, 3, 4]\n'),
+    ):
+        reply = service.post("/cell/step", content=body, headers={"content-type": kind} | header)
+        assert_problem(reply, 422, "invalid-request", "session")
+
+
 def test_ended_session_is_remembered(service):
     session = opened(service, "tanh")
     stepped(service, session, vectors("tanh", 2))
@@ -194,58 +203,14 @@ def test_admin_sees_short_ids_page_by_page(service):
     assert not any(session in service.log() for session in mine)
 
 
-def test_session_belongs_to_its_key(launch):
-    service = launch(api_keys="one,two", admin_keys="boss")
-    keys = {name: {"authorization": f"Bearer {name}"} for name in ("one", "two", "boss")}
-    session = service.post("/cell/sessions", {"model": "tanh"}, headers=keys["one"]).json()["session"]
+def test_session_belongs_to_its_key(guarded):
+    keys = {name: {"authorization": f"Bearer {name}"} for name in ("one", "two", ADMIN_KEY)}
+    session = guarded.post("/cell/sessions", {"model": "tanh"}, headers=keys["one"]).json()["session"]
     step = {"session": session, "inputs": [1, 2, 3, 4]}
-    assert service.post("/cell/step", step, headers=keys["one"]).status_code == 200
-    assert_problem(service.post("/cell/step", step, headers=keys["two"]), 404, "session-not-found", "another key")
-    assert service.get(f"/cell/sessions/{session}", headers=keys["two"]).status_code == 404
-    assert service.get(f"/cell/sessions/{session}", headers=keys["boss"]).json()["step"] == 1
-
-
-def test_session_keeps_its_weights(launch, tmp_path):
-    models = tmp_path / "models"
-    write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6))
-    service = launch(models, admin_keys="the-admin-key")
-    session = opened(service, "tanh")
-    inputs = vectors("tanh", 3)
-    before = service.post("/rnn/forward", {"inputs": inputs.tolist()}).json()["outputs"]
-    assert stepped(service, session, inputs[0])["outputs"] == before[0]
-    shutil.rmtree(models / "tanh")
-    write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6, bias=False))
-    view = service.post("/models/tanh/reload", headers=ADMIN).json()
-    assert [(one["replaced"], one["sessions"]) for one in view["versions"]] == [(True, 1), (False, 0)]
-    assert stepped(service, session, inputs[1])["outputs"] == before[1]
-    assert service.post("/models/tanh/unload", headers=ADMIN).status_code == 200
-    assert stepped(service, session, inputs[2])["outputs"] == before[2]
-    after = service.post("/rnn/forward", {"inputs": inputs.tolist()}).json()["outputs"]
-    assert after != before
-    assert stepped(service, opened(service, "tanh"), inputs[0])["outputs"] == after[0]
-
-
-def test_draining_model_opens_no_session(launch, tmp_path):
-    models = tmp_path / "models"
-    write_model(models, "tanh")
-    service = launch(models, admin_keys="the-admin-key")
-    session = opened(service, "tanh")
-    assert service.post("/models/tanh/drain").status_code == 403
-    view = service.post("/models/tanh/drain", headers=ADMIN).json()
-    assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
-    assert_problem(service.post("/cell/sessions", {"model": "tanh"}), 409, "model-in-use", "drained")
-    assert_problem(service.post(f"/cell/sessions/{session}/fork"), 409, "model-in-use", "drained")
-    stepped(service, session, vectors("tanh", 1))
-
-
-def test_full_store_refuses_a_session(launch):
-    service = launch(max_sessions=3)
-    sessions = [opened(service, "tanh") for _ in range(3)]
-    full = service.post("/cell/sessions", {"model": "tanh"})
-    assert_problem(full, 503, "sessions-full", "holds 3 sessions")
-    assert full.headers["retry-after"]
-    assert service.delete(f"/cell/sessions/{sessions[0]}").status_code == 204
-    opened(service, "tanh")
+    assert guarded.post("/cell/step", step, headers=keys["one"]).status_code == 200
+    assert_problem(guarded.post("/cell/step", step, headers=keys["two"]), 404, "session-not-found", "another key")
+    assert guarded.get(f"/cell/sessions/{session}", headers=keys["two"]).status_code == 404
+    assert guarded.get(f"/cell/sessions/{session}", headers=keys[ADMIN_KEY]).json()["step"] == 1
 
 
 def test_metrics_count_session_events(service):

@@ -94,9 +94,10 @@ def test_interrupt_stops_at_once_after_the_start(launch):
     ("settings", "words"),
     [
         ({"models": "/nowhere"}, ("/nowhere",)),
-        ({"port": "99999"}, ("RNN_PORT", "99999")),
-        ({"device": "tpu"}, ("RNN_DEVICE", "tpu")),
-        ({"max_body_bytes": "-1"}, ("RNN_MAX_BODY_BYTES",)),
+        (
+            {"port": "99999", "device": "tpu", "max_body_bytes": "-1"},
+            ("RNN_PORT", "99999", "RNN_DEVICE", "tpu", "RNN_MAX_BODY_BYTES"),
+        ),
     ],
 )
 def test_failed_start_says_why(tmp_path, settings, words):

@@ -10,6 +10,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.reference import numbers
 
+from .conftest import SIGNED_KEY
 from .models import SPECS, STEPPABLE, assert_close, expected
 from .problems import assert_document, assert_problem
 from .running import until
@@ -162,16 +163,15 @@ def test_page_of_this_host_may_connect(service):
         assert json.loads(socket.recv())["step"] == 1
 
 
-def test_allowed_origins_and_keys(launch):
-    service = launch(allowed_origins="https://lab.example, https://other.example", api_keys="a key/with+signs")
-    right = {"Authorization": "Bearer a key/with+signs"}
-    encoded = urlsafe_b64encode(b"a key/with+signs").decode().rstrip("=")
+def test_allowed_origins_and_keys(guarded):
+    right = {"Authorization": f"Bearer {SIGNED_KEY}"}
+    encoded = urlsafe_b64encode(SIGNED_KEY.encode()).decode().rstrip("=")
     for options in (
         {"additional_headers": right, "origin": "https://other.example"},
         {"subprotocols": ["rnn-service", f"bearer.{encoded}"], "origin": "https://lab.example"},
         {"subprotocols": [f"bearer.{encoded}", "rnn-service"]},
     ):
-        with opened(service, "?model=tanh", "[1,2,3,4]", **options) as socket:
+        with opened(guarded, "?model=tanh", "[1,2,3,4]", **options) as socket:
             assert json.loads(socket.recv())["step"] == 1
             assert socket.subprotocol == ("rnn-service" if "subprotocols" in options else None)
     for options in (
@@ -180,9 +180,9 @@ def test_allowed_origins_and_keys(launch):
         {"subprotocols": ["rnn-service", "bearer.d3Jvbmc"]},
         {"subprotocols": ["rnn-service", "bearer.!"]},
     ):
-        assert refused(service, **options).status_code == 401
-    assert refused(service, additional_headers=right, origin="https://evil.example").status_code == 403
-    assert encoded not in service.log()
+        assert refused(guarded, **options).status_code == 401
+    assert refused(guarded, additional_headers=right, origin="https://evil.example").status_code == 403
+    assert encoded not in guarded.log()
 
 
 def test_plain_get_is_told_to_upgrade(service):

@@ -7,9 +7,10 @@ import pytest
 
 from tests.reference import numbers
 
+from . import sessions
 from .models import assert_close, expected
 from .raw import Wire, head
-from .running import until
+from .running import start, until
 from .sockets import BINARY, CLOSE, PING, PONG, TEXT, closing, ended, frame, opened, received, upgraded
 from .watching import connections_close, memory_returns, others_are_served
 
@@ -107,16 +108,39 @@ def test_silent_client_is_told_to_go(short_timeouts):
     assert "no complete message" in json.loads(messages[-1])["error"]["detail"]
 
 
-def test_only_who_answers_no_ping_is_cut(launch):
+@pytest.fixture(scope="module")
+def heartbeat(repository, tmp_path_factory):
+    """A service whose pings have to be answered within 2 s."""
+    running = start(repository, tmp_path_factory.mktemp("heartbeat"), heartbeat_seconds=2)
+    yield running
+    running.stop()
+
+
+def test_only_who_answers_no_ping_is_cut(heartbeat):
     """As after a pulled cable: not even the client's kernel answers."""
-    service = launch(heartbeat_seconds=2)
-    with opened(service, "?model=tanh") as alive, Wire(service) as wire:  # the library answers pings
+    with opened(heartbeat, "?model=tanh") as alive, Wire(heartbeat) as wire:  # the library answers pings
         upgraded(wire)
         assert received(wire)[0] == PING
         assert closing(wire)[0] == 1011
         assert wire.is_closed()
         alive.send("[1,2,3,4]")
         assert json.loads(alive.recv())["step"] == 1
+
+
+def test_session_outlives_a_dead_connection(heartbeat):
+    """The old connection is still open when the client comes back on a new one."""
+    session, inputs = sessions.opened(heartbeat, "tanh"), numbers(np.random.default_rng(9), 20, 4)
+    with Wire(heartbeat) as silent:
+        upgraded(silent, f"?session={session}&returns=outputs")
+        silent.send(frame(BINARY, inputs[:10].tobytes()))
+        until(lambda: sessions.steps_done(heartbeat, session) == 10, "the steps have run")
+        with opened(heartbeat, "", {"session": session, "step": 6}, inputs[5:].tobytes()) as socket:
+            outputs = np.frombuffer(socket.recv(), "<f4").reshape(15, 6)
+        assert received(silent)[0] == BINARY
+        assert received(silent)[0] == PING
+        assert closing(silent)[0] == 1011
+    assert_close(outputs, expected("tanh", inputs).outputs[5:])
+    assert sessions.steps_done(heartbeat, session) == 20
 
 
 def test_only_an_open_websocket_outlives_header_time(short_timeouts):
@@ -151,30 +175,30 @@ def test_bad_handshake_is_refused(service, headers):
         assert wire.reply().status in (400, 426)
 
 
+def steps_of(messages):
+    """The numbers in text answers."""
+    return [json.loads(line).get("step") for text in messages for line in text.splitlines()]
+
+
 def test_stop_tells_streams_to_come_back(launch):
+    """One that is idle, one that waits for its answers, and one that never pauses."""
     service = launch()
-    with opened(service, "?model=tanh", "[1,2,3,4]") as idle, opened(service, "?model=tanh") as busy:
+    with (
+        opened(service, "?model=tanh", "[1,2,3,4]") as idle,
+        opened(service, "?model=tanh") as busy,
+        opened(service, "?model=tanh", *["[1,2,3,4]\n" * 1024] * 20) as never_pauses,
+    ):
         idle.recv()
         busy.send("\n".join(["[1,2,3,4]"] * 5000))
-        first = busy.recv()
+        first, one = busy.recv(), never_pauses.recv()
         service.signal_to_stop()
-        messages, code, reason = ended(busy)
-        assert (code, reason) == (1012, "service-draining")
-        steps = [json.loads(line)["step"] for text in (first, *messages[:-1]) for line in text.splitlines()]
-        assert steps == list(range(1, 5001))
+        for socket, begun in ((busy, first), (never_pauses, one)):
+            (*messages, _), code, reason = ended(socket)
+            assert (code, reason) == (1012, "service-draining")
+            steps = steps_of([begun, *messages])
+            assert steps == list(range(1, len(steps) + 1))
+            assert len(steps) == 5000 or socket is never_pauses
         assert ended(idle)[1:] == (1012, "service-draining")
-    service.check_ended()
-
-
-def test_stop_tells_a_stream_that_never_pauses(launch):
-    service = launch()
-    with opened(service, "?model=tanh", *["[1,2,3,4]\n" * 1024] * 20) as socket:
-        answered = socket.recv().count("\n")
-        service.signal_to_stop()
-        messages, code, _ = ended(socket)
-    steps = [json.loads(line).get("step") for text in messages for line in text.splitlines()]
-    assert code == 1012
-    assert steps[:-1] == list(range(answered + 1, answered + len(steps)))
     service.check_ended()
 
 

@@ -10,6 +10,7 @@ import pytest
 from .raw import Wire, post
 from .running import serve, until
 
+pytestmark = pytest.mark.integration
 STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
 RAW_STEP = post("/cell/step", b'{"model":"tanh","inputs":[1,2,3,4]}')
 
@@ -35,7 +36,6 @@ def two(launch, repository, tmp_path):
     return service
 
 
-@pytest.mark.integration
 def test_workers_answer_count_and_stop_together(two):
     answers = {two.post("/cell/step", STEP).text for _ in range(40)}
     assert len(answers) == 1  # the same bits from either
@@ -50,7 +50,6 @@ def held(worker):
     return sum(found.status == psutil.CONN_ESTABLISHED for found in worker.net_connections("tcp"))
 
 
-@pytest.mark.integration
 def test_workers_share_connections(two):
     """Of 64 connections each worker gets 16 or more; the end of one resets none of the other's."""
     until(
@@ -81,7 +80,6 @@ def test_workers_share_connections(two):
         assert two.post("/cell/step", STEP).status_code == 200
 
 
-@pytest.mark.integration
 def test_hangup_signal_renews_workers_and_models(two):
     """Reload reaches one worker, the signal all; somebody answers all the while."""
     models = two.log_file.parent.parent / "models"
@@ -97,9 +95,8 @@ def test_hangup_signal_renews_workers_and_models(two):
     assert two.get("/models/added").status_code == 200
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_failed_start_of_workers_says_why(tmp_path, workers):
-    done = serve(tmp_path, "--models", "nowhere", workers=workers, session_store="sqlite:///sessions.db")
+def test_failed_start_of_workers_says_why(tmp_path):
+    done = serve(tmp_path, "--models", "nowhere", workers=2, session_store="sqlite:///sessions.db")
     assert done.returncode == 3
     assert "cannot be listed" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
