@@ -11,13 +11,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from service.engine.native.engine import NativeEngine
 from service.spec import ModelSpec
 from tests.chaos.servers import KeyValueServer
 from tests.chaos.streams import Clients, Stream
 from tests.e2e.models import write_model
 from tests.e2e.running import Service, start, until
-from tests.reference import weights_of
 
 SPEC = ModelSpec("gru", 8, 16)
 MODEL = "stream"
@@ -41,7 +39,6 @@ class Deployment:
         self.settings = settings
         self.models = folder / "models"
         write_model(self.models, MODEL, 1, SPEC)
-        self.engine = NativeEngine(SPEC, weights_of(SPEC, seed=1), threads=1)
         self._started = 0
         self.service = self.start()
 
@@ -77,7 +74,7 @@ def played(deployment: Deployment, clients: Clients, load: Load, kill: Callable[
     async def play() -> int:
         await clients.open(load.sessions, load.steps)
         await asyncio.gather(clients.run(load.connections), kills())
-        return await clients.check(deployment.engine)
+        return await clients.check()
 
     steps = asyncio.run(play())
     deployment.service.stop()
@@ -96,7 +93,7 @@ def killed_service(deployment: Deployment, load: Load) -> str:
     return f"{load.kills} kills, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"
 
 
-def stopped_store(deployment: Deployment, load: Load, server: KeyValueServer) -> str:
+def stopped_store(deployment: Deployment, server: KeyValueServer, load: Load) -> str:
     """The store is killed and started again: 503 meanwhile, nothing is lost, the service needs no restart."""
     clients = deployment.clients()
 
@@ -137,7 +134,7 @@ def racing_processes(deployment: Deployment, steps: int, connections: int = 16) 
         # All inputs are the same, so the order in which they ran does not matter.
         clients = deployment.clients()
         clients.streams = [Stream(session, np.tile(vector, (steps, 1)), [outputs for _, outputs in seen])]
-        await clients.check(deployment.engine)
+        await clients.check()
 
     asyncio.run(play())
     deployment.service.stop()

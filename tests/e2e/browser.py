@@ -1,6 +1,5 @@
 """Headless Chromium, driven through chromedriver's own HTTP protocol (W3C WebDriver)."""
 
-import base64
 import json
 import re
 import shutil
@@ -117,9 +116,6 @@ class Browser:
         move = {"type": "pointerMove", "x": round(left + x), "y": round(top + y), "duration": 0}
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
         self._call("POST", "/actions", {"actions": [pointer]})
-
-    def screenshot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
 
     def console(self) -> list[str]:
         """What the browser complained of, and what the page logged, since last asked."""

@@ -57,14 +57,8 @@ class StepStream:
         lines = [json.dumps(row.tolist()) for row in inputs]
         if first is not None:
             lines = [f'{{"step":{step},"inputs":{line}}}' for step, line in enumerate(lines, first)]
-        self.send_raw("".join(f"{line}\n" for line in lines).encode())
-
-    def send_raw(self, data: bytes) -> None:
-        """Send bytes that may be no steps."""
-        if self.kind == "ndjson":
-            self.wire.send(chunk(data))
-        else:
-            self.wire.send(frame(BINARY if self.kind == "binary" else TEXT, data))
+        data = "".join(f"{line}\n" for line in lines).encode()
+        self.wire.send(chunk(data) if self.kind == "ndjson" else frame(TEXT, data))
 
     def receive(self, width: int) -> dict[int, list[float]]:
         """The next piece of answers: outputs of `width` values by the number of the step."""

@@ -134,7 +134,7 @@ NEVER_READ = [
 ]
 
 
-def test_only_readers_that_are_too_slow_are_cut(short_timeouts):
+def test_only_too_slow_readers_are_cut(short_timeouts):
     """A client that reads a hundred times the lowest rate gets its whole reply; those that never read are cut."""
     service = short_timeouts
     with (
@@ -169,7 +169,7 @@ def test_idle_connections_are_dropped(short_timeouts):
     connections_close(service)
 
 
-def test_client_that_pipelines_and_does_not_read(service):
+def test_pipelining_without_reading(service):
     """It is not read either."""
     many, sent = post("/cell/step", b'{"model":"tanh","inputs":[1,2,3,4]}') * 1000, 0
     before = service.rss_mib

@@ -107,11 +107,12 @@ def test_expect_100_continue(service, wanted):
         assert wire.reply().body == wanted
 
 
-def test_large_body_is_refused_from_its_head(service):
+@pytest.mark.parametrize("size", [4 * 2**20 + 1, 10**9])
+def test_large_body_is_refused_from_its_head(service, size):
     with Wire(service) as wire:
-        wire.send(head("POST", "/rnn/forward", {"Content-Length": 10**9, "Expect": "100-continue"}))
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": size, "Expect": "100-continue"}))
         reply = wire.reply()
-    assert_problem(reply, 413, "body-too-large", "1000000000", str(4 * 2**20))
+    assert_problem(reply, 413, "body-too-large", str(size), str(4 * 2**20))
     assert reply.headers["connection"] == "close"
 
 
@@ -193,12 +194,6 @@ def test_many_or_large_headers(service):
 def test_stream_with_content_length(service):
     reply = send(service, post("/cell/step?model=tanh", b"[1,2,3,4]\n[1,2,3,4]\n", {"Content-Type": NDJSON}))
     assert [json.loads(line)["step"] for line in reply.body.splitlines()] == [1, 2]
-
-
-def test_media_type_ignores_case(service):
-    for kind in ("Application/X-NDJSON", f"{NDJSON}; charset=utf-8"):
-        reply = send(service, post("/cell/step?model=tanh", b"[1,2,3,4]\n", {"Content-Type": kind}))
-        assert (reply.status, reply.headers["content-type"]) == (200, NDJSON)
 
 
 SEEDS = [

@@ -68,7 +68,7 @@ def test_admin_call_needs_an_admin_key(locked, call):
     assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN_KEY)).status_code == 200
 
 
-def test_service_without_keys_is_open_without_admin(short_timeouts):
+def test_service_without_keys_has_no_admin(short_timeouts):
     assert short_timeouts.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
     for headers in ({}, {"authorization": "Bearer"}, bearer("x")):
         assert_problem(short_timeouts.post("/models/tanh/unload", headers=headers), 403, "forbidden")

@@ -4,32 +4,26 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
 
 from .formats import SAFETENSORS, safetensors
 from .raw import Wire, chunk, head, post
 
 BINARY = {"Content-Type": SAFETENSORS}
-STEPS = 24_000  # 384 KB
-
-
-def body_of(seed):
-    inputs = np.random.default_rng(seed).standard_normal((1, STEPS, 4), dtype=np.float32)
-    return safetensors({"inputs": inputs}, model="tanh", returns='["h_n"]')
 
 
 @pytest.fixture(scope="module")
 def bodies(service):
-    """Three bodies and their answers, each sent alone and chunked."""
+    """Bodies of 384 KB, and the answers to them when sent alone and chunked."""
     known = {}
     for seed in range(3):
-        body = body_of(seed)
+        inputs = np.random.default_rng(seed).standard_normal((1, 24_000, 4), dtype=np.float32)
+        body = safetensors({"inputs": inputs}, model="tanh", returns='["h_n"]')
         with Wire(service) as wire:
-            chunks = b"".join(map(chunk, (body[:9999], body[9999:], b"")))
-            wire.send(head("POST", "/rnn/forward", BINARY | {"Transfer-Encoding": "chunked"}) + chunks)
+            wire.send(head("POST", "/rnn/forward", BINARY | {"Transfer-Encoding": "chunked"}))
+            wire.send(b"".join(map(chunk, (body[:9999], body[9999:], b""))))
             reply = wire.reply()
-            assert reply.status == 200, reply.body
-            known[body] = load(reply.body)["h_n"]
+        assert reply.status == 200, reply.body
+        known[body] = reply.body
     return known
 
 
@@ -41,26 +35,15 @@ def test_large_body_however_it_is_cut(service, bodies, first):
             begin = len(request) - len(body) + first
             for part in (request[:begin], request[begin:-1], request[-1:]):
                 wire.send(part)
-            np.testing.assert_array_equal(load(wire.reply().body)["h_n"], answer)
+            assert wire.reply().body == answer
 
 
 def test_requests_right_after_a_large_body(service, bodies):
-    small = head("GET", "/health/live")
     with Wire(service) as wire:
-        wire.send(b"".join(post("/rnn/forward", body, BINARY) + small for body in bodies))
+        wire.send(b"".join(post("/rnn/forward", body, BINARY) + head("GET", "/health/live") for body in bodies))
         for answer in bodies.values():
-            np.testing.assert_array_equal(load(wire.reply().body)["h_n"], answer)
+            assert wire.reply().body == answer
             assert wire.reply().status == 200
-
-
-def test_hanging_up_in_a_large_body(service, bodies):
-    body, answer = next(iter(bodies.items()))
-    for part in (100_000, 300_000, len(body) - 1):
-        with Wire(service) as wire:
-            wire.send(head("POST", "/rnn/forward", BINARY | {"Content-Length": len(body)}) + body[:part])
-    with Wire(service) as wire:
-        wire.send(post("/rnn/forward", body, BINARY))
-        np.testing.assert_array_equal(load(wire.reply().body)["h_n"], answer)
 
 
 @pytest.mark.parametrize("path", ["/cell/step", "/rnn/forward"])

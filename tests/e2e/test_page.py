@@ -129,7 +129,7 @@ def assert_value(text, colour, value):
         assert (colour[0] > colour[2]) == (value > 0), (text, colour)
 
 
-def test_sunspots_are_drawn_as_the_api_gives_them(bundled, browser):
+def test_sunspots_are_drawn_as_computed(bundled, browser):
     visit(browser, bundled.url)
     names = browser.run("return [...document.querySelectorAll('.model b')].map((name) => name.textContent)")
     assert names == [model["name"] for model in bundled.get("/models").json()["models"]]
@@ -154,7 +154,7 @@ def test_sunspots_are_drawn_as_the_api_gives_them(bundled, browser):
     assert_clean(browser, bundled)
 
 
-def test_weather_forecasts_are_drawn_and_judged(bundled, browser):
+def test_weather_forecasts_are_drawn(bundled, browser):
     visit(browser, bundled.url, "weather")
     at_full_speed(browser)
     play_to_the_end(browser)

@@ -116,7 +116,7 @@ def test_steps_under_way_can_be_sent_again(service):
             assert same_bits(list(stream.receive_steps(10, width).values()), wanted)
 
 
-def test_stream_may_begin_with_any_latest_step(service, kind):
+def test_stream_may_begin_with_recent_step(service, kind):
     window = service.post("/cell/sessions", {"model": NAME}).json()["replay_steps"]
     session, inputs = opened(service, NAME), vectors(NAME, 3 * window)
     with StepStream(service, kind, f"session={session}") as stream:
@@ -139,7 +139,7 @@ def test_stream_may_begin_with_any_latest_step(service, kind):
     assert refusal.value.code == (0 if kind == "ndjson" else 1008)
 
 
-def test_other_inputs_for_a_step_end_the_stream(service, kind):
+def test_other_inputs_end_the_stream(service, kind):
     session, inputs = opened(service, NAME), vectors(NAME, 6)
     with StepStream(service, kind, f"session={session}") as stream:
         stream.send(inputs)
@@ -251,7 +251,7 @@ def test_answered_steps_outlive_the_process(launch, tmp_path):
         check(service, sessions[kind], inputs, outputs)
 
 
-def test_client_that_never_reads_holds_up_nobody(short_timeouts, kind):
+def test_unread_stream_holds_up_nobody(short_timeouts, kind):
     service = short_timeouts
     session, inputs = opened(service, NAME), vectors(NAME, 500)
 
@@ -287,7 +287,7 @@ def test_client_that_never_reads_holds_up_nobody(short_timeouts, kind):
     ],
     ids=["cut short", "no inputs", "no UTF-8", "no steps", "no frames", "no opcode"],
 )
-def test_garbage_leaves_the_session_where_it_was(service, garbage):
+def test_garbage_does_not_move_the_session(service, garbage):
     session, inputs = opened(service, NAME), vectors(NAME, 20)
     with others_are_served(service), memory_returns(service), Wire(service) as wire:
         upgraded(wire, f"?session={session}&returns=outputs")

@@ -17,7 +17,7 @@ from .sessions import ADMIN, opened, stepped, steps_done, vectors
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_session_step_and_forward_agree_in_bits(service, name):
+def test_session_step_and_forward_agree(service, name):
     inputs = vectors(name, 5)
     whole = service.post("/rnn/forward", {"model": name, "inputs": inputs.tolist()}).json()
     session = opened(service, name)
@@ -71,7 +71,7 @@ def test_retry_returns_same_bytes(service):
     assert steps_done(service, session) == 4
 
 
-def test_conflict_and_gap_say_what_was_expected(service):
+def test_conflict_says_what_was_expected(service):
     session = opened(service, "tanh")
     inputs = vectors("tanh", 3)
     stepped(service, session, inputs[0], 1)

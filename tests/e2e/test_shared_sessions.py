@@ -66,7 +66,7 @@ def test_processes_step_one_session_in_turn(pair):
         assert [one.reply().json()["step"] for _ in range(8)] == list(range(7, 15))
 
 
-def test_locked_store_is_unavailable_and_loses_nothing(pair):
+def test_locked_store_loses_nothing(pair):
     service, _, _, store = pair
     session = opened(service, "locked")
     assert [stepped(service, session, INPUTS[0])["step"] for _ in range(2)] == [1, 2]
@@ -94,7 +94,7 @@ def test_session_keeps_its_weights(pair):
     assert stepped(service, opened(service, "replaced"), INPUTS[0])["outputs"] == after[0]
 
 
-def test_session_of_another_process_keeps_weights(pair):
+def test_shared_session_keeps_its_weights(pair):
     one, other, models, _ = pair
     name = "replaced-elsewhere"
     before, old = outputs_of(one, name), opened(one, name)

@@ -71,7 +71,7 @@ def test_stop_ends_a_stream_that_never_pauses(launch):
     service.check_ended()
 
 
-def test_clients_that_do_not_move_cannot_delay_the_stop(launch):
+def test_idle_clients_do_not_delay_the_stop(launch):
     """Half a body, half a head, a reply that nobody reads: after `shutdown_seconds` nobody is waited for."""
     service = launch(shutdown_seconds=2, body_timeout_seconds=600, header_timeout_seconds=600)
     body = json.dumps({"model": "tanh", "inputs": [[0.1] * 4] * 60_000, "returns": ["outputs"]}).encode()
@@ -84,7 +84,7 @@ def test_clients_that_do_not_move_cannot_delay_the_stop(launch):
         service.check_ended()
 
 
-def test_interrupt_stops_at_once_after_the_start(launch):
+def test_interrupt_right_after_start_stops(launch):
     service = launch()
     service.process.send_signal(signal.SIGINT)
     service.check_ended()

@@ -78,18 +78,6 @@ def test_missing_state_is_zeros(service, name):
         assert_close(document["outputs"][row], expected(name, inputs[row : row + 1]).outputs[0])
 
 
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_chained_steps_equal_the_sequence(service, name):
-    inputs = numbers(np.random.default_rng(5), 6, SPECS[name].input_size)
-    carried = {}
-    outputs = []
-    for row in inputs:
-        document = step(service, name, inputs=row[None], **carried)
-        carried = {key: document[key] for key in ("h", "c") if key in document}
-        outputs.append(document["outputs"][0])
-    assert_close(np.stack(outputs), expected(name, inputs).outputs)
-
-
 @pytest.mark.parametrize("wanted", ["outputs", "h", "c", "predictions"])
 def test_returns_chooses_the_fields(service, wanted):
     assert step(service, "lstm-proj", inputs=[1, 2, 3, 4], returns=[wanted]).keys() == {wanted}

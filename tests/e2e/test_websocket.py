@@ -2,7 +2,6 @@
 
 import json
 from base64 import urlsafe_b64encode
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from websockets.exceptions import InvalidStatus
 from tests.reference import numbers
 
 from .conftest import SIGNED_KEY
-from .models import SPECS, STEPPABLE, assert_close, expected
+from .models import assert_close, expected
 from .problems import assert_document, assert_problem
 from .running import until
 from .sockets import ended, opened
@@ -22,32 +21,6 @@ WANTED = expected("tanh", INPUTS).outputs
 
 def lines(inputs):
     return "\n".join(json.dumps(row.tolist()) for row in inputs)
-
-
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_text_frame_is_answered_at_once(service, name):
-    inputs = numbers(np.random.default_rng(1), 6, SPECS[name].input_size)
-    wanted = expected(name, inputs)
-    with opened(service, "", {"model": name}) as socket:
-        for index, row in enumerate(inputs):
-            socket.send(lines([row]))
-            answer = json.loads(socket.recv())
-            assert answer["step"] == index + 1
-            assert_close(answer["outputs"], wanted.outputs[index])
-            if wanted.predictions is not None:
-                assert_close(answer["predictions"], wanted.predictions[index])
-
-
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_binary_frame_is_answered_in_binary(service, name):
-    inputs = numbers(np.random.default_rng(1), 6, SPECS[name].input_size)
-    wanted = expected(name, inputs)
-    with opened(service, f"?model={name}") as socket:
-        for part in (inputs[:1], inputs[1:]):
-            socket.send(part.astype("<f4").tobytes())
-        answers = [socket.recv() for _ in range(2)]
-    assert [len(answer) for answer in answers] == [4 * wanted.outputs.shape[1] * count for count in (1, 5)]
-    assert_close(np.frombuffer(b"".join(answers), "<f4").reshape(6, -1), wanted.outputs)
 
 
 @pytest.mark.parametrize("array", ["predictions", "h", "outputs"])
@@ -126,7 +99,7 @@ def test_first_message_may_number_the_steps(service):
         ("", '{"model":"tanh","session":"a"}', 1008, "session-not-found", ("session",)),
     ],
 )
-def test_error_is_a_last_frame_and_a_close_code(service, query, message, code, slug, words):
+def test_error_is_last_frame_and_close_code(service, query, message, code, slug, words):
     good = [] if code == 1013 or not query or slug in ("model-not-found", "not-steppable") else ["[1,2,3,4]"]
     if "explodes" in query:
         good = ["[1]"]
@@ -215,19 +188,3 @@ def test_deadline_holds_for_each_frame(service):
         messages, code, reason = ended(socket)
     assert (code, reason) == (1008, "deadline-passed")
     assert_document(json.loads(messages[0])["error"], 504, "deadline-passed", "line 1")
-
-
-def test_many_sockets_keep_their_own_state(service):
-    inputs = numbers(np.random.default_rng(7), 48, 30, 4)
-
-    def one(rows):
-        with opened(service, "?model=tanh") as socket:
-            for part in np.split(rows, 6):
-                socket.send(part.tobytes())
-            answers = b"".join(socket.recv() for _ in range(6))
-        return np.frombuffer(answers, "<f4").reshape(30, 6)
-
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(one, inputs))
-    for rows, outputs in zip(inputs, answers, strict=True):
-        assert_close(outputs, expected("tanh", rows).outputs)

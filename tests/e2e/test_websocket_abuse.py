@@ -143,7 +143,7 @@ def test_session_outlives_a_dead_connection(heartbeat):
     assert sessions.steps_done(heartbeat, session) == 20
 
 
-def test_only_an_open_websocket_outlives_header_time(short_timeouts):
+def test_open_websocket_has_no_header_timeout(short_timeouts):
     with (
         opened(short_timeouts, "?model=tanh") as socket,
         Wire(short_timeouts) as half_handshake,

@@ -26,7 +26,7 @@ def same_bits(from_json, from_safetensors):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_forward_has_same_bits_in_all_formats(service, name):
+def test_formats_have_the_same_bits(service, name):
     rng = np.random.default_rng(1)
     spec = SPECS[name]
     arrays = {"inputs": numbers(rng, 3, 5, spec.input_size), "h0": numbers(rng, spec.states, 3, spec.state_size)}
@@ -40,15 +40,11 @@ def test_forward_has_same_bits_in_all_formats(service, name):
     assert replied.keys() == plain.json().keys() - {"model", "version"}
     for field, array in replied.items():
         same_bits(plain.json()[field], array)
-
-
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_step_has_same_bits_in_all_formats(service, name):
-    inputs = numbers(np.random.default_rng(2), 3, SPECS[name].input_size)
-    plain = service.post("/cell/step", {"model": name, "inputs": inputs.tolist()})
-    binary = post_arrays(service, "/cell/step", {"inputs": inputs}, model=name)
-    for field, array in load(binary.content).items():
-        same_bits(plain.json()[field], array)
+    if name in STEPPABLE:
+        inputs = arrays["inputs"][0]
+        plain = service.post("/cell/step", {"model": name, "inputs": inputs.tolist()}).json()
+        for field, array in load(post_arrays(service, "/cell/step", {"inputs": inputs}, model=name).content).items():
+            same_bits(plain[field], array)
 
 
 def test_metadata_holds_the_other_fields(service):

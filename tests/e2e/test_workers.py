@@ -36,7 +36,7 @@ def two(launch, repository, tmp_path):
     return service
 
 
-def test_workers_answer_count_and_stop_together(two):
+def test_workers_answer_and_count_together(two):
     answers = {two.post("/cell/step", STEP).text for _ in range(40)}
     assert len(answers) == 1  # the same bits from either
     until(lambda: two.metric("rnn_steps_total") == 40, "the count of both workers")
@@ -80,7 +80,7 @@ def test_workers_share_connections(two):
         assert two.post("/cell/step", STEP).status_code == 200
 
 
-def test_hangup_signal_renews_workers_and_models(two):
+def test_sighup_renews_workers_and_models(two):
     """Reload reaches one worker, the signal all; somebody answers all the while."""
     models = two.log_file.parent.parent / "models"
     shutil.copytree(models / "tanh", models / "added")

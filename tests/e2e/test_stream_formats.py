@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from safetensors.numpy import load
 from tests.reference import numbers
 
 from .formats import post_arrays
-from .models import SPECS, STEPPABLE
+from .models import SPECS, STEPPABLE, assert_close, expected
 from .raw import Wire, chunk, stream_head
-from .sockets import opened
+from .step_streams import KINDS, StepStream
 
 
 def ndjson(inputs, form="plain"):
@@ -74,24 +75,42 @@ def test_bad_line_is_the_same_however_cut(service, bad):
     assert all(answer == answers[0] for answer in answers)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_every_stream_format_gives_same_bits(service, name):
-    spec = SPECS[name]
-    inputs = numbers(np.random.default_rng(10), 50, spec.input_size)
+def test_every_stream_format_gives_same_bits(service, name, kind):
+    inputs = numbers(np.random.default_rng(10), 50, SPECS[name].input_size)
     reply = post_arrays(service, "/rnn/forward", {"inputs": inputs}, model=name, returns="outputs")
-    wanted = load(reply.content)["outputs"].tobytes()
+    with StepStream(service, kind, f"model={name}") as stream:
+        for piece in np.split(inputs, sorted(random.Random(name).sample(range(1, 50), 6))):
+            stream.send(piece)
+        answers = stream.receive_steps(50, SPECS[name].output_size)
+    assert list(answers) == list(range(1, 51))
+    assert np.array(list(answers.values()), np.float32).tobytes() == load(reply.content)["outputs"].tobytes()
 
-    def parsed(text):
-        return np.array([json.loads(line)["outputs"] for line in text.splitlines()], np.float32).tobytes()
 
-    query = f"?model={name}&returns=outputs"
-    assert parsed(answered(service, query, [ndjson(inputs)])) == wanted
-    rng = random.Random(name)
-    with opened(service, query) as socket:
-        for piece in np.split(inputs, sorted(rng.sample(range(1, 50), 6))):
-            socket.send(ndjson(piece).decode())
-        assert b"".join(parsed(socket.recv()) for _ in range(7)) == wanted
-    with opened(service, query) as socket:
-        for piece in np.split(inputs, sorted(rng.sample(range(1, 50), 6))):
-            socket.send(piece.tobytes())
-        assert b"".join(socket.recv() for _ in range(7)) == wanted
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", STEPPABLE)
+def test_step_is_answered_before_the_next(service, name, kind):
+    inputs = numbers(np.random.default_rng(1), 6, SPECS[name].input_size)
+    wanted = expected(name, inputs).outputs
+    with StepStream(service, kind, f"model={name}") as stream:
+        for number, row in enumerate(inputs, 1):
+            stream.send(row[None])
+            (answer,) = stream.receive(SPECS[name].output_size).items()
+            assert answer[0] == number
+            assert_close(answer[1], wanted[number - 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_streams_keep_their_own_state(service, kind):
+    inputs = numbers(np.random.default_rng(4), 50, 3, 4)
+    answers = [{} for _ in inputs]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(StepStream(service, kind, "model=tanh")) for _ in inputs]
+        for index in range(3):
+            for stream, rows in zip(streams, inputs, strict=True):
+                stream.send(rows[index : index + 1])
+            for stream, own in zip(streams, answers, strict=True):
+                own.update(stream.receive(6))
+    for rows, own in zip(inputs, answers, strict=True):
+        assert_close(list(own.values()), expected("tanh", rows).outputs)
