@@ -24,6 +24,7 @@ def service(repository, tmp_path_factory):
         max_body_bytes=4 * 2**20,
         max_input_values=1_000_000,
         max_reply_values=400_000,
+        heartbeat_seconds=300,  # clients that speak WebSocket by hand answer no pings
     )
     yield running
     running.stop()
