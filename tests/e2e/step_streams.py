@@ -1,4 +1,4 @@
-"""One stream of steps from the client's side, in each of the formats that it may travel in."""
+"""A client's stream of steps, in each of its formats."""
 
 import json
 from types import TracebackType
@@ -21,10 +21,10 @@ class Refused(Exception):
         self.code = 0
 
 
-class Talk:
+class StepStream:
     """A stream of `outputs`; `query` names the model or the session. Reading raises Refused, or OSError as `Wire` does.
 
-    step numbers the first step in the opening; binary answers bring no numbers and are counted from it.
+    `step` numbers the first step; binary answers carry no numbers and are counted from it.
     """
 
     def __init__(self, service: Service, kind: str, query: str, *, step: int | None = None, **options) -> None:
@@ -32,6 +32,7 @@ class Talk:
         self.wire = Wire(service, **options)
         self.next = step or 1
         self._begun = False
+        self._refusal: Refused | None = None
         query = f"?{query}&returns=outputs" + (f"&step={step}" if step else "")
         try:
             if kind == "ndjson":
@@ -42,7 +43,7 @@ class Talk:
             self.wire.close()
             raise
 
-    def __enter__(self) -> "Talk":
+    def __enter__(self) -> "StepStream":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -56,24 +57,20 @@ class Talk:
         lines = [json.dumps(row.tolist()) for row in inputs]
         if first is not None:
             lines = [f'{{"step":{step},"inputs":{line}}}' for step, line in enumerate(lines, first)]
-        self.send_raw("".join(f"{line}\n" for line in lines).encode())
-
-    def send_raw(self, data: bytes) -> None:
-        """Send what may mean nothing."""
-        if self.kind == "ndjson":
-            self.wire.send(chunk(data))
-        else:
-            self.wire.send(frame(BINARY if self.kind == "binary" else TEXT, data))
+        data = "".join(f"{line}\n" for line in lines).encode()
+        self.wire.send(chunk(data) if self.kind == "ndjson" else frame(TEXT, data))
 
     def receive(self, width: int) -> dict[int, list[float]]:
         """The next piece of answers: outputs of `width` values by the number of the step."""
+        if self._refusal is not None:
+            raise self._refusal
         if self.kind == "ndjson":
             data = self._chunk()
         else:
             while (message := received(self.wire))[0] == PING:
                 pass
             if message[0] == CLOSE:
-                raise AssertionError("closed without a word")
+                raise AssertionError("closed without an error")
             data = message[1]
             if message[0] == BINARY:
                 outputs = np.frombuffer(data, "<f4").reshape(-1, width)
@@ -81,11 +78,11 @@ class Talk:
                 return dict(enumerate(outputs.tolist(), begin))
         answers = [json.loads(line) for line in data.splitlines()]
         if answers and "error" in answers[-1]:
-            refusal = Refused(answers.pop()["error"])
+            self._refusal = Refused(answers.pop()["error"])
             if self.kind != "ndjson":
-                refusal.code = int.from_bytes(received(self.wire)[1][:2], "big")
+                self._refusal.code = int.from_bytes(received(self.wire)[1][:2], "big")
             if not answers:
-                raise refusal
+                raise self._refusal
         return {answer["step"]: answer["outputs"] for answer in answers}
 
     def receive_steps(self, count: int, width: int) -> dict[int, list[float]]:
