@@ -71,6 +71,8 @@ class HttpConnection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
         self._in_head = False
+        self._in_body = False
+        self._is_handshake = False
         self._just_ended = False
         self._received_bytes = 0
         self._body_bytes = 0
@@ -152,8 +154,10 @@ class HttpConnection(HttpToolsProtocol):
         self._cancel_timers()
         # Armed if the request before this one came in the same read and has been answered.
         self._unset_keepalive_if_required()
+        self._in_body = True
         if self.parser.should_upgrade():
-            if self._get_upgrade() == b"websocket":
+            self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
+            if self._is_handshake:
                 self._refusal = self._handshake_fault()
                 self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
@@ -178,6 +182,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._ignores_upgrade or self._refusal:
             return  # the parser takes what follows for another protocol: see `_upgrade`
         self._just_ended = True
+        self._in_body = False
         if self._body is not None:
             self._answer(self._body)
             return
@@ -191,6 +196,9 @@ class HttpConnection(HttpToolsProtocol):
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
         self._watch_reader()
+        if self._in_body and self.timeout_keep_alive_task is not None:  # the rest of it must come, too
+            self._unset_keepalive_if_required()
+            self._await_head()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
@@ -209,6 +217,9 @@ class HttpConnection(HttpToolsProtocol):
         if self._body is not None:
             self._use_asgi()
         super().shutdown()
+
+    def _should_upgrade(self) -> bool:
+        return self._is_handshake
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start a request, or go on with one that `_answer` has begun."""
