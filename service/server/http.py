@@ -9,20 +9,20 @@ Written for uvicorn 0.54 and httptools 0.9; tests/server/test_http.py fails if a
 """
 
 import asyncio
-from collections.abc import Coroutine, Sized
+from collections.abc import Coroutine
 from functools import partial
 from time import monotonic
 from typing import Any
 
 import httptools
 import structlog
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
-from service.server.readers import ReaderWatch
+from service.server.flow import PipelineFlow, ReaderWatch
+from service.server.upgrades import handshake_fault, head_with_framing
 
 DIRECT_BYTES = 64 * 1024
 """Largest body of a request that is answered directly."""
@@ -35,23 +35,6 @@ TURN_SECONDS = 2e-3
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
-
-MAX_HANDSHAKE_HEADERS = 128
-MAX_HANDSHAKE_LINE_BYTES = 8192 - 8
-"""What the websockets library takes of a handshake, which it is given anew."""
-
-
-class PipelineFlow(FlowControl):
-    """Reads no further while pipelined requests wait for the one before them; uvicorn reads on after every reply."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
-        if not self._pipeline:
-            super().resume_reading()
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -67,41 +50,33 @@ class HttpConnection(HttpToolsProtocol):
         self._application: Application = config.loaded_app
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
-        self._watch: ReaderWatch | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_body = False
         self._is_handshake = False
-        self._just_ended = False
         self._received_bytes = 0
         self._body_bytes = 0
         self._turn_ends = 0.0
+        # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
-        """What has come of the body of a request that may be answered directly; None: there is no such request."""
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
-        self._default_headers: object = None
-        self._default_lines = b""
         self._ignores_upgrade = False
         self._refusal = ""
         self._replays_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for the first head."""
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
-        self._watch = ReaderWatch(
-            transport, self.loop, self._min_bytes_per_second, partial(self._drop, "reader_too_slow")
-        )
+        stalled = partial(self._drop, "reader_too_slow")
+        self._watch = ReaderWatch(transport, self.loop, self._min_bytes_per_second, stalled)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
         self._body = None
         self._cancel_timers()
         self._unset_keepalive_if_required()
-        if self._watch is not None:
-            self._watch.stop()
+        self._watch.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +86,6 @@ class HttpConnection(HttpToolsProtocol):
             self._rest_timer.cancel()
             self._rest_timer = None
         self._received_bytes += len(data)
-        self._just_ended = False
         self._turn_ends = monotonic() + TURN_SECONDS
         if not self._parse(data):
             return
@@ -119,7 +93,7 @@ class HttpConnection(HttpToolsProtocol):
             self._drop("headers_too_large")
         elif self._body is not None:
             self._rest_timer = self.loop.call_later(REST_SECONDS, self._use_asgi)
-        elif self._awaits_head() and not (self._head_timer or self._just_ended or self.timeout_keep_alive_task):
+        elif (self._in_head or self._has_answered()) and not (self._head_timer or self.timeout_keep_alive_task):
             self._await_head()
 
     def on_message_begin(self) -> None:
@@ -130,11 +104,9 @@ class HttpConnection(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._in_head = True
-        self._just_ended = False
         self._received_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """Part of the request line."""
         if not self._replays_head:
             super().on_url(url)
 
@@ -158,7 +130,7 @@ class HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
             if self._is_handshake:
-                self._refusal = self._handshake_fault()
+                self._refusal = handshake_fault(self.headers)
                 self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
             self._ignores_upgrade = True
@@ -168,7 +140,6 @@ class HttpConnection(HttpToolsProtocol):
             self._begin_asgi()
 
     def on_body(self, body: bytes) -> None:
-        """Count what is payload, and keep it."""
         self._body_bytes += len(body)
         if self._body is None:
             super().on_body(body)
@@ -181,13 +152,12 @@ class HttpConnection(HttpToolsProtocol):
         """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade or self._refusal:
             return  # the parser takes what follows for another protocol: see `_upgrade`
-        self._just_ended = True
         self._in_body = False
         if self._body is not None:
             self._answer(self._body)
             return
         super().on_message_complete()
-        if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
+        if self._head_timer is not None and self._has_answered():
             # A body that outlasted its reply is over: the connection is idle, as after any reply.
             self._cancel_timers()
             self._await_next()
@@ -195,7 +165,8 @@ class HttpConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
-        self._watch_reader()
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
         if self._in_body and self.timeout_keep_alive_task is not None:  # the rest of it must come, too
             self._unset_keepalive_if_required()
             self._await_head()
@@ -203,14 +174,11 @@ class HttpConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
         super().pause_writing()
-        if self._watch is not None:
-            self._watch.start()
+        self._watch.start()
 
     def resume_writing(self) -> None:
-        """The client has caught up, for now."""
         super().resume_writing()
-        if self._watch is not None:
-            self._watch.caught_up()
+        self._watch.caught_up()
 
     def shutdown(self) -> None:
         """A request of which a part has come is answered; an idle connection is closed."""
@@ -226,7 +194,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._running is not None:
             request, running = self._running
             self._running = None
-            app = partial(_resume, self._application, request, running)
+            app = partial(self._application.resume, request, running)
         super()._start_asgi_task(cycle, app)
 
     def _is_direct(self) -> bool:
@@ -235,7 +203,7 @@ class HttpConnection(HttpToolsProtocol):
             self.url not in self._application.direct_paths
             or self.parser.get_method() != b"POST"
             or self.expect_100_continue
-            or (self.cycle is not None and not self.cycle.response_complete)
+            or not self._has_answered()
             or self.flow.write_paused
             or self.transport.is_closing()
             or monotonic() > self._turn_ends
@@ -270,10 +238,9 @@ class HttpConnection(HttpToolsProtocol):
             b"".join(
                 (
                     STATUS_LINE[reply.status],
-                    self._date_lines(),
                     b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
                     % (reply.media_type, len(body), request.request_id.encode()),
-                    *(b"%b: %b\r\n" % header for header in reply.headers),
+                    *(b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *reply.headers)),
                     b"\r\n" if keeps else b"connection: close\r\n\r\n",
                     body,
                 )
@@ -282,19 +249,12 @@ class HttpConnection(HttpToolsProtocol):
         request.status, request.sent_bytes = reply.status, len(body)
         self._application.finish(request)
         self.server_state.total_requests += 1
-        self._watch_reader()
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
         if keeps:
             self._await_next()
         else:
             self.transport.close()
-
-    def _date_lines(self) -> bytes:
-        """The headers of every reply, which uvicorn makes anew each second."""
-        headers = self.server_state.default_headers
-        if headers is not self._default_headers:
-            self._default_headers = headers
-            self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return self._default_lines
 
     def _begin_asgi(self) -> None:
         """What uvicorn does when a head has come; its scope is made no sooner."""
@@ -318,58 +278,38 @@ class HttpConnection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             return self._upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:  # a failure of ours, unless the client's URL is none
-            if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+        except httptools.HttpParserError as error:
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                structlog.get_logger().exception("internal_error")
+                self.transport.abort()
+            else:
                 self.send_400_response("Invalid HTTP request received.")
-                return False
-            structlog.get_logger().exception("internal_error")
-            self.transport.abort()
-            return False
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
             return False
         return True
 
     def _upgrade(self, rest: bytes) -> bool:
-        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows.
-
-        The parser has stopped after the head, and takes the body for the other protocol's. So a new one is given a head
-        with the same framing, and then what came after the head.
-        """
+        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows."""
         if not self._ignores_upgrade:
             if self._refusal:
                 self.send_400_response(self._refusal)
-            elif self.cycle is not None and not self.cycle.response_complete:
+            elif not self._has_answered():
                 self._drop("upgrade_while_answering")
             else:
                 self._cancel_timers()
-                if self._watch is not None:
-                    self._watch.stop()
+                self._watch.stop()
                 self.handle_websocket_upgrade()
             return False
         self._ignores_upgrade = False
-        framing = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays_head = True
-        head = b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % line for line in framing)
-        goes_on = self._parse(head)
+        goes_on = self._parse(head_with_framing(self.headers))
         self._replays_head = False
         return goes_on and (not rest or self._parse(rest))
 
-    def _handshake_fault(self) -> str:
-        """What is wrong with the head of a WebSocket handshake, if anything."""
-        names = {name for name, _ in self.headers}
-        if names & {b"content-length", b"transfer-encoding"}:
-            return "A WebSocket handshake has no body."
-        longest = max(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > MAX_HANDSHAKE_HEADERS or longest > MAX_HANDSHAKE_LINE_BYTES:
-            return "The headers of this WebSocket handshake are too many or too long."
-        return ""
-
-    def _awaits_head(self) -> bool:
-        """Whether what comes next is a request's head, or the rest of one."""
-        return self._in_head or self.cycle is None or self.cycle.response_complete
+    def _has_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._header_seconds, self._head_is_late)
@@ -384,10 +324,6 @@ class HttpConnection(HttpToolsProtocol):
         """The connection is idle, and closed after a while."""
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _watch_reader(self) -> None:
-        if self._watch is not None and self.transport.get_write_buffer_size():
-            self._watch.start()
-
     def _cancel_timers(self) -> None:
         for timer in (self._head_timer, self._rest_timer):
             if timer is not None:
@@ -399,10 +335,3 @@ class HttpConnection(HttpToolsProtocol):
         self._cancel_timers()
         structlog.get_logger().info("connection_dropped", reason=reason)
         self.transport.abort()
-
-
-async def _resume(
-    application: Application, request: Request, running: Coroutine[Any, None, Reply], _: Any, receive: Any, send: Any
-) -> None:
-    """An ASGI application that goes on with one request."""
-    await application.resume(request, running, receive, send)
