@@ -1,11 +1,10 @@
-"""Create the environments of the rivals: `python -m benchmarks.rivals [litserve] [bentoml] [ray]`; default all."""
+"""Create the environments of the rivals, in .bench/: `python -m benchmarks.rivals [litserve] [bentoml] [ray]`."""
 
 import argparse
 import subprocess
-import sys
 import venv
 
-from benchmarks.rivals.environments import ENVIRONMENTS, REQUIREMENTS, RIVALS, python, ready, stamp
+from benchmarks.rivals import ENVIRONMENTS, REQUIREMENTS, RIVALS, python, ready, stamp
 
 
 def create(rival: str) -> None:
@@ -14,31 +13,18 @@ def create(rival: str) -> None:
         print(f"{rival}: ready")
         return
     requirements = REQUIREMENTS / f"{rival}.txt"
-    folder = ENVIRONMENTS / rival
-    print(f"{rival}: installing {requirements} into {folder}", flush=True)
-    venv.create(folder, with_pip=True, clear=True)
-    pins = requirements.read_text().split()
+    print(f"{rival}: installing {requirements}", flush=True)
+    venv.create(ENVIRONMENTS / rival, with_pip=True, clear=True)
+    install = [python(rival), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     # torch by itself first: it is then already satisfied, and no requirement of the rival pulls a second build.
-    install(rival, *(pin for pin in pins if pin.startswith("torch==")))
-    install(rival, "--requirement", str(requirements))
+    torch = [pin for pin in requirements.read_text().split() if pin.startswith("torch==")]
+    subprocess.run([*install, *torch], check=True)
+    subprocess.run([*install, "--requirement", str(requirements)], check=True)
     stamp(rival).write_text(requirements.read_text())
 
 
-def install(rival: str, *arguments: str) -> None:
-    command = [python(rival), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
-    parser.add_argument("rivals", nargs="*", metavar="RIVAL", help=f"{', '.join(RIVALS)}; default: all")
-    chosen = parser.parse_args().rivals or RIVALS
-    if unknown := set(chosen) - set(RIVALS):
-        parser.error(f"no such rival: {', '.join(sorted(unknown))}; choose from {', '.join(RIVALS)}")
-    for rival in chosen:
-        create(rival)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__)
+    parser.add_argument("rivals", nargs="*", choices=[*RIVALS, []], metavar="RIVAL", help="default: all")
+    for name in parser.parse_args().rivals or RIVALS:
+        create(name)

@@ -11,14 +11,12 @@ from typing import Any
 
 import uvicorn
 
-CONTENT_TYPES = {".json": b"application/json", ".safetensors": b"application/vnd.safetensors"}
-
 
 class Echo:
     """Answers by path with bytes that were there before the request came."""
 
     def __init__(self, replies: Path) -> None:
-        self._replies = {f"/{file.name}": (CONTENT_TYPES[file.suffix], file.read_bytes()) for file in replies.iterdir()}
+        self._replies = {f"/{file.name}": file.read_bytes() for file in replies.iterdir()}
 
     async def __call__(
         self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -30,29 +28,16 @@ class Echo:
             parts.append(message["body"])
             message = await receive()
         b"".join([*parts, message["body"]])
-        content_type, body = self._replies.get(scope["path"], (b"text/plain", b"ready"))
-        headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        body = self._replies.get(scope["path"], b"ready")
+        headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replies", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
-    arguments = parser.parse_args()
-    uvicorn.run(
-        Echo(arguments.replies),
-        host="127.0.0.1",
-        port=arguments.port,
-        loop="uvloop",
-        http="httptools",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-    )
-
-
-if __name__ == "__main__":
-    main()
+    given = parser.parse_args()
+    options = {"loop": "uvloop", "http": "httptools", "lifespan": "off", "access_log": False, "server_header": False}
+    uvicorn.run(Echo(given.replies), host="127.0.0.1", port=given.port, log_level="warning", **options)
