@@ -5,6 +5,7 @@ float64 on those same float32 values.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,8 @@ Arrays = dict[str, NDArray[Any]]
 
 SEED = 20_240_117
 TOLERANCE = 1e-5
-CONTENT_TYPES = {"json": "application/json", "safetensors": "application/vnd.safetensors"}
+JSON = "application/json"
+CONTENT_TYPES = {"json": JSON, "safetensors": "application/vnd.safetensors"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Case:
 STEP = Case("step", 1, 1, 16, 32, clients=16, path="/cell/step")
 ONE_CLIENT = Case("step, one client", 1, 1, 16, 32, clients=1, path="/cell/step")
 CROWD = Case("step, 64 clients", 1, 1, 16, 32, clients=64, path="/cell/step")
+IN_SESSION = Case("step of a session", 1, 1, 16, 32, clients=64, path="/cell/step")
 SMALL = Case("small", 1, 32, 16, 32, clients=16)
 BATCH = Case("batch", 1, 64, 128, 256, clients=64)
 BATCH_STATES = Case("batch, h_n alone", 1, 64, 128, 256, clients=64, returns="h_n")
@@ -62,28 +65,27 @@ CASES = (STEP, ONE_CLIENT, CROWD, SMALL, BATCH, BATCH_STATES, MEDIUM, LARGE)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One HTTP POST."""
+    """One HTTP POST of a case."""
 
     case: Case
-    format: str
     path: str
+    content_type: str
     body: bytes
 
-    @property
-    def content_type(self) -> str:
-        """The body's format."""
-        return CONTENT_TYPES[self.format]
-
     def check(self, reply: bytes) -> None:
-        """Raises ValueError if an array of the reply has another shape or is off by more than 1e-5."""
-        arrays = orjson.loads(reply) if self.format == "json" else safetensors.numpy.load(reply)
+        """Raises ValueError if an array of the reply is not what it must be."""
+        arrays = orjson.loads(reply) if self.content_type == JSON else safetensors.numpy.load(reply)
         for name, answer in values(self.case)[1].items():
-            array = np.asarray(arrays[name], dtype=np.float64)
-            if array.shape != answer.shape:
-                raise ValueError(f"{self.case.name}: {name} has shape {array.shape}; expected {answer.shape}")
-            error = float(np.abs(array - answer).max())
-            if not error <= TOLERANCE:
-                raise ValueError(f"{self.case.name}: {name} is off by {error:.2g}; at most {TOLERANCE:g}")
+            check(f"{self.case.name}: {name}", np.asarray(arrays[name], dtype=np.float64), answer)
+
+
+def check(what: str, found: NDArray[Any], answer: NDArray[Any]) -> None:
+    """Raises ValueError if an array has another shape than the answer, or is off by more than 1e-5."""
+    if found.shape != answer.shape:
+        raise ValueError(f"{what} has shape {found.shape}; expected {answer.shape}")
+    error = float(np.abs(found - answer).max())
+    if not error <= TOLERANCE:
+        raise ValueError(f"{what} is off by {error:.2g}; at most {TOLERANCE:g}")
 
 
 def network(case: Case) -> torch.nn.RNN:
@@ -113,29 +115,35 @@ def values(case: Case) -> tuple[Arrays, Arrays]:
 
 @cache
 def call(case: Case, form: str, path: str) -> Call:
-    """The request. In JSON each number is the shortest that is its float32."""
-    fields, _ = values(case)
-    if form == "safetensors":
-        metadata = {"model": case.model} | ({"returns": json.dumps([case.returns])} if case.returns else {})
-        return Call(case, form, path, safetensors.numpy.save(fields, metadata))
+    """The request."""
     more = {"returns": [case.returns]} if case.returns else {}
-    body = orjson.dumps({"model": case.model, **more, **fields}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Call(case, form, path, body)
+    fields = {"model": case.model, **more, **values(case)[0]}
+    if case is IN_SESSION:
+        fields = {"session": "SESSION", "inputs": fields["inputs"][0]}
+    return Call(case, path, CONTENT_TYPES[form], encode(fields, form))
+
+
+def encode(fields: Mapping[str, Any], form: str) -> bytes:
+    """Fields and arrays in a wire format; in JSON each number is the shortest that is its float32."""
+    if form == "json":
+        return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    rest = {name: value for name, value in fields.items() if name not in arrays}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in rest.items()}
+    return safetensors.numpy.save(arrays, texts)
 
 
 def write(folder: Path) -> None:
     """The models of all cases, and the right answers to them, as large as the service's own replies."""
-    models, replies = folder / "models", folder / "replies"
-    replies.mkdir()
+    (folder / "replies").mkdir()
     for case in CASES:
         answers = {name: np.ascontiguousarray(array, np.float32) for name, array in values(case)[1].items()}
-        names = {"model": case.model, "version": "1"}
-        text = orjson.dumps({**answers, **names}, option=orjson.OPT_SERIALIZE_NUMPY)
-        (replies / f"{case.name}.json").write_bytes(text)
-        (replies / f"{case.name}.safetensors").write_bytes(safetensors.numpy.save(answers, names))
+        for form in CONTENT_TYPES:
+            reply = encode({**answers, "model": case.model, "version": "1"}, form)
+            (folder / "replies" / f"{case.name}.{form}").write_bytes(reply)
     for case in {case.model: case for case in CASES}.values():
-        folder = models / case.model
-        (folder / "1").mkdir(parents=True)
+        model = folder / "models" / case.model
+        (model / "1").mkdir(parents=True)
         config = {"kind": "rnn", "input_size": case.input_size, "hidden_size": case.hidden_size}
-        (folder / "config.json").write_text(json.dumps(config))
-        save_file(network(case).state_dict(), folder / "1" / "model.safetensors")
+        (model / "config.json").write_text(json.dumps(config))
+        save_file(network(case).state_dict(), model / "1" / "model.safetensors")

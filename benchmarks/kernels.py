@@ -3,8 +3,6 @@
 Every engine gets the same weights and inputs, and its outputs are checked before it is timed. The engines take turns;
 of each the median of its least disturbed turn counts. One thread is timed by the processor time of this process, more
 by the clock on the wall: run those on an idle machine.
-
-    python -m benchmarks.kernels [--kinds rnn gru lstm] [--seconds 0.5] [--threads 1 2] [--points 0 3]
 """
 
 import argparse
@@ -52,19 +50,18 @@ class Machine:
         self._memory = np.zeros(64 * 2**20, np.uint8)
         self._address = -(-self._memory.ctypes.data // 64) * 64
         v, fma = self._vector, f"@llvm.fma.v{self.width}f32"
-        add = f"call {v} {fma}({v} %s{{i}}.{{k}}, {v} %a, {v} %a)"
-        read = f"load {v}, ptr %p{{k}}.{{i}}, align 64\n%s{{i}}.{{next}} = fadd {v} %s{{i}}.{{k}}, %v{{k}}.{{i}}"
-        sums = [
-            self._probe("chain", 1, f"%s{{i}}.{{next}} = {add}"),
-            self._probe("peak", 12, f"%s{{i}}.{{next}} = {add}"),
-        ]
-        text = "\n".join(
-            [f"declare {v} {fma}({v}, {v}, {v})", *sums, self._probe("read", 8, f"%v{{k}}.{{i}} = {read}")]
-        )
+        add = f"%s{{i}}.{{next}} = call {v} {fma}({v} %s{{i}}.{{k}}, {v} %a, {v} %a)"
+        read = f"%v{{k}}.{{i}} = load {v}, ptr %p{{k}}.{{i}}\n%s{{i}}.{{next}} = fadd {v} %s{{i}}.{{k}}, %v{{k}}.{{i}}"
+        probes = [self._probe("chain", 1, add), self._probe("peak", 12, add), self._probe("read", 8, read)]
+        text = "\n".join([f"declare {v} {fma}({v}, {v}, {v})", *probes])
         target = llvm.Target.from_default_triple()
         host = target.create_target_machine(llvm.get_host_cpu_name(), features.flatten(), opt=3)
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), host)
         self._engine.finalize_object()
+        # Multiply-adds a second, and those that wait for each other.
+        products = 10_000 * 8 * self.width
+        self.peak = 12 * products / self._seconds("peak", 10_000, 1)
+        self.chain = products / self._seconds("chain", 10_000, 1)
 
     def _probe(self, name: str, sums: int, operation: str) -> str:
         """A function of `turns` rounds of 8 operations on each of some independent sums; addresses wrap at `size`."""
@@ -93,11 +90,6 @@ class Machine:
             times.append(time.thread_time() - begin)
         return statistics.median(times)
 
-    def flops(self, *, chain: bool = False, turns: int = 20_000) -> float:
-        """Floating-point operations a second; with `chain`, of multiply-adds that wait for each other."""
-        sums, name = (1, "chain") if chain else (12, "peak")
-        return 2 * self.width * sums * 8 * turns / self._seconds(name, turns, 1)
-
     def bandwidth(self, size: int) -> float:
         """Bytes a second of reading the same `size` bytes again and again."""
         block = 256 * self.width
@@ -107,31 +99,25 @@ class Machine:
     def floor(self, spec: ModelSpec, batch: int, steps: int) -> float:
         """Seconds below which one core cannot be.
 
-        The x-parts wait for nothing: their multiply-adds at the peak. A step over h takes the largest of its
-        multiply-adds at the peak, its weights at the bandwidth of the cache that holds them, and H dependent
-        multiply-adds.
+        The x-parts take their multiply-adds at the peak; a step over h the largest of that, of reading its weights from
+        the cache that holds them, and of H dependent multiply-adds.
         """
-        peak, shapes = self.flops(), spec.weight_shapes()
-        x_flops, h_flops = (2 * batch * math.prod(shapes[name]) for name in ("weight_ih_l0", "weight_hh_l0"))
-        weights = 4 * math.prod(shapes["weight_hh_l0"])
-        dependent = 2 * self.width * spec.hidden_size / self.flops(chain=True)
-        return steps * (x_flops / peak + max(h_flops / peak, weights / self.bandwidth(weights), dependent))
+        x_part, h_part = (math.prod(spec.weight_shapes()[name]) for name in ("weight_ih_l0", "weight_hh_l0"))
+        reading, dependent = 4 * h_part / self.bandwidth(4 * h_part), self.width * spec.hidden_size / self.chain
+        return steps * (batch * x_part / self.peak + max(batch * h_part / self.peak, reading, dependent))
 
 
 def native(spec: ModelSpec, weights: Weights, x: Floats, threads: int) -> Call:
-    """The service's own engine."""
     engine = NativeEngine(spec, weights, threads=threads)
     batch, steps, _ = x.shape
     outputs = np.empty((batch * steps, spec.output_size), np.float32)
-    h = np.zeros((1, batch, spec.hidden_size), np.float32)
-    c = h.copy() if spec.has_cell_state else None
+    states = np.zeros((2, 1, batch, spec.hidden_size), np.float32)
     flat, starts = x.reshape(batch * steps, -1), np.arange(batch) * steps
-    rows = Rows(flat, starts, np.full(batch, steps), h, c, outputs, None)
+    c = states[1] if spec.has_cell_state else None
+    rows = Rows(flat, starts, np.full(batch, steps), states[0], c, outputs, None)
 
     def call() -> Floats:
-        h.fill(0)
-        if c is not None:
-            c.fill(0)
+        states.fill(0)
         engine.run([rows])
         return outputs.reshape(batch, steps, -1)
 
@@ -142,8 +128,8 @@ def torch_eager(spec: ModelSpec, weights: Weights, x: Floats, threads: int) -> C
     """torch.nn.RNN, GRU or LSTM; for single steps their cells, which are faster."""
     single = x.shape[1] == 1
     module = getattr(torch.nn, spec.kind.upper() + "Cell" * single)(spec.input_size, spec.hidden_size)
-    names = {name: name.removesuffix("_l0") if single else name for name in weights}
-    module.load_state_dict({names[name]: torch.from_numpy(array) for name, array in weights.items()})
+    suffix = "_l0" if single else ""
+    module.load_state_dict({name.removesuffix(suffix): torch.from_numpy(one) for name, one in weights.items()})
     inputs = torch.from_numpy(x[:, 0] if single else np.ascontiguousarray(x.transpose(1, 0, 2)))
 
     def call() -> Floats:
@@ -158,7 +144,6 @@ def torch_eager(spec: ModelSpec, weights: Weights, x: Floats, threads: int) -> C
 
 
 def onnx_runtime(spec: ModelSpec, weights: Weights, x: Floats, threads: int) -> Call:
-    """ONNX Runtime's RNN, GRU or LSTM on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     model = onnx_model(spec, weights, x).SerializeToString()
@@ -253,9 +238,8 @@ def main() -> None:
     given = parser.parse_args()
     machine = Machine()
     speeds = ", ".join(f"{size} KiB {machine.bandwidth(size << 10) / 1e9:.0f}" for size in (16, 256, 768, 4096, 16384))
-    latency, peak = 2e9 * machine.width / machine.flops(chain=True), machine.flops() / 1e9
-    print(f"{llvm.get_host_cpu_name()}, {len(os.sched_getaffinity(0))} cores. One core: {peak:.0f} GF/s, ")
-    print(f"{latency:.2f} ns a dependent multiply-add, GB/s reading {speeds}")
+    print(f"{llvm.get_host_cpu_name()}, {len(os.sched_getaffinity(0))} cores; of one: {2e-9 * machine.peak:.0f} GF/s,")
+    print(f"{1e9 * machine.width / machine.chain:.2f} ns a dependent multiply-add, GB/s reading {speeds}")
     titles = ["B,T,I,H", "floor", "native", *PEERS, "native of floor", "GF/s", "best peer ÷ native"]
     for threads, kind in itertools.product(given.threads, given.kinds):
         print(f"\n{kind}, threads: {threads}; milliseconds, load {os.getloadavg()[0]:.1f}\n")

@@ -23,7 +23,7 @@ const SESSIONS = number('SESSIONS', 100) // sessions that are stepped in turn
 const IN_TIME_MS = number('IN_TIME_MS', 1000) // an answer that comes later is of no use
 const P99_MS = number('P99_MS', 0) // fail if the 99th percentile is above; 0: no limit
 const CONTENT_TYPE = env('CONTENT_TYPE', 'application/json')
-const FILE = __ENV.BODY ? open(__ENV.BODY, CONTENT_TYPE === 'application/json' ? '' : 'b') : null // sent as it is
+const FILE = __ENV.BODY ? open(__ENV.BODY, 'b') : null // sent as it is
 
 const answered = new Trend('answered_ms') // 2xx
 const refused = new Trend('refused_ms') // 429 and 503
@@ -32,6 +32,7 @@ const inTime = new Counter('in_time')
 
 export const options = {
   discardResponseBodies: true,
+  systemTags: [],
   summaryTrendStats: ['count', 'med', 'p(90)', 'p(99)', 'p(99.9)', 'max'],
   setupTimeout: '120s',
   scenarios: {

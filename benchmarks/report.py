@@ -4,6 +4,7 @@ What stands between the page's two markers is written here; the rest, how it is 
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,26 +54,22 @@ def write(results: Results, samples: Path, folder: Path) -> list[Path]:
             picture(results, rows, title).savefig(images / name, dpi=110)
             shown.append(f"![{title}](images/{name})")
     file = folder / "benchmarks.md"
-    text = file.read_text() if file.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    samples = samples.resolve()
-    link = f"../{samples.relative_to(ROOT)}" if samples.is_relative_to(ROOT) else str(samples)
-    new = f"{BEGIN}\n\n{page(results, link, shown)}\n\n{END}"
+    text = (file if file.exists() else ROOT / "docs/benchmarks.md").read_text()
+    new = f"{BEGIN}\n\n{page(results, os.path.relpath(samples, folder), shown)}\n\n{END}"
     file.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: new, text, flags=re.DOTALL))
     return [file, *sorted(images.glob("bench-*.png"))]
 
 
 def measured(results: Results, section: str) -> list[Row]:
-    """The rows of a section that have samples."""
     return [row for row in ROWS if row.section == section and results.samples.get(row.name)]
 
 
 def page(results: Results, samples: str, pictures: Sequence[str]) -> str:
     """What stands between the markers."""
-    machine = "{processor}, {cores} cores, {memory_gib} GiB of memory, {system}".format(**results.machine)
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     other = f" “{OTHER}” is commit {results.other}, measured in the same rounds." if results.other else ""
     parts = [
-        f"{results.when}, {machine}; {results.rounds} rounds; load average {results.load_before} before they began. "
+        f"{results.when}, {results.machine}; {results.rounds} rounds; load average {results.load_before} before. "
         f"{versions}.{other}",
         f"Every sample: [{Path(samples).name}]({samples}). A figure is the median of the rounds (smallest–largest); "
         "a ratio is taken within each round.",
@@ -101,7 +98,6 @@ def wanted_table(results: Results) -> str:
 
 
 def about(wanted: Wanted) -> str:
-    """What is compared with what."""
     what = f"{wanted.row}{f' ({wanted.variant})' if wanted.variant else ''}: {TITLES[wanted.figure]}"
     if not wanted.over:
         return what
@@ -112,7 +108,6 @@ def about(wanted: Wanted) -> str:
 
 
 def both_table(results: Results) -> str:
-    """Every row of both checkouts."""
     lines = []
     for row in ROWS:
         for server in (name for name in results.samples.get(row.name, {}) if name.startswith(OURS)):
@@ -123,7 +118,6 @@ def both_table(results: Results) -> str:
 
 
 def section_table(results: Results, rows: Sequence[Row]) -> str:
-    """All servers in all rows of a section."""
     taken = [one for row in rows for samples in results.samples[row.name].values() for one in samples]
     figures = [figure for figure in TITLES if any(figure in one for one in taken)]
     naive = rows[0].section == REQUESTS
@@ -139,13 +133,11 @@ def section_table(results: Results, rows: Sequence[Row]) -> str:
 
 
 def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; numbers to the right."""
     rule = ["---", "---", *(["---:"] * (len(titles) - 2))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rule, *lines])
 
 
 def told(spread: Spread | None) -> str:
-    """A figure with its smallest and largest."""
     if spread is None:
         return "–"
     middle, low, high = map(rounded, spread)

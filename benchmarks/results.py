@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -46,7 +46,7 @@ class Results:
     when: str
     load_before: float
     rounds: int
-    machine: dict[str, Any]
+    machine: str
     versions: dict[str, str]
     other: str = ""
     samples: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
@@ -54,16 +54,13 @@ class Results:
 
     @classmethod
     def open(cls, file: Path, rounds: int, other: Path | None) -> "Results":
-        """The results that are there, or new ones. Raises ValueError if those were taken on another machine."""
+        """The results that are there, or new ones."""
         load = round(os.getloadavg()[0], 2)
         results = cls(f"{datetime.now(tz=UTC):%Y-%m-%d}", load, rounds, machine(), versions())
         if file.exists():
-            found, now = cls.read(file), results.versions["commit"]
-            if found.machine != results.machine:
-                raise ValueError(f"{file} was measured on another machine: name another file with --onto")
-            if now not in found.versions["commit"]:
-                found.versions["commit"] += f" then {now}"
-            results = replace(found, rounds=rounds)
+            now, results = results.versions["commit"], replace(cls.read(file), rounds=rounds)
+            if now not in results.versions["commit"]:
+                results.versions["commit"] += f" then {now}"
         results.other = commit(other) if other else results.other
         return results
 
@@ -79,7 +76,6 @@ class Results:
         new.replace(file)
 
     def add(self, row: str, server: str, figures: Figures) -> None:
-        """The next round of a server in a row."""
         self.samples.setdefault(row, {}).setdefault(server, []).append(figures)
         self.left_out.pop(f"{row}: {server}", None)
 
@@ -111,31 +107,21 @@ class Results:
 
 
 def default_file() -> Path:
-    """The results of today on this machine."""
-    on = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{on['processor']} {on['cores']} cores".lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", ",".join(machine().split(",")[:2]).lower())
     return ROOT / "benchmarks/results" / f"{datetime.now(tz=UTC):%Y-%m-%d}-{slug}.json"
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory, system."""
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": model[1] if model else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30),
-        "system": f"{platform.system()} {platform.release().split('-')[0]}",
-    }
+def machine() -> str:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    processor = found[1] if found else platform.machine()
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory, {platform.system()}"
 
 
 def commit(tree: Path = ROOT) -> str:
-    """The commit of a checkout, and whether its code differs from it; results do not count."""
-    git = ["git", "-C", str(tree)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = [*git, "diff", "--quiet", "HEAD", "--", "service", "benchmarks/*.py", "benchmarks/*.js"]
-    same = subprocess.run(changed, check=False).returncode == 0
-    return (found.stdout.strip() or "unknown") + ("" if same else "-dirty")
+    """The commit of a checkout, and whether its files differ from it."""
+    git = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:

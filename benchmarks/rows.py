@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import cases, loads
 from benchmarks.cases import Case
-from benchmarks.loads import Figures, background, k6, open_sessions, session_bodies, wrk
+from benchmarks.loads import Figures, background, k6, open_sessions, wrk
 from benchmarks.servers import (
     ECHO,
     LOG,
@@ -22,7 +22,7 @@ from benchmarks.servers import (
     Fleet,
     interpreter,
 )
-from benchmarks.streams import Open, frames, lines, streams
+from benchmarks.streams import Frames, Lines, streams
 
 FASTEST_NAIVE = "naive"
 SERVERS = (*NAIVE, MOSEC, *SLOW_TO_START)
@@ -33,15 +33,8 @@ OVERLOAD = 3
 FEW_ROUNDS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What every measurement gets: the servers, and how long it lasts."""
-
-    fleet: Fleet
-    seconds: int
-
-
-Measure = Callable[[Bench, str], Figures]
+Measure = Callable[[Fleet, str, int], Figures]
+"""Figures of the server of that name; the seconds of a closed loop or of streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,6 @@ class Row:
     figure: str = "rate"
 
     def servers(self, fleet: Fleet) -> list[str]:
-        """Names of all that can be measured here."""
         names = [f"{label}, {variant}" if variant else label for variant in self.variants for label in (OURS, OTHER)]
         return [name for name in (*names, *self.others) if name in fleet.servers]
 
@@ -68,36 +60,34 @@ class Row:
 def closed(case: Case, form: str = "json") -> Measure:
     """The case's clients, each of which waits for its reply; large ones a second longer, for the slowest servers."""
 
-    def measure(bench: Bench, name: str) -> Figures:
-        server = bench.fleet.get(name)
-        seconds = bench.seconds + (case is cases.LARGE)
-        return wrk(server, server.call(case, form), case.clients, seconds)
+    def measure(fleet: Fleet, name: str, seconds: int) -> Figures:
+        server = fleet.get(name)
+        return wrk(server, server.call(case, form), case.clients, seconds + (case is cases.LARGE))
 
     return measure
 
 
-def sessions(bench: Bench, name: str) -> Figures:
+def sessions(fleet: Fleet, name: str, seconds: int) -> Figures:
     """64 clients that step 64 sessions in turn."""
-    server, case = bench.fleet.get(name), cases.CROWD
-    bodies = session_bodies(open_sessions(server, case.clients))
-    return wrk(server, server.call(case, "json"), case.clients, bench.seconds, bodies=bodies)
+    server, case = fleet.get(name), cases.IN_SESSION
+    return wrk(server, server.server.call(case, "json"), case.clients, seconds, open_sessions(server, case.clients))
 
 
 def live_sessions(count: int) -> Measure:
     """Steps of so many sessions in turn, at a fixed rate."""
 
-    def measure(bench: Bench, name: str) -> Figures:
+    def measure(fleet: Fleet, name: str, _: int) -> Figures:
         settings = {"SCENARIO": "session", "MODEL": cases.STEP.model, "SESSIONS": count}
-        return k6(bench.fleet.fresh(name), CROWD_SECONDS, CROWD_RATE, **settings)
+        return k6(fleet.fresh(name), CROWD_SECONDS, CROWD_RATE, **settings)
 
     return measure
 
 
-def stream(connect: Open, count: int, *, in_sessions: bool = False) -> Measure:
+def stream(kind: type[Lines | Frames], window: int, count: int, *, in_sessions: bool = False) -> Measure:
     """So many streams at once."""
 
-    def measure(bench: Bench, name: str) -> Figures:
-        return streams(bench.fleet.get(name), connect, count, bench.seconds, in_sessions=in_sessions)
+    def measure(fleet: Fleet, name: str, seconds: int) -> Figures:
+        return streams(fleet.get(name), kind, window, count, seconds, in_sessions=in_sessions)
 
     return measure
 
@@ -105,8 +95,8 @@ def stream(connect: Open, count: int, *, in_sessions: bool = False) -> Measure:
 def beside(case: Case | None, form: str = "json") -> Measure:
     """Steps at a fixed rate while the clients of a larger case keep the server busy, or nobody does."""
 
-    def measure(bench: Bench, name: str) -> Figures:
-        server = bench.fleet.get(name)
+    def measure(fleet: Fleet, name: str, _: int) -> Figures:
+        server = fleet.get(name)
         steps = loads.sends(server, server.call(cases.STEP, "json"))
         if case is None:
             return k6(server, OPEN_SECONDS, BESIDE_RATE, **steps)
@@ -119,10 +109,10 @@ def beside(case: Case | None, form: str = "json") -> Measure:
 def overload(case: Case, form: str) -> Measure:
     """Three times as many arrivals as the server answered in a closed loop just before, both from the load's core."""
 
-    def measure(bench: Bench, name: str) -> Figures:
-        server = bench.fleet.get(name)
+    def measure(fleet: Fleet, name: str, seconds: int) -> Figures:
+        server = fleet.get(name)
         request = server.call(case, form)
-        full = wrk(server, request, case.clients, bench.seconds, pinned=True)
+        full = wrk(server, request, case.clients, seconds, pinned=True)
         connections = 128 if case is cases.LARGE else 512
         settings = {"VUS": connections, **loads.sends(server, request)}
         figures = k6(server, OPEN_SECONDS, OVERLOAD * full["rate"], **settings)
@@ -133,17 +123,17 @@ def overload(case: Case, form: str) -> Measure:
     return measure
 
 
-def scheduler(bench: Bench, name: str) -> Figures:
+def scheduler(fleet: Fleet, name: str, seconds: int) -> Figures:
     """The scheduler of a checkout alone, in a process of its own."""
-    tree, script = bench.fleet.servers[name].cwd, Path(__file__).with_name("batching.py")
-    command = ["env", f"PYTHONPATH={tree}", interpreter(tree), str(script), str(bench.seconds / 2)]
+    tree, script = fleet.servers[name].cwd, Path(__file__).with_name("batching.py")
+    command = ["env", f"PYTHONPATH={tree}", interpreter(tree), str(script), str(seconds / 2)]
     together, alone = map(float, loads.run(command, 60).split())
     return {"rate": together, "one_row_rate": alone}
 
 
-def memory(bench: Bench, name: str) -> Figures:
+def memory(fleet: Fleet, name: str, _: int) -> Figures:
     """Resident memory of a new process when it is ready, and at most after each of four loads."""
-    server = bench.fleet.fresh(name)
+    server = fleet.fresh(name)
     loaded = (cases.STEP, cases.SMALL, cases.MEDIUM, cases.LARGE)
     runs = [wrk(server, server.call(case, "json"), case.clients, 1) for case in loaded]
     return {"ready_mib": server.ready_bytes / loads.MIB, "loaded_mib": max(run["mib"] for run in runs)}
@@ -160,7 +150,7 @@ MEDIUM, LARGE = "medium, JSON", "large, JSON"
 MANY, FEW = "10,000 live sessions, 1,500 steps/s", "10 live sessions, 1,500 steps/s"
 STATELESS, IN_MEMORY, IN_SQLITE = (f"64 clients, {what}" for what in ("stateless", "sessions", "sessions in sqlite"))
 QUIET, BESIDE_BODY, BESIDE_REPLY = (f"beside {what}" for what in ("nothing", "a 60 MiB body", "a 60 MiB reply"))
-PAST_MEDIUM, PAST_BINARY, PAST_LARGE = (f"3 × {what}" for what in (MEDIUM, "medium, safetensors", LARGE))
+PAST = PAST_MEDIUM, PAST_LARGE, PAST_BINARY = tuple(f"3 × {what}" for what in (MEDIUM, LARGE, "large, safetensors"))
 
 ROWS = (
     Row(REQUESTS, "step, JSON", closed(cases.STEP), ("", LOG, TWO), (*SERVERS, ECHO)),
@@ -171,13 +161,13 @@ ROWS = (
     Row(REQUESTS, LARGE, closed(cases.LARGE), ("", TWO), (*SERVERS, ECHO)),
     Row(REQUESTS, "medium, safetensors", closed(cases.MEDIUM, "safetensors"), ("",), (ECHO,)),
     Row(REQUESTS, "large, safetensors", closed(cases.LARGE, "safetensors"), ("",), (ECHO,)),
-    Row(STREAMS, "NDJSON, 1 stream, each line awaited", stream(lines(1), 1), rounds=FEW_ROUNDS),
-    Row(STREAMS, "NDJSON, 1 stream", stream(lines(64), 1), rounds=FEW_ROUNDS),
-    Row(STREAMS, "NDJSON, 16 streams", stream(lines(64), 16), rounds=FEW_ROUNDS),
-    Row(STREAMS, "NDJSON, 1,000 streams", stream(lines(64), 1000), rounds=FEW_ROUNDS),
-    Row(STREAMS, "WebSocket, 1 stream", stream(frames, 1), ("",), NAIVE[2:], FEW_ROUNDS),
-    Row(STREAMS, "WebSocket, 1,000 streams", stream(frames, 1000), ("",), NAIVE[2:], FEW_ROUNDS),
-    Row(STREAMS, "WebSocket, 1,000 sessions", stream(frames, 1000, in_sessions=True), rounds=FEW_ROUNDS),
+    Row(STREAMS, "NDJSON, 1 stream, each line awaited", stream(Lines, 1, 1), rounds=FEW_ROUNDS),
+    Row(STREAMS, "NDJSON, 1 stream", stream(Lines, 64, 1), rounds=FEW_ROUNDS),
+    Row(STREAMS, "NDJSON, 16 streams", stream(Lines, 64, 16), rounds=FEW_ROUNDS),
+    Row(STREAMS, "NDJSON, 1,000 streams", stream(Lines, 64, 1000), rounds=FEW_ROUNDS),
+    Row(STREAMS, "WebSocket, 1 stream", stream(Frames, 2, 1), rounds=FEW_ROUNDS),
+    Row(STREAMS, "WebSocket, 1,000 streams", stream(Frames, 2, 1000), rounds=FEW_ROUNDS),
+    Row(STREAMS, "WebSocket, 1,000 sessions", stream(Frames, 2, 1000, in_sessions=True), rounds=FEW_ROUNDS),
     Row(SESSIONS, STATELESS, closed(cases.CROWD)),
     Row(SESSIONS, IN_MEMORY, sessions),
     Row(SESSIONS, IN_SQLITE, sessions, (SQLITE,)),
@@ -189,8 +179,8 @@ ROWS = (
     live(BESIDE, BESIDE_BODY, beside(cases.HUGE_BODY), "p99_ms"),
     live(BESIDE, BESIDE_REPLY, beside(cases.HUGE_REPLY), "p99_ms"),
     live(LIMIT, PAST_MEDIUM, overload(cases.MEDIUM, "json"), "goodput"),
-    live(LIMIT, PAST_BINARY, overload(cases.MEDIUM, "safetensors"), "goodput"),
     live(LIMIT, PAST_LARGE, overload(cases.LARGE, "json"), "goodput"),
+    live(LIMIT, PAST_BINARY, overload(cases.LARGE, "safetensors"), "goodput"),
     Row(TOGETHER, "64 clients at the scheduler", scheduler, rounds=FEW_ROUNDS),
     Row(TOGETHER, "64 clients over HTTP", closed(cases.BATCH_STATES, "safetensors"), ("", ONE_ROW), rounds=FEW_ROUNDS),
     Row(MEMORY, "resident memory", memory, ("",), (NAIVE[2], MOSEC), 1, "loaded_mib"),
@@ -245,9 +235,9 @@ WANTED = (
     Wanted(f"beside {LARGE}", "p99_ms", most=15, variant=OWN),
     Wanted(BESIDE_BODY, "max_ms", most=50, variant=OWN),
     Wanted(BESIDE_REPLY, "max_ms", most=50, variant=OWN),
-    *(Wanted(row, "goodput", least=0.9, variant=OWN) for row in (PAST_MEDIUM, PAST_BINARY, PAST_LARGE)),
+    *(Wanted(row, "goodput", least=0.9, variant=OWN) for row in PAST),
     Wanted(PAST_MEDIUM, "goodput", least=0.9, over=("", f"{OTHER}, {OWN}", ""), variant=OWN),
-    *(Wanted(row, "refused_p99_ms", most=50, variant=OWN) for row in (PAST_MEDIUM, PAST_BINARY, PAST_LARGE)),
+    *(Wanted(row, "refused_p99_ms", most=50, variant=OWN) for row in PAST),
     Wanted(PAST_MEDIUM, "mib", most=1.2, over=("", f"{OURS}, {OWN}", "mib_before"), variant=OWN),
     Wanted("64 clients at the scheduler", "rate", least=2, over=("", OURS, "one_row_rate")),
     times(1.3, "64 clients over HTTP", f"{OURS}, {ONE_ROW}"),

@@ -32,6 +32,7 @@ SERVER_CORES = ",".join(map(str, CORES[:-1] or CORES))
 OURS, OTHER = "rnn-service", "other checkout"
 NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
 ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "BentoML", "Ray Serve, HAProxy"
+# Started for their turn in a round, after all others: their processes do not rest when they are idle.
 SLOW_TO_START = (LITSERVE, BENTOML, RAY)
 LOG, TWO, SQLITE, ONE_ROW, OWN = "request log", "2 workers", "sqlite", "one row a turn", "own cores"
 ONE_ROW_A_TURN = """
@@ -59,8 +60,7 @@ class Server:
 
     `command` and the values of `env` may use {port}, {models}, {replies} (right answers to every case) and {scratch};
     `path` may use {path}, {case} and {format}; the case "batch" goes to `batch_path`. `ready` answers 200 once requests
-    are served. One that is `slow_to_start` is started for its turn in a round, after all others: its processes do not
-    rest when they are idle.
+    are served.
     """
 
     name: str
@@ -70,10 +70,8 @@ class Server:
     ready: str = "/health/ready"
     path: str = "{path}"
     batch_path: str = "/batch"
-    slow_to_start: bool = False
 
     def call(self, case: Case, form: str) -> Call:
-        """The case's request as this server takes it."""
         path = self.batch_path if case is BATCH else self.path
         return call(case, form, path.format(path=case.path, case=case.name, format=form).replace(" ", "%20"))
 
@@ -85,7 +83,6 @@ def interpreter(tree: Path) -> str:
 
 
 def service(tree: Path, label: str) -> Iterator[Server]:
-    """The service of a checkout in its variants."""
     for variant, (options, env, before) in VARIANTS.items():
         module = ("-c", ONE_ROW_A_TURN) if variant == ONE_ROW else ("-m", "service")
         command = (*before, interpreter(tree), *module, "serve", "--port", "{port}", "--models", "{models}", *options)
@@ -95,13 +92,13 @@ def service(tree: Path, label: str) -> Iterator[Server]:
 
 def servers(other: Path | None) -> dict[str, Server]:
     """All that can be started on this machine, by name."""
-    place = ("--models", "{models}", "--port", "{port}")
+    place = ("{models}", "{port}")
     quiet = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     # torch's default, a thread a core, collapses when the load shares the cores: its barriers spin.
     env = {"OMP_NUM_THREADS": "1", "BENCH_MODELS": "{models}", "BENTOML_HOME": "{scratch}/bentoml", **quiet}
     module = (sys.executable, "-m", "benchmarks.rivals.naive")
-    echo = (sys.executable, "-m", "benchmarks.rivals.echo", "--replies", "{replies}", "--port", "{port}")
-    found = [*service(ROOT, OURS), *(service(other, OTHER) if other else ())]
+    echo = (sys.executable, "-m", "benchmarks.rivals.echo", "{replies}", "{port}")
+    found = [*service(ROOT, OURS), *(service(other.resolve(), OTHER) if other else ())]
     found += [
         Server(NAIVE[0], (*module, "sync", *place), {}, batch_path="{path}"),
         Server(NAIVE[1], (*module, "async", *place), {}, batch_path="{path}"),
@@ -113,16 +110,16 @@ def servers(other: Path | None) -> dict[str, Server]:
         command = (sys.executable, "-m", "benchmarks.rivals.mosec_server", *options)
         found.append(Server(MOSEC, command, env, ready="/metrics"))
     if ready("litserve"):
-        command = (python("litserve"), "-m", "benchmarks.rivals.litserve_server", *place)
-        found.append(Server(LITSERVE, command, env, ready="/health", path="/predict", slow_to_start=True))
+        command = (str(python("litserve")), "-m", "benchmarks.rivals.litserve_server", *place)
+        found.append(Server(LITSERVE, command, env, ready="/health", path="/predict"))
     if ready("bentoml"):
         serve = ("serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
-        command = (python("bentoml"), "-m", "bentoml", *serve)
-        found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}", slow_to_start=True))
+        command = (str(python("bentoml")), "-m", "bentoml", *serve)
+        found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}"))
     if ready("ray"):
-        command = (python("ray"), "-m", "benchmarks.rivals.ray_server", *place)
+        command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)
         proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
-        found.append(Server(RAY, command, proxy, ready="/-/healthz", slow_to_start=True))
+        found.append(Server(RAY, command, proxy, ready="/-/healthz"))
     return {server.name: server for server in found}
 
 
@@ -140,26 +137,23 @@ class Running:
         places = {"port": self.port, **{name: folder / name for name in ("models", "replies", "scratch")}}
         command = [*WITH_PARENT, *(part.format_map(places) for part in server.command)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), **{k: v.format_map(places) for k, v in server.env.items()}}
-        self._log = self.scratch / f"{self.port}.log"
-        with self._log.open("wb") as output:
+        log = self.scratch / f"{self.port}.log"
+        with log.open("wb") as output:
             self._child = subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=server.cwd)
         self._process = psutil.Process(self._child.pid)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+        end = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if time.monotonic() > end or self._child.poll() is not None:
+                self.stop()
+                raise RuntimeError(f"not ready: {log.read_text(errors='replace')[-1000:]}")
+            time.sleep(0.05)
         self.settle()
         self.ready_bytes = self.resident_bytes()
 
-    def _wait_until_ready(self) -> None:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self._child.poll() is None:
-            with suppress(httpx.TransportError):
-                if httpx.get(self.url + self.server.ready, timeout=5, trust_env=False).is_success:
-                    return
-            time.sleep(0.05)
-        raise RuntimeError(f"not ready: {self._log.read_text(errors='replace')[-1000:]}")
+    def _is_ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(self.url + self.server.ready, timeout=5, trust_env=False).is_success
+        return False
 
     def _each(self, ask: Callable[[psutil.Process], Any]) -> Iterator[Any]:
         """An answer of every process of the tree that is still there when it is asked."""
@@ -168,27 +162,19 @@ class Running:
                 yield ask(process)
 
     def cpu_seconds(self) -> float:
-        """User and system time that the tree has used so far."""
         return sum(times.user + times.system for times in self._each(psutil.Process.cpu_times))
 
     def resident_bytes(self) -> int:
         """Resident memory of the tree; pages that its processes share count once for each."""
         return sum(info.rss for info in self._each(psutil.Process.memory_info))
 
-    def post(self, request: Call) -> bytes:
-        """One request. Raises RuntimeError on any status but 2xx."""
-        headers = {"Content-Type": request.content_type}
-        url = self.url + request.path
-        reply = httpx.post(url, content=request.body, headers=headers, timeout=60, trust_env=False)
-        if not reply.is_success:
-            raise RuntimeError(f"answered {reply.status_code}: {reply.text[:300]}")
-        return reply.content
-
     def call(self, case: Case, form: str) -> Call:
-        """The case's request, once the server has answered it rightly."""
+        """The case's request, once it was answered rightly. Raises HTTPError or ValueError if it is not."""
         request = self.server.call(case, form)
         if request not in self._checked:
-            request.check(self.post(request))
+            headers, url = {"Content-Type": request.content_type}, self.url + request.path
+            reply = httpx.post(url, content=request.body, headers=headers, timeout=60, trust_env=False)
+            request.check(reply.raise_for_status().content)
             self._checked.add(request)
         return request
 
@@ -198,12 +184,11 @@ class Running:
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
             now = self.cpu_seconds()
-            if now - before <= LOOK_SECONDS * IDLE_CORES * (5 if self.server.slow_to_start else 1):
+            if now - before <= LOOK_SECONDS * IDLE_CORES * (5 if self.server.name in SLOW_TO_START else 1):
                 return
             before = now
 
     def stop(self) -> None:
-        """End the tree, by force if it does not end by itself."""
         with suppress(psutil.NoSuchProcess):
             children = self._process.children(recursive=True)
             self._child.terminate()
@@ -221,25 +206,22 @@ class Fleet:
     """Servers that run, by name: started when first asked for."""
 
     def __init__(self, folder: Path, other: Path | None) -> None:
-        self.folder = folder
         self.servers = servers(other)
+        self._folder = folder
         self._running: dict[str, Running] = {}
         (folder / "scratch").mkdir()
         write(folder)
 
     def get(self, name: str) -> Running:
-        """The server."""
         if name not in self._running:
-            self._running[name] = Running(self.servers[name], self.folder)
+            self._running[name] = Running(self.servers[name], self._folder)
         return self._running[name]
 
     def fresh(self, name: str) -> Running:
-        """The server, newly started."""
         self.stop(name)
         return self.get(name)
 
     def stop(self, *names: str) -> None:
-        """Stop servers; all of them if none is named."""
         for name in names or tuple(self._running):
             if running := self._running.pop(name, None):
                 running.stop()

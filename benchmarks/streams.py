@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,12 +14,11 @@ import uvloop
 from numpy.typing import NDArray
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from benchmarks.cases import STEP, TOLERANCE, network
+from benchmarks.cases import STEP, check, network
 from benchmarks.loads import Figures, open_sessions
 from benchmarks.servers import Running
 
-WINDOW = 64
-FRAME_STEPS, FRAMES = 64, 2
+FRAME_STEPS = 64
 WARM_UP_SECONDS = 1
 OPEN_SECONDS = 60
 TOGETHER = 50
@@ -42,7 +41,6 @@ def inputs(steps: int) -> NDArray[np.float32]:
 
 
 def opening(session: str | None) -> bytes:
-    """A stream's first message."""
     return orjson.dumps({"session": session} if session else {"model": STEP.model})
 
 
@@ -93,8 +91,9 @@ class Lines(asyncio.Protocol):
 class Frames(WSListener):  # type: ignore[misc]
     """One WebSocket with binary frames of 64 steps; each answered frame is replaced."""
 
-    def __init__(self, tally: Tally, session: str | None) -> None:
+    def __init__(self, tally: Tally, session: str | None, window: int) -> None:
         super().__init__()
+        self._window = window
         self._tally = tally
         self._opening = opening(session)
         self._message = inputs(FRAME_STEPS).tobytes()
@@ -104,7 +103,7 @@ class Frames(WSListener):  # type: ignore[misc]
 
     def begin(self) -> None:
         self._transport.send(WSMsgType.TEXT, self._opening)
-        for _ in range(FRAMES):
+        for _ in range(self._window):
             self._transport.send(WSMsgType.BINARY, self._message)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -125,52 +124,43 @@ class Frames(WSListener):  # type: ignore[misc]
         self._transport.disconnect(graceful=False)
 
 
-Opened = Lines | Frames
-Open = Callable[[Running, Tally, str | None], Coroutine[Any, Any, Opened]]
-
-
-def lines(window: int) -> Open:
-    """Opens an NDJSON stream with so many lines in flight."""
-
-    async def connect(server: Running, tally: Tally, session: str | None) -> Opened:
+async def connect(kind: type[Lines | Frames], server: Running, tally: Tally, session: str | None, window: int) -> Any:
+    """An open stream."""
+    if issubclass(kind, Lines):
         loop = asyncio.get_running_loop()
-        _, stream = await loop.create_connection(lambda: Lines(tally, session, window), "127.0.0.1", server.port)
-        return stream
-
-    return connect
-
-
-async def frames(server: Running, tally: Tally, session: str | None) -> Opened:
-    """Opens a WebSocket with two frames in flight."""
-    url = f"ws://127.0.0.1:{server.port}/cell/stream"
-    _, stream = await ws_connect(lambda: Frames(tally, session), url, websocket_handshake_timeout=OPEN_SECONDS)
-    return cast("Frames", stream)
+        opened = await loop.create_connection(lambda: kind(tally, session, window), "127.0.0.1", server.port)
+    else:
+        url = f"ws://127.0.0.1:{server.port}/cell/stream"
+        opened = await ws_connect(lambda: kind(tally, session, window), url, websocket_handshake_timeout=OPEN_SECONDS)
+    return opened[1]
 
 
-def streams(server: Running, connect: Open, count: int, seconds: float, *, in_sessions: bool = False) -> Figures:
-    """So many streams at once, each in a session of its own or with a state of its own.
+def streams(
+    server: Running, kind: type[Lines | Frames], window: int, count: int, seconds: float, *, in_sessions: bool = False
+) -> Figures:
+    """So many streams at once, each with so many messages unanswered and a state or a session of its own.
 
     rate: steps a second; cpu_us: of the server, a step; client: part of a core that this process took. Raises
     ValueError if the first answer is wrong, RuntimeError if a stream breaks.
     """
     names: Sequence[str | None] = open_sessions(server, count) if in_sessions else [None] * count
-    figures, tally = uvloop.run(_measure(server, connect, names, seconds))
+    tally = Tally()
+    opening = [connect(kind, server, tally, name, window) for name in names]
+    figures = uvloop.run(measure(server, opening, tally, seconds))
     server.settle()
     if tally.broken:
         raise RuntimeError(f"{tally.broken} of {count} streams broke")
-    check(tally.first)
+    check_first(tally.first)
     return figures
 
 
-async def _measure(
-    server: Running, connect: Open, names: Sequence[str | None], seconds: float
-) -> tuple[Figures, Tally]:
-    tally, opened = Tally(), list[Opened]()
+async def measure(server: Running, opening: Sequence[Awaitable[Any]], tally: Tally, seconds: float) -> Figures:
+    """Open all streams before the first begins, and count."""
+    opened: list[Lines | Frames] = []
     try:
         async with asyncio.timeout(OPEN_SECONDS):
-            for start in range(0, len(names), TOGETHER):
-                group = (connect(server, tally, name) for name in names[start : start + TOGETHER])
-                opened += await asyncio.gather(*group)
+            for start in range(0, len(opening), TOGETHER):
+                opened += await asyncio.gather(*opening[start : start + TOGETHER])
             for stream in opened:
                 stream.begin()
             await tally.answered.wait()
@@ -183,17 +173,15 @@ async def _measure(
         tally.ended = True
         for stream in opened:
             stream.close()
-    return {"rate": steps / lasted, "cpu_us": 1e6 * cpu / max(steps, 1), "client": client / lasted}, tally
+    return {"rate": steps / lasted, "cpu_us": 1e6 * cpu / max(steps, 1), "client": client / lasted}
 
 
-def check(answer: bytes) -> None:
+def check_first(answer: bytes) -> None:
     """Raises ValueError if a stream's first answer is not what PyTorch computes in float64 from a state of zeros."""
     if answer.startswith(b"{"):
         found = np.array([orjson.loads(answer)["outputs"]])
     else:
         found = np.frombuffer(answer, np.float32).reshape(-1, STEP.hidden_size)
     with torch.inference_mode():
-        expected = network(STEP).double()(torch.from_numpy(inputs(len(found))).double()[None])[0][0].numpy()
-    error = float(np.abs(found - expected).max())
-    if not error <= TOLERANCE:
-        raise ValueError(f"the first answer of a stream is off by {error:.2g}; at most {TOLERANCE:g}")
+        outputs, _ = network(STEP).double()(torch.from_numpy(inputs(len(found))).double()[None])
+    check("the first answer of a stream", found, outputs[0].numpy())

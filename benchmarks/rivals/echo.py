@@ -1,10 +1,10 @@
 """The floor of the web layer: bare ASGI under uvicorn that reads the whole body and writes a reply prepared beforehand.
 
-`/<file>` is answered with that file of `--replies`, which holds the right answer. Run as
-`python -m benchmarks.rivals.echo --replies DIR --port P`.
+`/<file>` is answered with that file of REPLIES, which holds the right answer. Run as
+`python -m benchmarks.rivals.echo REPLIES PORT`.
 """
 
-import argparse
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,5 @@ class Echo:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replies", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
     options = {"loop": "uvloop", "http": "httptools", "lifespan": "off", "access_log": False, "server_header": False}
-    uvicorn.run(Echo(given.replies), host="127.0.0.1", port=given.port, log_level="warning", **options)
+    uvicorn.run(Echo(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", **options)

@@ -1,9 +1,9 @@
 """LitServe: a worker process for calls alone, and one on /batch that joins up to 16 requests which wait within 2 ms.
 
-Run as `python -m benchmarks.rivals.litserve_server --models DIR --port P`.
+Run as `python -m benchmarks.rivals.litserve_server MODELS PORT`.
 """
 
-import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import litserve
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from benchmarks.rivals.modules import BATCH_WAIT_SECONDS, MAX_BATCH_SIZE, Models, Reply, Request
+from benchmarks.rivals.modules import BATCH_WAIT_SECONDS, MAX_BATCH_SIZE, Models, Reply
 
 
 class RnnAPI(litserve.LitAPI):
@@ -24,17 +24,8 @@ class RnnAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002
         self._models = Models(self._directory)
 
-    def decode_request(self, request: Request) -> Request:
-        return request
-
-    def batch(self, inputs: list[Request]) -> list[Request]:
-        return inputs
-
     def predict(self, x: Any) -> Any:
         return self._models.answer_together(x) if isinstance(x, list) else self._models.answer(x)
-
-    def unbatch(self, output: list[Reply]) -> list[Reply]:
-        return output
 
     def encode_response(self, output: Reply) -> Response:
         """The reply in JSON, printed here: nested lists would be pickled on their way to the HTTP process."""
@@ -42,11 +33,8 @@ class RnnAPI(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
+    models, port = Path(sys.argv[1]), int(sys.argv[2])
     batching = {"max_batch_size": MAX_BATCH_SIZE, "batch_timeout": BATCH_WAIT_SECONDS, "api_path": "/batch"}
-    apis = [RnnAPI(given.models), RnnAPI(given.models, **batching)]
+    apis = [RnnAPI(models), RnnAPI(models, **batching)]
     server = litserve.LitServer(apis, accelerator="cpu", workers_per_device=1, timeout=False)
-    server.run(host="127.0.0.1", port=given.port, log_level="warning", access_log=False, generate_client_file=False)
+    server.run(host="127.0.0.1", port=port, log_level="warning", access_log=False, generate_client_file=False)

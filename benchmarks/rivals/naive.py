@@ -1,16 +1,15 @@
 """The endpoint that most people write: FastAPI, nested lists, `torch.tensor`, `nn.RNN`, `.tolist()`.
 
-The yardstick of every ratio: written straightforwardly, with nothing done to make it slow. Its WebSocket keeps the
-state in a variable. Run as `python -m benchmarks.rivals.naive sync|async --models DIR --port P`.
+The yardstick of every ratio: written straightforwardly, with nothing done to make it slow. Run as
+`python -m benchmarks.rivals.naive sync|async MODELS PORT`.
 """
 
-import argparse
-from contextlib import suppress
+import sys
 from pathlib import Path
 
 import torch
 import uvicorn
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from benchmarks.rivals.modules import Modules
@@ -73,27 +72,11 @@ def create_app(models: Path, *, asynchronous: bool) -> FastAPI:
     async def step_async(request: StepRequest) -> StepReply:
         return step(request)
 
-    @app.websocket("/cell/stream")
-    async def stream(socket: WebSocket) -> None:
-        await socket.accept()
-        with suppress(WebSocketDisconnect), torch.inference_mode():
-            rnn = loaded[(await socket.receive_json())["model"]].rnn
-            h = torch.zeros(1, 1, rnn.hidden_size)
-            while True:
-                inputs = torch.frombuffer(bytearray(await socket.receive_bytes()), dtype=torch.float32)
-                outputs, h = rnn(inputs.view(1, -1, rnn.input_size), h)
-                await socket.send_bytes(outputs.numpy().tobytes())
-
     app.post("/rnn/forward", response_model=ForwardReply)(forward_async if asynchronous else forward)
     app.post("/cell/step", response_model=StepReply)(step_async if asynchronous else step)
     return app
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variant", choices=["sync", "async"])
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
-    app = create_app(given.models, asynchronous=given.variant == "async")
-    uvicorn.run(app, host="127.0.0.1", port=given.port, access_log=False, log_level="warning")
+    app = create_app(Path(sys.argv[2]), asynchronous=sys.argv[1] == "async")
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), access_log=False, log_level="warning")

@@ -1,12 +1,12 @@
 """Ray Serve: one replica, JSON read and written in it; /batch joins up to 16 requests that wait within 2 ms.
 
 Replies are Starlette's, printed by pydantic: a plain object would go through FastAPI's encoder, which takes many times
-as long for nested lists. Run as `python -m benchmarks.rivals.ray_server --models DIR --port P`, with
+as long for nested lists. Run as `python -m benchmarks.rivals.ray_server MODELS PORT`, with
 RAY_SERVE_ENABLE_HA_PROXY=1 for HAProxy in the place of Ray's own, slower HTTP proxy.
 """
 
-import argparse
 import signal
+import sys
 from pathlib import Path
 
 import ray
@@ -41,15 +41,11 @@ class Rnn:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
     more = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
     ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **more)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    serve.start(http_options={"host": "127.0.0.1", "port": given.port}, logging_config=quiet)
-    serve.run(Rnn.bind(given.models), route_prefix="/", logging_config=quiet)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])}, logging_config=quiet)
+    serve.run(Rnn.bind(Path(sys.argv[1])), route_prefix="/", logging_config=quiet)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()
