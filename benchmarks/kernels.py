@@ -35,7 +35,6 @@ ONNX_GATES: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 3
 
 Weights = Mapping[str, Floats]
 Call = Callable[[], Floats]
-Peer = Callable[[ModelSpec, Weights, Floats, int], Call]
 
 
 class Machine:
@@ -187,7 +186,7 @@ def onnx_model(spec: ModelSpec, weights: Weights, x: Floats) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
-PEERS: Mapping[str, Peer] = {"torch": torch_eager, "onnxruntime": onnx_runtime, "openvino": open_vino}
+PEERS = {"torch": torch_eager, "onnxruntime": onnx_runtime, "openvino": open_vino}
 
 
 def medians(calls: Mapping[str, Call], seconds: float, threads: int) -> dict[str, float]:
@@ -221,15 +220,15 @@ def line(machine: Machine, kind: Kind, point: tuple[int, int, int, int], threads
         error = np.abs(call() - expected).max()
         if not error < 1e-4:
             raise ValueError(f"{name} differs by {error} at {kind} {point}")
-    times = medians(calls, seconds, threads)
-    floor, mine = machine.floor(spec, batch, steps) / threads, times["native"]
+    times, floor = medians(calls, seconds, threads), machine.floor(spec, batch, steps) / threads
+    mine = times["native"]
     rate = batch * steps * spec.flops_per_step / mine / 1e9
     best = min(times[name] for name in PEERS)
     cells = [",".join(map(str, point)), *(f"{1e3 * one:.4f}" for one in (floor, *times.values()))]
     return f"| {' | '.join([*cells, f'{floor / mine:.0%}', f'{rate:.1f}', f'{best / mine:.2f}'])} |"
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=["rnn", "gru", "lstm"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
@@ -246,7 +245,3 @@ def main() -> None:
         print(f"| {' | '.join(titles)} |\n{'| --- ' * len(titles)}|")
         for number in given.points:
             print(line(machine, kind, GRID[number], threads, given.seconds), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
-"""The page of results, docs/benchmarks.md, with its pictures; `python -m benchmarks.report FILE` writes it anew.
+"""The page of results, docs/benchmarks.md, with its pictures.
 
 What stands between the page's two markers is written here; the rest, how it is measured, is written by hand.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Sequence
@@ -65,11 +64,11 @@ def measured(results: Results, section: str) -> list[Row]:
 
 
 def page(results: Results, samples: str, pictures: Sequence[str]) -> str:
-    """What stands between the markers."""
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     other = f" “{OTHER}” is commit {results.other}, measured in the same rounds." if results.other else ""
+    rounds = max((len(taken) for row in results.samples.values() for taken in row.values()), default=0)
     parts = [
-        f"{results.when}, {results.machine}; {results.rounds} rounds; load average {results.load_before} before. "
+        f"{results.when}, {results.machine}; {rounds} rounds; load average {results.load_before} before. "
         f"{versions}.{other}",
         f"Every sample: [{Path(samples).name}]({samples}). A figure is the median of the rounds (smallest–largest); "
         "a ratio is taken within each round.",
@@ -145,7 +144,6 @@ def told(spread: Spread | None) -> str:
 
 
 def rounded(value: float) -> str:
-    """Three digits, or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -173,11 +171,3 @@ def picture(results: Results, rows: Sequence[Row], title: str) -> Figure:
         axes.invert_yaxis()
     figure.suptitle(title)
     return figure
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--page", type=Path, default=ROOT / "docs", help="folder with benchmarks.md (default docs)")
-    given = parser.parse_args()
-    print(*write(Results.read(given.file), given.file, given.page), sep="\n")

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -21,8 +21,7 @@ from benchmarks.servers import NAIVE, OURS
 
 PACKAGES = "torch numpy fastapi starlette uvicorn uvloop httptools pydantic orjson pysimdjson mosec k6 picows"
 
-Figure = tuple[str, str, str]
-"""Row, server, name of the figure."""
+Figure = tuple[str, str, str]  # row, server, name
 
 
 class Spread(NamedTuple):
@@ -45,7 +44,6 @@ class Results:
 
     when: str
     load_before: float
-    rounds: int
     machine: str
     versions: dict[str, str]
     other: str = ""
@@ -53,12 +51,12 @@ class Results:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, file: Path, rounds: int, other: Path | None) -> "Results":
+    def open(cls, file: Path, other: Path | None) -> "Results":
         """The results that are there, or new ones."""
         load = round(os.getloadavg()[0], 2)
-        results = cls(f"{datetime.now(tz=UTC):%Y-%m-%d}", load, rounds, machine(), versions())
+        results = cls(f"{datetime.now(tz=UTC):%Y-%m-%d}", load, machine(), versions())
         if file.exists():
-            now, results = results.versions["commit"], replace(cls.read(file), rounds=rounds)
+            now, results = results.versions["commit"], cls.read(file)
             if now not in results.versions["commit"]:
                 results.versions["commit"] += f" then {now}"
         results.other = commit(other) if other else results.other

@@ -146,16 +146,17 @@ def live(section: str, name: str, measure: Measure, figure: str) -> Row:
 
 REQUESTS, STREAMS, SESSIONS = "Requests in a closed loop", "Streams", "Sessions"
 BESIDE, LIMIT, TOGETHER, MEMORY = "Steps beside large requests", "Past the limit", "Batching", "Memory"
-MEDIUM, LARGE = "medium, JSON", "large, JSON"
+STEP, SMALL, MEDIUM, LARGE = (f"{case}, JSON" for case in ("step", "small", "medium", "large"))
+MOMENTS = ("ready_mib", "loaded_mib")
 MANY, FEW = "10,000 live sessions, 1,500 steps/s", "10 live sessions, 1,500 steps/s"
 STATELESS, IN_MEMORY, IN_SQLITE = (f"64 clients, {what}" for what in ("stateless", "sessions", "sessions in sqlite"))
 QUIET, BESIDE_BODY, BESIDE_REPLY = (f"beside {what}" for what in ("nothing", "a 60 MiB body", "a 60 MiB reply"))
 PAST = PAST_MEDIUM, PAST_LARGE, PAST_BINARY = tuple(f"3 × {what}" for what in (MEDIUM, LARGE, "large, safetensors"))
 
 ROWS = (
-    Row(REQUESTS, "step, JSON", closed(cases.STEP), ("", LOG, TWO), (*SERVERS, ECHO)),
+    Row(REQUESTS, STEP, closed(cases.STEP), ("", LOG, TWO), (*SERVERS, ECHO)),
     Row(REQUESTS, "step, JSON, one client", closed(cases.ONE_CLIENT), ("",), (*NAIVE, MOSEC, ECHO)),
-    Row(REQUESTS, "small, JSON", closed(cases.SMALL), ("", LOG), SERVERS),
+    Row(REQUESTS, SMALL, closed(cases.SMALL), ("", LOG), SERVERS),
     Row(REQUESTS, "batch, JSON", closed(cases.BATCH), ("",), SERVERS[2:]),
     Row(REQUESTS, MEDIUM, closed(cases.MEDIUM), ("",), SERVERS),
     Row(REQUESTS, LARGE, closed(cases.LARGE), ("", TWO), (*SERVERS, ECHO)),
@@ -214,17 +215,15 @@ def times(least: float, row: str, server: str, base: str = "", *, variant: str =
 
 
 WANTED = (
-    times(3.3, "step, JSON", FASTEST_NAIVE),
-    times(4.5, "small, JSON", FASTEST_NAIVE),
-    times(5, MEDIUM, FASTEST_NAIVE),
-    times(5, LARGE, FASTEST_NAIVE),
+    times(3.3, STEP, FASTEST_NAIVE),
+    times(4.5, SMALL, FASTEST_NAIVE),
+    *(times(5, row, FASTEST_NAIVE) for row in (MEDIUM, LARGE)),
     times(18, "medium, safetensors", FASTEST_NAIVE, MEDIUM),
     times(33, "large, safetensors", FASTEST_NAIVE, LARGE),
-    *(times(1, row, MOSEC) for row in ("step, JSON", "small, JSON", "batch, JSON", MEDIUM, LARGE)),
-    times(0.55, "step, JSON", ECHO),
+    *(times(1, row, MOSEC) for row in (STEP, SMALL, "batch, JSON", MEDIUM, LARGE)),
+    times(0.55, STEP, ECHO),
     times(1.7, LARGE, OURS, variant=TWO),
-    times(0.9, "step, JSON", OURS, variant=LOG),
-    times(0.9, "small, JSON", OURS, variant=LOG),
+    *(times(0.9, row, OURS, variant=LOG) for row in (STEP, SMALL)),
     Wanted("step, JSON, one client", "p50_ms", most=0.6, over=("", FASTEST_NAIVE, "")),
     *(Wanted(f"NDJSON, {count}", "rate", least=100_000) for count in ("1 stream", "16 streams", "1,000 streams")),
     Wanted("WebSocket, 1,000 sessions", "rate", least=300_000),
@@ -233,16 +232,13 @@ WANTED = (
     Wanted(MANY, "p99_ms", most=3, over=(FEW, f"{OURS}, {OWN}", ""), variant=OWN),
     Wanted("beside large, safetensors", "p99_ms", most=5, over=(QUIET, f"{OURS}, {OWN}", ""), variant=OWN),
     Wanted(f"beside {LARGE}", "p99_ms", most=15, variant=OWN),
-    Wanted(BESIDE_BODY, "max_ms", most=50, variant=OWN),
-    Wanted(BESIDE_REPLY, "max_ms", most=50, variant=OWN),
+    *(Wanted(row, "max_ms", most=50, variant=OWN) for row in (BESIDE_BODY, BESIDE_REPLY)),
     *(Wanted(row, "goodput", least=0.9, variant=OWN) for row in PAST),
     Wanted(PAST_MEDIUM, "goodput", least=0.9, over=("", f"{OTHER}, {OWN}", ""), variant=OWN),
     *(Wanted(row, "refused_p99_ms", most=50, variant=OWN) for row in PAST),
     Wanted(PAST_MEDIUM, "mib", most=1.2, over=("", f"{OURS}, {OWN}", "mib_before"), variant=OWN),
     Wanted("64 clients at the scheduler", "rate", least=2, over=("", OURS, "one_row_rate")),
     times(1.3, "64 clients over HTTP", f"{OURS}, {ONE_ROW}"),
-    Wanted("resident memory", "ready_mib", most=100, over=("", NAIVE[2], ""), minus=True),
-    Wanted("resident memory", "loaded_mib", most=100, over=("", NAIVE[2], ""), minus=True),
-    Wanted("resident memory", "ready_mib", most=1, over=("", OTHER, "")),
-    Wanted("resident memory", "loaded_mib", most=1, over=("", OTHER, "")),
+    *(Wanted("resident memory", when, most=100, over=("", NAIVE[2], ""), minus=True) for when in MOMENTS),
+    *(Wanted("resident memory", when, most=1, over=("", OTHER, "")) for when in MOMENTS),
 )

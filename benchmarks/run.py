@@ -26,8 +26,7 @@ FAILURES = (RuntimeError, ValueError, OSError, httpx.HTTPError, psutil.Error, su
 def main() -> int:
     options = arguments()
     rows = [row for row in ROWS if options.only in f"{row.section}: {row.name}"]
-    file = options.onto or default_file()
-    results = Results.open(file, options.rounds, options.against)
+    results = Results.open(options.onto, options.against)
     for row in rows if options.again else []:
         results.samples.pop(row.name, None)
     results.left_out = {rival: "`make rivals` creates its environment" for rival in RIVALS if not ready(rival)}
@@ -36,46 +35,42 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Ended from outside, it ends its servers first, as at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"load average {results.load_before}; results: {file}; if this is cut, the same command goes on where it was")
+    print(f"results: {options.onto}; if this is cut, the same command goes on where it was")
     with tempfile.TemporaryDirectory(prefix="rnn-bench-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(Path(folder), options.against)
         try:
-            measure_all(fleet, results, rows, file, options.seconds)
+            measure_all(fleet, results, rows, options)
         except KeyboardInterrupt:
             return 130
         finally:
             fleet.stop()
-    print(f"\n{wanted_table(results)}\nwritten:", *write(results, file, options.page))
+    print(f"\n{wanted_table(results)}\nwritten:", *write(results, options.onto, options.page))
     return 1 if any(": " in what for what in results.left_out) else 0
 
 
-def measure_all(fleet: Fleet, results: Results, rows: Sequence[Row], file: Path, seconds: int) -> None:
+def measure_all(fleet: Fleet, results: Results, rows: Sequence[Row], given: argparse.Namespace) -> None:
     """In each round every row, and of each row every server in turn; saved after each. What is there is kept.
 
     What fails is said on the page, and not tried again in this run.
     """
     begun = time.monotonic()
-    for number in range(results.rounds):
+    for number in range(given.rounds):
         for row, name in turns(fleet, rows, number):
-            most = min(row.rounds, FEW_ROUNDS if name in SLOW_TO_START else results.rounds)
-            if (
-                number >= most
-                or len(results.taken(row.name, name)) > number
-                or f"{row.name}: {name}" in results.left_out
-            ):
+            most, what = min(row.rounds, FEW_ROUNDS if name in SLOW_TO_START else given.rounds), f"{row.name}: {name}"
+            if number >= most or len(results.taken(row.name, name)) > number or what in results.left_out:
                 continue
             fleet.stop(*(other for other in SLOW_TO_START if other != name))
             try:
-                figures = row.measure(fleet, name, seconds)
+                figures = row.measure(fleet, name, given.seconds)
             except FAILURES as error:
-                results.left_out[f"{row.name}: {name}"] = outcome = str(error)
+                results.left_out[what] = outcome = str(error)
                 fleet.stop(name)
             else:
                 results.add(row.name, name, figures)
                 outcome = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
-            results.save(file)
+            results.save(given.onto)
             gone = f"{(time.monotonic() - begun) / 60:.1f} min"
-            print(f"{gone}, round {number + 1}, {row.name}, {name}: {outcome}", flush=True)
+            print(f"{gone}, round {number + 1}, {what}: {outcome}", flush=True)
 
 
 def turns(fleet: Fleet, rows: Sequence[Row], number: int) -> Iterator[tuple[Row, str]]:
@@ -95,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="in which the servers take turns (default 5)")
     parser.add_argument("--seconds", type=int, default=2, help="of a closed loop or of streams (default 2)")
     parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout, served beside this one")
-    parser.add_argument("--onto", type=Path, metavar="FILE", help="results; what is there already is kept")
+    parser.add_argument("--onto", type=Path, default=default_file(), help="results; what is there already is kept")
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
     parser.add_argument("--page", type=Path, default=ROOT / "docs", help="folder with benchmarks.md (default docs)")
     return parser.parse_args()

@@ -91,7 +91,6 @@ def service(tree: Path, label: str) -> Iterator[Server]:
 
 
 def servers(other: Path | None) -> dict[str, Server]:
-    """All that can be started on this machine, by name."""
     place = ("{models}", "{port}")
     quiet = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     # torch's default, a thread a core, collapses when the load shares the cores: its barriers spin.

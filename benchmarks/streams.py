@@ -125,7 +125,6 @@ class Frames(WSListener):  # type: ignore[misc]
 
 
 async def connect(kind: type[Lines | Frames], server: Running, tally: Tally, session: str | None, window: int) -> Any:
-    """An open stream."""
     if issubclass(kind, Lines):
         loop = asyncio.get_running_loop()
         opened = await loop.create_connection(lambda: kind(tally, session, window), "127.0.0.1", server.port)

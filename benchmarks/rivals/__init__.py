@@ -7,10 +7,8 @@ RIVALS = ("litserve", "bentoml", "ray")
 
 
 def python(rival: str) -> Path:
-    """The interpreter of a rival's environment, whether it exists or not."""
     return ROOT / ".bench" / rival / "bin" / "python"
 
 
 def ready(rival: str) -> bool:
-    """Whether the environment is complete."""
     return (ROOT / ".bench" / rival / "installed").exists()

@@ -1,5 +1,6 @@
 """What the benchmark makes of its samples, and how a run that was cut goes on."""
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ STEP = "step, JSON"
 def results(**samples: list[float]) -> Results:
     """Rates of the servers in the row "step, JSON", a value a round."""
     rates = {name: [{"rate": rate} for rate in values] for name, values in samples.items()}
-    return Results("2026-11-30", 0.1, 2, "a machine, 2 cores", {"commit": "abc"}, samples={STEP: rates})
+    return Results("2026-11-30", 0.1, "a machine, 2 cores", {"commit": "abc"}, samples={STEP: rates})
 
 
 class StoppedFleet(SimpleNamespace):
@@ -87,7 +88,8 @@ def test_run_measures_what_is_missing_and_slow_servers_last(tmp_path: Path) -> N
     found = results(**{OURS: [40]})
     rows = [Row("section", STEP, measure, others=(RAY, MOSEC, BENTOML, NAIVE[0]))]
     fleet = StoppedFleet(OURS, RAY, MOSEC, BENTOML, NAIVE[0])
-    measure_all(cast("Fleet", fleet), found, rows, tmp_path / "results.json", 2)
+    given = Namespace(rounds=2, seconds=2, onto=tmp_path / "results.json")
+    measure_all(cast("Fleet", fleet), found, rows, given)
     # Round 2 begins with another server; what failed is not tried again.
     assert measured == [MOSEC, NAIVE[0], BENTOML, RAY, NAIVE[0], OURS, BENTOML, RAY]
     assert found.left_out == {f"{STEP}: {MOSEC}": "not ready: long log"}
