@@ -3,9 +3,10 @@
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
+PARALLEL := -n 2 --dist loadscope
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test check coverage format bench rivals bench-kernels chaos examples container lock clean
+.PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples container lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -15,8 +16,11 @@ install: .venv/.dev  ## Everything that developing needs, into .venv
 serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000
 	$(BIN)/rnn-service serve --port $(PORT)
 
-test: .venv/.dev  ## Set up, and run the tests
-	$(BIN)/python -m pytest
+test: .venv/.dev  ## Set up, and run the tests but those of `make integration`
+	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
+
+integration: .venv/.dev  ## Tests with a browser, nginx, a key-value server, several workers, or that take long
+	$(BIN)/python -m pytest -m integration
 
 check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
 	$(BIN)/ruff format --check .
@@ -28,7 +32,7 @@ check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
 	$(BIN)/codespell
 
 coverage: .venv/.dev  ## Which branches no test takes
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term-missing:skip-covered
 
 format: .venv/.dev  ## Let ruff arrange the code
 	$(BIN)/ruff format .

@@ -46,7 +46,7 @@ class Forecaster(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Move the normalisation into the weights, so that whoever calls the model sends plain observations.
+        """Move the normalisation into the weights, so that callers send plain observations.
 
         W (x - mean) / std + b = (W / std) x + (b - (W / std) mean); behind the head likewise.
         """

@@ -3,9 +3,9 @@
 
     scripts/container_check.py [--base-image IMAGE] [--torch-index-url URL] [--engine NAME] [--built]
 
-By docker where its engine runs, else by buildah in a chroot, else by podman. Where the default base image cannot be
-pulled, root with debootstrap gets a Debian one. What pip is configured with on this machine serves the build, too.
-Standard library alone. Exit code 0 only if every check passed.
+Uses docker where its daemon runs, else buildah in a chroot, else podman. If the default base image cannot be pulled,
+root with debootstrap makes a Debian image instead. The build uses this machine's pip configuration. Needs the standard
+library alone. The exit code is 0 only if every check passed.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def local_paths(options: dict[str, str]) -> set[Path]:
 
 @contextmanager
 def pip_configuration(options: dict[str, str]) -> Iterator[Path]:
-    """A pip.conf with the options, for the time of a build."""
+    """A temporary pip.conf with the options."""
     config = configparser.RawConfigParser()
     config["global"] = {option: " ".join(value.split()) for option, value in options.items()}
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
@@ -97,7 +97,7 @@ def make_debian(engine: Engine) -> None:
 
 
 def build(engine: Engine, base: str, torch_index_url: str) -> None:
-    """Build the image as this machine can."""
+    """Build the image."""
     options = pip_options()
     arguments = {"BASE_IMAGE": base, "TORCH_INDEX_URL": torch_index_url}
     arguments |= {name: os.environ[name] for name in PROXIES if name in os.environ}
@@ -111,7 +111,7 @@ def build(engine: Engine, base: str, torch_index_url: str) -> None:
 
 
 def check_model(client: Client, name: str, input_size: int) -> None:
-    """A sequence run whole gives what its steps give one by one, to 1e-5."""
+    """A sequence run whole gives the same outputs as its steps one by one, to 1e-5."""
     inputs = [[math.sin(step + column) for column in range(input_size)] for step in range(3)]
     whole = client.json("/rnn/forward", {"model": name, "inputs": inputs})["outputs"]
     state: dict[str, object] = {}

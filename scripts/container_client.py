@@ -1,4 +1,4 @@
-"""How the check calls the service, and says what it found. Standard library alone."""
+"""A client of the service, and the lines that the check prints. Needs the standard library alone."""
 
 import json
 import socket
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 class Client:
-    """Calls the service; no proxy of the environment's stands between."""
+    """Calls the service, without the proxies of the environment."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}"
@@ -63,7 +63,7 @@ class Client:
 def started(
     engine: Engine, settings: Mapping[str, str], *, sessions: str = "", on_host_network: bool = False
 ) -> Iterator[tuple[Container, Client]]:
-    """A container that is ready, and a client of it; removed at the end. What fails meanwhile shows its log."""
+    """A ready container and its client; the container is removed at the end, and its log printed on failure."""
     port = free_port()
     container = engine.start(port, settings, sessions=sessions, on_host_network=on_host_network)
     client = Client(port)

@@ -22,7 +22,7 @@ NUMBERS = count(1)
 
 
 class CheckFailed(Exception):
-    """Something is not as it should be; the message says what was expected and what came."""
+    """A check failed; the message says what was expected and what came."""
 
 
 def output(*command: str) -> str:
@@ -38,10 +38,10 @@ def works(*command: str) -> bool:
 
 
 class Container(ABC):
-    """One life of a container of ours, over models that are read-only.
+    """One run of a container, over read-only models.
 
-    sessions: the volume on /sessions, if any. on_host_network: it listens on 127.0.0.1 of the host and may call there;
-    else it has a network of its own, where the engine has such a thing.
+    sessions: the volume on /sessions, if any. on_host_network: it listens on 127.0.0.1 of the host and can call the
+    host; else it has a network of its own, where the engine supports that.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Container(ABC):
 
     @abstractmethod
     def remove(self) -> None:
-        """Leave nothing of it, whether it runs or not."""
+        """Remove it, whether it runs or not."""
 
     @abstractmethod
     def _command(self) -> list[str]: ...
@@ -129,7 +129,7 @@ class Engine(ABC):
 
 
 class Docker(Engine):
-    """Docker, or podman by the same words. Containers are confined as in docker-compose.yml."""
+    """Docker, or podman by the same commands. Containers are confined as in docker-compose.yml."""
 
     def __init__(self, cli: str) -> None:
         self.cli = cli
@@ -160,7 +160,7 @@ class Docker(Engine):
 
 
 class DockerContainer(Container):
-    """A container of docker's or podman's."""
+    """A container of docker or podman."""
 
     def __init__(self, cli: str, port: int, settings: Mapping[str, str], **options: Any) -> None:
         self._cli = cli
@@ -239,7 +239,7 @@ class BuildahContainer(Container):
         super().__init__(port, settings, **options)
 
     def run(self, *command: str) -> str:
-        """In the same files and with the same user, each command in a chroot of its own."""
+        """Runs in the same files and as the same user, in a chroot of its own."""
         return output("buildah", "run", *self._options, self.name, "--", *command)
 
     def remove(self) -> None:
@@ -260,7 +260,7 @@ class BuildahContainer(Container):
         return ["buildah", "run", *self._options, self.name, "--", *self._config["Entrypoint"], *self._config["Cmd"]]
 
     def _terminate(self) -> None:
-        """To the one that started the others."""
+        """Send SIGTERM to the process that started the others."""
         ours = self._ours()
         first = [pid for pid, parent in ours.items() if parent not in ours]
         if len(first) != 1:
@@ -273,7 +273,7 @@ class BuildahContainer(Container):
                 os.kill(pid, signal.SIGKILL)
 
     def _ours(self) -> dict[int, int]:
-        """The image's own processes, all of its user, and the parent of each; some of buildah's stand above them."""
+        """The image's processes, without buildah's own above them, and the parent of each."""
         parents, users = {}, {}
         for status in Path("/proc").glob("[0-9]*/status"):
             with suppress(OSError):  # it has ended meanwhile
@@ -293,7 +293,7 @@ def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
 
 
 def choose_engine(cli: str | None = None) -> Engine:
-    """The one asked for, or the best that works here. Raises CheckFailed if it does not work, or none does."""
+    """The engine asked for, or the first that works here. Raises CheckFailed if it does not work, or none does."""
     if cli in (None, "docker") and works("docker", "info"):
         return Docker("docker")
     if cli in (None, "buildah") and works("buildah", "--version"):

@@ -1,4 +1,4 @@
-"""What the container check does with sessions: kill -9 over a volume, and the `scaled` profile's parts together."""
+"""The container check of sessions: kill -9 over a volume, and the parts of the `scaled` profile together."""
 
 import json
 import math
@@ -20,7 +20,7 @@ MODEL = "sunspots"
 STEPS = 12
 START_SECONDS = 20
 
-# Beside the service, by the library that is in the image: goes on with a session over a WebSocket, and prints the
+# Runs in the container, with the websockets library of the image: continues a session over a WebSocket and prints the
 # outputs of its steps.
 STREAM = """
 import json, os, sys
@@ -44,7 +44,7 @@ def sequence() -> list[list[float]]:
 
 
 def whole(client: Client) -> list[list[float]]:
-    """The outputs of the sequence in one call, which a session's steps must give to the last digit."""
+    """The outputs of the sequence in one call; a session's steps must give the same to the last digit."""
     outputs: list[list[float]] = client.json("/rnn/forward", {"model": MODEL, "inputs": sequence()})["outputs"]
     return outputs
 
@@ -61,7 +61,7 @@ def stream(container: Container, session: str, first: int, port: int | None = No
 
 
 def check_kill(engine: Engine, workers: int) -> None:
-    """A session in SQLite on a volume outlives every process of its container, and the container's own files."""
+    """A session in SQLite on a volume survives the end of its container."""
     settings = {"RNN_SESSION_STORE": "sqlite:////sessions/sessions.db", "RNN_WORKERS": str(workers)}
     with engine.volume() as volume:
         with started(engine, settings, sessions=volume) as (container, client):
@@ -78,9 +78,9 @@ def check_kill(engine: Engine, workers: int) -> None:
 
 
 def check_scaled(engine: Engine) -> None:
-    """Two containers, a key-value server and nginx with deploy/nginx.conf: any answers any step; either may go.
+    """Two containers, a key-value server and nginx with deploy/nginx.conf: each answers any step; one may be killed.
 
-    nginx and the server are this machine's, as processes: their images need not be fetched for this.
+    nginx and the server are processes of this machine, so that their images need not be fetched.
     """
     server = shutil.which("valkey-server") or shutil.which("redis-server")
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -153,6 +153,6 @@ def process(command: list[str], port: int) -> Iterator[None]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes a connection there."""
+    """Whether the port accepts a connection."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0

@@ -11,42 +11,38 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr
 
 from service import __version__
-from service.api.body import BodyLimits
+from service.api.accounting import Accounting, LogRequest, log_request
+from service.api.application import Application, Calls
+from service.api.bodies import Bodies, BodyBudget
+from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
-from service.api.gateway import Gateway
 from service.api.home import home_router
 from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.models import models_router
 from service.api.openapi import describe
-from service.api.opening import Opener
 from service.api.operations import operations_router
-from service.api.patience import Patience
-from service.api.quick import Quick
-from service.api.quick_forward import MOST_BYTES, QuickForward
-from service.api.quick_step import QuickStep
-from service.api.reception import Reception
-from service.api.router_errors import answer_with_problems
-from service.api.session_step import OpenSession, SessionStep
-from service.api.sessions import SessionRoutes, sessions_router
+from service.api.routes import hot_router
+from service.api.sessions import SessionCalls, sessions_router
 from service.api.shapes import Limits
 from service.api.step import Step
-from service.api.stream import Stream
-from service.api.websocket import WebSocketStream
+from service.api.streams.ndjson import NdjsonStreams
+from service.api.streams.opening import Opener
+from service.api.streams.step_stream import IdleTimeout
+from service.api.streams.websocket import WebSocketStreams
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
-from service.server import memory
 from service.serving.admission import Admission
 from service.serving.inference import Inference
 from service.serving.registry import Registry
-from service.sessions.cache import SessionLimits, Shelf, steady_clock
+from service.sessions.cache import SessionCache, SessionLimits, steady_clock
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Lifetimes, Sessions
-from service.sessions.next_step import NextStep
-from service.sessions.queue import Lanes
+from service.sessions.queue import SessionQueue
 from service.settings import Settings
 from service.stores.open import store_from
 
@@ -54,8 +50,8 @@ DESCRIPTION = """POST sequences, get outputs and final states; or send one time 
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 
-def create_app(settings: Settings) -> Gateway:
-    """The whole service as an ASGI application.
+def create_app(settings: Settings, log: LogRequest | None = log_request) -> Application:
+    """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
     Raises ModelFailed if there is no model repository, ValueError for a device that is not there or a store that cannot
     serve.
@@ -74,25 +70,30 @@ def create_app(settings: Settings) -> Gateway:
         on_turn=metrics.count_turn,
     )
     metrics.watch(inference)
-    admission = Admission(settings.max_queued_requests, settings.max_underway_bytes)
     draining = Draining()
     preload = Preload(registry, settings.preload, settings.default_model)
     limits = Limits(settings.max_input_values, settings.max_reply_values)
-    body_limits = BodyLimits(
-        settings.max_body_bytes, settings.body_timeout_seconds, settings.min_bytes_per_second, draining
+    bodies = Bodies(
+        settings.max_body_bytes,
+        settings.body_timeout_seconds,
+        settings.min_bytes_per_second,
+        BodyBudget(settings.max_underway_bytes),
+        draining,
     )
+    documents = Documents()
     store = store_from(
         settings.session_store, max_ended=settings.ended_sessions, sqlite_synchronous=settings.sqlite_synchronous
     )
     session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
-    shelf, lanes = Shelf(store, session_limits, steady_clock()), Lanes(settings.session_queue)
+    cache, queue = SessionCache(store, session_limits, steady_clock()), SessionQueue(settings.session_queue)
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
-    sessions = Sessions(shelf, lanes, registry, lifetimes, memory.give_back)
-    session_steps = SessionSteps(shelf, lanes, inference, settings.session_replay_bytes)
+    sessions = Sessions(cache, queue, registry, lifetimes)
+    session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     metrics.watch_sessions(sessions)
-    opener = Opener(inference, limits, OpenSession(sessions, session_steps))
-    patience = Patience(draining, settings.stream_idle_seconds)
-    stream = Stream(opener, patience)
+    opener = Opener(inference, limits, sessions, session_steps)
+    idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
+    origins = frozenset(map(str.lower, settings.allowed_origins))
+    session_calls = SessionCalls(sessions, session_steps, registry, limits, documents)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -114,45 +115,38 @@ def create_app(settings: Settings) -> Gateway:
         summary="Inference for recurrent networks",
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.include_router(home_router())
-    app.include_router(
-        sessions_router(SessionRoutes(sessions, session_steps, registry, limits, body_limits, admission))
-    )
-    app.include_router(models_router(registry))
-    app.include_router(operations_router(metrics, partial(_unready, preload, draining)))
-    answer_with_problems(app)
+    for router in (
+        hot_router(),
+        sessions_router(session_calls),
+        models_router(registry),
+        operations_router(metrics, partial(_unready, preload, draining)),
+        home_router(),
+    ):
+        app.include_router(router)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
-    keys = Keys(
-        (key.get_secret_value() for key in settings.api_keys), (key.get_secret_value() for key in settings.admin_keys)
-    )
-    reception = Reception(keys, metrics, request_log=settings.request_log)
-    quick_step = QuickStep(inference, NextStep(shelf, lanes, registry), limits)
-    return Gateway(
+    return Application(
         app,
-        hot={
-            "/rnn/forward": Forward(inference, limits, body_limits, admission),
-            "/cell/step": Step(
-                inference, limits, body_limits, stream, admission, SessionStep(sessions, session_steps, limits)
-            ),
-        },
-        admissions={"/rnn/forward": admission},
-        sockets={
-            "/cell/stream": WebSocketStream(opener, patience, frozenset(map(str.lower, settings.allowed_origins)))
-        },
-        quick={
-            "/cell/step": Quick("/cell/step", quick_step, reception, settings.max_body_bytes),
-            "/rnn/forward": Quick(
-                "/rnn/forward",
-                QuickForward(inference, limits),
-                reception,
-                min(MOST_BYTES, settings.max_body_bytes),
-                admission,
-            ),
-        },
-        reception=reception,
+        calls=Calls(
+            handlers={
+                "/rnn/forward": Forward(inference, documents, limits),
+                "/cell/step": Step(inference, documents, limits, sessions, session_steps),
+                "/cell/sessions": session_calls.open,
+            },
+            streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
+            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
+        ),
+        admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
+        bodies=bodies,
+        keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
+        accounting=Accounting(metrics, log),
     )
+
+
+def _plain(keys: tuple[SecretStr, ...]) -> list[str]:
+    return [key.get_secret_value() for key in keys]
 
 
 def _on_signals(action: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""What a recurrent model is: its kind and its sizes, and the arrays that follow from them.
+"""What a recurrent model is: its kind and its sizes, and the arrays that these call for.
 
 Letters used everywhere: B sequences in a batch, T time steps, I `input_size`, H `hidden_size`, P the width of a
 hidden state, L `num_layers`, D directions, O `out_features` of the head.
@@ -19,7 +19,7 @@ GATES: dict[Kind, int] = {"rnn": 1, "gru": 3, "lstm": 4}
 class ModelSpec:
     """A `torch.nn.RNN`, `GRU` or `LSTM` and an optional linear head, by PyTorch's own argument names.
 
-    Sizes are counts of dimensionless float32 values. The spec is trusted: `repository.config` checks what users write.
+    Sizes are counts of dimensionless float32 values. The spec is not checked: `models.config` checks what users write.
     """
 
     kind: Kind
@@ -50,13 +50,18 @@ class ModelSpec:
 
     @cached_property
     def states(self) -> int:
-        """L·D: the number of hidden states that a sequence carries."""
+        """L·D: the number of hidden states of a sequence."""
         return self.num_layers * self.directions
 
     @cached_property
     def has_cell_state(self) -> bool:
-        """Whether the model carries `c` beside `h`."""
+        """Whether the state has a `c` beside `h`."""
         return self.kind == "lstm"
+
+    @cached_property
+    def state_values(self) -> int:
+        """Numbers in the state of one sequence: L·D·P, and L·D·H more for an LSTM."""
+        return self.states * (self.state_size + self.has_cell_state * self.hidden_size)
 
     @cached_property
     def flops_per_step(self) -> int:

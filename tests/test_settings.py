@@ -1,5 +1,6 @@
-"""Settings: read from RNN_* variables and .env, frozen, lists by commas."""
+"""Settings: how they are read, and that the README and docker-compose.yml have them all."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,16 @@ from pydantic import ValidationError
 
 from service.settings import Settings
 
+ROOT = Path(__file__).parents[1]
+FIXED_IN_COMPOSE = {"RNN_HOST", "RNN_PORT", "RNN_MODELS", "RNN_DEVICE"}
+
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch, tmp_path):
+def no_env_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_variables_and_env_file_and_arguments_in_rising_order(monkeypatch, tmp_path):
+def test_arguments_override_variables(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("RNN_PORT=1\nRNN_MODELS=/from/file\nRNN_PRELOAD=a, b\n")
     monkeypatch.setenv("RNN_PORT", "2")
     settings = Settings(max_body_bytes=3)
@@ -48,3 +52,23 @@ def test_wrong_values_are_refused(wrong):
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+def row_of(name, field):
+    empty = field.default is None or field.default == ()
+    default = "–" if empty else str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return f"| `RNN_{name.upper()}` | {default} | {field.description} |"
+
+
+def test_readme_lists_every_setting():
+    readme = (ROOT / "README.md").read_text()
+    rows = [line.replace("\\|", "|") for line in readme.splitlines() if line.startswith("| `RNN_")]
+    assert rows == [row_of(name, field) for name, field in Settings.model_fields.items()]
+
+
+def test_compose_passes_every_setting_on():
+    compose = (ROOT / "docker-compose.yml").read_text()
+    passed = re.findall(r"^  (RNN_\w+):", compose, re.MULTILINE)
+    assert passed == [
+        name for field in Settings.model_fields if (name := f"RNN_{field.upper()}") not in FIXED_IN_COMPOSE
+    ]

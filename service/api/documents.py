@@ -1,170 +1,103 @@
 """A request's body as named values, and a reply's named values as a body, in the formats that the client chose."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from time import perf_counter
+from typing import TypeVar
 
-import numpy as np
-
-from service.api.body import BodyLimits, read_body, whole_body
-from service.api.exchange import Exchange
-from service.api.negotiation import JSON, SAFETENSORS, reply_format, request_format
-from service.api.reply import Pieces
-from service.errors import FieldError, InvalidRequest, NonFiniteOutput
-from service.serving.admission import HEAVY_BYTES, Admission
+from service.api.negotiation import JSON, SAFETENSORS, request_format
+from service.api.request import Request
+from service.api.shapes import wrong
 from service.wire import json, json_pieces, json_slow, safetensors
-from service.wire.arrays import Document, Floats, Integers, finite
+from service.wire.arrays import Document
 
-IN_PIECES_BYTES = 2**20
-"""Larger JSON bodies are read in pieces, with others' turns between them."""
+HEAVY_BYTES = 64 * 1024
+"""Bodies from here on take a noticeable time to decode or encode."""
 
-VIEW_ON_LOOP_BYTES = 4 * 2**20
-"""Larger safetensors bodies are read on another thread; nothing is parsed of them but the header."""
+PIECES_BYTES = 2**20
+"""Larger JSON bodies are read in pieces."""
 
-AT_ONCE_VALUES = 2 * json.SLICE_VALUES
-"""Numbers of a reply that are not worth cutting into slices."""
+VIEW_BYTES = 4 * 2**20
+"""Larger safetensors bodies are checked on another thread; nothing is parsed of them but the header."""
 
-MOST_WAITING = 4
-"""How many times as long as its own pieces take a large document gives way to others between them."""
+PIECES_VALUES = 2 * json.SLICE_VALUES
+"""Replies of more numbers are printed in pieces."""
 
-IDLE_TURN_SECONDS = 50e-6
-"""A turn of the event loop that was shorter had nothing to do."""
-
-FORMATS: Sequence[str] = (JSON, SAFETENSORS)
+T = TypeVar("T")
 
 
-async def read_document(exchange: Exchange, limits: BodyLimits, admission: Admission) -> tuple[Document, str]:
-    """The named values of a body, and its format; large ones are decoded one at a time.
+class Documents:
+    """Decodes and encodes; heavy work is done one piece a turn of the event loop, with others' work between pieces."""
 
-    Raises as `read_body` and the decoders do.
-    """
-    if exchange.scope["query_string"]:
-        message = "query parameters are for streams (application/x-ndjson); here every field stands in the body"
-        raise InvalidRequest([FieldError(("query",), message)])
-    kind = request_format(exchange.header(b"content-type"), FORMATS)
-    body = whole_body(exchange, limits)
-    small = body is not None  # no thread, no lock, and mostly no second look
-    if body is None:
-        body = await read_body(exchange, limits)
-    if kind == SAFETENSORS:
-        return await _read_arrays(exchange, body, admission), kind
-    try:
-        if small or len(body) < HEAVY_BYTES:
-            return _decode(exchange, body), kind
-        if len(body) > IN_PIECES_BYTES:
-            return await _decode_pieces(exchange, body, admission), kind
-        async with admission.heavy:
-            return _decode(exchange, body), kind
-    except json.Suspicious:
-        pass  # and whatever the fast reader holds is let go
-    async with admission.heavy:
-        return await _elsewhere(exchange, json_slow.decode, body), kind
+    def __init__(self) -> None:
+        self._piece = asyncio.Lock()
 
-
-def _decode(exchange: Exchange, body: bytes) -> Document:
-    begun = perf_counter()
-    document = json.decode(body)
-    exchange.mark("decode", begun)
-    return document
-
-
-async def _decode_pieces(exchange: Exchange, body: bytes, admission: Admission) -> Document:
-    """The fields of a large JSON object, if need be in one go. Raises Suspicious."""
-    reading = json_pieces.reading(body)
-    async with admission.slicing:
-        while True:
+    async def decode(self, request: Request) -> tuple[Document, str]:
+        """The named values of a body, and its format. Raises UnsupportedMediaType, or as the decoders do."""
+        if request.query:
+            raise wrong(
+                "query parameters are for streams (application/x-ndjson); here every field is in the body", "query"
+            )
+        kind = request_format(request.headers.get(b"content-type", b""))
+        body = request.body
+        if len(body) < HEAVY_BYTES:
             begun = perf_counter()
             try:
-                next(reading)
-            except StopIteration as done:
-                exchange.mark("decode", begun)
-                document: Document = done.value
-                return document
+                document = safetensors.decode(body) if kind == SAFETENSORS else json.decode(body)
             except json.Suspicious:
-                break
-            await give_way(MOST_WAITING * (exchange.mark("decode", begun) - begun))
-    async with admission.heavy:
-        return await _elsewhere(exchange, json.decode, body)
+                document = await asyncio.to_thread(json_slow.decode, body)
+            request.mark("decode", begun)
+            return document, kind
+        return await self._decode_heavy(request, body, kind), kind
 
-
-async def _read_arrays(exchange: Exchange, body: bytes, admission: Admission) -> Document:
-    if len(body) > VIEW_ON_LOOP_BYTES:
-        async with admission.heavy:
-            return await _elsewhere(exchange, safetensors.decode, body)
-    begun = perf_counter()
-    document = safetensors.decode(body)
-    exchange.mark("decode", begun)
-    return document
-
-
-async def _elsewhere(exchange: Exchange, decode: Callable[[bytes], Document], body: bytes) -> Document:
-    begun = perf_counter()
-    document = await asyncio.to_thread(decode, body)
-    exchange.mark("decode", begun)
-    return document
-
-
-def answer_format(exchange: Exchange, kind: str) -> str:
-    """The format of the reply to a request of a format. Raises NotAcceptable."""
-    accept = exchange.headers.get(b"accept")
-    return kind if accept is None else reply_format(accept.decode("latin-1"), FORMATS, kind)
-
-
-def encode_document(exchange: Exchange, fields: Document, kind: str) -> bytes:
-    """The body of a reply; numbers that the format cannot carry were looked for before."""
-    begun = perf_counter()
-    body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
-    exchange.mark("encode", begun)
-    return body
-
-
-async def give_way(seconds: float) -> float:
-    """Let everybody else on the event loop have his turn, and again while they are busy, for at most so many seconds.
-
-    Returns `perf_counter()`.
-    """
-    begun = now = perf_counter()
-    while True:
-        before = now
-        await asyncio.sleep(0)
-        now = perf_counter()
-        if now - before < IDLE_TURN_SECONDS or now - begun > seconds:
-            return now
-
-
-async def encode_large(exchange: Exchange, fields: Document, kind: str, values: int, admission: Admission) -> Pieces:
-    """The body of a large reply, in pieces; JSON is printed one reply at a time, with others' turns between pieces.
-
-    values is how many numbers it has, about.
-    """
-    if kind == SAFETENSORS:
-        return safetensors.pieces(fields)
-    if values <= AT_ONCE_VALUES:
-        async with admission.heavy:
-            return [encode_document(exchange, fields, kind)]
-    pieces = []
-    async with admission.slicing:
+    async def encode(
+        self, request: Request, fields: Document, kind: str, values: int = 0
+    ) -> bytes | list[bytes | memoryview]:
+        """The body of a reply, of `values` numbers or so; a large one comes in pieces."""
+        if 4 * values >= HEAVY_BYTES:
+            return await self._encode_heavy(request, fields, kind, values)
         begun = perf_counter()
-        for piece in json.slices(fields):
-            pieces.append(piece)
-            spent = exchange.mark("encode", begun) - begun
-            begun = await give_way(MOST_WAITING * spent)
-    return pieces
+        body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
+        request.mark("encode", begun)
+        return body
 
+    async def _decode_heavy(self, request: Request, body: bytes, kind: str) -> Document:
+        if kind == SAFETENSORS and len(body) > VIEW_BYTES:
+            return await asyncio.to_thread(safetensors.decode, body)
+        try:
+            if kind == JSON and len(body) > PIECES_BYTES:
+                document: Document | None
+                *_, document = await self._in_pieces(request, "decode", json_pieces.decode(body))
+                assert document is not None  # noqa: S101  # the last that a reading gives
+                return document
+            async with self._piece:
+                begun = perf_counter()
+                document = safetensors.decode(body) if kind == SAFETENSORS else json.decode(body)
+                request.mark("decode", begun)
+                return document
+        except json.Suspicious:  # and whatever the fast reader holds is let go
+            pass
+        async with self._piece:
+            return await asyncio.to_thread(json_slow.decode, body)
 
-def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:
-    """Raise NonFiniteOutput naming the row, if there is a NaN or infinity in values (B, ·); with starts, the step too.
+    async def _encode_heavy(
+        self, request: Request, fields: Document, kind: str, values: int
+    ) -> list[bytes | memoryview]:
+        if kind == SAFETENSORS:
+            return safetensors.pieces(fields)
+        pieces = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
+        return list(await self._in_pieces(request, "encode", iter(pieces)))
 
-    Then values are (N, ·), and starts (B,) the first steps of the rows in them, rising.
-    """
-    if finite(values):
-        return
-    place = int(np.flatnonzero(~np.isfinite(values).all(axis=-1))[0])
-    row, step = place, ""
-    if starts is not None:
-        row = int(np.searchsorted(starts, place, side="right")) - 1
-        step = f" at step {place - int(starts[row])}"
-    raise NonFiniteOutput(
-        f"{name} of row {row} is not finite{step}, and JSON has no NaN or infinity; ask for safetensors, or send "
-        '"non_finite": "null"'
-    )
+    async def _in_pieces(self, request: Request, stage: str, work: Iterator[T]) -> list[T]:
+        """All that an iterator gives."""
+        taken: list[T] = []
+        while True:
+            async with self._piece:
+                begun = perf_counter()
+                for piece in work:
+                    taken.append(piece)
+                    break
+                else:
+                    return taken
+                request.mark(stage, begun)
+            await asyncio.sleep(0)

@@ -1,21 +1,46 @@
 """POST /rnn/forward: whole sequences in, outputs and final states out."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from service.api.body import BodyLimits
-from service.api.documents import answer_format, encode_document, encode_large, read_document, refuse_non_finite
-from service.api.exchange import Exchange
-from service.api.negotiation import JSON, SAFETENSORS
-from service.api.reply import Body, send_reply
+from service.api.documents import Documents
+from service.api.negotiation import JSON, SAFETENSORS, reply_format
+from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest, parse
-from service.api.shapes import Limits, Sequences, Target, refuse_too_much, sequences, state, wrong
+from service.api.shapes import (
+    Limits,
+    Sequences,
+    Target,
+    refuse_cell_state,
+    refuse_non_finite,
+    refuse_too_much,
+    sequences,
+    state,
+    wrong,
+)
 from service.engine.interface import Floats, Rows
-from service.serving.admission import HEAVY_BYTES, Admission
 from service.serving.inference import Inference
-from service.spec import ModelSpec
+from service.serving.registry import ModelVersion
+
+SHORT_BYTES = 4096
+
+
+class Call(Protocol):
+    """A valid request as rows with room for their results."""
+
+    @property
+    def rows(self) -> Rows: ...
+
+    @property
+    def non_finite(self) -> str: ...
+
+    def reply(self, *, ragged: bool) -> dict[str, Any]:
+        """The arrays of the reply; `ragged` says whether its format has lists of unequal length."""
+
+    def refuse_non_finite(self) -> None:
+        """Raise NonFiniteOutput if a result that will be sent holds NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,86 +48,86 @@ class Forward:
     """The handler, and what it needs."""
 
     inference: Inference
+    documents: Documents
     limits: Limits
-    body_limits: BodyLimits
-    admission: Admission
 
-    async def __call__(self, exchange: Exchange) -> None:
-        """Answer; while the reply is being sent, nothing but its body is held any more."""
-        with self.admission.enter(exchange.client, exchange.declared_bytes):
-            body, kind = await self._answer(exchange)
-            await send_reply(exchange, 200, kind.encode(), body)
-
-    async def _answer(self, exchange: Exchange) -> tuple[Body, str]:
-        """Translate, call, translate: the reply's body and its format."""
-        document, came_as = await read_document(exchange, self.body_limits, self.admission)
+    async def __call__(self, request: Request) -> Reply:
+        """Translate, call, translate."""
+        document, came_as = await self.documents.decode(request)
         model = self.inference.registry.resolve_fields(document)
-        exchange.model, exchange.version = model.name, model.version
+        request.model, request.version = model.name, model.version
+        kind = reply_format(request.headers.get(b"accept", b""), came_as)
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
-        kind = answer_format(exchange, came_as)
-        work = ForwardWork.of(parse(ForwardRequest, document, target), target)
-        timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
-        exchange.rows, exchange.steps = work.rows.lengths.size, work.rows.steps
-        exchange.book(timings.queue, timings.compute)
-        if kind == JSON and work.request.non_finite == "error":
-            work.refuse_non_finite()
-        reply = work.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
-        del document, work  # the inputs need not wait for the reply to be encoded
-        values = exchange.steps * model.spec.output_size
-        if 4 * values < HEAVY_BYTES:
-            return encode_document(exchange, reply, kind), kind
-        return await encode_large(exchange, reply, kind, values, self.admission), kind
+        call = ForwardCall.of(parse(ForwardRequest, document, target), target)
+        return await run_call(self.inference, self.documents, request, model, call, kind)
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardWork:
-    """A valid request as rows with room for their results."""
+async def run_call(
+    inference: Inference, documents: Documents, request: Request, model: ModelVersion, call: Call, kind: str
+) -> Reply:
+    """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
+    rows = call.rows
+    timings = await inference.run(model, rows, request.deadline(), request.hung_up)
+    request.rows, request.steps = rows.lengths.size, rows.steps
+    request.book(timings.queue, timings.compute)
+    fields = call.reply(ragged=kind == JSON) | {"model": model.name, "version": model.version}
+    values = request.steps * model.spec.output_size if "outputs" in fields or "predictions" in fields else 0
+    body = await documents.encode(request, fields, kind, values + request.rows * model.spec.state_values)
+    # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
+    if kind == JSON and call.non_finite == "error" and (len(body) > SHORT_BYTES or b"null" in body):
+        call.refuse_non_finite()
+    return Reply(200, kind.encode(), body)
 
-    request: ForwardRequest
-    spec: ModelSpec
+
+@dataclass(slots=True)
+class ForwardCall:
+    """Whole sequences as a `Call`."""
+
+    rows: Rows
     inputs: Sequences
     returns: frozenset[str]
-    rows: Rows
+    non_finite: str
+    batch_first: bool
+    bidirectional: bool
 
     @classmethod
-    def of(cls, request: ForwardRequest, target: Target) -> "ForwardWork":
+    def of(cls, request: ForwardRequest, target: Target) -> "ForwardCall":
         """Check the shapes and make room. Raises InvalidRequest."""
         spec = target.spec
         inputs = sequences(request.inputs, request.lengths, target, batch_first=request.batch_first)
         returns = _returns(request, target)
         # The last output of a reverse direction is not in h_n, which has its first.
         wants_outputs = "outputs" in returns or ("last" in returns and spec.bidirectional)
-        wants = returns | {"outputs"} if wants_outputs else returns
-        refuse_too_much(inputs.batch, len(inputs.steps), wants, target)
+        steps = len(inputs.steps)
+        refuse_too_much(inputs.batch, steps, returns | {"outputs"} if wants_outputs else returns, target)
+        refuse_cell_state(request.c0, "c0", target)
         rows = Rows(
-            inputs.steps, inputs.starts, inputs.lengths, h=_initial(request.h0, "h0", spec.state_size, inputs, spec)
+            inputs.steps, inputs.starts, inputs.lengths, _initial(request.h0, "h0", spec.state_size, inputs, target)
         )
         if spec.has_cell_state:
-            rows.c = _initial(request.c0, "c0", spec.hidden_size, inputs, spec)
-        elif request.c0 is not None:
-            raise wrong(f'c0 is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c0")
+            rows.c = _initial(request.c0, "c0", spec.hidden_size, inputs, target)
         room = np.zeros if inputs.padded else np.empty
         if wants_outputs:
-            rows.outputs = room((inputs.steps.shape[0], spec.output_size), np.float32)
+            rows.outputs = room((steps, spec.output_size), np.float32)
         if "predictions" in returns and spec.out_features:
-            rows.predictions = room((inputs.steps.shape[0], spec.out_features), np.float32)
-        return cls(request, spec, inputs, returns, rows)
+            rows.predictions = room((steps, spec.out_features), np.float32)
+        return cls(rows, inputs, returns, request.non_finite, request.batch_first, spec.bidirectional)
 
     def refuse_non_finite(self) -> None:
-        """Raise NonFiniteOutput if a result that will be sent holds NaN or infinity."""
-        starts = self.inputs.starts
-        if "outputs" in self.returns and self.rows.outputs is not None:
-            refuse_non_finite("outputs", self.rows.outputs, starts)
-        if self.rows.predictions is not None:
-            refuse_non_finite("predictions", self.rows.predictions, starts)
+        """As `Call` says; names the row and the step."""
+        starts, rows = self.inputs.starts, self.rows
+        if "outputs" in self.returns and rows.outputs is not None:
+            refuse_non_finite("outputs", rows.outputs, starts)
+        if rows.predictions is not None:
+            refuse_non_finite("predictions", rows.predictions, starts)
         if "last" in self.returns:
             refuse_non_finite("last", self._last())
-        for name, states in (("h_n", self.rows.h), ("c_n", self.rows.c)):
+        for name, states in (("h_n", rows.h), ("c_n", rows.c)):
             if name in self.returns and states is not None:
                 refuse_non_finite(name, states.swapaxes(0, 1).reshape(self.inputs.batch, -1))
 
     def reply(self, *, ragged: bool) -> dict[str, Any]:
-        """The fields of the reply; `ragged` says whether the format has lists of unequal length."""
+        """As `Call` says."""
         fields: dict[str, Any] = {}
         if "outputs" in self.returns:
             fields["outputs"] = self._shaped(self.rows.outputs, ragged=ragged)
@@ -119,8 +144,7 @@ class ForwardWork:
         return fields
 
     def _last(self) -> Floats:
-        if self.spec.bidirectional:
-            assert self.rows.outputs is not None  # noqa: S101  # `of` made room for them
+        if self.bidirectional and self.rows.outputs is not None:
             last: Floats = self.rows.outputs[self.inputs.starts + self.inputs.lengths - 1]
             return last
         return np.ascontiguousarray(self.rows.h[-1])
@@ -139,10 +163,11 @@ class ForwardWork:
         shaped = flat.reshape(inputs.batch, inputs.time, flat.shape[-1])
         if not inputs.batched:
             return shaped[0]
-        return shaped if self.request.batch_first else np.ascontiguousarray(shaped.swapaxes(0, 1))
+        return shaped if self.batch_first else np.ascontiguousarray(shaped.swapaxes(0, 1))
 
 
 def _returns(request: ForwardRequest, target: Target) -> frozenset[str]:
+    """What to send back. Raises InvalidRequest for what the model does not have."""
     spec = target.spec
     possible = {"outputs", "last", "h_n"}
     possible |= {"c_n"} if spec.has_cell_state else set()
@@ -156,9 +181,9 @@ def _returns(request: ForwardRequest, target: Target) -> frozenset[str]:
     return frozenset(request.returns)
 
 
-def _initial(value: Any, loc: str, width: int, inputs: Sequences, spec: ModelSpec) -> Floats:
+def _initial(value: Any, loc: str, width: int, inputs: Sequences, target: Target) -> Floats:
     """A state (L·D, B, ·) that the engine may write into; zeros if none came."""
-    shape = (spec.states, inputs.batch, width)
+    shape = (target.spec.states, inputs.batch, width)
     if value is None:
         return np.zeros(shape, np.float32)
     letter = "P" if loc == "h0" else "H"

@@ -3,24 +3,12 @@
 from collections.abc import Iterable
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import NamedTuple
 
-from service.api.exchange import Exchange
+from service.api.request import Request
 from service.errors import Forbidden, Unauthorized
 
 # What probes, scrapers and people read before they have a key; none of it holds a client's data.
 _OPEN = ("/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
-
-
-class Caller(NamedTuple):
-    """Whose a request is: the digest of a key, and whether that is an admin's."""
-
-    owner: bytes
-    is_admin: bool
-
-
-NOBODY = Caller(b"", is_admin=False)
-"""The caller of an open service."""
 
 
 class Keys:
@@ -30,36 +18,25 @@ class Keys:
         self._api = [key.encode() for key in api]
         self._admin = [key.encode() for key in admin]
 
-    def identify(self, authorization: bytes) -> Caller | None:
-        """Whose a request with this header is; None if it brings none of the keys, and there are keys."""
+    def check(self, request: Request) -> None:
+        """Let the request pass, and note whose it is and whether it is an admin's. Raises Unauthorized."""
         if not self._api and not self._admin:
-            return NOBODY
-        scheme, _, token = authorization.partition(b" ")
+            return
+        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else b""
         is_admin = _among(given, self._admin)
-        if not (_among(given, self._api) or is_admin):
-            return None
-        return Caller(blake2b(given, digest_size=16).digest(), is_admin)
-
-    def check(self, exchange: Exchange) -> None:
-        """Let the request pass, and note whose it is and whether it is an admin's. Raises Unauthorized."""
-        authorization = exchange.headers.get(b"authorization", b"")
-        caller = self.identify(authorization)
-        if caller is not None:
-            exchange.owner, exchange.admin = caller
-            return
-        if exchange.scope["path"] == "/" or exchange.scope["path"].startswith(_OPEN):
-            return
-        scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and token.strip():
-            raise Unauthorized("the key in Authorization is not one of this service's")
-        if self._api:
-            raise Unauthorized("this service needs a key: send Authorization: Bearer <key>")
+        if is_admin or _among(given, self._api):
+            request.owner, request.admin = blake2b(given, digest_size=16).digest(), is_admin
+        elif request.path != "/" and not request.path.startswith(_OPEN):
+            if given:
+                raise Unauthorized("the key in Authorization is not one of this service's")
+            if self._api:
+                raise Unauthorized("this service needs a key: send Authorization: Bearer <key>")
 
 
-def require_admin(exchange: Exchange) -> None:
+def require_admin(request: Request) -> None:
     """Raise Forbidden unless the request came with an admin key."""
-    if not exchange.admin:
+    if not request.admin:
         raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
 
 

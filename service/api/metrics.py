@@ -3,8 +3,10 @@
 import asyncio
 import os
 from collections import Counter as Count
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -17,9 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.api.answer import Answer
-from service.api.exchange import STAGES, Exchange
-from service.api.tallies import Tally
+from service.api.request import STAGES, Request
 from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
 
@@ -27,6 +27,37 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
+
+
+class Tally:
+    """Observations of one histogram, kept as they are and counted together now and then.
+
+    A histogram of prometheus-client takes a microsecond for each observation (locks; with several workers, writes into
+    mapped files): several of them are a good part of a small step.
+    """
+
+    __slots__ = ("_bounds", "_histogram", "_values", "observe")
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._values: list[float] = []
+        self.observe = self._values.append
+
+    def fold(self) -> None:
+        """Move what was observed to the histogram.
+
+        By its own parts: to observe n values at once is not among its methods. It adds up what is below each bound
+        when it is read.
+        """
+        if not self._values:
+            return
+        counts = np.bincount(np.searchsorted(self._bounds, self._values), minlength=len(self._bounds) + 1)
+        for bucket, count in zip(self._histogram._buckets, counts.tolist(), strict=True):  # noqa: SLF001
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(sum(self._values))  # noqa: SLF001
+        self._values.clear()
 
 
 class Metrics:
@@ -52,7 +83,6 @@ class Metrics:
         self._of_path: dict[str, Tally] = {}
         self._answered: dict[tuple[str, int], int] = {}
         self._run: dict[str, list[int]] = {}
-        self._answers: list[tuple[str, float, Answer]] = []
         self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
         self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
         self._batch = Histogram(
@@ -76,21 +106,17 @@ class Metrics:
         )
         self._counted: Count[tuple[Counter, str]] = Count()
 
-    def count(self, exchange: Exchange, path: str, seconds: float) -> None:
+    def count(self, request: Request, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
-        key = path, exchange.status
+        key = path, request.status
         self._answered[key] = self._answered.get(key, 0) + 1
         self._tally(path).observe(seconds)
-        for stage, spent in exchange.stages.items():
+        for stage, spent in request.stages.items():
             self._stage[stage].observe(spent)
-        if exchange.rows and exchange.model is not None:
-            run = self._run.setdefault(exchange.model, [0, 0])
-            run[0] += exchange.rows
-            run[1] += exchange.steps
-
-    def count_answer(self, path: str, seconds: float, answer: Answer) -> None:
-        """Account for one quick answer; it is added up with others later."""
-        self._answers.append((path, seconds, answer))
+        if request.rows and request.model is not None:
+            run = self._run.setdefault(request.model, [0, 0])
+            run[0] += request.rows
+            run[1] += request.steps
 
     def count_turn(self, rows: int) -> None:
         """Account for rows that ran together."""
@@ -102,7 +128,6 @@ class Metrics:
 
     def sample(self) -> None:
         """Set the gauges to what is now, and fold what was counted since the last time."""
-        self._add_answers()
         for (path, status), count in self._answered.items():
             self._requests.labels(path, str(status)).inc(count)
         self._answered.clear()
@@ -123,18 +148,6 @@ class Metrics:
         """Whose sessions to show."""
         self._sessions = sessions
 
-    def _add_answers(self) -> None:
-        answers, self._answers = self._answers, []
-        for path, seconds, answer in answers:
-            key = path, 200
-            self._answered[key] = self._answered.get(key, 0) + 1
-            self._tally(path).observe(seconds)
-            for stage, spent in answer.stages.items():
-                self._stage[stage].observe(spent)
-            run = self._run.setdefault(answer.model, [0, 0])
-            run[0] += answer.rows
-            run[1] += answer.steps
-
     def _tally(self, path: str) -> Tally:
         latency = self._of_path.get(path)
         if latency is None:
@@ -144,11 +157,11 @@ class Metrics:
     def _sample_sessions(self) -> None:
         if self._sessions is None:
             return
-        shelf = self._sessions.shelf
-        self._live.set(shelf.store.totals.sessions)
-        self._session_bytes.set(shelf.store.totals.bytes)
-        self._session_queue.set(self._sessions.lanes.waiting)
-        counts = shelf.counts
+        cache = self._sessions.cache
+        self._live.set(cache.store.totals.sessions)
+        self._session_bytes.set(cache.store.totals.bytes)
+        self._session_queue.set(self._sessions.queue.waiting)
+        counts = cache.counts
         for event in ("opened", "steps", "commits", "replays", "conflicts"):
             self._advance(self._events, event, getattr(counts, event))
         for reason, ended in counts.ended.items():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
-from service.api.gateway import exchange_of
+from service.api.application import request_of
 from service.api.keys import require_admin
 from service.serving.registry import Model, ModelVersion, Registry
 from service.spec import Kind, Nonlinearity, WeightsDtype
@@ -101,9 +101,9 @@ def view(model: Model, registry: Registry) -> ModelView:
             *(_version(version, registry) for version in model.versions.values()),
         ],
     )
-    if model.folder.config is None:
+    if model.config is None:
         return shown
-    config, spec = model.folder.config, model.folder.config.spec()
+    config, spec = model.config, model.config.spec()
     return shown.model_copy(
         update={
             "kind": spec.kind,
@@ -136,5 +136,5 @@ def _version(version: ModelVersion, registry: Registry, *, replaced: bool = Fals
     )
 
 
-def _admin(request: Annotated[Request, "the exchange is in its scope"]) -> None:
-    require_admin(exchange_of(request.scope))
+def _admin(routed: Request) -> None:
+    require_admin(request_of(routed.scope))

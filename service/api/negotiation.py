@@ -1,59 +1,68 @@
-"""Content types and encodings: what a body is, and what the client wants back."""
+"""Content types and codings: what a body is, and what the client wants back.
+
+Clients send the same few headers again and again: what they mean is worked out once.
+"""
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 
 from service.errors import NotAcceptable, UnsupportedMediaType
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 SAFETENSORS = "application/vnd.safetensors"
+FORMATS = (JSON, SAFETENSORS)
 
+MAX_REMEMBERED = 256
 
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
-def media_type(content_type: str) -> str:
+@lru_cache(MAX_REMEMBERED)
+def media_type(content_type: bytes) -> str:
     """A content type without its parameters; JSON if nothing is said."""
-    return content_type.split(";", 1)[0].strip().lower() or JSON
+    return content_type.decode("latin-1").split(";", 1)[0].strip().lower() or JSON
 
 
-def request_format(content_type: str, offered: Sequence[str]) -> str:
+@lru_cache(MAX_REMEMBERED)
+def request_format(content_type: bytes, offered: tuple[str, ...] = FORMATS) -> str:
     """The format of a request body; JSON if nothing is said. Raises UnsupportedMediaType."""
-    if not content_type or content_type == JSON:
+    if not content_type:
         return JSON
-    kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    text = content_type.decode("latin-1")
+    kind, *parameters = (part.strip().lower() for part in text.split(";"))
     charset = next((item.split("=", 1)[1].strip('"') for item in parameters if item.startswith("charset=")), "utf-8")
     if kind not in offered or charset not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType(f"Content-Type is {content_type!r:.80}; this call takes {', '.join(offered)}")
+        raise UnsupportedMediaType(f"Content-Type is {text!r:.80}; this call takes {', '.join(offered)}")
     return kind
 
 
-def reply_format(accept: str, offered: Sequence[str], default: str) -> str:
+@lru_cache(MAX_REMEMBERED)
+def reply_format(accept: bytes, default: str, offered: tuple[str, ...] = FORMATS) -> str:
     """The format of the reply: the best of `Accept` that is offered; the default if it says nothing or anything.
 
     Raises NotAcceptable.
     """
-    if not accept or accept == "*/*":
+    text = accept.decode("latin-1")
+    if not text or text == "*/*":
         return default
-    weights = preferences(accept)
+    weights = _preferences(text)
     ranked = {kind: _weight(kind, weights) for kind in (default, *offered)}
     best = max(ranked, key=lambda kind: ranked[kind])
     if not ranked[best]:
-        raise NotAcceptable(f"Accept is {accept!r:.80}; this call answers in {', '.join(offered)}")
+        raise NotAcceptable(f"Accept is {text!r:.80}; this call answers in {', '.join(offered)}")
     return best
 
 
-def reply_encoding(accept_encoding: str) -> str | None:
+@lru_cache(MAX_REMEMBERED)
+def reply_encoding(accept_encoding: bytes) -> str | None:
     """`zstd` or `gzip`, if the client takes one of them; zstd at equal weight, it is several times quicker."""
-    if not accept_encoding:
-        return None
-    weights = preferences(accept_encoding)
+    weights = _preferences(accept_encoding.decode("latin-1"))
     zstd, gzip = (weights.get(name, weights.get("*", 0.0)) for name in ("zstd", "gzip"))
     return None if not zstd and not gzip else "zstd" if zstd >= gzip else "gzip"
 
 
-def preferences(header: str) -> dict[str, float]:
+def _preferences(header: str) -> dict[str, float]:
     """The items of an `Accept…` header and their weights (RFC 9110, 12.4.2); an unreadable weight counts as 0."""
     weights = {}
     for item in header.lower().split(","):

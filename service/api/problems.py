@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from service import errors
+from service.api.request import Reply
 
 STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedBody: 400,
@@ -94,6 +95,16 @@ def internal_problem(request_id: str) -> dict[str, Any]:
     }
 
 
+def problem_reply(error: errors.ServiceError, request_id: str) -> Reply:
+    """What a client gets for an error."""
+    return Reply(STATUS[type(error)], MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error))
+
+
+def internal_reply(request_id: str) -> Reply:
+    """What a client gets for an error of ours."""
+    return Reply(500, MEDIA_TYPE, encode_problem(internal_problem(request_id)))
+
+
 def encode_problem(document: dict[str, Any]) -> bytes:
     """A problem document as JSON, whatever it quotes: a lone surrogate in a client's string is replaced."""
     try:
@@ -104,8 +115,7 @@ def encode_problem(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document)
 
 
-def headers_of(error: errors.ServiceError) -> list[tuple[bytes, bytes]]:
-    """Headers that belong to an error besides its body."""
+def _headers(error: errors.ServiceError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, _RETRY):
         return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     if isinstance(error, errors.Unauthorized):

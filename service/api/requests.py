@@ -166,36 +166,6 @@ class SessionStepRequest(Request):
     )
 
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Vector = Annotated[list[Number], Field(min_length=1)]
-Matrix = Annotated[list[Vector], Field(min_length=1)]
-Cube = Annotated[list[Matrix], Field(min_length=1)]
-
-
-class QuickRequest(BaseModel):
-    """What `api.quick_step` listens to: plain lists, and no more fields than most clients send."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class QuickStepRequest(QuickRequest):
-    """A `StepRequest` of one row."""
-
-    model: Name | None = None
-    version: Name | None = None
-    inputs: Vector | Matrix
-    h: Vector | Matrix | Cube | None = None
-    c: Vector | Matrix | Cube | None = None
-
-
-class QuickSessionStepRequest(QuickRequest):
-    """A `SessionStepRequest` of one step."""
-
-    session: SessionId
-    inputs: Vector | Matrix
-    step: Annotated[int, Field(ge=1)] | None = None
-
-
 class OpenRequest(Request):
     """What a session is opened with; a snapshot of another session will do."""
 

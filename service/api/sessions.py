@@ -3,24 +3,23 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Request as RoutedRequest
 from pydantic import BaseModel, Field
 
-from service.api.body import BodyLimits
-from service.api.documents import FORMATS, encode_document, read_document, refuse_non_finite
-from service.api.exchange import Exchange
-from service.api.gateway import exchange_of
+from service.api.application import request_of
+from service.api.documents import Documents
 from service.api.keys import require_admin
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
+from service.api.request import Reply, Request
 from service.api.requests import OpenRequest, parse
-from service.api.session_step import state_fields
-from service.api.shapes import Limits, Target, wrong
+from service.api.shapes import Limits, Target, refuse_cell_state, refuse_non_finite, wrong
+from service.api.step import state_fields
 from service.api.stepping import initial, steppable
-from service.serving.admission import Admission
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Sessions
-from service.sessions.state import decoded
+from service.sessions.replay import decode_state
 from service.stores.interface import SessionRecord
 
 SHORT_ID = 8
@@ -62,76 +61,68 @@ class SessionPage(BaseModel):
     next: str | None = Field(description="What to send as `after` for the next page; null if there is none.")
 
 
-class SessionRoutes:
-    """What the routes share: translating between HTTP and `Sessions`."""
+class SessionCalls:
+    """Translates between HTTP and `Sessions`."""
 
     def __init__(
-        self,
-        sessions: Sessions,
-        steps: SessionSteps,
-        registry: Registry,
-        limits: Limits,
-        body_limits: BodyLimits,
-        admission: Admission,
+        self, sessions: Sessions, steps: SessionSteps, registry: Registry, limits: Limits, documents: Documents
     ) -> None:
         self._sessions = sessions
         self._steps = steps
         self._registry = registry
         self._limits = limits
-        self._body_limits = body_limits
-        self._admission = admission
+        self._documents = documents
 
-    async def open(self, exchange: Exchange) -> Response:
-        """A new session from a request's body."""
-        document, came_as = await read_document(exchange, self._body_limits, self._admission)
+    async def open(self, request: Request) -> Reply:
+        """Open a session from a request's body: from zeros, from a state, or from a snapshot of another session."""
+        document, came_as = await self._documents.decode(request)
         model = steppable(self._registry.resolve_fields(document))
-        exchange.model, exchange.version = model.name, model.version
+        request.model, request.version = model.name, model.version
         target = Target(model.name, model.spec, self._limits, text=came_as == SAFETENSORS)
-        request = parse(OpenRequest, document, target)
+        asked = parse(OpenRequest, document, target)
         longest = self._sessions.lifetimes.longest_seconds
-        if request.ttl_seconds is not None and request.ttl_seconds > longest:
-            raise wrong(f"ttl_seconds is {request.ttl_seconds:g}; the longest is {longest:g}", "ttl_seconds")
+        if asked.ttl_seconds is not None and asked.ttl_seconds > longest:
+            raise wrong(f"ttl_seconds is {asked.ttl_seconds:g}; the longest is {longest:g}", "ttl_seconds")
         spec = model.spec
+        refuse_cell_state(asked.c, "c", target)
         h = c = None
-        if request.h is not None:
-            h = initial(request.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
-        if request.c is not None and not spec.has_cell_state:
-            raise wrong(f'c is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c")
-        if request.c is not None:
-            c = initial(request.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
-        record = await self._sessions.open(model, exchange.owner, request.ttl_seconds, h, c)
-        return self._created(exchange, record, model)
+        if asked.h is not None:
+            h = initial(asked.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
+        if asked.c is not None:
+            c = initial(asked.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
+        record = await self._sessions.open(model, request.owner, asked.ttl_seconds, h, c)
+        return await self._created(request, record, model)
 
-    async def peek(self, exchange: Exchange, session: str, *, state: bool, non_finite: str) -> Response:
+    async def peek(self, request: Request, session: str, *, state: bool, non_finite: str) -> Reply:
         """A session, with its state if that is asked for."""
-        found = await self._sessions.use(session, exchange.session_owner, fresh=True)
-        return self._answer(exchange, 200, found.record, found.model, state=state, non_finite=non_finite)
+        found = await self._sessions.use(session, request.session_owner, fresh=True)
+        return await self._reply(request, 200, found.record, found.model, state=state, non_finite=non_finite)
 
-    async def fork(self, exchange: Exchange, session: str) -> Response:
+    async def fork(self, request: Request, session: str) -> Reply:
         """A new session from the state of another."""
-        record = await self._sessions.fork(session, exchange.session_owner)
+        record = await self._sessions.fork(session, request.session_owner)
         model = (await self._sessions.use(record.id, None)).model
-        return self._created(exchange, record, model)
+        return await self._created(request, record, model)
 
-    async def reset(self, exchange: Exchange, session: str) -> Response:
+    async def reset(self, request: Request, session: str) -> Reply:
         """Back to the initial state."""
-        record = await self._sessions.reset(session, exchange.session_owner)
+        record = await self._sessions.reset(session, request.session_owner)
         found = await self._sessions.use(record.id, None)
-        return self._answer(exchange, 200, record, found.model)
+        return await self._reply(request, 200, record, found.model)
 
-    async def delete(self, exchange: Exchange, session: str, *, state: bool, non_finite: str) -> Response:
+    async def delete(self, request: Request, session: str, *, state: bool, non_finite: str) -> Reply:
         """End a session; its last state goes with the reply if that is asked for."""
-        found = await self._sessions.use(session, exchange.session_owner, fresh=True)
+        found = await self._sessions.use(session, request.session_owner, fresh=True)
         if state:  # a reply that cannot be given must not cost the session
-            self._answer(exchange, 200, found.record, found.model, state=True, non_finite=non_finite)
-        record = await self._sessions.delete(session, exchange.session_owner)
+            await self._reply(request, 200, found.record, found.model, state=True, non_finite=non_finite)
+        record = await self._sessions.delete(session, request.session_owner)
         if not state:
-            return Response(status_code=204)
-        return self._answer(exchange, 200, record, found.model, state=True, non_finite="null")
+            return Reply(204, JSON.encode(), b"")
+        return await self._reply(request, 200, record, found.model, state=True, non_finite="null")
 
     async def page(self, after: str, limit: int) -> SessionPage:
         """Live sessions, with ids shortened. Cursors are short ids, too: "~" comes after all that an id holds."""
-        records = await self._sessions.shelf.store.page(f"{after}~" if after else "", limit)
+        records = await self._sessions.cache.store.page(f"{after}~" if after else "", limit)
         shown = [
             ShortView(
                 session=short(record.id),
@@ -144,21 +135,20 @@ class SessionRoutes:
         ]
         return SessionPage(sessions=shown, next=shown[-1].session if len(shown) == limit else None)
 
-    def _created(self, exchange: Exchange, record: SessionRecord, model: ModelVersion) -> Response:
-        response = self._answer(exchange, 201, record, model)
-        response.headers["location"] = f"/cell/sessions/{record.id}"
-        return response
+    async def _created(self, request: Request, record: SessionRecord, model: ModelVersion) -> Reply:
+        reply = await self._reply(request, 201, record, model)
+        return reply._replace(headers=[(b"location", f"/cell/sessions/{record.id}".encode())])
 
-    def _answer(
+    async def _reply(
         self,
-        exchange: Exchange,
+        request: Request,
         status: int,
         record: SessionRecord,
         model: ModelVersion,
         *,
         state: bool = False,
         non_finite: str = "error",
-    ) -> Response:
+    ) -> Reply:
         view = SessionView(
             session=record.id,
             model=model.name,
@@ -171,13 +161,13 @@ class SessionRoutes:
         fields: dict[str, Any] = view.model_dump(mode="json")
         kind = JSON
         if state:
-            kind = reply_format(exchange.header(b"accept"), FORMATS, JSON)
-            arrays = state_fields(*decoded(model.spec, record.position.state))
+            kind = reply_format(request.headers.get(b"accept", b""), JSON)
+            arrays = state_fields(*decode_state(model.spec, record.position.state))
             if kind == JSON and non_finite == "error":
                 for name, values in arrays.items():
                     refuse_non_finite(name, values.reshape(1, -1))
             fields |= arrays
-        return Response(encode_document(exchange, fields, kind), status, media_type=kind)
+        return Reply(status, kind.encode(), await self._documents.encode(request, fields, kind))
 
 
 def short(session: str) -> str:
@@ -185,51 +175,58 @@ def short(session: str) -> str:
     return session[:SHORT_ID]
 
 
-def sessions_router(routes: SessionRoutes) -> APIRouter:
-    """The routes as FastAPI sees them."""
+def sessions_router(calls: SessionCalls) -> APIRouter:
+    """The routes but for opening, which is one of the hot calls."""
     router = APIRouter(prefix="/cell/sessions", tags=["sessions"])
     state = Annotated[bool, Query(description="Send the state, too: a snapshot that POST /cell/sessions takes back.")]
     non_finite = Annotated[Literal["error", "null"], Query(description="What JSON does with NaN and infinity.")]
-
-    @router.post("", status_code=201, summary="Open a session", response_model=SessionView)
-    async def open_session(request: Request) -> Response:
-        """From zeros, from a state, or from a snapshot of another session."""
-        return await routes.open(exchange_of(request.scope))
 
     @router.get("", summary="Live sessions", dependencies=[Depends(_admin)])
     async def list_sessions(
         after: Annotated[str, Query(max_length=64)] = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100
     ) -> SessionPage:
         """With an admin key; ids are shortened."""
-        return await routes.page(after, limit)
+        return await calls.page(after, limit)
 
     @router.get("/{session}", summary="Look at a session", response_model=SessionView)
-    async def peek(request: Request, session: str, state: state = False, non_finite: non_finite = "error") -> Response:
+    async def peek(
+        routed: RoutedRequest, session: str, state: state = False, non_finite: non_finite = "error"
+    ) -> Response:
         """Its count of steps and its times; its state on request. Looking does not prolong its life."""
-        return await routes.peek(exchange_of(request.scope), session, state=state, non_finite=non_finite)
+        return _response(await calls.peek(request_of(routed.scope), session, state=state, non_finite=non_finite))
 
     @router.post("/{session}/fork", status_code=201, summary="Fork a session", response_model=SessionView)
-    async def fork(request: Request, session: str) -> Response:
+    async def fork(routed: RoutedRequest, session: str) -> Response:
         """A new session at step 0, whose initial state is this one's state now."""
-        return await routes.fork(exchange_of(request.scope), session)
+        return _response(await calls.fork(request_of(routed.scope), session))
 
     @router.post("/{session}/reset", summary="Reset a session", response_model=SessionView)
-    async def reset(request: Request, session: str) -> Response:
+    async def reset(routed: RoutedRequest, session: str) -> Response:
         """Back to the initial state; the count of steps goes on."""
-        return await routes.reset(exchange_of(request.scope), session)
+        return _response(await calls.reset(request_of(routed.scope), session))
 
     @router.delete("/{session}", status_code=204, summary="End a session", responses={200: {"model": SessionView}})
     async def delete(
-        request: Request, session: str, state: state = False, non_finite: non_finite = "error"
+        routed: RoutedRequest, session: str, state: state = False, non_finite: non_finite = "error"
     ) -> Response:
         """Its last state comes in the body on request (200 instead of 204)."""
-        return await routes.delete(exchange_of(request.scope), session, state=state, non_finite=non_finite)
+        return _response(await calls.delete(request_of(routed.scope), session, state=state, non_finite=non_finite))
 
     return router
 
 
-def _admin(request: Request) -> None:
-    require_admin(exchange_of(request.scope))
+def _response(reply: Reply) -> Response:
+    """A reply for FastAPI's router."""
+    if reply.status == 204:
+        return Response(status_code=204)
+    assert isinstance(reply.body, bytes)  # noqa: S101  # of a session's size
+    response = Response(reply.body, reply.status, media_type=reply.media_type.decode())
+    response.raw_headers.extend(reply.headers)
+    return response
+
+
+def _admin(routed: RoutedRequest) -> None:
+    require_admin(request_of(routed.scope))
 
 
 def _times(record: SessionRecord) -> dict[str, datetime]:

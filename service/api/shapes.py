@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from service.errors import FieldError, InvalidRequest, Loc, spell
+from service.errors import FieldError, InvalidRequest, Loc, NonFiniteOutput, spell
 from service.spec import ModelSpec
-from service.wire.arrays import Floats, Integers, Ragged
+from service.wire.arrays import Floats, Integers, Ragged, finite
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -25,7 +26,7 @@ class Limits:
     reply_values: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """The model that a request is checked against: pydantic's validation context.
 
@@ -38,7 +39,7 @@ class Target:
     text: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sequences:
     """Checked inputs: B rows over flat steps (N, I), and the form in which they came.
 
@@ -126,15 +127,38 @@ def vectors(values: Ragged, loc: str, target: Target) -> None:
         raise _wrong_width(_place(values, index, loc), int(values.sizes[-1][index]), target)
 
 
+def refuse_cell_state(value: Any, loc: str, target: Target) -> None:
+    """Raise InvalidRequest if a cell state came for a model that has none."""
+    if value is not None and not target.spec.has_cell_state:
+        raise wrong(f'{loc} is for LSTMs; model "{target.name}" is of kind {target.spec.kind}', loc)
+
+
+def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:
+    """Raise NonFiniteOutput naming the row, if there is a NaN or infinity in values (B, ·); with starts, the step too.
+
+    Then values are (N, ·), and starts (B,) the first steps of the rows in them, rising.
+    """
+    if finite(values):
+        return
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
+    row, step = int(bad[0]), ""
+    if starts is not None:
+        row = int(np.searchsorted(starts, bad[0], side="right")) - 1
+        step = f" at step {int(bad[0]) - int(starts[row])}"
+    raise NonFiniteOutput(
+        f"{name} of row {row} is not finite{step}, and JSON has no NaN or infinity; ask for safetensors, or send "
+        '"non_finite": "null"'
+    )
+
+
 def refuse_too_much(rows: int, steps: int, wants: frozenset[str], target: Target) -> None:
     """Check, before any room is made, how many numbers a request leads to: its states, and what it wants per step.
 
     Raises InvalidRequest.
     """
     spec = target.spec
-    per_row = spec.states * (spec.state_size + spec.has_cell_state * spec.hidden_size)
     per_step = ("outputs" in wants) * spec.output_size + ("predictions" in wants) * (spec.out_features or 0)
-    total = rows * per_row + steps * per_step
+    total = rows * spec.state_values + steps * per_step
     if total > target.limits.reply_values:
         raise wrong(
             f"states and reply would hold {total} numbers; the limit is {target.limits.reply_values}: send fewer rows, "

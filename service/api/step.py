@@ -1,123 +1,181 @@
-"""POST /cell/step: one time step, from a state that the client keeps to a state that the client keeps."""
+"""POST /cell/step: one time step from a state that the client keeps, or steps of a session."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from service.api.body import BodyLimits
-from service.api.documents import answer_format, encode_document, read_document, refuse_non_finite
-from service.api.exchange import Exchange
-from service.api.negotiation import JSON, NDJSON, SAFETENSORS, media_type
-from service.api.reply import send_reply
-from service.api.requests import StepRequest, parse
-from service.api.session_step import SessionStep
-from service.api.shapes import Limits, Target, refuse_too_much, steps, whole_rows, wrong
-from service.api.stepping import initial, step_returns, steppable
-from service.api.stream import Stream
+from service.api.documents import Documents
+from service.api.forward import run_call
+from service.api.negotiation import JSON, SAFETENSORS, reply_format
+from service.api.request import Reply, Request
+from service.api.requests import SessionStepRequest, StepRequest, parse
+from service.api.shapes import (
+    Limits,
+    Target,
+    refuse_cell_state,
+    refuse_non_finite,
+    refuse_too_much,
+    steps,
+    whole_rows,
+    wrong,
+)
+from service.api.stepping import initial, refuse_another_model, session_id, step_returns, steppable, with_session
 from service.engine.interface import Floats, Rows
-from service.serving.admission import Admission
+from service.errors import NonFiniteOutput
 from service.serving.inference import Inference
+from service.sessions.exactly_once import SessionSteps, Terms
+from service.sessions.lifecycle import Sessions
+from service.sessions.stepper import NonFinite, Steps
+from service.wire.arrays import Document
+
+MAX_KEPT_BYTES = 4 * 2**20
+"""Inputs and results of one request, which are kept with the session until its next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The handler, and what it needs; NDJSON bodies are streams and go to their own."""
+    """The handler, and what it needs."""
 
     inference: Inference
+    documents: Documents
     limits: Limits
-    body_limits: BodyLimits
-    stream: Stream
-    admission: Admission
-    of_session: SessionStep
+    sessions: Sessions
+    session_steps: SessionSteps
 
-    async def __call__(self, exchange: Exchange) -> None:
-        """Translate, call, translate; what names a session goes its own way."""
-        if media_type(exchange.header(b"content-type")) == NDJSON:
-            await self.stream(exchange)
-            return
-        document, came_as = await read_document(exchange, self.body_limits, self.admission)
-        if "session" in document or b"x-session-id" in exchange.headers:
-            await self.of_session(exchange, document, came_as)
-            return
+    async def __call__(self, request: Request) -> Reply:
+        """Translate, call, translate."""
+        document, came_as = await self.documents.decode(request)
+        if "session" in document or b"x-session-id" in request.headers:
+            return await self._step_session(request, with_session(request, document), came_as)
         model = steppable(self.inference.registry.resolve_fields(document))
-        exchange.model, exchange.version = model.name, model.version
+        request.model, request.version = model.name, model.version
+        kind = reply_format(request.headers.get(b"accept", b""), came_as)
         target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
-        kind = answer_format(exchange, came_as)
-        work = StepWork.of(parse(StepRequest, document, target), target)
-        timings = await self.inference.run(model, work.rows, exchange.deadline(), exchange.hung_up)
-        exchange.rows = exchange.steps = work.rows.lengths.size
-        exchange.book(timings.queue, timings.compute)
-        body = encode_document(exchange, work.reply(model.name, model.version), kind)
-        if kind == JSON and b"null" in body and work.request.non_finite == "error":
-            work.refuse_non_finite()  # that is how NaN and infinity are printed; it may be in a name, too
-        await send_reply(exchange, 200, kind.encode(), body)
+        call = StepCall.of(parse(StepRequest, document, target), target)
+        return await run_call(self.inference, self.documents, request, model, call, kind)
+
+    async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
+        """One step or several, run and kept exactly once."""
+        session = await self.sessions.use(session_id(fields), request.session_owner)
+        model = session.model
+        request.model, request.version = model.name, model.version
+        kind = reply_format(request.headers.get(b"accept", b""), came_as)
+        target = Target(model.name, model.spec, self.limits, text=came_as == SAFETENSORS)
+        asked = parse(SessionStepRequest, fields, target)
+        refuse_another_model(model, asked.model, asked.version)
+        inputs, several = steps(asked.inputs, target)
+        returns = step_returns(asked.returns, target, stateful=True)
+        refuse_too_much(1, len(inputs), returns | {"outputs"}, target)
+        _refuse_long(len(inputs), target)
+        strict = kind == JSON and asked.non_finite == "error"
+        terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, book=request.book)
+        try:
+            ran = await self.session_steps.run(session, inputs, asked.step, terms, request.deadline())
+        except NonFinite as error:
+            raise NonFiniteOutput(
+                f"the result of step {error.index + 1} of this request is not finite, and JSON has no NaN or infinity; "
+                'the session is as it was; ask for safetensors, or send "non_finite": "null"'
+            ) from None
+        request.rows, request.steps = 1, len(inputs)
+        reply = _session_reply(ran, returns, several=several)
+        return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """A valid step as rows of length 1, and the forms in which inputs and state came."""
+@dataclass(slots=True)
+class StepCall:
+    """One step of each row as a `Call`: a forward of one step, in shapes without the time axis."""
 
-    request: StepRequest
-    returns: frozenset[str]
     rows: Rows
+    returns: frozenset[str]
+    non_finite: str
     batched: bool
+    h_shape: tuple[int, ...] | None
+    c_shape: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, request: StepRequest, target: Target) -> "StepWork":
+    def of(cls, request: StepRequest, target: Target) -> "StepCall":
         """Check the shapes and make room. Raises InvalidRequest."""
         spec = target.spec
         inputs, batched = steps(request.inputs, target)
         batch = len(inputs)
         returns = step_returns(request.returns, target, stateful=False)
         refuse_too_much(batch, batch, returns, target)
-        rows = Rows(
-            inputs,
-            *whole_rows(batch, 1),
-            h=initial(request.h, "h", (spec.num_layers, batch, spec.state_size), "P", batched),
-        )
+        refuse_cell_state(request.c, "c", target)
+        h = initial(request.h, "h", (spec.num_layers, batch, spec.state_size), "P", batched)
+        rows = Rows(inputs, *whole_rows(batch, 1), h)
         if spec.has_cell_state:
             rows.c = initial(request.c, "c", (spec.num_layers, batch, spec.hidden_size), "H", batched)
-        elif request.c is not None:
-            raise wrong(f'c is for LSTMs; model "{target.name}" is of kind {spec.kind}', "c")
         if "predictions" in returns and spec.out_features:
             rows.predictions = np.empty((batch, spec.out_features), np.float32)
-        return cls(request, returns, rows, batched)
+        h_shape = None if request.h is None else request.h.shape
+        c_shape = None if request.c is None else request.c.shape
+        return cls(rows, returns, request.non_finite, batched, h_shape, c_shape)
 
     def refuse_non_finite(self) -> None:
-        """Raise NonFiniteOutput if a result that will be sent holds NaN or infinity."""
-        batch = self.rows.lengths.size
+        """As `Call` says; names the row."""
+        rows, batch = self.rows, self.rows.lengths.size
         if "h" in self.returns:  # outputs are its top layer
-            refuse_non_finite("h", self.rows.h.swapaxes(0, 1).reshape(batch, -1))
+            refuse_non_finite("h", rows.h.swapaxes(0, 1).reshape(batch, -1))
         elif "outputs" in self.returns:
-            refuse_non_finite("outputs", self.rows.h[-1])
-        if "c" in self.returns and self.rows.c is not None:
-            refuse_non_finite("c", self.rows.c.swapaxes(0, 1).reshape(batch, -1))
-        if self.rows.predictions is not None:
-            refuse_non_finite("predictions", self.rows.predictions)
+            refuse_non_finite("outputs", rows.h[-1])
+        if "c" in self.returns and rows.c is not None:
+            refuse_non_finite("c", rows.c.swapaxes(0, 1).reshape(batch, -1))
+        if rows.predictions is not None:
+            refuse_non_finite("predictions", rows.predictions)
 
-    def reply(self, model: str, version: str) -> dict[str, Any]:
-        """The fields of the reply. `outputs` is the top layer of the new state."""
+    def reply(self, *, ragged: bool) -> dict[str, Any]:  # noqa: ARG002  # no axis of time, nothing is ragged
+        """As `Call` says. `outputs` is the top layer of the new state."""
         fields: dict[str, Any] = {}
-        if "outputs" in self.returns:
-            fields["outputs"] = self._row(self.rows.h[-1])
-        if "h" in self.returns:
-            fields["h"] = self._state(self.rows.h, self.request.h)
-        if "c" in self.returns and self.rows.c is not None:
-            fields["c"] = self._state(self.rows.c, self.request.c)
-        if "predictions" in self.returns and self.rows.predictions is not None:
-            fields["predictions"] = self._row(self.rows.predictions)
-        fields["model"] = model
-        fields["version"] = version
+        rows, returns = self.rows, self.returns
+        if "outputs" in returns:
+            fields["outputs"] = rows.h[-1] if self.batched else rows.h[-1, 0]
+        if "h" in returns:
+            fields["h"] = self._state(rows.h, self.h_shape)
+        if "c" in returns and rows.c is not None:
+            fields["c"] = self._state(rows.c, self.c_shape)
+        if "predictions" in returns and rows.predictions is not None:
+            fields["predictions"] = rows.predictions if self.batched else rows.predictions[0]
         return fields
 
-    def _row(self, values: Floats) -> Floats:
-        return values if self.batched else values[0]
-
-    def _state(self, values: Floats, came: Any) -> Floats:
+    def _state(self, values: Floats, came: tuple[int, ...] | None) -> Floats:
         """A state in the shape that was sent; if none was, without the axes that the inputs do not have."""
         if came is not None:
-            return values.reshape(came.shape)
+            return values.reshape(came)
         layers, batch, width = values.shape
-        kept = (layers,) * (layers > 1) + (batch,) * self.batched + (width,)
-        return values.reshape(kept)
+        return values.reshape((layers,) * (layers > 1) + (batch,) * self.batched + (width,))
+
+
+def state_fields(h: Floats, c: Floats | None) -> dict[str, Floats]:
+    """A session's state h (L,1,P), c (L,1,H) as clients see it: (L,·), or (·) if L = 1."""
+    found = {"h": h} if c is None else {"h": h, "c": c}
+    return {name: part[0, 0] if len(part) == 1 else np.ascontiguousarray(part[:, 0]) for name, part in found.items()}
+
+
+def _refuse_long(count: int, target: Target) -> None:
+    """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
+    spec = target.spec
+    most = MAX_KEPT_BYTES // (4 * (spec.input_size + spec.output_size + (spec.out_features or 0)))
+    if count > most:
+        raise wrong(
+            f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"
+        )
+
+
+def _session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if "outputs" in returns:
+        fields["outputs"] = _rows([steps.outputs for steps in ran], several=several)
+    if "predictions" in returns:
+        parts = [steps.predictions for steps in ran if steps.predictions is not None]
+        fields["predictions"] = _rows(parts, several=several)
+    last = ran[-1]
+    if returns & {"h", "c"}:
+        fields |= {name: part for name, part in state_fields(last.h, last.c).items() if name in returns}
+    return fields | {"step": last.first + last.count - 1}
+
+
+def _rows(parts: Sequence[Floats], *, several: bool) -> Floats:
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return rows if several else rows[0]

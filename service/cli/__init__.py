@@ -1,4 +1,4 @@
-"""The command line: `rnn-service serve | import | models`, one file per command.
+"""The command line: `rnn-service serve | import | models`.
 
 What is slow to import (torch, onnx, the server) is imported by the command that needs it, so that `--help` is quick.
 """
@@ -11,11 +11,10 @@ import typer
 from service.cli.importing import import_checkpoint
 from service.cli.models import list_models
 from service.cli.options import with_settings
-from service.cli.serve import serve
+from service.settings import Settings
 
 
 def build_app() -> typer.Typer:
-    """The commands, ready to be called."""
     app = typer.Typer(
         name="rnn-service",
         help="Inference for recurrent networks: POST sequences, get outputs and final states.",
@@ -27,17 +26,27 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    app.command("serve", epilog="Example: rnn-service serve --models models --port 8000")(with_settings(serve))
-    app.command("import", epilog="Example: rnn-service import checkpoint.pt --name weather --head fc")(
-        import_checkpoint
-    )
-    app.command("models", epilog="Example: rnn-service models --models models")(list_models)
+    example = "Example: rnn-service"
+    app.command("serve", epilog=f"{example} serve --models models --port 8000")(with_settings(serve))
+    app.command("import", epilog=f"{example} import checkpoint.pt --name weather --head fc")(import_checkpoint)
+    app.command("models", epilog=f"{example} models --models models")(list_models)
     return app
 
 
 def main() -> None:
     """Entry point of `rnn-service` and of `python -m service`."""
     build_app()(prog_name="rnn-service")
+
+
+def serve(settings: Settings) -> None:
+    """Serve the models of a repository over HTTP until SIGTERM or Ctrl-C.
+
+    Every option is also an RNN_* variable and a line of a .env file: the command line goes first, then the environment,
+    then .env.
+    """
+    from service.server.process import serve as run  # noqa: PLC0415  # uvicorn is not needed for --help
+
+    run(settings)
 
 
 def _show_version(wanted: bool) -> None:

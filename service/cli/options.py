@@ -1,7 +1,7 @@
 """Settings as options of a command: every flag, its help, its variable and its default come from `Settings` itself.
 
-Typer reads the flags and shows what it is told about them; pydantic alone judges the values. What is given on the
-command line goes before `RNN_*` variables, these before `.env`, that before the default.
+Typer reads the flags and pydantic checks the values. The command line goes before `RNN_*` variables, these before
+`.env`, that before the default.
 """
 
 import inspect
@@ -30,7 +30,7 @@ def setting(name: str) -> Any:
 
 
 def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """A command with an option for every field of Settings; it gets the validated Settings."""
+    """A command that takes Settings, with an option for every field of it."""
 
     def run(**given: Any) -> None:
         command(read_settings(given))
@@ -55,12 +55,14 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
             fail(str(first["ctx"]["error"]), USAGE)
         name = str(first["loc"][0])
         place = flag_of(name) if name in flags else f"{_variable(name)} (environment or .env)"
-        value = "" if _is_secret(Settings.model_fields.get(name)) else f", and got {str(first['input'])!r:.120}"
+        field = Settings.model_fields.get(name)
+        secret = field is not None and (SecretStr in get_args(field.annotation) or not field.repr)
+        value = "" if secret else f", and got {str(first['input'])!r:.120}"
         fail(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}", USAGE)
 
 
 def flag_of(name: str) -> str:
-    """`max_body_bytes` as it is written on a command line: `--max-body-bytes`."""
+    """`--max-body-bytes` for `max_body_bytes`."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -73,16 +75,11 @@ def _metavar(field: FieldInfo) -> str:
         return "|".join(get_args(field.annotation))
     if get_origin(field.annotation) is tuple:
         return "A,B,…"
-    kinds = {int: "N", float: "SECONDS"}
-    return kinds.get(field.annotation, "TEXT") if isinstance(field.annotation, type) else "TEXT"
+    return "N" if field.annotation is int else "SECONDS" if field.annotation is float else "TEXT"
 
 
 def _default(field: FieldInfo) -> str:
-    """What help shows as the default; nothing for an empty one."""
+    """The default in the help; nothing for an empty one."""
     if isinstance(field.default, bool):
         return f"; default: {'on' if field.default else 'off'}"
     return f"; default: {field.default}" if field.default not in (None, ()) else ""
-
-
-def _is_secret(field: FieldInfo | None) -> bool:
-    return field is not None and (SecretStr in get_args(field.annotation) or not field.repr)

@@ -6,22 +6,21 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from service.models.printable import printable
+from service.models.importing.refusal import terminal_text
 
 FAILED = 1
 USAGE = 2
-WIDTH_OF_A_PIPE = 200
 
 
 def console() -> Console:
-    """Stdout: as wide as the terminal, or wide enough for a table where there is none."""
+    """Stdout, as wide as the terminal; where there is none, wide enough for a table."""
     stdout = Console(highlight=False)
-    return stdout if stdout.is_terminal else Console(highlight=False, width=WIDTH_OF_A_PIPE)
+    return stdout if stdout.is_terminal else Console(highlight=False, width=200)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """End the command with one line on stderr."""
     # soft_wrap: one line stays one line, however narrow the terminal.
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-    stderr.print(Text("error: ", "bold red") + Text(printable(message, 1000)))
+    stderr.print(Text("error: ", "bold red") + Text(terminal_text(message)))
     raise typer.Exit(code)

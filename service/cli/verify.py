@@ -1,4 +1,4 @@
-"""Whether a model folder computes what its checkpoint did: the served path beside the checkpoint's own layer."""
+"""Compares what a model folder computes, run as the service runs it, with the checkpoint's own layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,122 +10,108 @@ from service.engine.interface import Engine, Rows
 from service.engine.load import EngineFactory
 from service.errors import ModelFailed
 from service.models.folder import read_folder
-from service.models.importing.found import Found, Numbers, Probe, Results
+from service.models.importing.model import Arrays, CheckpointModel
 from service.models.weights import read_weights
 from service.spec import ModelSpec
 
 LENGTHS = (17, 1, 6)
 TOLERANCE = 1e-5
 
-
-# A network can magnify rounding until two orders of summation part; how far they do is chance, so the bound is wide.
-# The sequence of one step has no time to magnify anything and stays strict.
+# A network can magnify rounding until two orders of summation differ. By how much is chance, so the bound is wide. The
+# sequence of one step has no time to magnify anything and stays strict.
 MAGNIFIED = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The largest absolute error of any output, state or prediction of one sequence, and what was allowed.
+    """The largest absolute error of any output, state or prediction of one sequence, and the error allowed.
 
     allowed is 1e-5, times the largest value where that is over 1; or, for a network that magnifies rounding, 30 times
     what the reference itself loses by computing in 32 bits.
     """
 
-    steps: int
     error: float
     allowed: float
     largest: float
+    reference: str
 
     @property
     def passed(self) -> bool:
         """False for NaN, too."""
         return self.error <= self.allowed
 
+    def __str__(self) -> str:
+        measured = f"{self.error:.1e} (allowed {self.allowed:.1e}, largest value {self.largest:.3g})"
+        steps = f"{', '.join(map(str, LENGTHS[:-1]))} and {LENGTHS[-1]} steps"
+        return f"max abs error {measured} against {self.reference} in float64, over random sequences of {steps}"
 
-def verify(root: Path, name: str, version: str, found: Found) -> Verdict:
-    """Load a version as the service does and run random sequences of unequal length beside the checkpoint's layer.
 
-    Gives the verdict on the sequence that failed or, where none did, on the one with the largest error. Raises
-    ModelFailed where the folder cannot be served, CheckpointRefused where the checkpoint's layer cannot run.
+def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
+    """Run random sequences of unequal length through a folder as it is served, and through the checkpoint's layer.
+
+    Returns the verdict on the sequence that failed or, if none did, on the one with the largest error. Raises
+    ModelFailed if the folder cannot be served, CheckpointRefused if the checkpoint's layer cannot run.
     """
-    engine = _served(root, name, version, found.spec)
-    probes = _probes(found.spec)
-    exact, rounded = found.reference(probes, np.float64), found.reference(probes, np.float32)
-    verdicts = [
-        _judged(len(probe.x), served, true, near)
-        for probe, served, true, near in zip(probes, _run(engine, probes), exact, rounded, strict=True)
-    ]
+    engine = _load(root, name, model.spec)
+    sequences = _random_sequences(model.spec)
+    exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
+    verdicts = []
+    for served, true, near in zip(_run(engine, sequences), exact, rounded, strict=True):
+        largest = _largest(true)
+        allowed = max(TOLERANCE * max(1.0, largest), MAGNIFIED * _distance(near, true))
+        verdicts.append(Verdict(_distance(served, true), allowed, largest, model.reference_name))
     return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error))
 
 
-def _judged(steps: int, served: Results, exact: Results, rounded: Results) -> Verdict:
-    largest = max(float(np.abs(values).max()) for values in _values(exact))
-    allowed = max(TOLERANCE * max(1.0, largest), MAGNIFIED * _distance(rounded, exact))
-    return Verdict(steps, _distance(served, exact), allowed, largest)
-
-
-def _served(root: Path, name: str, version: str, spec: ModelSpec) -> Engine:
+def _load(root: Path, name: str, spec: ModelSpec) -> Engine:
     folder = read_folder(root, name)
-    entry = next((entry for entry in folder.versions if entry.version == version), None)
-    failure = folder.failure or (entry.failure if entry else f"version {version} is not there")
-    if failure or folder.config is None or entry is None:
-        raise ModelFailed(failure or "there is no config")
-    if folder.config.spec() != spec:
-        raise ModelFailed(f"config.json reads as {folder.config.spec()}; expected {spec}")
+    failure = folder.failure or folder.versions[0].failure
+    if failure or folder.config is None or folder.config.spec() != spec:
+        raise ModelFailed(failure or f"config.json does not read as {spec}")
     # On the CPU, so that an import needs no GPU and disturbs none.
-    return EngineFactory.configure("cpu", threads=1).load(spec, read_weights(entry.weights, spec).arrays)
+    return EngineFactory.configure("cpu", threads=1).load(spec, read_weights(folder.versions[0].weights, spec).arrays)
 
 
-def _probes(spec: ModelSpec) -> list[Probe]:
+def _random_sequences(spec: ModelSpec) -> list[Arrays]:
     random = np.random.default_rng(0)
-
-    def draw(*shape: int) -> Numbers:
+    sequences: list[Arrays] = []
+    for length in LENGTHS:
+        shapes = {"x": (length, spec.input_size), "h": (spec.states, spec.state_size)}
+        if spec.has_cell_state:
+            shapes["c"] = (spec.states, spec.hidden_size)
         # Numbers that a 32-bit float holds, so that both sides read the same.
-        return random.standard_normal(shape).astype(np.float32).astype(np.float64)
-
-    return [
-        Probe(
-            draw(length, spec.input_size),
-            draw(spec.states, spec.state_size),
-            draw(spec.states, spec.hidden_size) if spec.has_cell_state else None,
-        )
-        for length in LENGTHS
-    ]
+        sequences.append({name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    return sequences
 
 
-def _run(engine: Engine, probes: Sequence[Probe]) -> list[Results]:
-    spec = engine.spec
-    lengths = np.array([len(probe.x) for probe in probes], np.int64)
-    rows = Rows(
-        inputs=np.concatenate([probe.x for probe in probes]).astype(np.float32),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        h=np.stack([probe.h for probe in probes], axis=1).astype(np.float32),
-        outputs=np.zeros((lengths.sum(), spec.output_size), np.float32),
-        predictions=None if spec.out_features is None else np.zeros((lengths.sum(), spec.out_features), np.float32),
-    )
-    cells = [probe.c for probe in probes if probe.c is not None]
-    if cells:
-        rows.c = np.stack(cells, axis=1).astype(np.float32)
-    engine.run([rows])
-    results = []
-    for row, (start, length) in enumerate(zip(rows.starts, lengths, strict=True)):
-        place = slice(start, start + length)
-        results.append(
-            Results(
-                outputs=rows.outputs[place] if rows.outputs is not None else np.empty(0),
-                h=rows.h[:, row],
-                c=None if rows.c is None else rows.c[:, row],
-                predictions=None if rows.predictions is None else rows.predictions[place],
-            )
-        )
+def _run(engine: Engine, sequences: Sequence[Arrays]) -> list[Arrays]:
+    batches = [_rows(engine.spec, sequence) for sequence in sequences]
+    engine.run(batches)
+    results: list[Arrays] = []
+    for rows in batches:
+        states = {"h": rows.h[:, 0], "c": None if rows.c is None else rows.c[:, 0]}
+        named = {"outputs": rows.outputs, "predictions": rows.predictions, **states}
+        results.append({name: array for name, array in named.items() if array is not None})
     return results
 
 
-def _values(result: Results) -> list[Numbers]:
-    return [values for values in (result.outputs, result.h, result.c, result.predictions) if values is not None]
+def _rows(spec: ModelSpec, sequence: Arrays) -> Rows:
+    x, h, *c = (sequence[name].astype(np.float32) for name in ("x", "h", "c") if name in sequence)
+    return Rows(
+        inputs=x,
+        starts=np.zeros(1, np.int64),
+        lengths=np.array([len(x)], np.int64),
+        h=h[:, None],
+        c=c[0][:, None] if c else None,
+        outputs=np.zeros((len(x), spec.output_size), np.float32),
+        predictions=np.zeros((len(x), spec.out_features), np.float32) if spec.out_features else None,
+    )
 
 
-def _distance(some: Results, others: Results) -> float:
-    pairs = zip(_values(some), _values(others), strict=True)
-    return max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in pairs)
+def _largest(arrays: Arrays) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return float(np.max([np.abs(array).max() for array in arrays.values()]))
+
+
+def _distance(some: Arrays, others: Arrays) -> float:
+    return _largest({name: some[name].astype(np.float64) - other for name, other in others.items()})

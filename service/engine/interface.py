@@ -7,7 +7,7 @@ copy. State is updated in place: running the first half of a row's steps and the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,6 @@ class Rows:
       any strides, the last axis contiguous. PyTorch's order: layer 0 forward, layer 0 reverse, layer 1 forward …
     - outputs (N, D·P): hidden state of the last layer at each step; None if nobody asked
     - predictions (N, O): the linear head over outputs; None if nobody asked or there is no head
-    - slots (B,): where the rows' states stand along the second axis of h and c, which are then a slab of S ≥ B states,
-      h (L·D, S, P), stepped where they stand; no slot twice. None: row b's state is number b
     """
 
     inputs: Floats
@@ -43,29 +41,11 @@ class Rows:
     c: Floats | None = None
     outputs: Floats | None = None
     predictions: Floats | None = None
-    slots: Integers | None = None
 
     @property
     def steps(self) -> int:
         """Total time steps of all rows."""
         return int(self.lengths[0]) if len(self.lengths) == 1 else int(self.lengths.sum())
-
-
-class OneStep(ABC):
-    """Fixed memory for one step of one row: written into, run, and read. One caller at a time.
-
-    - memory (I + L·P + L·H + O,): x, then the state h and, of an LSTM, c, then the head's predictions
-    - h (L,1,P), c (L,1,H) or None, predictions (O) or None: views of it; `run` replaces the state by the next one
-    """
-
-    memory: Floats
-    h: Floats
-    c: Floats | None
-    predictions: Floats | None
-
-    @abstractmethod
-    def run(self) -> None:
-        """Run the step: the same bits as `Engine.run` gives."""
 
 
 class Engine(ABC):
@@ -89,11 +69,6 @@ class Engine(ABC):
     """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
     turn_rows: int = 512
     """Most rows in a turn: everybody in it waits for its end."""
-    full_rows: int = 512
-    """Rows from which on a step of a row costs no less for more of them beside it."""
-
-    turns_at_once: int = 1
-    """How many may run at the same time, each by `run_beside`; one that is alone, by `run`, has all threads."""
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
@@ -108,18 +83,3 @@ class Engine(ABC):
 
         A row's result does not depend on the rows beside it (DESIGN's law 3).
         """
-
-    def run_beside(self, batches: Sequence[Rows]) -> None:
-        """The same on the caller's thread alone, since others run at the same time."""
-        self.run(batches)
-
-    def prepared(self, rows: Rows) -> Callable[[], None] | None:  # noqa: ARG002  # for those who gain
-        """A call that runs these rows, now and again, over what their arrays hold then; one caller at a time.
-
-        It holds neither the engine nor its weights. None if the engine gains nothing by that.
-        """
-        return None
-
-    def one_step(self) -> OneStep | None:
-        """New memory for single steps; None if the engine gains nothing by that."""
-        return None

@@ -1,13 +1,15 @@
-"""Which engine a model gets, and how torch is set up for this process."""
+"""Which engine a model gets, how torch is set up for this process, and how many cores there are."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import structlog
 import torch
 
-from service.engine.cores import available_cores
 from service.engine.interface import Engine, Floats
 from service.engine.native.engine import NativeEngine
 from service.engine.torch_engine import TorchEngine, resolve_device
@@ -59,3 +61,26 @@ class EngineFactory:
                     raise
                 structlog.get_logger().warning("native_engine_unavailable", reason=str(error))
         return TorchEngine(spec, weights, device=self.device)
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that the operating system allows and the container's quota pays for, at least 1.
+
+    Source: sched_getaffinity, and `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` (v1).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(cores, ceil(quota))) if quota else cores
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Cores that the cgroup's CPU bandwidth amounts to; None without a limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            limit, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        return int(limit) / int(period) if limit.strip() != "max" and int(limit) > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,40 +1,27 @@
 """The torch engine: `torch.nn` modules, the reference on every machine and the engine on a GPU.
 
-    batches ─merging─► rows ─batching─► calls ─► inputs, states ─module, head─► outputs asked for, states ─► batches
+All rows of a call run together, packed: longest first, and step by step, all rows' first steps, then their second …
 
-All rows of all batches run in few calls of the module. Rows that lie one after the other in memory are not copied on
-the CPU. docs/gpu.md says what is different on a GPU.
+    batches ─► one buffer: inputs, h, c ─► device ─ module, head ─► one buffer: outputs, predictions, h, c ─► batches
+
+Nothing is padded: a padded row would run on past its end, and its final state would be lost.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from math import inf
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.utils.rnn import PackedSequence
 
-from service.engine.batching import Call, packing, plan
 from service.engine.interface import Engine, Floats, Integers, Rows
-from service.engine.merging import Merged, Span, deliver, gathered, steps_that_ask
-from service.engine.torch_step import MAX_BUCKET_ROWS, Steps
-from service.spec import GATES, Kind, ModelSpec
+from service.spec import GATES, ModelSpec
 
 CALL_BYTES = 64 * 2**20
-"""What the steps of one call may take; on a GPU `GPU_MEMORY_SHARE` of what is free, if that is more."""
-
-GPU_MEMORY_SHARE = 0.25
-"""Of the free memory: cuDNN's workspace is not counted in a call, and other processes may want some."""
-
-PERSISTENT_HIDDEN_SIZE: dict[Kind, int] = {"rnn": 384, "gru": 192, "lstm": 192}
-"""The largest H for which torch picks a persistent algorithm of cuDNN in float32, for input that is not packed.
-
-Source: `use_rnn_persist_small_h` in ATen/native/cudnn/RNN.cpp. Larger models run the standard algorithm either way, and
-packed input then wastes nothing."""
-
-GPU_TURN_SECONDS = 4e-3
-"""A turn's launches, copies and waiting are spread over more steps than on a CPU. Not measured."""
+"""What the steps of one call may take."""
 
 _MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
@@ -50,7 +37,7 @@ def resolve_device(choice: str) -> torch.device:
 
 
 def build_module(spec: ModelSpec) -> torch.nn.RNNBase:
-    """The untrained `torch.nn` module of a spec, batch-first."""
+    """The untrained `torch.nn` module of a spec; its sequences are (T, B, I) or packed."""
     extra: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
     if spec.proj_size:
         extra["proj_size"] = spec.proj_size
@@ -59,27 +46,23 @@ def build_module(spec: ModelSpec) -> torch.nn.RNNBase:
         hidden_size=spec.hidden_size,
         num_layers=spec.num_layers,
         bias=spec.bias,
-        batch_first=True,
         bidirectional=spec.bidirectional,
         **extra,
     )
 
 
 class TorchEngine(Engine):
-    """One model as a `torch.nn` module on one device; float32 arithmetic (TF32 is off).
+    """One model as a `torch.nn` module on one device; float32 arithmetic (`EngineFactory` turns TF32 off).
 
     weights are the state_dict's arrays, `head.weight` and `head.bias` among them where the spec has a head; with
-    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32. like_gpu makes and fills
-    batches and steps on the CPU as on a GPU.
+    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32.
     """
 
     name = "torch"
     step_seconds = 5e-6  # three or four operators a step
     flops_per_second = 2e10
 
-    def __init__(
-        self, spec: ModelSpec, weights: Mapping[str, Floats], *, device: torch.device, like_gpu: bool = False
-    ) -> None:
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], *, device: torch.device) -> None:
         self.spec = spec
         self._device = device
         tensors = {name: _rounded(torch.from_numpy(array.copy()), spec) for name, array in weights.items()}
@@ -87,121 +70,116 @@ class TorchEngine(Engine):
         self._module = build_module(spec).eval()
         self._module.load_state_dict(tensors)
         self._module.to(device).requires_grad_(requires_grad=False)
-        self._module.flatten_parameters()
+        self._module.flatten_parameters()  # cuDNN wants the weights in one piece, else each call copies them
         self._head: torch.nn.Linear | None = None
         if spec.out_features is not None:
             self._head = torch.nn.Linear(spec.output_size, spec.out_features).eval()
             self._head.load_state_dict(head)
             self._head.to(device).requires_grad_(requires_grad=False)
         self.nbytes = sum(array.nbytes for array in weights.values())
-        self._step_bytes = bytes_per_step(spec)
-        self._side_by_side = False
-        self._steps: Steps | None = None
-        if device.type == "cuda" or like_gpu:
-            self._steps = Steps(spec, self._module, self._head, device)
-            self._side_by_side = spec.hidden_size <= PERSISTENT_HIDDEN_SIZE[spec.kind] and not spec.proj_size
         if device.type == "cuda":
-            self.call_seconds = inf  # waiting for a GPU is never quick enough for the event loop
-            self.flops_per_second = 1e13  # a guess, until turns have been measured
-            self.turn_seconds, self.turn_rows = GPU_TURN_SECONDS, MAX_BUCKET_ROWS
-            self.full_rows = MAX_BUCKET_ROWS
+            self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop
 
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch in few calls, rows of like lengths side by side."""
+        """Run every row of every batch, in calls of bounded memory."""
+        most_steps = max(1, CALL_BYTES // bytes_per_step(self.spec))
         with torch.inference_mode():
-            merged = Merged.of(batches, self.spec)
-            most_steps = self._most_steps(int(merged.lengths.sum()))
-            calls = plan(
-                merged.lengths,
-                most_steps=most_steps,
-                sliceable=not self.spec.bidirectional,
-                side_by_side=self._side_by_side,
-            )
-            for call in calls:
-                if self._steps is not None and call.steps == len(call.rows) <= MAX_BUCKET_ROWS:
-                    self._run_step(self._steps, merged, call)
-                else:
-                    self._run(merged, call)
-            merged.store()
+            for group in _groups(batches, most_steps):
+                if any(rows.steps for rows in group):
+                    self._run_packed(Packing(group))
 
-    def _most_steps(self, wanted: int) -> int:
-        """How many steps a call may have, of as many as are wanted."""
-        step_bytes = self._step_bytes
-        most_bytes = CALL_BYTES
-        if self._device.type == "cuda" and wanted * step_bytes > most_bytes:
-            free, _ = torch.cuda.mem_get_info(self._device)
-            # What torch has had from the driver and holds for later is free as well.
-            free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            most_bytes = max(most_bytes, int(free * GPU_MEMORY_SHARE))
-        return max(1, most_bytes // step_bytes)
+    def _run_packed(self, packing: "Packing") -> None:
+        batches, spec = packing.batches, self.spec
+        states = [np.concatenate([rows.h for rows in batches], axis=1)]
+        if spec.has_cell_state:
+            states.append(np.concatenate([rows.c for rows in batches if rows.c is not None], axis=1))
+        shapes: list[tuple[int, ...]] = [(len(packing.places), spec.input_size)]
+        shapes += [(spec.states, len(packing.lengths), state.shape[2]) for state in states]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        sent = np.empty(sum(sizes), np.float32)
+        inputs, *initial = _split(sent, shapes)
+        inputs[packing.places] = np.concatenate([rows.inputs[steps] for rows, steps in packing.steps()])
+        for packed, state in zip(initial, states, strict=True):
+            packed[...] = state[:, packing.order]
+        # Pieces of one contiguous tensor, in order, and so contiguous themselves, as cuDNN demands.
+        pieces = torch.from_numpy(sent).to(self._device).split(sizes)
+        x, *h = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
+        outputs, final = self._forward(x, h, packing)
+        results = self._asked_for(outputs, batches)
+        tensors = [*results.values(), *final]
+        received = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+        arrays = _split(received, [tuple(tensor.shape) for tensor in tensors])
+        for name, values in zip(results, arrays, strict=False):
+            packing.deliver(values, name)
+        for name, state, values in zip(("h", "c"), states, arrays[len(results) :], strict=False):
+            state[:, packing.order] = values
+            packing.deliver_states(state, name)
 
-    def _run_step(self, steps: Steps, merged: Merged, call: Call) -> None:
-        spans = merged.spans(call)
-        predict = any(span.batch.predictions is not None for span in spans)
-        final = steps.run(
-            gathered(spans, self.spec.input_size),
-            merged.h[:, call.rows],
-            None if merged.c is None else merged.c[:, call.rows],
-            predict=predict,
-        )
-        merged.h[:, call.rows] = final.h
-        if merged.c is not None:
-            merged.c[:, call.rows] = final.c
-        # The outputs of a single step are the last layer's new states.
-        last = final.h[-self.spec.directions :].swapaxes(0, 1).reshape(-1, self.spec.output_size)
-        for name, values in (("outputs", last), ("predictions", final.predictions)):
-            which = steps_that_ask(spans, name)
-            if values is not None:
-                deliver(spans, name, values if which is None else values[which])
-
-    def _run(self, merged: Merged, call: Call) -> None:
-        spans = merged.spans(call)
-        inputs = self._upload(gathered(spans, self.spec.input_size))
-        initial: Any = self._upload(merged.h[:, call.rows])
-        if merged.c is not None:
-            initial = initial, self._upload(merged.c[:, call.rows])
-        order: Integers | None = None  # of the outputs' steps, if they come packed
-        if call.uniform:
-            outputs, final = self._module(inputs.view(len(call.rows), -1, self.spec.input_size), initial)
+    def _forward(
+        self, inputs: torch.Tensor, states: Sequence[torch.Tensor], packing: "Packing"
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """Outputs (N, D·P) of inputs (N, I), both packed, and the final states."""
+        initial = tuple(states) if self.spec.has_cell_state else states[0]
+        count, longest = len(packing.lengths), len(packing.active)
+        if packing.active[-1] == count:  # rows of one length are a plain batch
+            outputs, final = self._module(inputs.view(longest, count, -1), initial)
             outputs = outputs.reshape(-1, self.spec.output_size)
         else:
-            packed, active = packing(call.lengths)
-            sequence = PackedSequence(inputs[self._upload(packed)], torch.from_numpy(active))
+            sequence = PackedSequence(inputs, torch.from_numpy(packing.active))
             (outputs, *_), final = self._module(sequence, initial)
-            order = np.argsort(packed)
-        results = self._results(spans, outputs, order)
-        if merged.c is not None:
-            final, cells = final
-            merged.c[:, call.rows] = cells.cpu().numpy()
-        merged.h[:, call.rows] = final.cpu().numpy()
-        for name, values in results:
-            deliver(spans, name, values.cpu().numpy())
+        return outputs, final if self.spec.has_cell_state else (final,)
 
-    def _results(
-        self, spans: Sequence[Span], outputs: torch.Tensor, order: Integers | None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Outputs and predictions (≤ N, …) of the steps that ask for them; order is where each step stands."""
-        for name in ("outputs", "predictions"):
-            asking = steps_that_ask(spans, name)
-            which = order if asking is None else asking if order is None else order[asking]
-            if which is not None and not which.size:
-                continue
-            values = outputs if which is None else outputs[self._upload(which)]
-            yield name, values if name == "outputs" else self._predict(values)
+    def _asked_for(self, outputs: torch.Tensor, batches: Sequence[Rows]) -> dict[str, torch.Tensor]:
+        """What a row asks for, by the name of its place in `Rows`."""
+        results = {}
+        if any(rows.outputs is not None for rows in batches):
+            results["outputs"] = outputs
+        if self._head is not None and any(rows.predictions is not None for rows in batches):
+            results["predictions"] = self._head(outputs)
+        return results
 
-    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
-        """On the device; over the same memory on the CPU, or over a copy of what may not be written."""
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if self._device.type == "cuda":
-            # From pinned memory the copy runs beside what the device does; torch keeps that memory for the next time.
-            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
 
-    def _predict(self, outputs: torch.Tensor) -> torch.Tensor:
-        if self._head is None:
-            raise ValueError("predictions were asked of a model without a head")
-        predictions: torch.Tensor = self._head(outputs)
-        return predictions
+class Packing:
+    """The rows of several batches as one packed sequence; rows of no steps are left out.
+
+    - order, lengths (B,): numbers and lengths of its rows, longest first; numbers count through all batches
+    - active (T,): how many rows have a step at each time
+    - places (N,): where each step is in the sequence; steps count through all rows of all batches
+    """
+
+    def __init__(self, batches: Sequence[Rows]) -> None:
+        self.batches = batches
+        starts = np.concatenate([rows.starts for rows in batches])
+        lengths = np.concatenate([rows.lengths for rows in batches])
+        self.order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        self.lengths = lengths[self.order]
+        self.active = np.ascontiguousarray(np.cumsum(np.bincount(self.lengths)[::-1])[-2::-1])
+        ranks = np.zeros_like(lengths)
+        ranks[self.order] = np.arange(len(self.order))
+        ends = np.cumsum(lengths)
+        time = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+        begin = np.cumsum(self.active) - self.active  # of each time's steps
+        self.places = begin[time] + np.repeat(ranks, lengths)
+        self._steps = np.repeat(starts, lengths) + time
+        counts = np.cumsum([0, *(len(rows.lengths) for rows in batches)])
+        self._rows = [slice(first, last) for first, last in pairwise(counts.tolist())]
+        self._own = [slice(first, last) for first, last in pairwise(np.concatenate([[0], ends])[counts].tolist())]
+
+    def steps(self) -> Iterator[tuple[Rows, Integers]]:
+        """Each batch, and where the steps of its rows are in its arrays."""
+        return ((rows, self._steps[own]) for rows, own in zip(self.batches, self._own, strict=True))
+
+    def deliver(self, values: Floats, name: str) -> None:
+        """Write the sequence's results (N, ·) to the batches that ask for them."""
+        values = values[self.places]
+        for (rows, steps), own in zip(self.steps(), self._own, strict=True):
+            if (target := getattr(rows, name)) is not None:
+                target[steps] = values[own]
+
+    def deliver_states(self, states: Floats, name: str) -> None:
+        """Write the states (L·D, ·, ·) of all rows to their batches."""
+        for rows, own in zip(self.batches, self._rows, strict=True):
+            getattr(rows, name)[...] = states[:, own]
 
 
 def bytes_per_step(spec: ModelSpec) -> int:
@@ -209,6 +187,46 @@ def bytes_per_step(spec: ModelSpec) -> int:
     gates = spec.directions * GATES[spec.kind] * spec.hidden_size
     widths = 2 * max(spec.input_size, spec.output_size) + gates + 2 * spec.output_size + (spec.out_features or 0)
     return widths * np.dtype(np.float32).itemsize
+
+
+def _groups(batches: Sequence[Rows], most_steps: int) -> Iterator[list[Rows]]:
+    """All rows that have steps, in groups of at most most_steps steps, or of one row."""
+    if sum(rows.steps for rows in batches) <= most_steps:
+        yield list(batches)
+        return
+    group: list[Rows] = []
+    steps = 0
+    for rows in batches:
+        first = 0
+        while first < len(rows.lengths):
+            ends = np.cumsum(rows.lengths[first:])
+            fitting = int(np.searchsorted(ends, most_steps - steps, side="right"))
+            if not fitting and not steps:
+                fitting = 1
+            if fitting:
+                last = first + fitting
+                group.append(_rows_between(rows, first, last))
+                steps += int(ends[fitting - 1])
+                first = last
+            if first < len(rows.lengths):
+                if steps:
+                    yield group
+                group, steps = [], 0
+    if steps:
+        yield group
+
+
+def _rows_between(rows: Rows, first: int, last: int) -> Rows:
+    """Some of the rows, over the same arrays."""
+    which = slice(first, last)
+    c = None if rows.c is None else rows.c[:, which]
+    return replace(rows, starts=rows.starts[which], lengths=rows.lengths[which], h=rows.h[:, which], c=c)
+
+
+def _split(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:
+    """Arrays of these shapes that lie one after the other in a flat one."""
+    ends = np.cumsum([np.prod(shape) for shape in shapes], dtype=np.int64)
+    return [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
 
 
 def _rounded(tensor: torch.Tensor, spec: ModelSpec) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Model folders on disk: what is in them, whether it is sound, and how checkpoints get there."""
+"""Model folders on disk: reading them, checking them, and making them from checkpoints."""

@@ -1,15 +1,16 @@
 """`config.json` of a model folder, as a pydantic model."""
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.spec import Kind, ModelSpec, Nonlinearity, WeightsDtype
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 
-# What PyTorch's constructor takes and serving does not need: requests say for themselves whether they are batch-first,
-# and dropout does nothing outside training.
+# Arguments of PyTorch's constructors that serving does not need: requests say whether they are batch-first, and dropout
+# does nothing outside training.
 IGNORED = ("dropout", "batch_first")
 
 
@@ -42,29 +43,34 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_serving_does_not_need(cls, data: Any) -> Any:
+    def _drop_ignored(cls, data: Any) -> Any:
         return {k: v for k, v in data.items() if k not in IGNORED} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _projection_fits(self) -> "ModelConfig":
+    def _check_projection(self) -> Self:
         if self.proj_size and self.kind != "lstm":
             raise ValueError(f"proj_size is for lstm only, and this model's kind is {self.kind}")
         if self.proj_size and self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size {self.proj_size} must be smaller than hidden_size {self.hidden_size}")
         return self
 
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, description: str = "") -> Self:
+        """The config of a spec. Raises ValidationError where a size is larger than the service takes."""
+        values = asdict(spec)
+        out_features = values.pop("out_features")
+        head = None if out_features is None else {"out_features": out_features}
+        return cls.model_validate(values | {"head": head, "description": description})
+
     def spec(self) -> ModelSpec:
-        """The architecture without the words."""
-        return ModelSpec(
-            kind=self.kind,
-            input_size=self.input_size,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            # Only an RNN has a choice of nonlinearity; what a GRU or LSTM config says of it is ignored.
-            nonlinearity=self.nonlinearity if self.kind == "rnn" else "tanh",
-            bias=self.bias,
-            bidirectional=self.bidirectional,
-            proj_size=self.proj_size,
-            out_features=self.head.out_features if self.head else None,
-            weights_dtype=self.weights_dtype,
-        )
+        values = self.model_dump(exclude={"head", "description"})
+        if self.kind != "rnn":
+            values["nonlinearity"] = "tanh"  # only an RNN has a choice
+        return ModelSpec(**values, out_features=self.head.out_features if self.head else None)
+
+
+def first_error(error: ValidationError) -> str:
+    """The field and the message of the first of pydantic's errors."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(step) for step in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]

@@ -1,7 +1,7 @@
 """The model repository: `<root>/<name>/config.json` and `<root>/<name>/<version>/model.safetensors`.
 
-A folder that is not a model is an entry with its reason, so that one broken model never keeps the others from serving.
-Names and versions of requests are looked up in what was listed here; no path is ever built from a request.
+A folder that is not a model is listed with the reason, so that one broken model never keeps the others from serving.
+Names and versions of requests are looked up among the folders listed here; no path is ever built from a request.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.errors import ModelFailed
-from service.models.config import ModelConfig
+from service.models.config import ModelConfig, first_error
 from service.models.weights import FILE, verify_header
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -22,7 +22,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class VersionFolder:
-    """One version on disk: where its weights are, or why they cannot serve."""
+    """One version on disk: the path of its weights, and why they cannot serve if they cannot."""
 
     version: str
     weights: Path
@@ -31,7 +31,7 @@ class VersionFolder:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model on disk, its versions in rising order; `config` is None where `failure` says why."""
+    """One model on disk, versions in rising order; config is None, or versions are empty, where failure says why."""
 
     name: str
     config: ModelConfig | None
@@ -49,21 +49,22 @@ def scan(root: Path) -> dict[str, ModelFolder]:
 
 
 def read_folder(root: Path, name: str) -> ModelFolder:
-    """One model's folder; problems are in the entry, not raised. name is one that `scan` or an operator gave."""
-    if not NAME.fullmatch(name):
-        return ModelFolder(name, None, failure=f"the folder's name does not match {NAME.pattern}")
+    """One model's folder, with the failure in it; nothing is raised. name comes from `scan` or from an operator."""
+    folder, config, failure = root / name, None, None
+    versions: tuple[VersionFolder, ...] = ()
     try:
-        config = _read_config(root / name / CONFIG)
-        numbers = sorted(
-            (path.name for path in (root / name).iterdir() if path.is_dir() and VERSION.fullmatch(path.name)), key=int
-        )
+        if not NAME.fullmatch(name):
+            raise ModelFailed(f"the folder's name does not match {NAME.pattern}")
+        config = _read_config(folder / CONFIG)
+        numbers = (path.name for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name))
+        versions = tuple(_read_version(folder / number, config) for number in sorted(numbers, key=int))
+        if not versions:
+            raise ModelFailed(f"there is no version: expected a folder such as 1/ with {FILE}")
     except ModelFailed as error:
-        return ModelFolder(name, None, failure=str(error))
+        failure = str(error)
     except OSError as error:
-        return ModelFolder(name, None, failure=f"the folder cannot be read: {error.strerror}")
-    if not numbers:
-        return ModelFolder(name, config, failure=f"there is no version: expected a folder such as 1/ with {FILE}")
-    return ModelFolder(name, config, tuple(_read_version(root / name / number, config) for number in numbers))
+        failure = f"the folder cannot be read: {error.strerror}"
+    return ModelFolder(name, config, versions, failure)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -76,9 +77,7 @@ def _read_config(path: Path) -> ModelConfig:
     except OSError as error:
         raise ModelFailed(f"{CONFIG} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise ModelFailed(f"{CONFIG}: {place + ': ' if place else ''}{first['msg']}") from None
+        raise ModelFailed(f"{CONFIG}: {first_error(error)}") from None
 
 
 def _read_version(folder: Path, config: ModelConfig) -> VersionFolder:

@@ -16,12 +16,12 @@ from service.spec import ModelSpec
 
 FILE = "model.safetensors"
 
-_CONVERTED = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_CONVERTED = ("F16", "BF16", "F64")
 
 
 @dataclass(slots=True)
 class Weights:
-    """A model's float32 arrays by state_dict name, what was done to get them, and a digest of spec and arrays."""
+    """A model's float32 arrays by state_dict name, what was converted, and a digest of spec and arrays."""
 
     arrays: Mapping[str, NDArray[np.float32]]
     fingerprint: bytes
@@ -35,7 +35,7 @@ def verify_header(path: Path, spec: ModelSpec) -> None:
 
 
 def read_weights(path: Path, spec: ModelSpec) -> Weights:
-    """Read and check everything: names, shapes, dtypes, finite values. Raises ModelFailed with the reason."""
+    """Read and check names, shapes, dtypes, and that all values are finite. Raises ModelFailed with the reason."""
     with _opened(path) as file:
         _verify(file, spec)
         arrays, notes = {}, []
@@ -76,7 +76,7 @@ def _verify(file: safe_open, spec: ModelSpec) -> None:
         entry = file.get_slice(name)
         if tuple(entry.get_shape()) != shape:
             raise ModelFailed(f"{name} has shape {tuple(entry.get_shape())}; config.json makes it {shape}")
-        if entry.get_dtype() != "F32" and entry.get_dtype() not in _CONVERTED:
+        if entry.get_dtype() not in ("F32", *_CONVERTED):
             raise ModelFailed(f"{name} is {entry.get_dtype()}; expected F32, or one of {', '.join(_CONVERTED)}")
 
 

@@ -1,33 +1,33 @@
 """Running a coroutine here and now, and in a task only if it has to wait.
 
 A task costs an object, two turns of the event loop and a callback, and a small request never waits for anything.
-Python 3.12 has `eager_start` for this; the code is written for 3.11 too.
+Python 3.12 has eager tasks for this; the code is written for 3.11 too.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from types import coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-Running = Coroutine[Any, None, None]
+T = TypeVar("T")
 
 
-def start(running: Running, in_task: Callable[[Running], object]) -> None:
-    """Run up to the end, or to the first wait; `in_task` then gets a coroutine that goes on from there.
+def start(running: Coroutine[Any, None, T]) -> tuple[T, None] | tuple[None, Coroutine[Any, None, T]]:
+    """Run up to the end, and give the result; or up to the first wait, and give a coroutine that goes on from there.
 
     Before its first wait the coroutine runs outside of any task, so it must not ask for one: `asyncio.timeout` does.
     What it raises meanwhile is raised here.
     """
     try:
         awaited = running.send(None)
-    except StopIteration:
-        return
+    except StopIteration as end:
+        return end.value, None
     _set_awaited(awaited, False)
-    in_task(_rest(running, awaited))
+    return None, _rest(running, awaited)
 
 
 @coroutine
-def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
+def _rest(running: Coroutine[Any, None, T], awaited: Any) -> Generator[Any, Any, T]:
     """What is left of a coroutine that waits for a future, or for the next turn (None)."""
     _set_awaited(awaited, True)
     while True:
@@ -41,8 +41,9 @@ def _rest(running: Running, awaited: Any) -> Generator[Any, Any, None]:
             failure = error
         try:
             awaited = running.send(result) if failure is None else running.throw(failure)
-        except StopIteration:
-            return
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 def _set_awaited(awaited: Any, now: bool) -> None:

@@ -1,22 +1,71 @@
-"""Reading on from a connection: not while its own requests wait."""
+"""The pace of a connection: what is read of a pipeline, and whether a client reads what it is sent."""
 
 import asyncio
-from collections.abc import Sized
+import fcntl
+import termios
+from array import array
+from collections.abc import Callable, Sized
+from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+CHECK_SECONDS = 5.0
 
-class PatientFlow(FlowControl):
-    """Reads no further while requests that were pipelined wait for the one before them.
 
-    uvicorn reads on after every reply, though hundreds of requests may have come with the last read and would heap up.
-    """
+class PipelineFlow(FlowControl):
+    """Reads no further while pipelined requests wait for the one before them; uvicorn reads on after every reply."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
         super().__init__(transport)
         self._pipeline = pipeline
 
     def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
         if not self._pipeline:
             super().resume_reading()
+
+
+class ReaderWatch:
+    """Calls `stalled` if a client takes less than `min_bytes_per_second` of what is written, over `CHECK_SECONDS`.
+
+    What the kernel holds counts as not taken, which may be megabytes.
+    """
+
+    def __init__(
+        self, transport: Any, loop: asyncio.AbstractEventLoop, min_bytes_per_second: float, stalled: Callable[[], None]
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._min_bytes = min_bytes_per_second * CHECK_SECONDS
+        self._stalled = stalled
+        self._timer: asyncio.TimerHandle | None = None
+        self._caught_up = False
+
+    def start(self) -> None:
+        """Check in a while: more was written than the client takes."""
+        if self._timer is None:
+            self._caught_up = False
+            self._timer = self._loop.call_later(CHECK_SECONDS, self._check, self._unread())
+
+    def caught_up(self) -> None:
+        """The client has taken nearly all of it."""
+        self._caught_up = True
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self, before: int) -> None:
+        self._timer = None
+        unread = self._unread()
+        if unread and not self._caught_up and before - unread < self._min_bytes:
+            self._stalled()
+        elif unread:
+            self.start()
+
+    def _unread(self) -> int:
+        waiting = array("i", [0])
+        try:
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        except OSError:  # closed meanwhile
+            waiting[0] = 0
+        return int(self._transport.get_write_buffer_size()) + waiting[0]

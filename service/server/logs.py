@@ -1,7 +1,15 @@
-"""Log lines: JSON for machines, readable on a terminal; uvicorn's own go the same way."""
+"""Log lines: JSON for machines, readable on a terminal; uvicorn's own go the same way.
 
+The log never holds up the service: what its reader does not take is dropped and counted.
+"""
+
+import asyncio
 import logging
+import os
+import select
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -9,11 +17,65 @@ import structlog
 
 from service.settings import Settings
 
+PIPE_BYTES = 4096
+"""What a pipe takes without waiting once it is writable at all (POSIX's PIPE_BUF on Linux)."""
 
-def configure_logging(settings: Settings) -> None:
-    """Set up structlog and the standard library's logging for the whole process, to standard output."""
+
+class LogFile:
+    """Standard output for log lines; writing neither waits nor fails. `dropped` counts lines that nobody took."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._lines: list[bytes] = []
+        self.dropped = 0
+
+    def write(self, text: str) -> None:
+        """Write text now, as a file does."""
+        self.flush()
+        self._put(text.encode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        lines, self._lines = self._lines, []
+        begin = size = 0
+        for index, line in enumerate(lines):
+            if size and size + len(line) > PIPE_BYTES:
+                self._put(b"".join(lines[begin:index]))
+                begin, size = index, 0
+            size += len(line)
+        if lines:
+            self._put(b"".join(lines[begin:]))
+
+    def later(self, entry: dict[str, Any]) -> None:
+        """Write an entry as a line of JSON, with others at the end of this turn of the event loop."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self.flush)
+        entry |= {"event": "request", "level": "info", "timestamp": datetime.now(UTC)}
+        self._lines.append(orjson.dumps(entry, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+
+    def _put(self, data: bytes) -> None:
+        while data:
+            try:
+                writable = any(event & select.POLLOUT for _, event in self._poll.poll(0))
+                written = os.write(self._descriptor, data[:PIPE_BYTES]) if writable else 0
+            except OSError:  # the reader is gone, or the disk is full
+                written = 0
+            if not written:
+                self.dropped += data.count(b"\n")
+                return
+            data = data[written:]
+
+
+def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | None:
+    """Set up structlog and the standard library's logging for the whole process, to standard output.
+
+    Returns what logs a request's entry; None if requests are not logged.
+    """
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    file = LogFile(sys.stdout.fileno())
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
@@ -24,16 +86,23 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(file),  # type: ignore[arg-type]  # all that it asks of a file
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    if not settings.request_log or level > logging.INFO:
+        return None
+    return _log_request if console else file.later
+
+
+def _log_request(entry: dict[str, Any]) -> None:
+    structlog.get_logger().info("request", **entry)
 
 
 def _json_line(_: Any, __: str, event: Any) -> str:

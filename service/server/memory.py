@@ -1,4 +1,4 @@
-"""How the C library hands memory back."""
+"""How the C library takes memory."""
 
 import ctypes
 from contextlib import suppress
@@ -14,9 +14,3 @@ def share_arenas() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
-
-
-def give_back() -> None:
-    """Return free memory to the system; takes some milliseconds. Source: malloc_trim(3)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -5,8 +5,6 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,29 +14,24 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from service.errors import ModelFailed
-from service.server.board import Board
+from service.server.accepting import SharingLoop
+from service.server.http import HttpConnection
 from service.server.logs import configure_logging
 from service.server.memory import share_arenas
-from service.server.refusals import Refusals
-from service.server.refusing import RefusingProtocol
-from service.server.sharing import SharingLoop
 from service.server.websocket import GuardedWebSocket
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.api.gateway import Gateway
+    from service.api.application import Application
 
 WORKER_SILENCE_SECONDS = 30
 """How long a worker may leave the supervisor without an answer before it counts as hung."""
 
 
 class Config(uvicorn.Config):
-    """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application.
+    """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application."""
 
-    board is the path of the workers' `Board`, if there are several.
-    """
-
-    def __init__(self, settings: Settings, board: Path | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(
             "service.server.process:application",
             factory=True,
@@ -46,7 +39,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http=RefusingProtocol,
+            http=HttpConnection,
             ws=GuardedWebSocket,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,
@@ -61,14 +54,12 @@ class Config(uvicorn.Config):
             timeout_graceful_shutdown=settings.shutdown_seconds,
             timeout_worker_healthcheck=WORKER_SILENCE_SECONDS,
         )
-        self.refusals = Refusals()
-        self._board = board
         self.header_seconds = settings.header_timeout_seconds
         self.min_bytes_per_second = settings.min_bytes_per_second
 
     def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
         """Where workers share a port, the event loop that shares connections out."""
-        return super().get_loop_factory() if self._board is None else partial(SharingLoop, self._board)
+        return SharingLoop if self.workers > 1 else super().get_loop_factory()
 
 
 class Server(uvicorn.Server):
@@ -92,24 +83,23 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        # A worker that is replaced goes when its successor is there.
-        config = Config(settings, Board.make(Path(folder) / "connections", 2 * settings.workers))
+        config = Config(settings)
         workers = Multiprocess(config, [config.bind_socket()])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
             raise SystemExit(STARTUP_FAILURE)
 
 
-def application() -> "Gateway":
+def application() -> "Application":
     """The application of this process, from its environment. Raises SystemExit if it cannot be made."""
     # Here, not above: the supervisor needs no torch, and a worker answers it while this is imported.
     from service.app import create_app  # noqa: PLC0415
 
     share_arenas()
     settings = Settings()
-    configure_logging(settings)
+    log_request = configure_logging(settings)
     try:
-        app = create_app(settings)
+        app = create_app(settings, log_request)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)
     # What is there now stays: the collector need not walk through all of torch again and again.

@@ -1,13 +1,12 @@
 """Running rows through a model: at once if that is quicker than handing them over, else among others in its turns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic, perf_counter
+from contextlib import contextmanager
+from time import monotonic
 
-import numpy as np
-
-from service.engine.interface import Engine, OneStep, Rows
+from service.engine.interface import Engine, Rows
 from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
@@ -15,12 +14,11 @@ from service.serving.scheduler import Scheduler, Timings, passed
 INLINE_SECONDS = 200e-6
 """Work of up to this runs where it stands: handing it to another thread and back costs about as much under load."""
 
+HungUp = Callable[[], Awaitable[None]]
+
 
 class Inference:
-    """Runs rows on compute threads, with a bounded queue before them and a scheduler for each engine.
-
-    on_turn hears of every turn how many rows ran together.
-    """
+    """Runs rows, those of much work through a bounded queue. on_turn hears how many rows a turn had."""
 
     def __init__(
         self,
@@ -44,46 +42,31 @@ class Inference:
         model: ModelVersion,
         rows: Rows,
         deadline: float | None = None,
-        hung_up: Callable[[], Awaitable[None]] | None = None,
+        hung_up: HungUp | None = None,
         engine: Engine | None = None,
     ) -> Timings:
         """Run rows; results are in their own arrays when this returns.
 
-        deadline is a time of `monotonic()`; hung_up returns when nobody waits for the results any more; engine is the
-        one to run on, if the caller holds one since before (a stream stays on the weights that it began with). Raises
-        ServiceFull, DeadlinePassed (nothing ran), ClientGone, ModelFailed.
+        deadline is a time of `monotonic()`; hung_up returns when nobody waits for the results any more; engine is one
+        that the caller holds (a stream stays on the weights that it began with), else the model's.
+        Raises ServiceFull, DeadlinePassed (nothing ran), ClientGone, ModelFailed.
         """
         engine = engine or self.registry.loaded(model)
-        if engine is None or not self.runs_at_once(engine, rows):
-            return await self._run_queued(model, rows, deadline, hung_up, engine)
-        if deadline is not None and monotonic() > deadline:
+        if engine is None or engine.estimate(rows) > INLINE_SECONDS:
+            with self._queued(rows):
+                return await _unless(hung_up, self._run_in_turns(model, rows, deadline, engine))
+        begun = monotonic()
+        if deadline is not None and begun > deadline:
             raise passed()
-        begun = perf_counter()
         engine.run([rows])
-        return Timings(compute=perf_counter() - begun)
-
-    def runs_at_once(self, engine: Engine, rows: Rows) -> bool:
-        """Whether `run` would run rows where it stands."""
-        return engine.estimate(rows) <= INLINE_SECONDS
-
-    def one_step(self, engine: Engine) -> OneStep | None:
-        """Memory for single steps of an engine, to be run by the caller; None where they are better run by `run`."""
-        one, spec = np.ones(1, np.int64), engine.spec
-        rows = Rows(np.empty((1, spec.input_size), np.float32), one - 1, one, np.empty((0, 1, 0), np.float32))
-        return engine.one_step() if self.runs_at_once(engine, rows) else None
+        return Timings(compute=monotonic() - begun)
 
     def close(self) -> None:
-        """Wait for what is running and end the threads."""
         self._pool.shutdown(wait=True)
 
-    async def _run_queued(
-        self,
-        model: ModelVersion,
-        rows: Rows,
-        deadline: float | None,
-        hung_up: Callable[[], Awaitable[None]] | None,
-        engine: Engine | None,
-    ) -> Timings:
+    @contextmanager
+    def _queued(self, rows: Rows) -> Iterator[None]:
+        """Count rows as waiting, or raise ServiceFull."""
         arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions)
         size = sum(array.nbytes for array in arrays if array is not None)
         if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
@@ -91,7 +74,7 @@ class Inference:
         self.queued_requests += 1
         self.queued_bytes += size
         try:
-            return await _unless(hung_up, self._run_in_turns(model, rows, deadline, engine))
+            yield
         finally:
             self.queued_requests -= 1
             self.queued_bytes -= size
@@ -108,17 +91,17 @@ class Inference:
         return await scheduler.run(rows, deadline)
 
 
-async def _unless(hung_up: Callable[[], Awaitable[None]] | None, running: Awaitable[Timings]) -> Timings:
-    """The result of running, or ClientGone as soon as hung_up returns; running is then cancelled."""
+async def _unless(hung_up: HungUp | None, running: Awaitable[Timings]) -> Timings:
+    """The result of `running`, or ClientGone as soon as hung_up returns; `running` is then cancelled."""
     if hung_up is None:
         return await running
     run, gone = asyncio.ensure_future(running), asyncio.ensure_future(hung_up())
     try:
         await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not run.done():
-            gone.result()  # what went wrong in watching is not a hang-up
-            raise ClientGone
-        return run.result()
+        if run.done():
+            return run.result()
+        gone.result()  # what went wrong in watching is not a hang-up
+        raise ClientGone
     finally:
         gone.cancel()
         run.cancel()

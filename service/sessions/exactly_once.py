@@ -1,37 +1,37 @@
 """The steps of sessions: each runs exactly once, whatever is lost, repeated or sent by two at a time.
 
-A step is judged by its number, run, and committed together with what answers a retry, before anybody hears of it. The
-commit names the revision that the step was computed from: if another process was first, the step is judged anew.
+    use ─► copies under way? ─► turn ─► done already? ─► compute ─► commit ─► reply
+                                 ▲                                    │
+                                 └── another process was first ◄──────┘
+
+A step is judged by its number, run, and committed together with what answers a retry, before the reply is sent. The
+commit names the revision that the step was computed from: if another process was first, the step is judged again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
-
-from service.engine.interface import Floats, Rows
+from service.engine.interface import Floats
 from service.errors import StepConflict, StepOutOfOrder
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
-from service.sessions.cache import Shelf
-from service.sessions.queue import Lanes
-from service.sessions.replay import Block, NotKept, OtherInputs, kept_blocks, kept_single, replay
-from service.sessions.state import decoded, encoded
-from service.sessions.stepper import NonFinite, Steps
-from service.stores.interface import Position, SessionRecord
-
-_FIRST = np.zeros(1, np.int64)
-_FIRST.flags.writeable = False
+from service.sessions.cache import SessionCache
+from service.sessions.lifecycle import Session
+from service.sessions.queue import SessionQueue
+from service.sessions.replay import decode_state, encode_state, keep_single, keep_steps, out_of_order, replay
+from service.sessions.stepper import Steps, check_finite, prepare
+from service.spec import ModelSpec
+from service.stores.interface import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """How the caller of steps wants them.
 
     - refuse_non_finite: a result that is NaN or infinite is an error, and the state stays as it was
     - with_state: h and c are results
     - in_stream: of a stream, which may repeat any of its last steps, beside new ones; else a request is repeated whole
-    - book: hears the seconds that each run waited and computed
+    - book: is told the seconds that each run waited and computed
     """
 
     refuse_non_finite: bool
@@ -43,9 +43,9 @@ class Terms:
 class SessionSteps:
     """Runs steps of sessions; replay_bytes is how much of a stream's replies is kept for each."""
 
-    def __init__(self, shelf: Shelf, lanes: Lanes, inference: Inference, replay_bytes: int) -> None:
-        self._shelf = shelf
-        self._lanes = lanes
+    def __init__(self, cache: SessionCache, queue: SessionQueue, inference: Inference, replay_bytes: int) -> None:
+        self._cache = cache
+        self._queue = queue
         self._inference = inference
         self._replay_bytes = replay_bytes
 
@@ -56,150 +56,121 @@ class SessionSteps:
         per_step = 4 * (spec.input_size + spec.output_size + (spec.out_features or 0) + state) + 16
         return max(1, self._replay_bytes // per_step)
 
+    async def again(self, session: Session, *, fresh: bool = False) -> Session:
+        """A session as it stands now. Raises SessionNotFound, SessionGone."""
+        return session._replace(record=await self._cache.find(session.record.id, session.record.owner, fresh=fresh))
+
     async def run(
-        self,
-        record: SessionRecord,
-        model: ModelVersion,
-        inputs: Floats,
-        step: int | None,
-        terms: Terms,
-        deadline: float | None = None,
+        self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None = None
     ) -> list[Steps]:
-        """Run inputs (k,I) on a session that `Shelf.find` gave; step numbers the first, None is the next in order.
+        """Run inputs (k,I) on a session just found; step numbers the first, None is the next in order.
 
         Raises SessionBusy, SessionGone, StepConflict, StepOutOfOrder, NonFinite, or as `Inference.run` and the store
         do; the session then is as it was.
         """
-        work = _Work(record.id, record.owner, model, inputs, step, terms, deadline)
+        name = session.record.id
         # Other inputs, or fewer, wait for their turn and are judged then: a stream may be cut anew after a broken line.
-        while step is not None and (first := self._lanes.in_flight(record.id, step)) and first.is_of(inputs):
-            if (done := await first.landing()) is not None:
-                self._shelf.counts.replays += 1
+        while step is not None and (same := self._queue.same(name, step, inputs)):
+            done = await same.outcome()
+            if done is not None and not _lack_state(done, terms):
+                self._cache.counts.replays += 1
                 return _checked(done, terms)
-        async with self._lanes.turn(record.id, step, inputs) as mine:
-            done = await self._run(work)
-            mine.land(done)
-            return done
+            session = await self.again(session)
+        async with self._queue.turn(name, step, inputs) as call:
+            if call.waited:
+                session = await self.again(session)
+            call.result = await self._run(session, inputs, step, terms, deadline)
+            return call.result
 
-    async def _run(self, work: "_Work") -> list[Steps]:
+    async def _run(
+        self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
+    ) -> list[Steps]:
         """Judge, compute and commit, until no other process was first."""
-        counts, fresh = self._shelf.counts, False
+        counts, spec, fresh = self._cache.counts, session.model.spec, False
         while True:
-            record = await self._shelf.find(work.session, work.owner, fresh=fresh)
+            before = session.record.position
             try:
-                replayed = _checked(_replayed(record, work), work.terms)
+                done = _done_already(session, inputs, step, terms)
             except (StepConflict, StepOutOfOrder):
-                if self._shelf.may_be_stale and not fresh:
-                    fresh = True
-                    continue
-                counts.conflicts += 1
-                raise
-            ahead = sum(steps.count for steps in replayed)
-            if ahead == len(work.inputs):
-                counts.replays += 1
-                return replayed
-            try:
-                steps, position = await self._compute(record, work, work.inputs[ahead:])
-            except NonFinite as error:
-                raise NonFinite(ahead + error.index) from None
-            if await self._shelf.commit(record, position):
-                counts.commits += 1
-                counts.steps += steps.count
-                return [*replayed, steps]
+                if fresh or not self._cache.store.shared:
+                    counts.conflicts += 1
+                    raise
+            else:
+                new = inputs[sum(steps.count for steps in done) :] if done else inputs
+                if not len(new):
+                    counts.replays += 1
+                    return _checked(done, terms)
+                h, c = decode_state(spec, before.state)
+                steps, rows = prepare(spec, before.step + 1, new, h, c)
+                timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
+                terms.book(timings.queue, timings.compute)
+                _checked([*done, steps], terms)
+                position = self._after(before, spec, new, steps, in_stream=terms.in_stream)
+                if await self._cache.commit(session.record, position):
+                    counts.commits += 1
+                    counts.steps += steps.count
+                    return [*done, steps]
             fresh = True
+            session = await self.again(session, fresh=True)
 
-    async def _compute(self, record: SessionRecord, work: "_Work", inputs: Floats) -> tuple[Steps, Position]:
-        """Run inputs (k,I) from where the session stands; gives the results, and where it will stand."""
-        spec, before, count = work.model.spec, record.position, len(inputs)
-        h, c = decoded(spec, before.state)
-        outputs = np.empty((count, spec.output_size), np.float32)
-        rows = Rows(inputs, _FIRST, np.array((count,), np.int64), h, c, outputs)
-        if spec.out_features:
-            rows.predictions = np.empty((count, spec.out_features), np.float32)
-        model = work.model
-        if model.engine is None:  # dropped meanwhile; what would be loaded in its place may be other weights
-            model = await self._inference.registry.pinned(*record.weights) or model
-        timings = await self._inference.run(model, rows, work.deadline, engine=model.engine)
-        work.terms.book(timings.queue, timings.compute)
-        steps = Steps(before.step + 1, outputs, rows.predictions, h, c)
-        if work.terms.refuse_non_finite:
-            steps.refuse_non_finite(state=work.terms.with_state)
-        state = encoded(h, c)
-        if count == 1 and not work.terms.in_stream:
-            kept = kept_single(inputs, rows.predictions)
+    def _after(self, before: Position, spec: ModelSpec, inputs: Floats, steps: Steps, *, in_stream: bool) -> Position:
+        """Where a session stands after steps, with what answers a retry of them."""
+        if steps.count == 1 and not in_stream:
+            kept = keep_single(inputs, steps)
         else:
-            block = Block(steps.first, inputs, outputs, rows.predictions, state)
-            kept = kept_blocks(before.replies if work.terms.in_stream else b"", block, self._replay_bytes, spec)
-        now = self._shelf.clock()
-        return steps, Position(before.revision + 1, before.step + count, state, kept, now)
-
-
-@dataclass(slots=True)
-class _Work:
-    """What is to be done: the arguments of `SessionSteps.run`."""
-
-    session: str
-    owner: bytes
-    model: ModelVersion
-    inputs: Floats
-    step: int | None
-    terms: Terms
-    deadline: float | None
+            kept_before = before.replies if in_stream else b""
+            kept = keep_steps(kept_before, inputs, steps, self._replay_bytes, spec)
+        state = encode_state(steps.h, steps.c)
+        return Position(before.revision + 1, before.step + steps.count, state, kept, self._cache.clock())
 
 
 @dataclass(slots=True)
 class SessionStepper:
-    """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of.
+    """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of."""
 
-    strict and lenient are the stream's terms where a result must be finite, and where it need not.
-    """
-
-    model: ModelVersion
     steps: SessionSteps
-    record: SessionRecord
-    strict: Terms
-    lenient: Terms
-    done: int
+    session: Session
+    terms: Terms
+    model: ModelVersion = field(init=False)
+    done: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.session.model
+        self.done = self.session.record.position.step
 
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
-        """As `Stepper.run`."""
-        terms = self.strict if refuse_non_finite else self.lenient
-        ran = await self.steps.run(self.record, self.model, inputs, step, terms, deadline)
+        session = await self.steps.again(self.session)
+        terms = self.terms._replace(refuse_non_finite=refuse_non_finite)
+        ran = await self.steps.run(session, inputs, step, terms, deadline)
         self.done = ran[-1].first + ran[-1].count - 1
         return ran
 
 
 def _checked(done: list[Steps], terms: Terms) -> list[Steps]:
-    """What was done for others, who may have allowed more. Raises NonFinite."""
-    ahead = 0
-    for steps in done if terms.refuse_non_finite else ():
-        try:
-            steps.refuse_non_finite(state=terms.with_state)
-        except NonFinite as error:
-            raise NonFinite(ahead + error.index) from None
-        ahead += steps.count
+    """The steps, if the caller takes their results. Raises NonFinite."""
+    if terms.refuse_non_finite:
+        check_finite(done, state=terms.with_state)
     return done
 
 
-def _replayed(record: SessionRecord, work: _Work) -> list[Steps]:
-    """What can be answered from what is kept: the steps up to the last that was done. Raises by the step's number."""
-    step, count, done = work.step, len(work.inputs), record.position.step
-    if step is None or step == done + 1:
+def _lack_state(done: list[Steps], terms: Terms) -> bool:
+    return terms.with_state and not all(steps.h.size for steps in done)
+
+
+def _done_already(session: Session, inputs: Floats, step: int | None, terms: Terms) -> list[Steps]:
+    """The steps among the asked ones that have been done, from what is kept.
+
+    Raises StepConflict, and StepOutOfOrder for steps that can neither run nor be answered again.
+    """
+    position = session.record.position
+    if step is None or step == position.step + 1:
         return []
-    repeated = done - step + 1
-    if repeated < 1 or step < 1 or (repeated != count and not work.terms.in_stream):
-        raise StepOutOfOrder(f"step is {step}; this session expects {done + 1}", done + 1)
-    position = record.position
-    try:
-        kept = replay(position.replies, work.model.spec, done, position.state, step, work.inputs[:repeated])
-    except NotKept:
-        message = f"step is {step}; this session expects {done + 1}, and the reply of step {step} is not kept any more"
-        raise StepOutOfOrder(message, done + 1) from None
-    except OtherInputs as error:
-        raise StepConflict(f"step {error.step} was done with other inputs; this session expects {done + 1}") from None
-    if work.terms.with_state and not all(steps.h.size for steps in kept):
-        message = f"step is {step}; this session expects {done + 1}, and the state after step {step} is not kept"
-        raise StepOutOfOrder(message, done + 1)
-    return kept
+    repeated = position.step + 1 - step
+    if repeated < 1 or step < 1 or (repeated != len(inputs) and not terms.in_stream):
+        raise out_of_order(step, position)
+    done = replay(position, session.model.spec, step, inputs[:repeated])
+    if _lack_state(done, terms):
+        raise out_of_order(step, position, f", and the state after step {step} is not kept")
+    return done

@@ -1,4 +1,4 @@
-"""What a session keeps so that a repeated step is answered again: as little as the reply can be made from.
+"""What a session keeps, as bytes: its state, and what answers a repeated step.
 
 The reply of a single step is a function of the committed state, whose top layer is `outputs`: a digest of its inputs
 tells a retry from another step, and only the head's predictions are kept beside it. Of several steps, and of streams,
@@ -6,143 +6,143 @@ the last ones are kept, as many as fit a limit, and the last block in any case.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
 from service.engine.interface import Floats
-from service.sessions.state import decoded
+from service.errors import StepConflict, StepOutOfOrder
 from service.sessions.stepper import Steps
 from service.spec import ModelSpec
+from service.stores.interface import Position
 
 _SINGLE, _BLOCKS = b"\x01", b"\x02"
 _DIGEST_BYTES = 16
 _HEAD = struct.Struct("<IQI")  # bytes of the block with this head, number of its first step, k
 
 
-class NotKept(Exception):
-    """The reply of a step is not kept any more, or never was one of this session."""
+def decode_state(spec: ModelSpec, state: bytes) -> tuple[Floats, Floats | None]:
+    """Arrays h (L,1,P), and c (L,1,H) of an LSTM, else None; they may be written to."""
+    values = np.frombuffer(state, "<f4").astype(np.float32)
+    split = spec.num_layers * spec.state_size
+    h = values[:split].reshape(spec.num_layers, 1, spec.state_size)
+    return h, values[split:].reshape(spec.num_layers, 1, spec.hidden_size) if spec.has_cell_state else None
 
 
-class OtherInputs(Exception):
-    """The step of this number was done with other inputs. step is its number."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"step {step} was done with other inputs")
-        self.step = step
+def encode_state(h: Floats, c: Floats | None) -> bytes:
+    """The bytes of h (L,1,P) and c (L,1,H) or None: little-endian float32."""
+    return h.tobytes() if c is None else h.tobytes() + c.tobytes()
 
 
-@dataclass(slots=True)
-class Block:
-    """Steps that were committed together: inputs (k,I), results as in `Steps`, and the state after the last."""
+def zero_state(spec: ModelSpec) -> bytes:
+    """The state before the first step, if nothing else is said."""
+    return bytes(4 * spec.num_layers * (spec.state_size + spec.has_cell_state * spec.hidden_size))
+
+
+class Block(NamedTuple):
+    """Steps that were committed together, and the state after the last.
+
+    arrays: inputs (k,I), outputs (k,P), predictions (k,O), where O is 0 if there is no head.
+    """
 
     first: int
-    inputs: Floats
-    outputs: Floats
-    predictions: Floats | None
+    arrays: list[Floats]
     state: bytes
 
-    @property
-    def last(self) -> int:
-        """Number of the last step."""
-        return self.first + len(self.inputs) - 1
-
-    def without(self, count: int) -> "Block":
-        """The block without its first steps."""
-        predictions = None if self.predictions is None else self.predictions[count:]
-        return Block(self.first + count, self.inputs[count:], self.outputs[count:], predictions, self.state)
-
-    def encoded(self) -> bytes:
-        """The block as it is kept."""
-        parts = [self.inputs.tobytes(), self.outputs.tobytes(), self.state]
-        if self.predictions is not None:
-            parts.insert(2, self.predictions.tobytes())
-        size = _HEAD.size + sum(map(len, parts))
-        return b"".join((_HEAD.pack(size, self.first, len(self.inputs)), *parts))
+    def encode(self) -> bytes:
+        arrays = b"".join(array.tobytes() for array in self.arrays)
+        size = _HEAD.size + len(arrays) + len(self.state)
+        return _HEAD.pack(size, self.first, len(self.arrays[0])) + arrays + self.state
 
 
-def kept_single(inputs: Floats, predictions: Floats | None) -> bytes:
+def _decode(kept: bytes, begin: int, spec: ModelSpec) -> Block:
+    size, first, count = _HEAD.unpack_from(kept, begin)
+    place, arrays = begin + _HEAD.size, []
+    for width in _widths(spec):
+        arrays.append(np.frombuffer(kept, "<f4", count * width, place).reshape(count, width))
+        place += count * width * 4
+    return Block(first, arrays, kept[place : begin + size])
+
+
+def _widths(spec: ModelSpec) -> tuple[int, int, int]:
+    return spec.input_size, spec.output_size, spec.out_features or 0
+
+
+def keep_single(inputs: Floats, steps: Steps) -> bytes:
     """What is kept of one step with inputs (1,I)."""
     kept = _SINGLE + _digest(inputs)
-    return kept if predictions is None else kept + predictions.tobytes()
+    return kept if steps.predictions is None else kept + steps.predictions.tobytes()
 
 
-def kept_blocks(before: bytes, block: Block, limit: int, spec: ModelSpec) -> bytes:
-    """What is kept after one more block: it, and of the steps before it the last that fit into limit bytes with it."""
-    added = block.encoded()
+def keep_steps(before: bytes, inputs: Floats, steps: Steps, limit: int, spec: ModelSpec) -> bytes:
+    """What is kept after more steps: they, and of those before them the last that fit into limit bytes with them."""
+    predictions = np.empty((steps.count, 0), np.float32) if steps.predictions is None else steps.predictions
+    added = Block(steps.first, [inputs, steps.outputs, predictions], encode_state(steps.h, steps.c)).encode()
     if before[:1] != _BLOCKS:
         return _BLOCKS + added
-    begin, size = 1, len(before) + len(added) - 1
-    step_bytes = 4 * (spec.input_size + spec.output_size + (spec.out_features or 0))
-    while begin < len(before) and size > limit:
-        block_bytes, _, count = _HEAD.unpack_from(before, begin)
-        too_many = -(-(size - limit) // step_bytes)
-        if too_many < count:
-            rest = _block(before, begin, spec).without(too_many).encoded()
-            return b"".join((_BLOCKS, rest, before[begin + block_bytes :], added))
-        begin += block_bytes
-        size -= block_bytes
+    begin, surplus = 1, len(before) - 1 + len(added) - limit
+    while begin < len(before) and surplus > 0:
+        size, first, count = _HEAD.unpack_from(before, begin)
+        cut = -(-surplus // (4 * sum(_widths(spec))))
+        if cut < count:
+            block = _decode(before, begin, spec)
+            rest = Block(first + cut, [array[cut:] for array in block.arrays], block.state).encode()
+            return _BLOCKS + rest + before[begin + size :] + added
+        begin += size
+        surplus -= size
     return _BLOCKS + before[begin:] + added
 
 
-def replay(kept: bytes, spec: ModelSpec, done: int, state: bytes, first: int, inputs: Floats) -> list[Steps]:
-    """The results of steps that were done: number `first` and on, with inputs (k,I), all of them before `done` + 1.
+def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> list[Steps]:
+    """The results of steps that a session at this position has done: number `first` and on, with inputs (k,I).
 
-    kept and state are those of the session after step `done`. Where steps end within a block, the state after them is
-    not known, and `Steps.h` is empty. Raises NotKept, or OtherInputs.
+    Where they end within a block, the state after them is not known, and `Steps.h` is empty. Raises StepConflict for
+    other inputs, StepOutOfOrder if the results are not kept.
     """
-    if kept[:1] == _SINGLE:
-        return [_replay_single(kept, spec, done, state, first, inputs)]
-    found: list[Steps] = []
-    reached, end = first, first + len(inputs)
-    for block in _blocks(kept, spec):
-        if block.last < reached or reached == end:
+    kept = position.replies
+    if kept[:1] == _SINGLE and first == position.step:
+        return [_replay_single(position, spec, inputs)]
+    done: list[Steps] = []
+    begin, reached, end = 1, first, first + len(inputs)
+    while kept[:1] == _BLOCKS and begin < len(kept) and reached < end:
+        block = _decode(kept, begin, spec)
+        begin += _HEAD.unpack_from(kept, begin)[0]
+        count = len(block.arrays[0])
+        here, stop = reached - block.first, min(end - block.first, count)
+        if here < 0:
+            break
+        if here >= stop:
             continue
-        if block.first > reached:
-            raise NotKept
-        here, stop = reached - block.first, min(end - 1, block.last) - block.first + 1
-        asked = inputs[reached - first : reached - first + stop - here]
-        same = (block.inputs[here:stop].view(np.uint32) == asked.view(np.uint32)).all(axis=-1)  # NaN is what it is, too
+        kept_inputs, outputs, predictions = (array[here:stop] for array in block.arrays)
+        asked = inputs[reached - first :][: stop - here]
+        same = (kept_inputs.view(np.uint32) == asked.view(np.uint32)).all(axis=-1)  # as bits, NaN equals itself
         if not same.all():
-            raise OtherInputs(reached + int(np.argmin(same)))
-        whole = stop == len(block.inputs)
-        h, c = decoded(spec, block.state) if whole else (np.empty((0, 1, 0), np.float32), None)
-        predictions = None if block.predictions is None else block.predictions[here:stop]
-        found.append(Steps(reached, block.outputs[here:stop], predictions, h, c))
+            raise _other_inputs(reached + int(np.argmin(same)), position)
+        h, c = decode_state(spec, block.state) if stop == count else (np.empty((0, 1, 0), np.float32), None)
+        done.append(Steps(reached, outputs, predictions if spec.out_features else None, h, c))
         reached += stop - here
     if reached < end:
-        raise NotKept
-    return found
+        raise out_of_order(first, position, f", and the reply of step {first} is not kept any more")
+    return done
 
 
-def _replay_single(kept: bytes, spec: ModelSpec, done: int, state: bytes, first: int, inputs: Floats) -> Steps:
-    if first != done or len(inputs) != 1:
-        raise NotKept
-    begin = 1 + _DIGEST_BYTES
+def _replay_single(position: Position, spec: ModelSpec, inputs: Floats) -> Steps:
+    kept, begin = position.replies, 1 + _DIGEST_BYTES
     if kept[1:begin] != _digest(inputs):
-        raise OtherInputs(done)
-    h, c = decoded(spec, state)
+        raise _other_inputs(position.step, position)
+    h, c = decode_state(spec, position.state)
     predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.out_features else None
-    return Steps(done, h[-1], predictions, h, c)
+    return Steps(position.step, h[-1], predictions, h, c)
 
 
-def _blocks(kept: bytes, spec: ModelSpec) -> Iterator[Block]:
-    begin = 1
-    while begin < len(kept):
-        yield _block(kept, begin, spec)
-        begin += _HEAD.unpack_from(kept, begin)[0]
+def out_of_order(step: int, position: Position, reason: str = "") -> StepOutOfOrder:
+    expected = position.step + 1
+    return StepOutOfOrder(f"step is {step}; this session expects {expected}{reason}", expected)
 
 
-def _block(kept: bytes, begin: int, spec: ModelSpec) -> Block:
-    size, first, count = _HEAD.unpack_from(kept, begin)
-    place, arrays = begin + _HEAD.size, []
-    for width in (spec.input_size, spec.output_size, spec.out_features or 0):
-        arrays.append(np.frombuffer(kept, "<f4", count * width, place).reshape(count, width))
-        place += count * width * 4
-    inputs, outputs, predictions = arrays
-    return Block(first, inputs, outputs, predictions if spec.out_features else None, kept[place : begin + size])
+def _other_inputs(step: int, position: Position) -> StepConflict:
+    return StepConflict(f"step {step} was done with other inputs; this session expects {position.step + 1}")
 
 
 def _digest(inputs: Floats) -> bytes:

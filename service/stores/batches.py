@@ -32,33 +32,29 @@ class Batches(Generic[Call]):
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         if self._task is None:
-            # It starts after all that is ready to run now has run: the calls of one tick are one batch.
+            # The task starts after all that is ready to run now: the calls of one tick are one batch.
             self._task = asyncio.create_task(self._work())
         return await future
 
     async def close(self) -> None:
-        """Finish what has been called; refuse what comes later."""
+        """Finish the calls that were made; refuse later ones."""
         self._closed = True
         if self._task is not None:
             await self._task
 
     async def _work(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting, []
-            batch = [(call, future) for call, future in batch if not future.done()]
-            if not batch:
-                continue
+            batch = [(call, future) for call, future in self._waiting if not future.done()]
+            self._waiting = []
             try:
-                answers = await self._run([call for call, _ in batch])
-            except Exception as error:  # a fault of ours: those who wait must hear of it, and the next batch must run
+                answers = await self._run([call for call, _ in batch]) if batch else []
+            except Exception as error:  # a fault of ours: those who wait must be told, and the next batch must run
                 answers = [error] * len(batch)
             self._report(answers)
             for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
+                if isinstance(answer, Exception) and not future.done():
                     future.set_exception(answer)
-                else:
+                elif not future.done():
                     future.set_result(answer)
         self._task = None
 

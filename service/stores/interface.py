@@ -1,7 +1,7 @@
-"""What a session is while it rests, and what a store of sessions can do.
+"""What a stored session is, and what a store of sessions can do.
 
-A store keeps bytes and numbers; it knows no models and judges nothing. Whoever advances a session says from which
-revision: a commit from an old one is refused, so that two processes can never both advance a session.
+A store keeps bytes and numbers; it knows no models. Whoever advances a session names the revision that it started from:
+a commit from an old one is refused, so that two processes can never both advance a session.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 Reason = Literal["deleted", "expired", "evicted", "model-replaced"]
 
 SESSION_OVERHEAD_BYTES = 500
-"""What a session is charged for beside its arrays: its record and its places in tables."""
+"""What a session counts for in `Totals.bytes` beside its arrays: its record and its places in tables."""
 
 ENDED_SECONDS = 86_400.0
 """How long an ended session is remembered."""
@@ -32,7 +32,7 @@ class Position(NamedTuple):
     - revision: counts commits; a commit names the one that it was computed from
     - step: steps done
     - state: h (L,P), then c (L,H) of an LSTM, as little-endian float32
-    - replies: what answers a repeated step, as `serving.replies` encodes it
+    - replies: what answers a repeated step, as `sessions.replay` encodes it
     - used_at: time of the last commit, in seconds since the epoch
     """
 
@@ -65,7 +65,7 @@ class SessionRecord:
 
     @property
     def nbytes(self) -> int:
-        """What the session is charged for."""
+        """What the session counts for in `Totals.bytes`."""
         return SESSION_OVERHEAD_BYTES + len(self.initial) + len(self.position.state) + len(self.position.replies)
 
 
@@ -79,7 +79,7 @@ class Ended(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a store holds: live sessions, and the bytes that they are charged for."""
+    """What a store holds: live sessions, and their bytes."""
 
     sessions: int
     bytes: int
@@ -132,14 +132,6 @@ class SessionStore(ABC):
     async def commit(self, session: str, revision: int, position: Position) -> bool:
         """Replace the position if it is still that of `revision`; says whether it was. When true, it is kept."""
 
-    def held(self, session: str) -> SessionRecord | None:  # noqa: ARG002  # for those who override it
-        """A live session, if it is in this process's own memory, where `commit_held` may advance it; else None."""
-        return None
-
-    def commit_held(self, record: SessionRecord, position: Position) -> None:
-        """Replace the position of what `held` gave just now."""
-        raise NotImplementedError
-
     @abstractmethod
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         """End a session, and remember that; gives its last record, or None if it was not live."""
@@ -148,13 +140,13 @@ class SessionStore(ABC):
     async def expire(self, now: float, limit: int) -> int:
         """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
 
-        Fewer than `limit`: nothing more is due. Also forgets what ended more than `ENDED_SECONDS` ago. Costs no more
-        than what is due, or was when it was last looked at; others run meanwhile.
+        Fewer than `limit`: nothing more is due. Looks only at sessions that are due, or were when last looked at, and
+        lets others run meanwhile. Also forgets some of what ended more than `ENDED_SECONDS` ago.
         """
 
     @abstractmethod
     async def evict(self, count: int, now: float) -> int:
-        """End the `count` least recently used sessions, with reason `evicted`; gives how many there were."""
+        """End the `count` least recently used sessions, a few, with reason `evicted`; gives how many there were."""
 
     @abstractmethod
     async def page(self, after: str, limit: int) -> list[SessionRecord]:

@@ -11,15 +11,16 @@ from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from service.errors import StoreUnavailable
 from service.stores.batches import Batches, unavailable
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
 from service.stores.sqlite_file import Synchronous, connect
-from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
+from service.stores.sqlite_tables import Commit, SessionTables
 
 Call = Commit | Callable[[SessionTables], Any]
+Answer = TypeVar("Answer")
 
 BUSY_SECONDS = 5.0
 LOOKS = 500
@@ -46,111 +47,83 @@ class SqliteStore(SessionStore):
 
     @property
     def totals(self) -> Totals:
-        """As of this process's last transaction."""
-        return self._totals
+        return self._totals  # as of this process's last transaction
 
     async def open(self) -> None:
-        """Open the file, or make it."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._connect)
+        await self._in_thread(self._connect)
         try:
             await self.in_use()  # and learn the totals
         except StoreUnavailable as error:
             raise StoreError(f"the session store {self._path} cannot be used: {error.__cause__}") from None
 
     async def close(self) -> None:
-        """Commit what has been called, and close the file."""
         await self._calls.close()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        await self._in_thread(self._disconnect)
         self._thread.shutdown()
 
     async def create(self, record: SessionRecord) -> None:
-        """Keep a new session."""
-        await self._calls.call(lambda tables: tables.create(record))
+        await self._call(lambda tables: tables.create(record))
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
-        """The session, or what is remembered of it."""
-        found: SessionRecord | Ended | None = await self._calls.call(lambda tables: tables.load(session))
-        return found
+        return await self._call(lambda tables: tables.load(session))
 
     async def commit(self, session: str, revision: int, position: Position) -> bool:
-        """Replace the position."""
-        kept: bool = await self._calls.call(Commit(session, revision, position))
-        return kept
+        return cast("bool", await self._calls.call(Commit(session, revision, position)))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        """End a session."""
-        record: SessionRecord | None = await self._calls.call(lambda tables: tables.end(session, reason, at))
-        return record
+        return await self._call(lambda tables: tables.end(session, reason, at))
 
     async def expire(self, now: float, limit: int) -> int:
-        """End what is due, some in each transaction."""
-        while await self._calls.call(lambda tables: tables.forget(now, LOOKS)):
-            pass
         ended, more = 0, True
         while more and ended < limit:
             call = partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS)
-            some, more = await self._calls.call(call)
+            some, more = await self._call(call)
             ended += some
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        """End the least recently used, some in each transaction."""
-        evicted, looks = 0, 1
-        while evicted < count:
-            room = min(count - evicted, LOOKS)
-            looks = min(max(looks, room), LOOKS)
-            some, moved = await self._calls.call(partial(SessionTables.evict, count=room, now=now, looks=looks))
-            evicted += some
-            looks *= 4
-            if not some and not moved:
-                break
+        looks = count
+        while (evicted := await self._call(partial(SessionTables.evict, count=count, now=now, looks=looks))) is None:
+            looks = max(count, min(4 * looks, LOOKS))
         return evicted
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
-        """Live sessions by id."""
-        records: list[SessionRecord] = await self._calls.call(lambda tables: tables.page(after, limit))
-        return records
+        return await self._call(lambda tables: tables.page(after, limit))
 
     async def in_use(self) -> Mapping[Weights, int]:
-        """Live sessions by weights."""
-        users: Mapping[Weights, int] = await self._calls.call(SessionTables.in_use)
-        return users
+        return await self._call(SessionTables.in_use)
+
+    async def _call(self, call: Callable[[SessionTables], Answer]) -> Answer:
+        return cast("Answer", await self._calls.call(call))
 
     async def _run(self, calls: list[Call]) -> list[Any]:
-        answers, totals = await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, calls)
+        answers, totals = await self._in_thread(lambda: self._transact(calls))
         self._totals = totals or self._totals
         return answers
+
+    async def _in_thread(self, function: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # What follows runs in the thread.
 
     def _transact(self, calls: list[Call]) -> tuple[list[Any], Totals | None]:
         """Answers of all calls, which are kept together or, if the file cannot be written, not at all."""
+        answers: list[Any] = []
         try:
-            try:
-                return self._attempt(calls, together=True)
-            except NotAllKept:
-                self._undo()
-                return self._attempt(calls, together=False)
+            connection = self._connection or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            tables = SessionTables(connection, self._max_ended)
+            for are_commits, group in groupby(calls, key=lambda call: isinstance(call, Commit)):
+                some: list[Any] = list(group)
+                answers += tables.commit(some) if are_commits else [call(tables) for call in some]
+            totals = tables.settle()
+            connection.execute("COMMIT")
         except (sqlite3.Error, StoreError) as error:
             self._undo()
             return [unavailable(error) for _ in calls], None
         except BaseException:
             self._undo()
             raise
-
-    def _attempt(self, calls: list[Call], together: bool) -> tuple[list[Any], Totals]:
-        """One transaction. Raises NotAllKept if commits that follow each other are to be kept together and cannot."""
-        connection = self._connection or self._connect()
-        connection.execute("BEGIN IMMEDIATE")
-        tables = SessionTables(connection, self._max_ended)
-        answers: list[Any] = []
-        for are_commits, some in groupby(calls, key=lambda call: isinstance(call, Commit)):
-            if are_commits and together:
-                answers += tables.commit_all(cast("list[Commit]", list(some)))
-            else:
-                answers += [tables.commit(call) if isinstance(call, Commit) else call(tables) for call in some]
-        totals = tables.settle()
-        connection.execute("COMMIT")
         return answers, totals
 
     def _connect(self) -> sqlite3.Connection:

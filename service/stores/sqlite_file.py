@@ -1,9 +1,8 @@
-"""The SQLite file of sessions: its schema, how it is opened, and what makes it one of ours."""
+"""The SQLite file of sessions: its schema, and how it is opened."""
 
 import os
 import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,6 @@ CACHE_KIB = 16 * 1024
 # sweep_at and seen_at are what was known when somebody last looked; a commit moves neither, so that it writes to no
 # index. Rows of `ended` are numbered in the order in which sessions ended.
 SCHEMA = """
-BEGIN IMMEDIATE;
 CREATE TABLE totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0, 0);
 CREATE TABLE weights (
@@ -59,14 +57,14 @@ CREATE TABLE ended (
     step INTEGER NOT NULL,
     owner BLOB NOT NULL,
     at REAL NOT NULL
-);
+)
 """
 
 
 def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite3.Connection:
     """Open the file, making it if it is not there; transactions are begun and ended by hand.
 
-    Raises StoreError if it is not ours or cannot be used as a store, sqlite3.OperationalError if it stays locked.
+    Raises StoreError if it is not ours or cannot be used as a store, or stays locked.
     """
     try:
         # Made here, as what it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
@@ -75,8 +73,15 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
         raise StoreError(f"the session store {path} cannot be opened: {error.strerror}") from None
     connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
+        ours = _is_ours(connection, path)  # before anything is written
         _use_wal(connection, path, busy_seconds)
-        _claim(connection, path)
+        if not ours:
+            connection.execute("BEGIN IMMEDIATE")
+            if not _is_ours(connection, path):  # another process may have been quicker
+                marks = f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"
+                for statement in (*SCHEMA.split(";"), *marks):
+                    connection.execute(statement)
+            connection.execute("COMMIT")
         for pragma in (
             f"synchronous = {synchronous}",
             f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
@@ -84,9 +89,13 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
             f"cache_size = -{CACHE_KIB}",
         ):
             connection.execute(f"PRAGMA {pragma}")
-    except BaseException:
+    except BaseException as error:
         connection.close()
-        raise
+        if not isinstance(error, sqlite3.DatabaseError):
+            raise
+        if _is_busy(error):
+            raise StoreError(f"the session store {path} is locked by another process") from None
+        raise StoreError(f"the session store {path} cannot be used: {error}") from None
     return connection
 
 
@@ -95,34 +104,15 @@ def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
     deadline = time.monotonic() + busy_seconds
     while True:
         try:
-            with closing(connection.execute("PRAGMA journal_mode = WAL")) as cursor:
-                (mode,) = cursor.fetchone()
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise _unusable(path, error) from None
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
             time.sleep(0.01)
-        except sqlite3.DatabaseError as error:
-            raise _unusable(path, error) from None
         else:
             break
     if mode != "wal":
         raise StoreError(f"the session store {path} lies where SQLite cannot use write-ahead logging")
-
-
-def _claim(connection: sqlite3.Connection, path: Path) -> None:
-    """Write the schema into a new file; refuse one that is not ours."""
-    try:
-        if not _is_ours(connection, path):
-            try:
-                connection.executescript(
-                    f"{SCHEMA}PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT"
-                )
-            except sqlite3.OperationalError:
-                connection.rollback()
-                if not _is_ours(connection, path):  # another process may have been quicker
-                    raise
-    except sqlite3.DatabaseError as error:
-        raise _unusable(path, error) from None
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
@@ -141,7 +131,5 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> Exception:
-    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-        return StoreError(f"the session store {path} is locked by another process")
-    return StoreError(f"the session store {path} cannot be used: {error}")
+def _is_busy(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

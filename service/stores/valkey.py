@@ -6,6 +6,7 @@ server's matter: with `appendonly yes` they outlive it.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from valkey.asyncio import Valkey
@@ -14,30 +15,10 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import AuthenticationError, NoScriptError, ResponseError, ValkeyError
 
 from service.errors import StoreUnavailable
+from service.stores import valkey_scripts as scripts
 from service.stores.batches import Batches, unavailable
-from service.stores.interface import (
-    ENDED_SECONDS,
-    Ended,
-    Position,
-    Reason,
-    SessionRecord,
-    SessionStore,
-    StoreError,
-    Totals,
-    Weights,
-)
-from service.stores.valkey_scripts import (
-    COMMIT,
-    CREATE,
-    END,
-    EVICT,
-    EXPIRE,
-    FORGET,
-    IN_USE,
-    LOAD,
-    PAGE,
-    Script,
-)
+from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
+from service.stores.valkey_scripts import Script
 
 Value = bytes | str | int | float
 
@@ -47,14 +28,11 @@ ANSWER_SECONDS = 2.0
 LOOKS = 500
 """Sessions that a script looks at, as the server runs nothing else meanwhile."""
 
-
-# The event loop's words for a connection that is closed under a read or a write are its own: EOFError, RuntimeError.
+# A connection that is closed during a read or a write raises the event loop's own errors: EOFError, RuntimeError.
 BROKEN = (ValkeyError, OSError, EOFError, RuntimeError)
 
 
 class Call(NamedTuple):
-    """A script and its arguments."""
-
     script: Script
     values: Sequence[Value]
 
@@ -86,16 +64,14 @@ class ValkeyStore(SessionStore):
 
     @property
     def totals(self) -> Totals:
-        """As of this process's last batch."""
-        return self._totals
+        return self._totals  # as of this process's last batch
 
     async def open(self) -> None:
-        """Look at the server; one that cannot be reached yet is no error."""
         try:
             about: dict[str, Any] = await self._server.info()
         except (AuthenticationError, ResponseError) as error:
             raise StoreError(f"the session store's server refuses this service: {error}") from None
-        except BROKEN:
+        except BROKEN:  # it may be reached later
             return
         if int(str(about.get("redis_version", OLDEST_SERVER)).partition(".")[0]) < OLDEST_SERVER:
             raise StoreError(f"the session store's server is too old: take Valkey, or Redis {OLDEST_SERVER} or newer")
@@ -107,60 +83,44 @@ class ValkeyStore(SessionStore):
             await self.in_use()  # and learn the totals
 
     async def close(self) -> None:
-        """Finish what has been called, and hang up."""
         await self._calls.close()
         await self._server.aclose()
 
     async def create(self, record: SessionRecord) -> None:
-        """Keep a new session."""
-        opened = (record.owner, _packed(record.weights), record.ttl_seconds, record.created_at)
-        await self._call(CREATE, record.id, record.expires_at, *opened, record.initial, *record.position)
+        weights, position = _packed(record.weights), record.position
+        values = (record.owner, weights, record.ttl_seconds, record.created_at, record.initial, *position)
+        fields: list[Any] = list(chain.from_iterable(zip(scripts.FIELDS, values, strict=True)))
+        await self._call(scripts.CREATE, record.id, record.expires_at, position.used_at, weights, *fields)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
-        """The session, or what is remembered of it."""
-        found = await self._call(LOAD, session)
+        found = await self._call(scripts.LOAD, session)
         if isinstance(found, bytes):
             reason, step, at, owner = found.split(b":", 3)
             return Ended(cast("Reason", reason.decode()), int(step), owner, float(at))
         return _record(session, found) if found else None
 
     async def commit(self, session: str, revision: int, position: Position) -> bool:
-        """Replace the position."""
-        return bool(await self._call(COMMIT, session, revision, *position))
+        return bool(await self._call(scripts.COMMIT, session, revision, *position))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        """End a session."""
-        found = await self._call(END, session, reason, at, self._max_ended)
+        found = await self._call(scripts.END, session, reason, at, self._max_ended)
         return _record(session, found) if found else None
 
     async def expire(self, now: float, limit: int) -> int:
-        """End what is due, some in each batch."""
-        while await self._call(FORGET, now - ENDED_SECONDS, LOOKS) == LOOKS:
-            pass
         ended, looked_at = 0, LOOKS
         while looked_at == LOOKS and ended < limit:
-            some, looked_at = await self._call(EXPIRE, now, limit - ended, LOOKS, self._max_ended)
+            some, looked_at = await self._call(scripts.EXPIRE, now, limit - ended, LOOKS, self._max_ended)
             ended += some
         return ended
 
     async def evict(self, count: int, now: float) -> int:
-        """End the least recently used, some in each batch."""
-        evicted = 0
-        while evicted < count:
-            room = min(count - evicted, LOOKS)
-            some: int = await self._call(EVICT, room, now, self._max_ended)
-            evicted += some
-            if some < room:
-                break
-        return evicted
+        return int(await self._call(scripts.EVICT, count, now, self._max_ended))
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
-        """Live sessions by id."""
-        return [_record(session.decode(), found) for session, found in await self._call(PAGE, after, limit)]
+        return [_record(session.decode(), found) for session, found in await self._call(scripts.PAGE, after, limit)]
 
     async def in_use(self) -> Mapping[Weights, int]:
-        """Live sessions by weights."""
-        flat: list[bytes] = await self._call(IN_USE)
+        flat: list[bytes] = await self._call(scripts.IN_USE)
         return {_weights(weights): int(sessions) for weights, sessions in zip(flat[::2], flat[1::2], strict=True)}
 
     async def _call(self, script: Script, *values: Value) -> Any:
@@ -180,13 +140,11 @@ class ValkeyStore(SessionStore):
         return [unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _send(self, calls: Sequence[Call], known: bool) -> list[Any]:
-        """Raw answers of the calls, in one pipeline; and hear of the totals."""
+        """Raw answers of the calls, in one pipeline, which updates the totals."""
         pipeline = self._server.pipeline(transaction=False)
         for script, values in calls:
-            if known:
-                pipeline.execute_command("EVALSHA", script.digest, 0, *values)
-            else:
-                pipeline.execute_command("EVAL", script.text, 0, *values)
+            how = ("EVALSHA", script.digest) if known else ("EVAL", script.text)
+            pipeline.execute_command(*how, 0, *values)
         pipeline.execute_command("HMGET", "rnn:totals", "sessions", "bytes")
         answers: list[Any]
         *answers, totals = await pipeline.execute(raise_on_error=False)

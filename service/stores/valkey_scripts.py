@@ -1,4 +1,4 @@
-"""What the calls of a store are on a Valkey server: Lua scripts, each of which runs whole or not at all.
+"""A store's calls as Lua scripts on a Valkey server, each of which runs whole or not at all.
 
     rnn:session:<id>  hash    a session
     rnn:used          zset    ids by the time of their last commit
@@ -13,29 +13,25 @@ Keys are made up inside the scripts, which a cluster does not allow.
 """
 
 import hashlib
-from typing import Literal
 
-from service.stores.interface import SESSION_OVERHEAD_BYTES
+from service.stores.interface import ENDED_SECONDS, SESSION_OVERHEAD_BYTES
 
-FIELDS = (
-    *("owner", "weights", "ttl_seconds", "created_at", "initial"),
-    *("revision", "step", "state", "replies", "used_at"),
-)
+FIELDS = ["owner", "weights", "ttl_seconds", "created_at", "initial", "revision", "step", "state", "replies", "used_at"]
 
 _COMMON = f"""
-local function charged(key)
+local function size_of(key)
     return {SESSION_OVERHEAD_BYTES} + redis.call('HSTRLEN', key, 'initial')
         + redis.call('HSTRLEN', key, 'state') + redis.call('HSTRLEN', key, 'replies')
 end
 local function load(id)
-    return redis.call('HMGET', 'rnn:session:' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
+    return redis.call('HMGET', 'rnn:session:' .. id, {str(FIELDS)[1:-1]})
 end
 local function finish(id, reason, at, max_ended)
     local key = 'rnn:session:' .. id
     local found = redis.call('HMGET', key, 'step', 'owner', 'weights')
     if found[1] then
         redis.call('HINCRBY', 'rnn:totals', 'sessions', -1)
-        redis.call('HINCRBY', 'rnn:totals', 'bytes', -charged(key))
+        redis.call('HINCRBY', 'rnn:totals', 'bytes', -size_of(key))
         if redis.call('HINCRBY', 'rnn:weights', found[3], -1) == 0 then redis.call('HDEL', 'rnn:weights', found[3]) end
         redis.call('HSET', 'rnn:ended', id, reason .. ':' .. found[1] .. ':' .. at .. ':' .. found[2])
         if redis.call('RPUSH', 'rnn:ended:order', id) > tonumber(max_ended) then
@@ -53,42 +49,36 @@ end
 class Script:
     """A script's text, and the digest by which a server that has seen it knows it.
 
-    flags are the server's: what frees memory or only reads runs on one that has none left, or no session could end.
+    Its first line holds flags for the server: what frees memory or only reads runs on one that has no memory left.
     """
 
-    def __init__(self, text: str, flags: Literal["", "allow-oom", "no-writes"] = "") -> None:
-        self.text = f"#!lua flags={flags}\n{_COMMON}{text}"
+    def __init__(self, text: str) -> None:
+        first, _, rest = text.partition("\n")
+        self.text = f"{first}\n{_COMMON}{rest}"
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-CREATE = Script(
-    """
-local id, expires_at = ARGV[1], ARGV[2]
-local key, values = 'rnn:session:' .. id, {}
-for i, field in ipairs({FIELDS}) do
-    values[2 * i - 1] = field
-    values[2 * i] = ARGV[i + 2]
-end
-redis.call('HSET', key, unpack(values))
-redis.call('ZADD', 'rnn:used', redis.call('HGET', key, 'used_at'), id)
+CREATE = Script("""#!lua flags=
+local id, expires_at, used_at, weights = unpack(ARGV, 1, 4)
+local key = 'rnn:session:' .. id
+redis.call('HSET', key, unpack(ARGV, 5))
+redis.call('ZADD', 'rnn:used', used_at, id)
 redis.call('ZADD', 'rnn:sweep', expires_at, id)
 redis.call('ZADD', 'rnn:ids', 0, id)
-redis.call('HINCRBY', 'rnn:weights', redis.call('HGET', key, 'weights'), 1)
+redis.call('HINCRBY', 'rnn:weights', weights, 1)
 redis.call('HINCRBY', 'rnn:totals', 'sessions', 1)
-redis.call('HINCRBY', 'rnn:totals', 'bytes', charged(key))
-""".replace("{FIELDS}", str(list(FIELDS)).replace("[", "{").replace("]", "}"))
-)
+redis.call('HINCRBY', 'rnn:totals', 'bytes', size_of(key))
+""")
 
 LOAD = Script(
     """
 local found = load(ARGV[1])
 if found[1] then return found end
 return redis.call('HGET', 'rnn:ended', ARGV[1])
-""",
-    flags="no-writes",
+"""
 )
 
-COMMIT = Script("""
+COMMIT = Script("""#!lua flags=
 local id, old, revision, step, state, replies, used_at = unpack(ARGV)
 local key = 'rnn:session:' .. id
 if redis.call('HGET', key, 'revision') ~= old then return 0 end
@@ -99,20 +89,22 @@ if grown ~= 0 then redis.call('HINCRBY', 'rnn:totals', 'bytes', grown) end
 return 1
 """)
 
-END = Script(
-    """
+END = Script("""#!lua flags=allow-oom
 local id, reason, at, max_ended = unpack(ARGV)
 local found = load(id)
 if not found[1] then return false end
 finish(id, reason, at, max_ended)
 return found
-""",
-    flags="allow-oom",
-)
+""")
 
-EXPIRE = Script(
-    """
+EXPIRE = Script(f"""#!lua flags=allow-oom
 local now, limit, looks, max_ended = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
+    local at = string.match(redis.call('HGET', 'rnn:ended', id), '^[^:]*:[^:]*:([^:]*):')
+    if tonumber(at) > tonumber(now) - {ENDED_SECONDS} then break end
+    redis.call('HDEL', 'rnn:ended', id)
+    redis.call('LPOP', 'rnn:ended:order')
+end
 local ids = redis.call('ZRANGEBYSCORE', 'rnn:sweep', '-inf', now, 'LIMIT', 0, looks)
 local ended = 0
 for _, id in ipairs(ids) do
@@ -125,45 +117,23 @@ for _, id in ipairs(ids) do
         ended = ended + 1
     end
 end
-return {ended, #ids}
-""",
-    flags="allow-oom",
-)
+return {{ended, #ids}}
+""")
 
-FORGET = Script(
-    """
-local until_then, looks = tonumber(ARGV[1]), tonumber(ARGV[2])
-local old = 0
-for _, id in ipairs(redis.call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
-    local at = string.match(redis.call('HGET', 'rnn:ended', id), '^[^:]*:[^:]*:([^:]*):')
-    if tonumber(at) > until_then then break end
-    redis.call('HDEL', 'rnn:ended', id)
-    redis.call('LPOP', 'rnn:ended:order')
-    old = old + 1
-end
-return old
-""",
-    flags="allow-oom",
-)
-
-EVICT = Script(
-    """
+EVICT = Script("""#!lua flags=allow-oom
 local count, now, max_ended = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local ids = redis.call('ZRANGE', 'rnn:used', 0, count - 1)
 for _, id in ipairs(ids) do finish(id, 'evicted', now, max_ended) end
 return #ids
-""",
-    flags="allow-oom",
-)
+""")
 
-PAGE = Script(
-    """
+PAGE = Script("""#!lua flags=no-writes
 local first = ARGV[1] == '' and '-' or '(' .. ARGV[1]
 local page = redis.call('ZRANGEBYLEX', 'rnn:ids', first, '+', 'LIMIT', 0, ARGV[2])
 for i, id in ipairs(page) do page[i] = {id, load(id)} end
 return page
-""",
-    flags="no-writes",
-)
+""")
 
-IN_USE = Script("return redis.call('HGETALL', 'rnn:weights')", flags="no-writes")
+IN_USE = Script("""#!lua flags=no-writes
+return redis.call('HGETALL', 'rnn:weights')
+""")

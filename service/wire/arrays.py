@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -60,12 +59,7 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
 
 def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
-    if values.size <= SHORT:
-        flat = values.reshape(-1)
-        with np.errstate(over="ignore"):
-            if isfinite(flat.dot(flat)):  # not if the values are very large
-                return True
-    return bool(np.isfinite(values).all())
+    return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
 
 
 def narrowed(doubles: NDArray[np.float64]) -> Floats:

@@ -25,6 +25,9 @@ SLICE_BYTES = 64 * 1024
 """Less than this waits for what follows."""
 
 
+MAX_NAMES = 32
+"""Strings in a list of names: no field of the contract has as many."""
+
 VECTOR_BYTES = 8 * 1024
 """From here on numpy, which needs a copy, counts faster than bytes do."""
 
@@ -193,7 +196,11 @@ def _list(array: Any) -> tuple[Floats | Ragged | list[Any], int]:
     if isinstance(first, _Array):
         sizes, brackets = _sizes(array, first)
         return assemble(_numbers(array, sum(sizes[-1])), sizes), brackets
-    return (array.as_list() if isinstance(first, str) else _numbers(array, count)), 1
+    if isinstance(first, str):
+        if count > MAX_NAMES:  # and as_list() writes out of bounds beyond 16,777,215 items
+            raise Suspicious
+        return array.as_list(), 1
+    return _numbers(array, count), 1
 
 
 def _numbers(array: Any, count: int) -> Floats:

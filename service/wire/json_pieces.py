@@ -32,9 +32,6 @@ MOST_LISTS = 2000
 SAMPLE_BYTES = 16 * 1024
 """Of a piece, to see how long its lists are."""
 
-Reading = Generator[None, None, Document]
-"""Yields between pieces; returns the fields."""
-
 # Much white space is not looked through again and again: such bodies are read in one go.
 _AS_A_FIELD = re.compile(rb"\s{0,64}+:\s{0,64}+(?=\[)")
 _OPENING = re.compile(rb"\[\s{0,64}+\[\s{0,64}+(\[)?")
@@ -58,8 +55,19 @@ class _Piece(NamedTuple):
     closed: int
 
 
-def reading(body: bytes) -> Reading:
-    """What `json.decode` gives. Raises Suspicious also where only this reader is not sure."""
+def decode(body: bytes) -> Iterator[Document | None]:
+    """None after each piece, and at the end what `json.decode` gives. Raises Suspicious as it does.
+
+    A body that only this reader is not sure of is read in one go.
+    """
+    try:
+        yield from _decode(body)
+    except Suspicious:
+        yield None
+        yield json.decode(body)
+
+
+def _decode(body: bytes) -> Iterator[Document | None]:
     found = _long_lists(body)
     texts, end = [], 0
     for field in found:
@@ -72,7 +80,7 @@ def reading(body: bytes) -> Reading:
         if not isinstance(empty, np.ndarray) or empty.size:
             raise Suspicious
         fields[field.name] = yield from _list(body, field)
-    return fields
+    yield fields
 
 
 def _long_lists(body: bytes) -> list[_Field]:

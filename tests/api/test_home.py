@@ -18,7 +18,7 @@ def page():
     return html.decode(), headers
 
 
-def test_the_policy_lets_the_pages_own_script_and_style_run_and_nothing_else(page):
+def test_policy_allows_own_script_and_style_only(page):
     html, headers = page
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"
@@ -32,14 +32,14 @@ def test_the_policy_lets_the_pages_own_script_and_style_run_and_nothing_else(pag
     assert not re.search(r"\s(?:style|on[a-z]+)=", html)
 
 
-def test_the_page_names_nothing_elsewhere(page):
+def test_page_names_no_other_host(page):
     html, _ = page
     assert set(re.findall(r"https?://[^\s'\"]+", html)) <= {"http://www.w3.org/2000/svg"}
     for address in re.findall(r"(?:src|href)=\"([^\"]*)\"", html):
         assert address.startswith(("/", "data:image/svg+xml,")), address
 
 
-def test_the_bundled_series_are_those_of_the_examples(page, monkeypatch):
+def test_bundled_series_are_the_examples(page, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import make_page_data  # noqa: PLC0415  # a script among others, found by the path above
 

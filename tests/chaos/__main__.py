@@ -6,16 +6,44 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.faults import Load, Stage, killed_service, racing_processes, stopped_store, told_to_stop
+from tests.chaos.faults import Deployment, Load, killed_service, racing_processes, stopped_store, told_to_stop
 from tests.chaos.servers import NAME, KeyValueServer, free_port
 
-Fault = Callable[[Stage, KeyValueServer], str]
+STORES = ("sqlite", "valkey") if NAME else ("sqlite",)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is ended, the store, the service's settings, and how it is run: it returns what happened."""
+
+    name: str
+    store: str
+    settings: dict[str, Any]
+    run: Callable[[Deployment, KeyValueServer], str]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.store}"
+
+
+def plan(load: Load, races: int) -> list[Fault]:
+    """Every fault for every durable store; `races` are steps of one session that two workers race for."""
+    faults = []
+    for store in STORES:
+        faults += [
+            Fault("kill -9 of the service", store, {}, lambda deployment, _: killed_service(deployment, load)),
+            Fault("SIGTERM of the service", store, {}, lambda deployment, _: told_to_stop(deployment, load)),
+            Fault("two workers race", store, {"workers": 2}, lambda deployment, _: racing_processes(deployment, races)),
+        ]
+    if NAME:
+        faults.append(Fault("kill -9 of the store", "valkey", {}, lambda *both: stopped_store(*both, load)))
+    return faults
 
 
 def main() -> int:
@@ -23,51 +51,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--sessions", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20, help="of each session")
-    parser.add_argument("--harms", type=int, default=3, help="kills a fault")
+    parser.add_argument("--kills", type=int, default=3, help="of each fault")
     parser.add_argument("--races", type=int, default=10_000, help="steps of one session that two workers race for")
     given = parser.parse_args()
-    load = Load(given.sessions, given.steps, harms=given.harms)
-    plan: list[tuple[str, str, dict[str, Any], Fault]] = []
-    for store in ("sqlite", "valkey") if NAME else ("sqlite",):
-        plan += [
-            ("kill -9 of the service", store, {}, lambda stage, _: killed_service(stage, load)),
-            ("SIGTERM of the service", store, {}, lambda stage, _: told_to_stop(stage, load)),
-            ("two workers race", store, {"workers": 2}, lambda stage, _: racing_processes(stage, given.races)),
-        ]
-    if NAME:
-        plan.append(("kill -9 of the store", "valkey", {}, lambda stage, server: stopped_store(stage, load, server)))
     console = Console()
-    table = Table("fault", "store", "result", "what happened", "s")
+    table = Table("fault", "result", "what happened", "s")
     failed = 0
-    for name, store, settings, fault in plan:
+    for fault in plan(Load(given.sessions, given.steps, kills=given.kills), given.races):
         begun = time.monotonic()
         try:
-            with set_up(store, settings) as (stage, server):
-                what, result = fault(stage, server), "[green]nothing lost"
+            with set_up(fault) as (deployment, server):
+                what, result = fault.run(deployment, server), "[green]nothing lost"
         except AssertionError as error:
             what, result, failed = str(error)[:300], "[red]FAILED", failed + 1
-        table.add_row(name, store, result, what, f"{time.monotonic() - begun:.0f}")
-        console.print(f"{name}, {store}: {result}")
+        table.add_row(str(fault), result, what, f"{time.monotonic() - begun:.0f}")
+        console.print(f"{fault}: {result}")
     console.print(table)
     return 1 if failed else 0
 
 
 @contextmanager
-def set_up(store: str, settings: dict[str, Any]) -> Iterator[tuple[Stage, KeyValueServer]]:
+def set_up(fault: Fault) -> Iterator[tuple[Deployment, KeyValueServer]]:
     """A service on a store, in a folder of its own, and the key-value server that may be the store."""
     with tempfile.TemporaryDirectory(prefix="rnn-chaos-") as name:
         folder = Path(name)
         server = KeyValueServer(folder, free_port())
         url = f"sqlite:///{folder / 'sessions.db'}"
-        if store == "valkey":
+        if fault.store == "valkey":
             server.start()
             url = server.url
-        stage = Stage(folder, session_store=url, **settings)
+        deployment = Deployment(folder, session_store=url, **fault.settings)
         try:
-            yield stage, server
+            yield deployment, server
         finally:
-            if stage.service.process.poll() is None:
-                stage.kill()
+            if deployment.service.process.poll() is None:
+                deployment.kill()
             server.stop()
 
 

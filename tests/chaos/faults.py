@@ -1,4 +1,4 @@
-"""The faults: each starts what it needs, does its harm under load, and raises AssertionError if anything was lost."""
+"""The faults: each ends something under load, and raises AssertionError if anything was lost."""
 
 import asyncio
 import random
@@ -11,13 +11,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from service.engine.native.engine import NativeEngine
 from service.spec import ModelSpec
 from tests.chaos.servers import KeyValueServer
 from tests.chaos.streams import Clients, Stream
 from tests.e2e.models import write_model
 from tests.e2e.running import Service, start, until
-from tests.reference import weights_of
 
 SPEC = ModelSpec("gru", 8, 16)
 MODEL = "stream"
@@ -25,15 +23,15 @@ MODEL = "stream"
 
 @dataclass(frozen=True)
 class Load:
-    """How much: sessions, steps of each, clients, and how often the harm is done."""
+    """How much: sessions, steps of each, clients, and how often something is ended."""
 
     sessions: int
     steps: int
     connections: int = 32
-    harms: int = 3
+    kills: int = 3
 
 
-class Stage:
+class Deployment:
     """A model repository, and one service at a time over it, on the same store and port."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
@@ -41,7 +39,6 @@ class Stage:
         self.settings = settings
         self.models = folder / "models"
         write_model(self.models, MODEL, 1, SPEC)
-        self.engine = NativeEngine(SPEC, weights_of(SPEC, seed=1), threads=1)
         self._started = 0
         self.service = self.start()
 
@@ -64,66 +61,59 @@ class Stage:
         return Clients(self.service.url, MODEL, SPEC.input_size)
 
 
-async def under_load(clients: Clients, load: Load, harm: Callable[[], None]) -> None:
-    """Run the clients; do harm at random moments meanwhile, off the loop."""
+def played(deployment: Deployment, clients: Clients, load: Load, kill: Callable[[], None]) -> int:
+    """Open sessions, step them while something is killed, and compare with uninterrupted runs; returns the steps."""
 
-    async def harms() -> None:
+    async def kills() -> None:
         total = load.sessions * load.steps
-        # Moments by progress, not by the clock: each is in the middle of the load, however fast the machine.
-        for moment in sorted(random.sample(range(total // 10, total * 6 // 10), load.harms)):
-            while clients.tally.answered < moment:
-                await asyncio.sleep(0.002)
-            await asyncio.to_thread(harm)
-
-    await asyncio.gather(clients.run(load.connections), harms())
-
-
-def played(stage: Stage, clients: Clients, load: Load, harm: Callable[[], None]) -> int:
-    """Open sessions, step them under harm, and compare all with uninterrupted runs; gives how many steps that is."""
+        # By progress, not by the clock: each is in the middle of the load, however fast the machine.
+        for moment in sorted(random.sample(range(total // 10, total * 6 // 10), load.kills)):
+            await clients.tally.reached(moment)
+            await asyncio.to_thread(kill)
 
     async def play() -> int:
         await clients.open(load.sessions, load.steps)
-        await under_load(clients, load, harm)
-        return await clients.check(stage.engine)
+        await asyncio.gather(clients.run(load.connections), kills())
+        return await clients.check()
 
     steps = asyncio.run(play())
-    stage.service.stop()
+    deployment.service.stop()
     return steps
 
 
-def killed_service(stage: Stage, load: Load) -> str:
+def killed_service(deployment: Deployment, load: Load) -> str:
     """kill -9 at random moments under load, restart, resume: every answered step is there, none twice."""
-    clients = stage.clients()
+    clients = deployment.clients()
 
-    def harm() -> None:
-        stage.kill()
-        clients.url = stage.start().url
+    def kill() -> None:
+        deployment.kill()
+        clients.url = deployment.start().url
 
-    steps = played(stage, clients, load, harm)
-    return f"{load.harms} kills, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"
+    steps = played(deployment, clients, load, kill)
+    return f"{load.kills} kills, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"
 
 
-def stopped_store(stage: Stage, load: Load, server: KeyValueServer) -> str:
+def stopped_store(deployment: Deployment, server: KeyValueServer, load: Load) -> str:
     """The store is killed and started again: 503 meanwhile, nothing is lost, the service needs no restart."""
-    clients = stage.clients()
+    clients = deployment.clients()
 
-    def harm() -> None:
+    def kill() -> None:
         server.kill()
         refused = clients.tally.refused.get(503, 0)
         until(lambda: clients.tally.refused.get(503, 0) > refused, "calls of sessions get 503")
-        assert stage.service.get("/health/live").status_code == 200
+        assert deployment.service.get("/health/live").status_code == 200
         server.start()
 
-    steps = played(stage, clients, load, harm)
-    return f"{load.harms} kills of the store, {steps} steps, {clients.tally.refused.get(503, 0)} answers of 503"
+    steps = played(deployment, clients, load, kill)
+    return f"{load.kills} kills of the store, {steps} steps, {clients.tally.refused.get(503, 0)} answers of 503"
 
 
-def racing_processes(stage: Stage, steps: int, connections: int = 16) -> str:
+def racing_processes(deployment: Deployment, steps: int, connections: int = 16) -> str:
     """Two workers race on one session, without numbers: the count of steps is exact, each output and the state too."""
     vector = np.linspace(-1, 1, SPEC.input_size, dtype=np.float32)
 
     async def play() -> None:
-        url = stage.service.url
+        url = deployment.service.url
         opening = {"json": {"model": MODEL}}
         async with aiohttp.ClientSession() as http, http.post(f"{url}/cell/sessions", **opening) as reply:
             session = (await reply.json())["session"]
@@ -142,23 +132,23 @@ def racing_processes(stage: Stage, steps: int, connections: int = 16) -> str:
         seen.sort()
         assert [step for step, _ in seen] == list(range(1, steps + 1))
         # All inputs are the same, so the order in which they ran does not matter.
-        clients = stage.clients()
+        clients = deployment.clients()
         clients.streams = [Stream(session, np.tile(vector, (steps, 1)), [outputs for _, outputs in seen])]
-        await clients.check(stage.engine)
+        await clients.check()
 
     asyncio.run(play())
-    stage.service.stop()
+    deployment.service.stop()
     return f"{steps} steps of one session through {connections} connections"
 
 
-def told_to_stop(stage: Stage, load: Load) -> str:
+def told_to_stop(deployment: Deployment, load: Load) -> str:
     """SIGTERM under load, and another process after it: no answered step is lost."""
-    clients = stage.clients()
+    clients = deployment.clients()
 
-    def harm() -> None:
-        stage.service.process.send_signal(signal.SIGTERM)
-        stage.service.check_ended()
-        clients.url = stage.start().url
+    def kill() -> None:
+        deployment.service.process.send_signal(signal.SIGTERM)
+        deployment.service.check_ended()
+        clients.url = deployment.start().url
 
-    steps = played(stage, clients, load, harm)
-    return f"{load.harms} terminations, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"
+    steps = played(deployment, clients, load, kill)
+    return f"{load.kills} terminations, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"

@@ -1,9 +1,8 @@
-"""Valkey, or Redis, as a process of its own, that can be killed and started again with what it had."""
+"""Valkey, or Redis, as a process that can be killed and started again with its data."""
 
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 from tests.e2e.running import until
@@ -41,11 +40,10 @@ class KeyValueServer:
         """As an operator does, if it is running."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
 
     def _answers(self) -> bool:
         done = subprocess.run([str(CLI), "-p", str(self.port), "ping"], capture_output=True, check=False)
-        time.sleep(0.02)
         return b"PONG" in done.stdout
 
 

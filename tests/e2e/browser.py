@@ -1,6 +1,5 @@
 """Headless Chromium, driven through chromedriver's own HTTP protocol (W3C WebDriver)."""
 
-import base64
 import json
 import re
 import shutil
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from .running import until
+from .running import ANSWER_SECONDS, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -38,9 +37,9 @@ class Browser:
         self._log_file = folder / "chromedriver.log"
         with self._log_file.open("w") as log:
             self._process = subprocess.Popen([str(CHROMEDRIVER), "--port=0"], stdout=log, stderr=subprocess.STDOUT)
-        self._http = httpx.Client(timeout=60, trust_env=False)
+        self._http = httpx.Client(timeout=ANSWER_SECONDS, trust_env=False)
         try:
-            port = until(self._port, "chromedriver listens", 30)
+            port = until(self._port, "chromedriver listens")
             flags = [*_FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
             if dark:
                 flags.append("--blink-settings=preferredColorScheme=0")
@@ -78,7 +77,7 @@ class Browser:
         self._call("DELETE", "")
         self._http.close()
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(ANSWER_SECONDS)
 
     def open(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})
@@ -117,9 +116,6 @@ class Browser:
         move = {"type": "pointerMove", "x": round(left + x), "y": round(top + y), "duration": 0}
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
         self._call("POST", "/actions", {"actions": [pointer]})
-
-    def screenshot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
 
     def console(self) -> list[str]:
         """What the browser complained of, and what the page logged, since last asked."""

@@ -1,4 +1,4 @@
-"""A model repository of every kind, and what PyTorch says of each model in float64."""
+"""A model repository with every kind, and the results of PyTorch in float64."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from service.spec import ModelSpec
-from tests.reference import Result, run_reference, weights_of
+from tests.reference import TOLERANCE, Result, run_reference, weights_of
 
 SPECS = {
     "tanh": ModelSpec("rnn", 4, 6),
@@ -66,3 +66,8 @@ def write_repository(root: Path) -> Path:
 def expected(name: str, row: np.ndarray, h0: np.ndarray | None = None, c0: np.ndarray | None = None) -> Result:
     """One row (T, I) through a model in float64, from h0 (L·D, P) and c0 (L·D, H)."""
     return run_reference(SPECS[name], weights(name), row, h0, c0)
+
+
+def assert_close(actual: object, wanted: np.ndarray) -> None:
+    """Law 1: within the tolerance of PyTorch's float64."""
+    np.testing.assert_allclose(np.array(actual), wanted, atol=TOLERANCE, rtol=0)

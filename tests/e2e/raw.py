@@ -1,22 +1,14 @@
-"""HTTP by hand over a socket, for what no well-behaved client does."""
+"""HTTP over a plain socket, for what no ordinary client does."""
 
 import json
+import select
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .running import Service
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-__all__ = ["NDJSON", "Reply", "Wire", "chunk", "head", "post", "stream_head", "zstd"]
-
-NDJSON = "application/x-ndjson"
+from .formats import NDJSON
+from .running import ANSWER_SECONDS, Service
 
 
 @dataclass
@@ -57,7 +49,7 @@ def stream_head(path: str = "/cell/step", **headers: str) -> bytes:
 class Wire:
     """One connection. Reading raises ConnectionError where the service closed it, TimeoutError where it is silent."""
 
-    def __init__(self, service: Service, *, seconds: float = 20, receive_buffer: int | None = None) -> None:
+    def __init__(self, service: Service, *, seconds: float = ANSWER_SECONDS, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
         self.socket.settimeout(seconds)
         if receive_buffer:
@@ -76,6 +68,11 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def port(self) -> int:
+        """The client's own port."""
+        return int(self.socket.getsockname()[1])
+
     def close(self) -> None:
         self.socket.close()
 
@@ -83,7 +80,7 @@ class Wire:
         self.socket.sendall(data)
 
     def reset(self) -> None:
-        """Hang up without a goodbye: the other side gets a reset."""
+        """Close so that the other side gets a reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         self.socket.close()
 
@@ -142,6 +139,10 @@ class Wire:
         except TimeoutError:
             return False
         return True
+
+    def has_answer(self) -> bool:
+        """Whether bytes, or the end of the connection, wait to be read."""
+        return bool(self._rest or select.select([self.socket], [], [], 0)[0])
 
     def _more(self) -> None:
         data = self.socket.recv(2**16)

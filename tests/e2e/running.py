@@ -1,5 +1,6 @@
-"""The service as a process of its own, on a port of its own."""
+"""The service as a process with a port of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,15 +16,20 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+TREE = Path(os.environ.get("RNN_TEST_TREE", ROOT))
+"""The checkout whose service is tested; tests and their expectations are always this checkout's."""
 
-# What says that the service failed rather than that it was told something wrong.
+# Limits for a machine that is busy with other work: only a test that fails waits so long.
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
+
+# What the log holds only if the service itself has failed.
 SIGNS_OF_FAILURE = ("internal_error", "Traceback", "Exception in ASGI application", "Unclosed", "never awaited")
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 15.0, every: float = 0.02) -> Any:
-    """Wait for a condition, and give what it gave. Fails after so many seconds."""
+def until(condition: Callable[[], Any], what: str, seconds: float = ANSWER_SECONDS, every: float = 0.02) -> Any:
+    """Poll a condition until it is true and return its value. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := condition():
@@ -34,7 +40,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 15.0, every:
 
 @dataclass
 class Service:
-    """A running service: where it listens, its process and its log."""
+    """A running service: its port, process and log."""
 
     process: psutil.Popen
     log_file: Path
@@ -54,16 +60,33 @@ class Service:
         held = self.process.net_connections("tcp")
         return sum(connection.status != psutil.CONN_LISTEN for connection in held)
 
+    def holds(self, port: int) -> bool:
+        """Whether the process still holds the connection of a client's port."""
+        return any(held.raddr and held.raddr.port == port for held in self.process.net_connections("tcp"))
+
     def log(self) -> str:
         return self.log_file.read_text()
 
+    def logged(self, text: str) -> list[dict[str, Any]]:
+        """Entries of the JSON log whose line contains a text."""
+        return [json.loads(line) for line in self.log().splitlines() if text in line]
+
+    def metrics(self) -> dict[str, float]:
+        """Values by name and labels, as in `rnn_steps_total{model="tanh"}`."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels; 0 if it has no sample yet."""
+        return sum(value for sample, value in self.metrics().items() if sample.split("{")[0] == name)
+
     @cached_property
     def _http(self) -> httpx.Client:
-        """One client for all calls, as making one takes longer than a call; it keeps no connection."""
+        """Shared, as making a client takes longer than a call; it keeps no connection."""
         return self.client(limits=httpx.Limits(max_keepalive_connections=0))
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **options)
+        return httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS, trust_env=False, verify=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self._http.get(self.url + path, **options)
@@ -73,11 +96,14 @@ class Service:
             options["json"] = document
         return self._http.post(self.url + path, **options)
 
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        return self._http.delete(self.url + path, **options)
+
     def signal_to_stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """End it as an operator would; it must obey, and must not have failed meanwhile."""
+        """Stop by SIGTERM; check the exit code and the log."""
         if self.process.poll() is None:
             self.signal_to_stop()
         self.check_ended()
@@ -97,14 +123,12 @@ class Service:
 
 def start(models: Path, folder: Path, **settings: Any) -> Service:
     """Start the service on a free port and wait until it is ready. Settings by their names in `Settings`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RNN_")}
-    ours = {f"RNN_{name.upper()}": str(value) for name, value in settings.items()}
     log_file = folder / "service.log"
     with log_file.open("w") as log:
         process = psutil.Popen(
             [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"],
             cwd=folder,  # no .env of the developer's
-            env=clean | {"PYTHONPATH": str(ROOT)} | ours,
+            env=environment(**settings),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -118,6 +142,27 @@ def start(models: Path, folder: Path, **settings: Any) -> Service:
         error.add_note(service.log()[-4000:])
         raise
     return service
+
+
+def environment(**settings: Any) -> dict[str, str]:
+    """Variables of a service process with these settings and no others."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RNN_")}
+    given = {f"RNN_{name.upper()}": str(value) for name, value in settings.items()}
+    return clean | {"PYTHONPATH": str(TREE)} | given
+
+
+def serve(folder: Path, *options: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run `rnn-service serve` to its end, as for a start that fails."""
+    command = [sys.executable, "-m", "service", "serve", *options]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**{"port": 0} | settings),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
 
 
 def _listening(service: Service) -> int:

@@ -1,18 +1,18 @@
-"""POST /rnn/forward, every argument of the contract, against torch.nn in float64."""
+"""POST /rnn/forward with every argument, compared with torch.nn in float64."""
 
 import numpy as np
 import pytest
 
-from tests.reference import TOLERANCE, numbers
+from tests.reference import numbers
 
-from .models import SMALL, SPECS, expected, weights
+from .models import SMALL, SPECS, assert_close, expected, weights
 from .problems import assert_problem
 
 BATCH, TIME = 3, 5
 
 
 def states(name, rng, batch=BATCH):
-    """Initial states (L·D, B, ·) by the names of the contract."""
+    """Initial states (L·D, B, ·) by field."""
     spec = SPECS[name]
     given = {"h0": numbers(rng, spec.states, batch, spec.state_size)}
     return given | ({"c0": numbers(rng, spec.states, batch, spec.hidden_size)} if spec.has_cell_state else {})
@@ -28,12 +28,8 @@ def forward(service, name, **fields):
 
 
 def row_of(states_given, row):
-    """One row's own initial states, as the reference takes them."""
+    """One row's initial states."""
     return {key: value[:, row] for key, value in states_given.items()}
-
-
-def close(actual, wanted):
-    np.testing.assert_allclose(np.array(actual), wanted, atol=TOLERANCE, rtol=0)
 
 
 def check_rows(document, name, rows, given, outputs_of=lambda values, row: values[row]):
@@ -43,23 +39,23 @@ def check_rows(document, name, rows, given, outputs_of=lambda values, row: value
     assert document.keys() == {"outputs", "h_n"} | {field for field, has in optional.items() if has}
     for index, row in enumerate(rows):
         wanted = expected(name, row, **row_of(given, index))
-        close(outputs_of(document["outputs"], index), wanted.outputs)
-        close(np.array(document["h_n"])[:, index], wanted.h)
+        assert_close(outputs_of(document["outputs"], index), wanted.outputs)
+        assert_close(np.array(document["h_n"])[:, index], wanted.h)
         if spec.has_cell_state:
-            close(np.array(document["c_n"])[:, index], wanted.c)
+            assert_close(np.array(document["c_n"])[:, index], wanted.c)
         if spec.out_features:
-            close(outputs_of(document["predictions"], index), wanted.predictions)
+            assert_close(outputs_of(document["predictions"], index), wanted.predictions)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_batch_with_initial_states(service, name):
+def test_batch_with_initial_states(service, name):
     rng = np.random.default_rng(1)
     inputs, given = numbers(rng, BATCH, TIME, SPECS[name].input_size), states(name, rng)
     check_rows(forward(service, name, inputs=inputs, **given), name, inputs, given)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_time_first(service, name):
+def test_batch_first_false(service, name):
     rng = np.random.default_rng(2)
     inputs = numbers(rng, TIME, BATCH, SPECS[name].input_size)
     document = forward(service, name, inputs=inputs, batch_first=False)
@@ -68,21 +64,21 @@ def test_time_first(service, name):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_one_unbatched_sequence(service, name, batch_first):
+def test_unbatched_sequence(service, name, batch_first):
     rng = np.random.default_rng(3)
     inputs, given = numbers(rng, TIME, SPECS[name].input_size), row_of(states(name, rng, 1), 0)
     document = forward(service, name, inputs=inputs, batch_first=batch_first, **given)
     wanted = expected(name, inputs, **given)
-    close(document["outputs"], wanted.outputs)
-    close(document["h_n"], wanted.h)
+    assert_close(document["outputs"], wanted.outputs)
+    assert_close(document["h_n"], wanted.h)
     if wanted.c is not None:
-        close(document["c_n"], wanted.c)
+        assert_close(document["c_n"], wanted.c)
     if wanted.predictions is not None:
-        close(document["predictions"], wanted.predictions)
+        assert_close(document["predictions"], wanted.predictions)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_ragged_rows_come_back_ragged(service, name):
+def test_ragged_rows_stay_ragged(service, name):
     rng = np.random.default_rng(4)
     rows = [numbers(rng, length, SPECS[name].input_size) for length in (4, 1, 6)]
     given = states(name, rng)
@@ -93,7 +89,7 @@ def test_ragged_rows_come_back_ragged(service, name):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_padding_changes_nothing_and_comes_back_as_zeros(service, name, batch_first):
+def test_padding_comes_back_as_zeros(service, name, batch_first):
     rng = np.random.default_rng(5)
     lengths = [2, 5, 1]
     inputs, given = numbers(rng, BATCH, TIME, SPECS[name].input_size), states(name, rng)
@@ -111,31 +107,31 @@ def test_padding_changes_nothing_and_comes_back_as_zeros(service, name, batch_fi
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("lengths", [None, [2, 5, 1]])
-def test_last_is_each_rows_own_last_output(service, name, lengths):
+def test_last_is_each_rows_last_output(service, name, lengths):
     rng = np.random.default_rng(6)
     inputs = numbers(rng, BATCH, TIME, SPECS[name].input_size)
     document = forward(service, name, inputs=inputs, lengths=lengths, returns=["last"])
     assert document.keys() == {"last"}
     for row, length in enumerate(lengths or [TIME] * BATCH):
-        close(document["last"][row], expected(name, inputs[row, :length]).outputs[-1])
+        assert_close(document["last"][row], expected(name, inputs[row, :length]).outputs[-1])
 
 
 @pytest.mark.parametrize("wanted", ["outputs", "h_n", "c_n", "predictions"])
-def test_returns_gives_what_was_asked_and_no_more(service, wanted):
+def test_returns_chooses_the_fields(service, wanted):
     inputs = numbers(np.random.default_rng(7), TIME, 4)
     assert forward(service, "lstm-proj", inputs=inputs, returns=[wanted]).keys() == {wanted}
 
 
-def test_the_split_law_state_carried_over(service):
+def test_carried_state_equals_one_run(service):
     inputs = numbers(np.random.default_rng(8), 8, 5)
     whole = forward(service, "lstm", inputs=inputs)
     first = forward(service, "lstm", inputs=inputs[:3])
     rest = forward(service, "lstm", inputs=inputs[3:], h0=first["h_n"], c0=first["c_n"])
-    close(first["outputs"] + rest["outputs"], np.array(whole["outputs"]))
-    close(rest["c_n"], np.array(whole["c_n"]))
+    assert_close(first["outputs"] + rest["outputs"], np.array(whole["outputs"]))
+    assert_close(rest["c_n"], np.array(whole["c_n"]))
 
 
-def test_the_highest_version_serves_unless_another_is_named(service):
+def test_highest_version_is_the_default(service):
     inputs = [[1, 2, 3, 4]]
     replies = [
         service.post("/rnn/forward", {"model": "gru-two-versions", "inputs": inputs} | named).json()
@@ -147,38 +143,37 @@ def test_the_highest_version_serves_unless_another_is_named(service):
     assert replies[2]["outputs"] == forward(service, "gru", inputs=inputs)["outputs"]
 
 
-def test_explicit_nulls_are_left_out_fields(service):
+def test_null_equals_a_missing_field(service):
     nulls = dict.fromkeys(("version", "h0", "c0", "lengths", "returns"))
     assert forward(service, "lstm", inputs=[[1, 2, 3, 4, 5]], **nulls).keys() == {"outputs", "h_n", "c_n"}
 
 
-def test_a_result_that_json_cannot_carry(service):
+def test_non_finite_output(service):
     body = {"model": "explodes", "inputs": [[[1], [1], [1]], [[0], [0], [0]]], "returns": ["outputs"], "h0": None}
     assert_problem(service.post("/rnn/forward", body), 422, "non-finite-output", "outputs", "row 0", "step 2")
     reply = service.post("/rnn/forward", body | {"non_finite": "null"}).json()
     assert reply["outputs"][0][2] == [None, None]
 
 
-def test_the_model_that_fails_is_named_with_the_reason(service):
+def test_failed_model_gives_the_reason(service):
     reply = service.post("/rnn/forward", {"model": "broken", "inputs": [[1, 2, 3, 4]]})
     assert_problem(reply, 503, "model-failed", "broken", "weight_ih_l0")
 
 
-def test_weights_are_those_of_the_files(service):
-    """Not a parity of code with itself: one step of tanh by hand."""
+def test_weights_are_those_of_the_file(service):
+    """One tanh step by hand, independent of any engine."""
     arrays = weights("tanh")
     x = np.array([0.5, -1, 2, 0.25])
     by_hand = np.tanh(arrays["weight_ih_l0"] @ x + arrays["bias_ih_l0"] + arrays["bias_hh_l0"])
-    close(forward(service, "tanh", inputs=[x.tolist()])["outputs"][0], by_hand)
+    assert_close(forward(service, "tanh", inputs=[x.tolist()])["outputs"][0], by_hand)
 
 
-def test_both_engines_keep_the_law(launch):
-    """Which engine serves a CPU by default may change; the other is held to the same numbers."""
+def test_torch_engine_obeys_law_1(launch):
+    """The tests before use the native engine, the default on a CPU."""
     rng = np.random.default_rng(9)
-    for engine in ("torch", "native"):
-        service = launch(engine=engine, device="cpu")
-        for name in SMALL:
-            rows = [numbers(rng, length, SPECS[name].input_size) for length in (4, 1, 6)]
-            given = states(name, rng)
-            check_rows(forward(service, name, inputs=[row.tolist() for row in rows], **given), name, rows, given)
-            assert service.get(f"/models/{name}").json()["versions"][0]["engine"] == engine
+    service = launch(engine="torch", device="cpu")
+    for name in SMALL:
+        rows = [numbers(rng, length, SPECS[name].input_size) for length in (4, 1, 6)]
+        given = states(name, rng)
+        check_rows(forward(service, name, inputs=[row.tolist() for row in rows], **given), name, rows, given)
+        assert service.get(f"/models/{name}").json()["versions"][0]["engine"] == "torch"

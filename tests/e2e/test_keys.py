@@ -1,4 +1,4 @@
-"""Keys, and the calls that need an admin's; one service with a repository of one model."""
+"""API keys, and the calls that need an admin key."""
 
 import shutil
 
@@ -7,11 +7,12 @@ from safetensors.numpy import save_file
 
 from tests.reference import weights_of
 
+from .conftest import ADMIN_KEY
 from .models import BROKEN, SPECS, write_model
 from .problems import assert_problem
 from .running import start
 
-KEY, ADMIN = "the-api-key", "the-admin-key"
+KEY = "the-api-key"
 
 
 def bearer(key):
@@ -20,7 +21,7 @@ def bearer(key):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A repository that these tests change."""
+    """A repository of one model, which these tests change."""
     root = tmp_path_factory.mktemp("own-models")
     write_model(root, "tanh")
     return root
@@ -28,7 +29,9 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def locked(own, tmp_path_factory):
-    running = start(own, tmp_path_factory.mktemp("locked"), api_keys=f"{KEY},another", admin_keys=ADMIN, preload="tanh")
+    running = start(
+        own, tmp_path_factory.mktemp("locked"), api_keys=f"{KEY},another", admin_keys=ADMIN_KEY, preload="tanh"
+    )
     yield running
     running.stop()
 
@@ -40,42 +43,41 @@ def locked(own, tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/rnn/forward"), ("POST", "/cell/step"), ("GET", "/models"), ("GET", "/nothing")]
 )
-def test_without_a_key_nothing_is_done(locked, method, path, headers):
+def test_call_needs_a_key(locked, method, path, headers):
     with locked.client() as client:
         reply = client.request(method, path, json={"inputs": [[1, 2, 3, 4]]}, headers=headers)
     assert_problem(reply, 401, "unauthorized")
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("key", [KEY, "another", ADMIN])
-def test_with_a_key_and_without_naming_the_only_model(locked, key):
+@pytest.mark.parametrize("key", [KEY, "another", ADMIN_KEY])
+def test_key_opens_the_service(locked, key):
     reply = locked.post("/rnn/forward", {"inputs": [[1, 2, 3, 4]]}, headers=bearer(key))
     assert reply.json()["model"] == "tanh"
     assert locked.get("/models", headers={"authorization": f"bearer {key}"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/", "/docs", "/openapi.json"])
-def test_what_probes_and_people_read_is_open(locked, path):
+def test_health_and_documents_need_no_key(locked, path):
     assert locked.get(path).status_code == 200
 
 
 @pytest.mark.parametrize("call", ["reload", "unload"])
-def test_admin_calls_need_an_admin_key(locked, call):
+def test_admin_call_needs_an_admin_key(locked, call):
     assert_problem(locked.post(f"/models/tanh/{call}", headers=bearer(KEY)), 403, "forbidden", "RNN_ADMIN_KEYS")
-    assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN)).status_code == 200
+    assert locked.post(f"/models/tanh/{call}", headers=bearer(ADMIN_KEY)).status_code == 200
 
 
-def test_a_service_without_keys_is_open_and_has_no_admin(launch):
-    running = launch()
-    assert running.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
+def test_service_without_keys_has_no_admin(short_timeouts):
+    assert short_timeouts.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
     for headers in ({}, {"authorization": "Bearer"}, bearer("x")):
-        assert_problem(running.post("/models/tanh/unload", headers=headers), 403, "forbidden")
+        assert_problem(short_timeouts.post("/models/tanh/unload", headers=headers), 403, "forbidden")
 
 
-def test_a_service_with_an_admin_key_alone_is_open_to_all(service):
+def test_service_with_admin_key_alone_is_open(service):
     assert service.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}).status_code == 200
     assert_problem(service.post("/models/tanh/unload"), 403, "forbidden")
-    assert service.post("/models/relu/unload", headers=bearer(ADMIN)).status_code == 200
+    assert service.post("/models/relu/unload", headers=bearer(ADMIN_KEY)).status_code == 200
 
 
 def run(locked, **fields):
@@ -83,10 +85,10 @@ def run(locked, **fields):
 
 
 def admin(locked, path):
-    return locked.post(path, headers=bearer(ADMIN))
+    return locked.post(path, headers=bearer(ADMIN_KEY))
 
 
-def test_unload_frees_and_the_next_request_loads_again(locked):
+def test_unloaded_model_loads_again_on_use(locked):
     assert run(locked).status_code == 200
     assert admin(locked, "/models/tanh/unload").json()["state"] == "available"
     before = run(locked).json()
@@ -94,7 +96,7 @@ def test_unload_frees_and_the_next_request_loads_again(locked):
     assert run(locked).json() == before
 
 
-def test_reload_takes_up_a_new_version_and_a_new_model_and_lets_go_of_what_is_gone(locked, own):
+def test_reload_finds_and_forgets_models(locked, own):
     before = run(locked).json()
     write_model(own, "tanh-new", 1, SPECS["tanh"])
     assert_problem(run(locked, model="tanh-new"), 404, "model-not-found", "tanh")
@@ -104,6 +106,9 @@ def test_reload_takes_up_a_new_version_and_a_new_model_and_lets_go_of_what_is_go
     assert_problem(admin(locked, "/models/tanh-new/reload"), 404, "model-not-found")
     assert_problem(run(locked, model="tanh-new"), 404, "model-not-found")
 
+
+def test_reload_finds_and_forgets_versions(locked, own):
+    before = run(locked).json()
     write_version(own, 2)
     assert run(locked, model="tanh").json()["version"] == "1"
     assert admin(locked, "/models/tanh/reload").json()["default_version"] == "2"
@@ -115,7 +120,7 @@ def test_reload_takes_up_a_new_version_and_a_new_model_and_lets_go_of_what_is_go
     assert run(locked, model="tanh").json() == before
 
 
-def test_a_reload_that_fails_leaves_what_serves(locked, own):
+def test_failed_reload_keeps_the_loaded_model(locked, own):
     before = run(locked, model="tanh").json()
     config = own / "tanh" / "config.json"
     good = config.read_text()
@@ -129,7 +134,7 @@ def test_a_reload_that_fails_leaves_what_serves(locked, own):
 
 
 @pytest.mark.parametrize("name", ["..%2f..", "%00", ".hidden", "a" * 65, "tanh%0a", BROKEN])
-def test_names_that_no_model_can_have_are_not_looked_for(locked, name):
+def test_name_that_no_model_can_have(locked, name):
     for call in ("reload", "unload"):
         assert admin(locked, f"/models/{name}/{call}").status_code == 404
 

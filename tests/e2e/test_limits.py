@@ -1,53 +1,50 @@
-"""Bodies over the limit, compressed or not; queues that are full; deadlines in a queue; memory after hard work."""
+"""Limits: sizes of bodies, compressed or not; full queues; deadlines; memory after hard work."""
 
-import gzip
 import json
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
 
+from .formats import COMPRESS, SAFETENSORS, post_arrays, safetensors
 from .problems import assert_problem
-from .raw import Wire, chunk, head, post, zstd
+from .raw import Wire, chunk, head, post
 from .running import start, until
-from .watching import flooded, memory_returns, others_are_served
+from .sessions import opened
+from .watching import dropped, flooded, memory_returns, others_are_served
 
-BOMB_BYTES = 400 * 2**20
-BOMBS = {"gzip": lambda data: gzip.compress(data, 9), "zstd": zstd.compress}
+BOMB_BYTES = 256 * 2**20
+SMALL = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
+STEP = b'{"model":"tanh","inputs":[1,2,3,4]}'
 
 
 @pytest.fixture(scope="module")
 def bombs():
-    return {name: compress(bytes(BOMB_BYTES)) for name, compress in BOMBS.items()}
+    return {name: compress(bytes(BOMB_BYTES)) for name, compress in COMPRESS.items()}
 
 
-@pytest.mark.parametrize("encoding", BOMBS)
-@pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])
-def test_a_bomb(service, bombs, encoding, path):
+@pytest.mark.parametrize("encoding", COMPRESS)
+def test_bomb_is_refused(service, bombs, encoding):
     assert len(bombs[encoding]) < 2 * 2**20
+    headers = {"content-encoding": encoding}
     with memory_returns(service), others_are_served(service):
         before = service.rss_mib
-        for _ in range(3):
-            reply = service.post(path, content=bombs[encoding], headers={"content-encoding": encoding})
+        for path in ("/rnn/forward", "/cell/step") * 2:
+            reply = service.post(path, content=bombs[encoding], headers=headers)
             assert_problem(reply, 413, "body-too-large", str(4 * 2**20))
+        headers["content-type"] = "application/x-ndjson"
+        reply = service.post("/cell/step?model=tanh", content=bombs[encoding], headers=headers)
+        assert_problem(reply, 413, "body-too-large", "line")
         assert service.rss_mib < before + 100
 
 
-@pytest.mark.parametrize("encoding", BOMBS)
-def test_a_bomb_of_a_stream(service, bombs, encoding):
-    with memory_returns(service), others_are_served(service):
-        headers = {"content-encoding": encoding, "content-type": "application/x-ndjson"}
-        reply = service.post("/cell/step?model=tanh", content=bombs[encoding], headers=headers)
-        assert_problem(reply, 413, "body-too-large", "line")
-
-
-@pytest.mark.parametrize("encoding", BOMBS)
-def test_compressed_nothing_without_end(impatient, encoding):
-    """Members that are empty when unpacked count as well; unpacking very many takes longer than a body may."""
-    nothing = BOMBS[encoding](b"") * 3000
-    service = impatient
+@pytest.mark.parametrize("encoding", COMPRESS)
+def test_endless_empty_members_are_refused(short_timeouts, encoding):
+    """Empty compressed members count too: unpacking very many takes longer than a body may."""
+    nothing = COMPRESS[encoding](b"") * 3000
+    service = short_timeouts
     with memory_returns(service), others_are_served(service), Wire(service, seconds=5) as wire:
         wire.send(head("POST", "/rnn/forward", {"Transfer-Encoding": "chunked", "Content-Encoding": encoding}))
         try:
@@ -58,13 +55,7 @@ def test_compressed_nothing_without_end(impatient, encoding):
         assert wire.reply().status in (408, 413)
 
 
-def test_a_declared_body_over_the_limit_is_not_read(service):
-    with Wire(service) as wire:
-        wire.send(head("POST", "/rnn/forward", {"Content-Length": 4 * 2**20 + 1}))
-        assert_problem(wire.reply(), 413, "body-too-large", str(4 * 2**20 + 1), str(4 * 2**20))
-
-
-def test_a_chunked_body_is_not_read_past_the_limit(service):
+def test_chunked_body_is_read_up_to_the_limit(service):
     with memory_returns(service), others_are_served(service), Wire(service) as wire:
         wire.send(head("POST", "/rnn/forward", {"Transfer-Encoding": "chunked"}))
         said = flooded(wire, chunk(b" " * 2**16))
@@ -72,172 +63,155 @@ def test_a_chunked_body_is_not_read_past_the_limit(service):
     assert b"the body has more than 4194304 bytes" in said
 
 
-def test_a_body_at_the_limit_is_read(service):
-    body = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
-    assert service.post("/rnn/forward", content=body.ljust(4 * 2**20)).status_code == 200
-    assert_problem(service.post("/rnn/forward", content=body.ljust(4 * 2**20 + 1)), 413, "body-too-large")
+def test_body_at_the_limit_is_read(service):
+    assert service.post("/rnn/forward", content=SMALL.ljust(4 * 2**20)).status_code == 200
+    assert_problem(service.post("/rnn/forward", content=SMALL.ljust(4 * 2**20 + 1)), 413, "body-too-large")
 
 
-def wide(steps):
-    """A request that takes a while: about 1.7 million multiplications and additions a step."""
-    body = save({"inputs": np.full((steps, 64), 0.1, np.float32)}, {"model": "wide", "returns": '["last"]'})
-    return {"content": body, "headers": {"content-type": "application/vnd.safetensors"}}
+def wide(steps, **headers):
+    """A forward of about 1.7 million multiplications and additions a step."""
+    body = safetensors({"inputs": np.full((steps, 64), 0.1, np.float32)}, model="wide", returns='["last"]')
+    return post("/rnn/forward", body, {"Content-Type": SAFETENSORS} | headers)
+
+
+def status_of(service, request):
+    with Wire(service) as wire:
+        wire.send(request)
+        return wire.reply().status
 
 
 @pytest.fixture(scope="module")
 def busy(repository, tmp_path_factory):
     """One compute thread, and two requests at most that wait for it or run on it."""
-    running = start(repository, tmp_path_factory.mktemp("busy"), compute_threads=1, max_queued_requests=2)
-    running.post("/rnn/forward", **wide(20))
-    running.post("/cell/step", {"model": "tanh", "inputs": [1, 2, 3, 4]})  # loaded: what loads first has to queue
+    running = start(
+        repository,
+        tmp_path_factory.mktemp("busy"),
+        compute_threads=1,
+        max_queued_requests=2,
+        header_timeout_seconds=1,
+        body_timeout_seconds=1,
+        max_sessions=3,
+    )
+    assert status_of(running, wide(20)) == status_of(running, post("/cell/step", STEP)) == 200  # both are loaded
     yield running
     running.stop()
 
 
 def queued(service):
-    line = next(row for row in service.get("/metrics").text.splitlines() if row.startswith("rnn_queued_requests "))
-    return float(line.split()[1])
+    return service.metric("rnn_queued_requests")
 
 
-def test_a_full_queue(busy):
-    with ThreadPoolExecutor(2) as pool:
-        long = [pool.submit(busy.post, "/rnn/forward", **wide(50_000)) for _ in range(2)]
-        until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
-        full = busy.post("/rnn/forward", **wide(500))
-        assert_problem(full, 503, "service-full")
-        assert int(full.headers["retry-after"]) >= 1
-        # What is small enough to run at once needs no queue.
-        assert busy.post("/cell/step", {"model": "tanh", "inputs": [1, 2, 3, 4]}).status_code == 200
-        assert [request.result().status_code for request in long] == [200, 200]
-    assert queued(busy) == 0
-    assert busy.post("/rnn/forward", **wide(500)).status_code == 200
+@pytest.fixture
+def full(busy):
+    """The same while its queue is full, of requests that run until their clients hang up."""
+    long = wide(50_000)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(Wire(busy)).send(long)
+        until(lambda: queued(busy) == 2, "the queue is full")
+        yield busy
+    until(lambda: queued(busy) == 0, "requests of clients that hung up leave the queue")
+    assert status_of(busy, wide(500)) == 200
 
 
-def test_a_refusal_comes_before_the_body_and_the_connection_goes_on(busy):
-    small = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
-    with ThreadPoolExecutor(2) as pool:
-        long = [pool.submit(busy.post, "/rnn/forward", **wide(50_000)) for _ in range(2)]
-        until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
-        with Wire(busy) as wire:
-            for _ in range(2):
-                wire.send(head("POST", "/rnn/forward", {"Content-Length": len(small)}))
-                assert_problem(wire.reply(), 503, "service-full")
-                wire.send(small)
-            wire.send(post("/rnn/forward", small) * 3)  # at once, one after the other
-            assert [wire.reply().status for _ in range(3)] == [503] * 3
-            wire.send(head("POST", "/rnn/forward", {"Content-Length": len(small), "Expect": "100-continue"}))
-            assert_problem(wire.reply(), 503, "service-full")
-        assert [request.result().status_code for request in long] == [200, 200]
+def test_full_queue_refuses(full):
+    reply = full.post("/rnn/forward", {"model": "tanh", "inputs": [[0.1] * 4] * 500})
+    assert_problem(reply, 503, "service-full")
+    assert int(reply.headers["retry-after"]) >= 1
+    # A step that is small enough to run at once needs no place in the queue.
+    assert status_of(full, post("/cell/step", STEP)) == 200
 
 
 @pytest.mark.parametrize("size", [1, 65_536, 300_000, 3_000_000])
-def test_a_refused_body_is_forgotten_whatever_its_size_and_pieces(busy, size):
-    """It comes after its reply, with it, or in pieces, and may look like a request itself."""
-    small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
-    step = post("/cell/step", b'{"model":"tanh","inputs":[1,2,3,4]}')
-    body = (small * (size // len(small) + 1))[:size]
-    refused = post("/rnn/forward", body)
-    with ThreadPoolExecutor(2) as pool:
-        long = [pool.submit(busy.post, "/rnn/forward", **wide(50_000)) for _ in range(2)]
-        until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
-        with Wire(busy) as wire:
-            wire.send(refused + step + refused + refused + step)
-            assert [wire.reply().status for _ in range(5)] == [503, 200, 503, 503, 200]
-            beginning = len(refused) - size
-            wire.send(refused[: beginning - 3])  # in the middle of the empty line
-            wire.send(refused[beginning - 3 : beginning])
-            assert_problem(wire.reply(), 503, "service-full")
-            third = size // 3
-            for piece in (body[:third], body[third : 2 * third], body[2 * third :] + step[:20], step[20:]):
-                wire.send(piece)
-            assert wire.reply().status == 200
-        assert [request.result().status_code for request in long] == [200, 200]
+def test_refused_client_gets_its_answer(full, size):
+    """Whatever its body's size is; no part of the body is taken as a request, and order is kept."""
+    inside = post("/rnn/forward", SMALL, {"X-Request-Id": "inside"})
+    body = (inside * (size // len(inside) + 1))[:size]
+    requests = post("/rnn/forward", body, {"X-Request-Id": "refused"}) + post(
+        "/cell/step", STEP, {"X-Request-Id": "next"}
+    )
+    with Wire(full) as wire:
+
+        def send():
+            with suppress(OSError):  # the service may close the connection after the answer
+                wire.send(requests)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        reply = wire.reply()
+        assert_problem(reply, 503, "service-full")
+        assert reply.headers["x-request-id"] == "refused"
+        with suppress(ConnectionError):
+            reply = wire.reply()
+            assert (reply.headers["x-request-id"], reply.status) == ("next", 200)
+        sending.join()
 
 
-def test_who_never_sends_a_refused_body_is_dropped(launch):
-    service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
-    service.post("/rnn/forward", **wide(20))
-    with ThreadPoolExecutor(1) as pool, Wire(service) as wire:
-        long = pool.submit(service.post, "/rnn/forward", **wide(50_000))
-        until(lambda: queued(service) == 1, "the queue is full", every=0.001)
+def test_refused_body_that_never_comes(full):
+    with Wire(full) as wire:
         wire.send(head("POST", "/rnn/forward", {"Content-Length": 100_000}) + b"1" * 1000)
-        assert wire.reply().status == 503
-        with pytest.raises(ConnectionError):
-            wire.reply()
-        assert long.result().status_code == 200
+        assert dropped(wire).split()[1] in (b"408", b"503")
 
 
-def test_a_refused_connection_may_be_idle_as_long_as_any(launch):
-    service = launch(compute_threads=1, max_queued_requests=1, header_timeout_seconds=0.5)
-    small = post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}')
-    service.post("/rnn/forward", **wide(20))
-    with ThreadPoolExecutor(1) as pool, Wire(service) as wire:
-        long = pool.submit(service.post, "/rnn/forward", **wide(50_000))
-        until(lambda: queued(service) == 1, "the queue is full", every=0.001)
-        wire.send(small)
+def test_refused_connection_may_stay_idle(full):
+    """The clock for headers does not run between requests."""
+    with Wire(full) as wire, Wire(full) as half:
+        wire.send(post("/rnn/forward", SMALL))
         assert wire.reply().status == 503
-        assert long.result().status_code == 200
-        time.sleep(1)
-        wire.send(small)
+        half.send(b"GET / HT")
+        assert dropped(half) == b""
+        wire.send(post("/cell/step", STEP))
         assert wire.reply().status == 200
 
 
-def test_one_client_may_not_take_every_place(launch):
-    service = launch(compute_threads=1, max_queued_requests=8, api_keys="one,other")
-    service.post("/rnn/forward", **with_key("one", wide(20)))
-    with ThreadPoolExecutor(6) as pool:
-        long = [pool.submit(service.post, "/rnn/forward", **with_key("one", wide(20_000))) for _ in range(6)]
-        until(lambda: queued(service) == 6, "all its places are taken", every=0.001)
-        full = service.post("/rnn/forward", **with_key("one", wide(20)))
-        assert_problem(full, 429, "client-full")
-        assert int(full.headers["retry-after"]) >= 1
-        assert service.post("/rnn/forward", **with_key("other", wide(20))).status_code == 200
-        assert [request.result().status_code for request in long] == [200] * 6
+def test_one_client_may_not_take_every_place(guarded):
+    """It may take six of eight."""
+    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
+    assert status_of(guarded, wide(20, **keys["one"])) == 200
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(Wire(guarded)).send(wide(20_000, **keys["one"]))
+        until(lambda: queued(guarded) == 6, "all its places are taken")
+        refused = guarded.post("/rnn/forward", content=SMALL, headers=keys["one"])
+        assert_problem(refused, 429, "client-full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert status_of(guarded, wide(20, **keys["two"])) == 200
 
 
-def with_key(key, request):
-    return request | {"headers": request["headers"] | {"authorization": f"Bearer {key}"}}
+def test_full_store_refuses_a_session(busy):
+    sessions = [opened(busy, "tanh") for _ in range(3)]
+    full = busy.post("/cell/sessions", {"model": "tanh"})
+    assert_problem(full, 503, "sessions-full", "holds 3 sessions")
+    assert full.headers["retry-after"]
+    assert busy.delete(f"/cell/sessions/{sessions[0]}").status_code == 204
+    opened(busy, "tanh")
 
 
-def test_a_client_that_hangs_up_leaves_the_queue(busy):
-    request = wide(50_000)
-    wires = [Wire(busy) for _ in range(2)]
-    for wire in wires:
-        wire.send(post("/rnn/forward", request["content"], request["headers"]))
-    until(lambda: queued(busy) == 2, "the queue is full", every=0.001)
-    for wire in wires:
-        wire.close()
-    until(lambda: queued(busy) == 0, "the queue is empty")
-    assert busy.post("/rnn/forward", **wide(500)).status_code == 200
-
-
-def test_a_deadline_that_passes_before_the_body_is_there(busy):
-    body = b'{"model":"tanh","inputs":[[1,2,3,4]]}'
-    with Wire(busy) as wire:
-        wire.send(head("POST", "/rnn/forward", {"Content-Length": len(body), "X-Request-Timeout-Ms": 100}) + body[:9])
-        time.sleep(0.2)
-        wire.send(body[9:])
+def test_deadline_passes_before_the_body_comes(service):
+    headers = {"Content-Length": len(SMALL), "X-Request-Timeout-Ms": 50, "Expect": "100-continue"}
+    with Wire(service) as wire:
+        wire.send(head("POST", "/rnn/forward", headers))
+        assert wire.line() == b"HTTP/1.1 100 Continue"  # the service has read the head, so its clock runs
+        assert wire.line() == b""
+        passed = time.monotonic() + 0.1
+        until(lambda: time.monotonic() > passed, "the deadline has passed")
+        wire.send(SMALL)
         assert_problem(wire.reply(), 504, "deadline-passed", "did not run")
 
 
-def test_memory_after_large_requests(launch):
-    service = launch()
-    steps = 300_000
+def test_memory_returns_after_large_requests(short_timeouts):
+    service, steps = short_timeouts, 300_000
     inputs = np.full((steps, 4), 0.25, np.float32)
     as_json = json.dumps({"model": "tanh", "inputs": inputs.tolist(), "returns": ["last"]}).encode()
-    binary = save({"inputs": inputs}, {"model": "tanh"})
+    bad = as_json.replace(b"]]", b",null]]")
     with memory_returns(service), others_are_served(service):
         for _ in range(2):
             assert service.post("/rnn/forward", content=as_json).status_code == 200
-            reply = service.post(
-                "/rnn/forward", content=binary, headers={"content-type": "application/vnd.safetensors"}
-            )
-            assert len(reply.content) > steps * 6 * 4
-            bad = as_json.replace(b"]]", b",null]]")
+            assert len(post_arrays(service, "/rnn/forward", {"inputs": inputs}, model="tanh").content) > steps * 6 * 4
             assert service.post("/rnn/forward", content=bad).status_code in (400, 422)
 
 
-def test_many_bad_requests_leak_nothing(service):
+def test_memory_returns_after_bad_requests(service):
     bodies = [b"{", b"[" * 100_000, b'{"model":"tanh","inputs":[[1,2,3,null]]}', b'{"model":"nothing","inputs":[1]}']
     requests = b"".join(post("/rnn/forward", body) for body in bodies)
     with Wire(service) as wire, memory_returns(service):

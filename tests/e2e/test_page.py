@@ -4,7 +4,6 @@ import json
 import re
 from datetime import UTC, datetime
 
-import httpx
 import numpy as np
 import pytest
 
@@ -12,10 +11,13 @@ from .browser import CHROMEDRIVER, CHROMIUM, Browser
 from .relay import Relay
 from .running import ROOT, start, until
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER),
-    reason="chromium and chromedriver are not installed (apt-get install chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="chromium and chromedriver are not installed (apt-get install chromium-driver)",
+    ),
+]
 
 SERIES = json.loads((ROOT / "service" / "api" / "page" / "series.json").read_text())
 KEY = "the/api+key?"
@@ -65,7 +67,7 @@ def steps(browser):
 
 def play_to_the_end(browser):
     browser.click("#play")
-    until(lambda: browser.text("#play") == "Again", "the series has ended", 60)
+    until(lambda: browser.text("#play") == "Again", "the series has ended")
 
 
 def table(browser, selector):
@@ -127,7 +129,7 @@ def assert_value(text, colour, value):
         assert (colour[0] > colour[2]) == (value > 0), (text, colour)
 
 
-def test_the_models_are_listed_and_sunspots_are_drawn_as_the_api_gives_them(bundled, browser):
+def test_sunspots_are_drawn_as_computed(bundled, browser):
     visit(browser, bundled.url)
     names = browser.run("return [...document.querySelectorAll('.model b')].map((name) => name.textContent)")
     assert names == [model["name"] for model in bundled.get("/models").json()["models"]]
@@ -152,7 +154,7 @@ def test_the_models_are_listed_and_sunspots_are_drawn_as_the_api_gives_them(bund
     assert_clean(browser, bundled)
 
 
-def test_forecasts_of_changes_are_drawn_as_temperatures_and_judged(bundled, browser):
+def test_weather_forecasts_are_drawn(bundled, browser):
     visit(browser, bundled.url, "weather")
     at_full_speed(browser)
     play_to_the_end(browser)
@@ -174,7 +176,7 @@ def test_forecasts_of_changes_are_drawn_as_temperatures_and_judged(bundled, brow
     assert_clean(browser, bundled)
 
 
-def test_a_users_own_model_gets_made_up_inputs_and_every_layer_is_drawn(service, browser):
+def test_other_model_gets_made_up_inputs(service, browser):
     visit(browser, service.url, "lstm")
     assert "made-up" in browser.text("#input")
     assert "made up, not data" in browser.text("#chart-caption")
@@ -195,7 +197,7 @@ def test_a_users_own_model_gets_made_up_inputs_and_every_layer_is_drawn(service,
     assert_clean(browser, service)
 
 
-def test_what_cannot_be_streamed_is_listed_and_says_why(service, browser):
+def test_model_that_cannot_stream_says_why(service, browser):
     visit(browser, service.url)
     assert "whole sequences only" in browser.text(".model:has([value=both-ways])")
     assert "weight_ih_l0" in browser.text(".model:has([value=broken])")
@@ -203,7 +205,7 @@ def test_what_cannot_be_streamed_is_listed_and_says_why(service, browser):
     assert disabled == ["both-ways", "broken", "lstm-both-ways"]
 
 
-def test_a_stream_that_is_cut_goes_on_where_it_was(bundled, browser):
+def test_cut_stream_resumes(bundled, browser):
     relay = Relay(bundled.port)
     try:
         visit(browser, f"http://127.0.0.1:{relay.port}", "sunspots")
@@ -212,7 +214,7 @@ def test_a_stream_that_is_cut_goes_on_where_it_was(bundled, browser):
         for reached in (20, 90, 160):
             until(lambda reached=reached: steps(browser) >= reached, f"{reached} steps")
             relay.cut()
-        until(lambda: browser.text("#play") == "Again", "the series has ended", 60)
+        until(lambda: browser.text("#play") == "Again", "the series has ended")
         assert relay.cuts == 3
         assert "nothing is lost, no step ran twice" in browser.text("#note")
         assert steps(browser) == 309
@@ -258,12 +260,12 @@ def table_of_runs(browser):
     return browser.run("return [...document.querySelectorAll('#runs button')].map((button) => button.textContent)")
 
 
-def test_a_session_that_is_gone_is_told_in_the_services_words(bundled, browser):
+def test_gone_session_shows_the_problem(bundled, browser):
     visit(browser, bundled.url, "sunspots")
     browser.click("#play")
     until(lambda: steps(browser) >= 5, "5 steps")
     session = next(url.rsplit("/", 1)[1] for url in browser.requests() if re.search(r"/cell/sessions/[^/]{20,}$", url))
-    httpx.delete(f"{bundled.url}/cell/sessions/{session}", trust_env=False)
+    bundled.delete(f"/cell/sessions/{session}")
     until(lambda: browser.shown("#problem"), "the problem is shown")
     assert "delete" in browser.text("#problem").lower()
     assert browser.text("#play") == "Start"
@@ -271,7 +273,7 @@ def test_a_session_that_is_gone_is_told_in_the_services_words(bundled, browser):
     until(lambda: not browser.shown("#problem") and steps(browser) > 0, "a new session")
 
 
-def test_a_service_with_keys(bundled, browser, launch):
+def test_page_asks_for_a_key(bundled, browser, launch):
     locked = launch(models=ROOT / "models", api_keys=KEY)
     browser.open(locked.url)
     until(lambda: browser.shown("#key-form"), "the key is asked for")
@@ -287,7 +289,7 @@ def test_a_service_with_keys(bundled, browser, launch):
     assert KEY not in locked.log()
 
 
-def test_a_phone(bundled, tmp_path):
+def test_page_on_a_phone(bundled, tmp_path):
     phone = Browser(tmp_path, width=390, height=844, dark=True)
     try:
         visit(phone, bundled.url, "weather")

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from tests.chaos.faults import MODEL, SPEC, Stage
+from tests.chaos.faults import MODEL, SPEC, Deployment
 from tests.chaos.servers import NAME, KeyValueServer, free_port
 
-from .running import ROOT, start, until
+from .running import ANSWER_SECONDS, ROOT, start, until
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
-pytestmark = pytest.mark.skipif(NAME is None or NGINX is None, reason="needs nginx, and valkey-server or redis-server")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(NAME is None or NGINX is None, reason="needs nginx, and valkey-server or redis-server"),
+]
 
 
 @pytest.fixture
@@ -25,10 +28,10 @@ def scaled(tmp_path):
     """The address of nginx, and the replicas behind it."""
     server = KeyValueServer(tmp_path, free_port())
     server.start()
-    stage = Stage(tmp_path, session_store=server.url)
+    deployment = Deployment(tmp_path, session_store=server.url)
     folder = tmp_path / "second"
     folder.mkdir()
-    replicas = [stage.service, start(stage.models, folder, session_store=server.url)]
+    replicas = [deployment.service, start(deployment.models, folder, session_store=server.url)]
     port = free_port()
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     for number, replica in enumerate(replicas, 1):
@@ -44,7 +47,7 @@ def scaled(tmp_path):
         yield url, replicas
     finally:
         nginx.terminate()
-        nginx.wait(10)
+        nginx.wait(ANSWER_SECONDS)
         for replica in replicas:
             if replica.process.poll() is None:
                 replica.stop()
@@ -58,12 +61,7 @@ def answers(url):
         return False
 
 
-def steps_of(replica):
-    lines = replica.get("/metrics").text.splitlines()
-    return next((float(line.split()[1]) for line in lines if line.startswith("rnn_steps_total")), 0.0)
-
-
-def test_any_replica_answers_any_step_and_either_may_go(scaled):
+def test_any_replica_answers_any_step(scaled):
     url, replicas = scaled
     inputs = np.random.default_rng(0).standard_normal((60, SPEC.input_size)).astype(np.float32)
     whole = httpx.post(f"{url}/rnn/forward", json={"model": MODEL, "inputs": inputs.tolist()}).json()["outputs"]
@@ -77,7 +75,7 @@ def test_any_replica_answers_any_step_and_either_may_go(scaled):
 
     for number in range(1, 31):
         step(number)
-    until(lambda: all(steps_of(replica) for replica in replicas), "both replicas have stepped")
+    until(lambda: all(replica.metric("rnn_steps_total") for replica in replicas), "both replicas have stepped")
     replicas[0].stop()
     for number in range(31, 51):
         step(number)
@@ -86,5 +84,5 @@ def test_any_replica_answers_any_step_and_either_may_go(scaled):
         socket.send(json.dumps({"session": session}))
         for number in range(51, 61):
             socket.send(json.dumps({"inputs": inputs[number - 1].tolist(), "step": number}))
-            assert json.loads(socket.recv(timeout=20)) == {"outputs": whole[number - 1], "step": number}
+            assert json.loads(socket.recv(timeout=ANSWER_SECONDS)) == {"outputs": whole[number - 1], "step": number}
     assert httpx.get(f"{url}/cell/sessions/{session}").json()["step"] == 60

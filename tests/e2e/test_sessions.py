@@ -1,46 +1,23 @@
-"""Sessions from outside: every call, in every format, by every kind of caller."""
+"""Sessions: every call, in every format, by every kind of caller."""
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from service.spec import ModelSpec
-
-from .models import SPECS, STEPPABLE, expected, write_model
+from .conftest import ADMIN_KEY
+from .formats import JSON, NDJSON, SAFETENSORS, post_arrays
+from .models import SPECS, STEPPABLE, assert_close, expected
 from .problems import assert_problem
 from .running import until
-
-SAFETENSORS = "application/vnd.safetensors"
-ADMIN = {"authorization": "Bearer the-admin-key"}
-
-
-def vectors(name, count, seed=0):
-    return np.random.default_rng(seed).standard_normal((count, SPECS[name].input_size)).astype(np.float32)
-
-
-def opened(service, name, **fields):
-    reply = service.post("/cell/sessions", {"model": name, **fields})
-    assert reply.status_code == 201, reply.text
-    assert reply.headers["location"] == f"/cell/sessions/{reply.json()['session']}"
-    return reply.json()["session"]
-
-
-def stepped(service, session, inputs, step=None, **fields):
-    numbered = {} if step is None else {"step": step}
-    reply = service.post(
-        "/cell/step", {"session": session, "inputs": np.asarray(inputs).tolist(), **numbered, **fields}
-    )
-    assert reply.status_code == 200, reply.text
-    return reply.json()
+from .sessions import ADMIN, opened, stepped, steps_done, vectors
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_a_session_a_stateless_client_and_a_whole_run_get_the_same_bits(service, name):
+def test_session_step_and_forward_agree(service, name):
     inputs = vectors(name, 5)
     whole = service.post("/rnn/forward", {"model": name, "inputs": inputs.tolist()}).json()
     session = opened(service, name)
@@ -55,13 +32,12 @@ def test_a_session_a_stateless_client_and_a_whole_run_get_the_same_bits(service,
     snapshot = service.get(f"/cell/sessions/{session}", params={"state": "true"}).json()
     assert snapshot["h"] == (whole["h_n"][0] if SPECS[name].num_layers == 1 else whole["h_n"])
     assert ("c" in snapshot) == SPECS[name].has_cell_state
-    reference = expected(name, inputs)
-    np.testing.assert_allclose(kept["outputs"], reference.outputs[-1], atol=1e-5)
+    assert_close(kept["outputs"], expected(name, inputs).outputs[-1])
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm", "lstm-proj"])
 @pytest.mark.parametrize("kind", ["json", SAFETENSORS])
-def test_a_snapshot_starts_a_session_that_goes_on_alike(service, name, kind):
+def test_snapshot_and_fork_continue_alike(service, name, kind):
     session = opened(service, name)
     stepped(service, session, vectors(name, 4))
     snapshot = service.get(
@@ -79,25 +55,23 @@ def test_a_snapshot_starts_a_session_that_goes_on_alike(service, name, kind):
     assert replies[0] == replies[1] == replies[2]
 
 
-def test_a_retry_gets_the_same_bytes_in_every_format(service):
+def test_retry_returns_same_bytes(service):
     session = opened(service, "lstm-proj")
     inputs = vectors("lstm-proj", 3)
     for part, first in ((inputs[0], 1), (inputs, 2)):
         fields = {"session": session, "inputs": part.tolist(), "step": first}
         replies = [service.post("/cell/step", fields).content for _ in range(3)]
         assert replies[0] == replies[1] == replies[2]
-        metadata = {"session": session, "step": str(first), "returns": "outputs,predictions,h,c"}
-        headers = {"content-type": SAFETENSORS}
-        body = save({"inputs": part}, metadata)
-        binary = [service.post("/cell/step", content=body, headers=headers).content for _ in range(2)]
+        fields = {"session": session, "step": str(first), "returns": "outputs,predictions,h,c"}
+        binary = [post_arrays(service, "/cell/step", {"inputs": part}, **fields).content for _ in range(2)]
         assert binary[0] == binary[1]
         arrays = load(binary[0])
         np.testing.assert_array_equal(arrays["outputs"], np.array(json.loads(replies[0])["outputs"], np.float32))
         assert arrays["c"].shape == (8,)
-    assert service.get(f"/cell/sessions/{session}").json()["step"] == 4
+    assert steps_done(service, session) == 4
 
 
-def test_conflicts_and_gaps_say_what_was_expected(service):
+def test_conflict_says_what_was_expected(service):
     session = opened(service, "tanh")
     inputs = vectors("tanh", 3)
     stepped(service, session, inputs[0], 1)
@@ -110,7 +84,7 @@ def test_conflicts_and_gaps_say_what_was_expected(service):
     for step in (0, -1, 1.5, "1", True):
         wrong = service.post("/cell/step", {"session": session, "inputs": inputs[1].tolist(), "step": step})
         assert_problem(wrong, 422, "invalid-request", "step")
-    assert service.get(f"/cell/sessions/{session}").json()["step"] == 1
+    assert steps_done(service, session) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,13 +100,13 @@ def test_conflicts_and_gaps_say_what_was_expected(service):
         ({}, 422, "inputs is required"),
     ],
 )
-def test_a_wrong_step_leaves_the_session_as_it_was(service, fields, status, words):
+def test_wrong_step_changes_nothing(service, fields, status, words):
     session = opened(service, "tanh")
     assert_problem(service.post("/cell/step", {"session": session, **fields}), status, "invalid-request", words)
-    assert service.get(f"/cell/sessions/{session}").json()["step"] == 0
+    assert steps_done(service, session) == 0
 
 
-def test_a_session_may_be_named_in_a_header(service):
+def test_session_may_be_named_in_a_header(service):
     session = opened(service, "tanh")
     fields = {"inputs": vectors("tanh", 1)[0].tolist()}
     reply = service.post("/cell/step", fields, headers={"x-session-id": session})
@@ -141,11 +115,21 @@ def test_a_session_may_be_named_in_a_header(service):
     assert_problem(wrong, 422, "invalid-request", "X-Session-Id")
 
 
-def test_a_session_that_ended_is_remembered(service):
+@pytest.mark.parametrize("named", ["[1, 2, 3]", "[1]", "[[1], [2, 3]]", '["a"]', "1", "null", "{}", '""'])
+def test_session_of_body_and_header_must_agree(service, named):
+    header = {"x-session-id": opened(service, "tanh")}
+    for kind, body in (
+        (JSON, f'{{"session": {named}, "inputs": [1, 2, 3, 4]}}'),
+        (NDJSON, f'{{"session": {named}}}\n[1, 2, 3, 4]\n'),
+    ):
+        reply = service.post("/cell/step", content=body, headers={"content-type": kind} | header)
+        assert_problem(reply, 422, "invalid-request", "session")
+
+
+def test_ended_session_is_remembered(service):
     session = opened(service, "tanh")
     stepped(service, session, vectors("tanh", 2))
-    assert service.process.is_running()
-    last = service._http.delete(f"{service.url}/cell/sessions/{session}?state=true")
+    last = service.delete(f"/cell/sessions/{session}?state=true")
     assert last.status_code == 200
     assert len(last.json()["h"]) == 6
     for reply in (
@@ -158,15 +142,16 @@ def test_a_session_that_ended_is_remembered(service):
         assert reply.json()["step"] == 2
     assert_problem(service.get("/cell/sessions/never-seen"), 404, "session-not-found", "no such session")
     other = opened(service, "tanh")
-    assert service._http.delete(f"{service.url}/cell/sessions/{other}").status_code == 204
+    assert service.delete(f"/cell/sessions/{other}").status_code == 204
 
 
-def test_a_session_lives_as_long_as_it_asked_for(service):
-    session = opened(service, "tanh", ttl_seconds=0.2)
-    shown = service.get(f"/cell/sessions/{session}").json()
-    assert shown["ttl_seconds"] == 0.2
-    expires = datetime.fromisoformat(shown["expires_at"])
-    assert expires > datetime.fromisoformat(shown["created_at"])
+def test_session_expires_after_its_ttl(service):
+    reply = service.post("/cell/sessions", {"model": "tanh", "ttl_seconds": 0.2}).json()
+    session, expires = reply["session"], datetime.fromisoformat(reply["expires_at"])
+    shown = service.get(f"/cell/sessions/{opened(service, 'tanh', ttl_seconds=1000)}").json()
+    assert shown["ttl_seconds"] == 1000
+    lasts = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["created_at"])
+    assert lasts == timedelta(seconds=1000)
     until(lambda: datetime.now(UTC) > expires, "the session's time is over")
     assert_problem(service.get(f"/cell/sessions/{session}"), 410, "session-gone", "expired")
     wrong = service.post("/cell/sessions", {"model": "tanh", "ttl_seconds": 1e9})
@@ -185,13 +170,13 @@ def test_a_session_lives_as_long_as_it_asked_for(service):
         ({"model": "tanh", "inputs": [1]}, "inputs is not a field"),
     ],
 )
-def test_a_session_cannot_be_opened_with(service, fields, words):
+def test_session_cannot_be_opened_with(service, fields, words):
     reply = service.post("/cell/sessions", fields)
     assert reply.status_code == 422
     assert words in reply.json()["detail"]
 
 
-def test_of_fifty_connections_that_send_the_same_step_one_runs(service):
+def test_same_step_from_many_clients_runs_once(service):
     session = opened(service, "gru")
     inputs = vectors("gru", 1)[0].tolist()
 
@@ -202,10 +187,10 @@ def test_of_fifty_connections_that_send_the_same_step_one_runs(service):
     with ThreadPoolExecutor(50) as pool:
         replies = set(pool.map(send, range(50)))
     assert len(replies) == 1
-    assert service.get(f"/cell/sessions/{session}").json()["step"] == 1
+    assert steps_done(service, session) == 1
 
 
-def test_an_admin_sees_short_ids_page_by_page(service):
+def test_admin_sees_short_ids_page_by_page(service):
     mine = {opened(service, "tanh") for _ in range(5)}
     assert_problem(service.get("/cell/sessions"), 403, "forbidden", "RNN_ADMIN_KEYS")
     seen, after = [], ""
@@ -218,85 +203,34 @@ def test_an_admin_sees_short_ids_page_by_page(service):
     assert not any(session in service.log() for session in mine)
 
 
-def test_a_session_belongs_to_the_key_that_opened_it(launch):
-    service = launch(api_keys="one,two", admin_keys="boss")
-    keys = {name: {"authorization": f"Bearer {name}"} for name in ("one", "two", "boss")}
-    session = service.post("/cell/sessions", {"model": "tanh"}, headers=keys["one"]).json()["session"]
+def test_session_belongs_to_its_key(guarded):
+    keys = {name: {"authorization": f"Bearer {name}"} for name in ("one", "two", ADMIN_KEY)}
+    session = guarded.post("/cell/sessions", {"model": "tanh"}, headers=keys["one"]).json()["session"]
     step = {"session": session, "inputs": [1, 2, 3, 4]}
-    assert service.post("/cell/step", step, headers=keys["one"]).status_code == 200
-    assert_problem(service.post("/cell/step", step, headers=keys["two"]), 404, "session-not-found", "another key")
-    assert service.get(f"/cell/sessions/{session}", headers=keys["two"]).status_code == 404
-    assert service.get(f"/cell/sessions/{session}", headers=keys["boss"]).json()["step"] == 1
+    assert guarded.post("/cell/step", step, headers=keys["one"]).status_code == 200
+    assert_problem(guarded.post("/cell/step", step, headers=keys["two"]), 404, "session-not-found", "another key")
+    assert guarded.get(f"/cell/sessions/{session}", headers=keys["two"]).status_code == 404
+    assert guarded.get(f"/cell/sessions/{session}", headers=keys[ADMIN_KEY]).json()["step"] == 1
 
 
-def test_a_session_keeps_the_weights_that_it_was_opened_with(launch, tmp_path):
-    models = tmp_path / "models"
-    write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6))
-    service = launch(models, admin_keys="the-admin-key")
-    session = opened(service, "tanh")
-    inputs = vectors("tanh", 3)
-    before = service.post("/rnn/forward", {"inputs": inputs.tolist()}).json()["outputs"]
-    assert stepped(service, session, inputs[0])["outputs"] == before[0]
-    shutil.rmtree(models / "tanh")
-    write_model(models, "tanh", 1, ModelSpec("rnn", 4, 6, bias=False))
-    view = service.post("/models/tanh/reload", headers=ADMIN).json()
-    assert [(one["replaced"], one["sessions"]) for one in view["versions"]] == [(True, 1), (False, 0)]
-    assert stepped(service, session, inputs[1])["outputs"] == before[1]
-    assert service.post("/models/tanh/unload", headers=ADMIN).status_code == 200
-    assert stepped(service, session, inputs[2])["outputs"] == before[2]
-    after = service.post("/rnn/forward", {"inputs": inputs.tolist()}).json()["outputs"]
-    assert after != before
-    assert stepped(service, opened(service, "tanh"), inputs[0])["outputs"] == after[0]
-
-
-def test_a_draining_version_opens_no_new_sessions(launch, tmp_path):
-    models = tmp_path / "models"
-    write_model(models, "tanh")
-    service = launch(models, admin_keys="the-admin-key")
-    session = opened(service, "tanh")
-    assert service.post("/models/tanh/drain").status_code == 403
-    view = service.post("/models/tanh/drain", headers=ADMIN).json()
-    assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
-    assert_problem(service.post("/cell/sessions", {"model": "tanh"}), 409, "model-in-use", "drained")
-    assert_problem(service.post(f"/cell/sessions/{session}/fork"), 409, "model-in-use", "drained")
-    stepped(service, session, vectors("tanh", 1))
-
-
-def test_limits_are_kept(launch):
-    service = launch(max_sessions=3)
-    sessions = [opened(service, "tanh") for _ in range(3)]
-    full = service.post("/cell/sessions", {"model": "tanh"})
-    assert_problem(full, 503, "sessions-full", "holds 3 sessions")
-    assert full.headers["retry-after"]
-    assert service._http.delete(f"{service.url}/cell/sessions/{sessions[0]}").status_code == 204
-    opened(service, "tanh")
-
-
-def test_metrics_tell_what_happened(launch):
-    service = launch()
+def test_metrics_count_session_events(service):
+    before = service.metrics()
     session = opened(service, "tanh")
     for _ in range(2):
         stepped(service, session, vectors("tanh", 2), 1)
     service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4], "step": 9})
-    page = service.get("/metrics").text
-    for line in (
-        "rnn_sessions 1.0",
-        'rnn_session_events_total{event="steps"} 2.0',
-        'rnn_session_events_total{event="commits"} 1.0',
-        'rnn_session_events_total{event="replays"} 1.0',
-        'rnn_session_events_total{event="conflicts"} 1.0',
-    ):
-        assert line in page
+    after = service.metrics()
+    assert after["rnn_sessions"] >= 1
+    for event, count in (("steps", 2), ("commits", 1), ("replays", 1), ("conflicts", 1)):
+        name = f'rnn_session_events_total{{event="{event}"}}'
+        assert after[name] - before.get(name, 0) == count, event
 
 
-def test_one_request_of_a_session_has_only_so_many_steps(launch):
-    service = launch()
+def test_session_request_has_a_limit_of_steps(service):
     session = opened(service, "tutorial-cell")
     most = 4 * 2**20 // (4 * (4 + 2))
     inputs = np.zeros((most + 1, 4), np.float32)
-    headers = {"content-type": SAFETENSORS}
-    wrong = service.post("/cell/step", content=save({"inputs": inputs}, {"session": session}), headers=headers)
+    wrong = post_arrays(service, "/cell/step", {"inputs": inputs}, session=session)
     assert_problem(wrong, 422, "invalid-request", f"takes {most} in one request")
-    good = service.post("/cell/step", content=save({"inputs": inputs[1:]}, {"session": session}), headers=headers)
-    assert good.status_code == 200
-    assert service.get(f"/cell/sessions/{session}").json()["step"] == most
+    assert post_arrays(service, "/cell/step", {"inputs": inputs[1:]}, session=session).status_code == 200
+    assert steps_done(service, session) == most

@@ -1,11 +1,11 @@
-"""POST /cell/step where the client keeps the state, against torch.nn in float64."""
+"""POST /cell/step without a session, compared with torch.nn in float64."""
 
 import numpy as np
 import pytest
 
-from tests.reference import TOLERANCE, numbers
+from tests.reference import numbers
 
-from .models import SPECS, STEPPABLE, expected
+from .models import SPECS, STEPPABLE, assert_close, expected
 from .problems import assert_problem
 
 BATCH = 3
@@ -20,10 +20,6 @@ def step(service, name, **fields):
     return document
 
 
-def close(actual, wanted):
-    np.testing.assert_allclose(actual, wanted, atol=TOLERANCE, rtol=0)
-
-
 def state(name, rng, *middle):
     """h and c of shape (L, *middle, ·)."""
     spec = SPECS[name]
@@ -32,20 +28,20 @@ def state(name, rng, *middle):
 
 
 def check_rows(document, name, inputs, given):
-    """A reply with every layer's state, (L,B,·)."""
+    """Check a reply with every layer's state, (L,B,·)."""
     for row in range(len(inputs)):
         initial = {f"{key}0": value[:, row] for key, value in given.items()}
         wanted = expected(name, inputs[row : row + 1], **initial)
-        close(document["outputs"][row], wanted.outputs[0])
-        close(document["h"][:, row], wanted.h)
+        assert_close(document["outputs"][row], wanted.outputs[0])
+        assert_close(document["h"][:, row], wanted.h)
         if wanted.c is not None:
-            close(document["c"][:, row], wanted.c)
+            assert_close(document["c"][:, row], wanted.c)
         if wanted.predictions is not None:
-            close(document["predictions"][row], wanted.predictions[0])
+            assert_close(document["predictions"][row], wanted.predictions[0])
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_rows_with_the_state_of_every_layer(service, name):
+def test_batch_with_state_of_every_layer(service, name):
     rng = np.random.default_rng(1)
     inputs, given = numbers(rng, BATCH, SPECS[name].input_size), state(name, rng, BATCH)
     check_rows(step(service, name, inputs=inputs, **given), name, inputs, given)
@@ -67,49 +63,37 @@ def test_one_row_needs_no_batch_axis(service, name):
     inputs, given = numbers(rng, SPECS[name].input_size), state(name, rng)
     document = step(service, name, inputs=inputs, **{key: value[0] for key, value in given.items()})
     wanted = expected(name, inputs[None], **{f"{key}0": value for key, value in given.items()})
-    close(document["outputs"], wanted.outputs[0])
-    close(document["h"], wanted.h[0])
+    assert_close(document["outputs"], wanted.outputs[0])
+    assert_close(document["h"], wanted.h[0])
 
 
 @pytest.mark.parametrize("name", STEPPABLE)
-def test_a_state_left_out_is_zeros_and_comes_back_in_the_documented_shape(service, name):
+def test_missing_state_is_zeros(service, name):
     spec = SPECS[name]
     inputs = numbers(np.random.default_rng(4), BATCH, spec.input_size)
     document = step(service, name, inputs=inputs)
     layers = () if spec.num_layers == 1 else (spec.num_layers,)
     assert document["h"].shape == (*layers, BATCH, spec.state_size)
     for row in range(BATCH):
-        close(document["outputs"][row], expected(name, inputs[row : row + 1]).outputs[0])
-
-
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_steps_chained_by_the_client_are_the_sequence(service, name):
-    inputs = numbers(np.random.default_rng(5), 6, SPECS[name].input_size)
-    carried = {}
-    outputs = []
-    for row in inputs:
-        document = step(service, name, inputs=row[None], **carried)
-        carried = {key: document[key] for key in ("h", "c") if key in document}
-        outputs.append(document["outputs"][0])
-    close(np.stack(outputs), expected(name, inputs).outputs)
+        assert_close(document["outputs"][row], expected(name, inputs[row : row + 1]).outputs[0])
 
 
 @pytest.mark.parametrize("wanted", ["outputs", "h", "c", "predictions"])
-def test_returns(service, wanted):
+def test_returns_chooses_the_fields(service, wanted):
     assert step(service, "lstm-proj", inputs=[1, 2, 3, 4], returns=[wanted]).keys() == {wanted}
 
 
-def test_a_bidirectional_model_has_no_step(service):
+def test_bidirectional_model_has_no_step(service):
     reply = service.post("/cell/step", {"model": "both-ways", "inputs": [1, 2, 3]})
     assert_problem(reply, 422, "not-steppable", "both-ways", "/rnn/forward")
 
 
-def test_the_tutorials_cell(service):
+def test_cell_of_the_tutorial(service):
     """RNNCell, input 4 → hidden 2, batch 1, 3 steps."""
     inputs = np.array([[[1, 0, 0, 0]], [[0, 1, 0, 0]], [[0, 0, 1, 0]]], np.float32)
     h = [[0.0, 0.0]]
     for index in range(3):
         document = step(service, "tutorial-cell", inputs=inputs[index], h=h)
         assert document["h"].shape == (1, 2)
-        close(document["h"][0], expected("tutorial-cell", inputs[: index + 1, 0]).h[0])
+        assert_close(document["h"][0], expected("tutorial-cell", inputs[: index + 1, 0]).h[0])
         h = document["h"].tolist()

@@ -1,18 +1,18 @@
-"""WebSockets of clients that are gone, slow or hostile, and the end of the process: each is told why."""
+"""WebSockets of clients that are gone, slow or hostile, and of a service that stops: each is told why."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 
 from tests.reference import numbers
 
-from .models import expected
-from .raw import Wire
-from .running import until
+from . import sessions
+from .models import assert_close, expected
+from .raw import Wire, head
+from .running import start, until
 from .sockets import BINARY, CLOSE, PING, PONG, TEXT, closing, ended, frame, opened, received, upgraded
-from .watching import memory_returns, others_are_served
+from .watching import connections_close, memory_returns, others_are_served
 
 STEP = b"[1,2,3,4]"
 
@@ -37,7 +37,7 @@ STEP = b"[1,2,3,4]"
         (frame(CLOSE, (1000).to_bytes(2, "big") + b"bye"), 1000),
     ],
 )
-def test_what_no_client_should_send_closes_the_connection_with_a_code(service, sent, code):
+def test_invalid_frames_close_with_a_code(service, sent, code):
     with others_are_served(service), memory_returns(service), Wire(service) as wire:
         upgraded(wire)
         wire.send(frame(TEXT, STEP))
@@ -47,7 +47,7 @@ def test_what_no_client_should_send_closes_the_connection_with_a_code(service, s
         assert wire.is_closed()
 
 
-def test_a_message_may_come_in_fragments_with_pings_between(service):
+def test_fragments_with_pings_between(service):
     with Wire(service) as wire:
         upgraded(wire)
         for index, piece in enumerate((b"[1,", b"", b"2,3", b",4]")):
@@ -58,7 +58,7 @@ def test_a_message_may_come_in_fragments_with_pings_between(service):
         assert json.loads(received(wire)[1])["step"] == 1
 
 
-def test_a_frame_may_come_byte_by_byte(service):
+def test_frame_byte_by_byte(service):
     with Wire(service) as wire:
         upgraded(wire)
         for byte in frame(TEXT, STEP) + frame(BINARY, np.ones(4, "<f4").tobytes()):
@@ -67,14 +67,14 @@ def test_a_frame_may_come_byte_by_byte(service):
         assert len(received(wire)[1]) == 24
 
 
-def test_thousands_of_small_frames_at_once(service):
+def test_thousands_of_small_frames(service):
     inputs = numbers(np.random.default_rng(8), 5000, 4)
     with others_are_served(service), Wire(service) as wire:
         upgraded(wire)
         wire.send(b"".join(frame(BINARY, row.tobytes()) for row in inputs))
         answers = b"".join(received(wire)[1] for _ in inputs)
     outputs = np.frombuffer(answers, "<f4").reshape(5000, 6)
-    np.testing.assert_allclose(outputs, expected("tanh", inputs).outputs, atol=1e-5, rtol=0)
+    assert_close(outputs, expected("tanh", inputs).outputs)
 
 
 def never_reading(service, piece):
@@ -92,97 +92,122 @@ def never_reading(service, piece):
 @pytest.mark.parametrize(
     "piece", [frame(BINARY, bytes(16 * 512)), frame(TEXT, (STEP + b"\n") * 500), frame(PING, b"x" * 125) * 200]
 )
-def test_a_client_that_never_reads_is_cut_off_and_costs_no_memory(impatient, piece):
-    with others_are_served(impatient), memory_returns(impatient):
-        before = impatient.rss_mib
-        wire = never_reading(impatient, piece)
-        assert impatient.rss_mib < before + 64
-        until(lambda: "reader_too_slow" in impatient.log(), "the service has noticed", 20)
-        wire.socket.settimeout(10)
-        assert wire.is_closed()
+def test_client_that_never_reads_is_cut(short_timeouts, piece):
+    with others_are_served(short_timeouts), memory_returns(short_timeouts):
+        before = short_timeouts.rss_mib
+        wire = never_reading(short_timeouts, piece)
+        assert short_timeouts.rss_mib < before + 64
+        until(lambda: not short_timeouts.holds(wire.port), "the client is cut")
         wire.close()
 
 
-def test_a_silent_client_is_told_to_go(impatient):
-    with opened(impatient, "?model=tanh", "[1,2,3,4]") as socket:
+def test_silent_client_is_told_to_go(short_timeouts):
+    with opened(short_timeouts, "?model=tanh", "[1,2,3,4]") as socket:
         messages, code, reason = ended(socket)
     assert (code, reason) == (1008, "body-timeout")
     assert "no complete message" in json.loads(messages[-1])["error"]["detail"]
 
 
-def test_a_client_that_does_not_answer_pings_is_gone(launch):
-    """As one whose cable was pulled: its kernel says nothing, and neither does it."""
-    service = launch(heartbeat_seconds=0.5)
-    with Wire(service) as wire:
+@pytest.fixture(scope="module")
+def heartbeat(repository, tmp_path_factory):
+    """A service whose pings have to be answered within 2 s."""
+    running = start(repository, tmp_path_factory.mktemp("heartbeat"), heartbeat_seconds=2)
+    yield running
+    running.stop()
+
+
+def test_only_who_answers_no_ping_is_cut(heartbeat):
+    """As after a pulled cable: not even the client's kernel answers."""
+    with opened(heartbeat, "?model=tanh") as alive, Wire(heartbeat) as wire:  # the library answers pings
         upgraded(wire)
         assert received(wire)[0] == PING
         assert closing(wire)[0] == 1011
         assert wire.is_closed()
-    with opened(service, "?model=tanh") as socket:  # the library answers
-        time.sleep(2)
-        socket.send("[1,2,3,4]")
-        assert json.loads(socket.recv(timeout=20))["step"] == 1
+        alive.send("[1,2,3,4]")
+        assert json.loads(alive.recv())["step"] == 1
 
 
-def test_a_handshake_does_not_stop_the_clock_for_headers(impatient):
-    with Wire(impatient) as wire:
-        wire.send(b"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n")
-        assert wire.is_closed()
+def test_session_outlives_a_dead_connection(heartbeat):
+    """The old connection is still open when the client comes back on a new one."""
+    session, inputs = sessions.opened(heartbeat, "tanh"), numbers(np.random.default_rng(9), 20, 4)
+    with Wire(heartbeat) as silent:
+        upgraded(silent, f"?session={session}&returns=outputs")
+        silent.send(frame(BINARY, inputs[:10].tobytes()))
+        until(lambda: sessions.steps_done(heartbeat, session) == 10, "the steps have run")
+        with opened(heartbeat, "", {"session": session, "step": 6}, inputs[5:].tobytes()) as socket:
+            outputs = np.frombuffer(socket.recv(), "<f4").reshape(15, 6)
+        assert received(silent)[0] == BINARY
+        assert received(silent)[0] == PING
+        assert closing(silent)[0] == 1011
+    assert_close(outputs, expected("tanh", inputs).outputs[5:])
+    assert sessions.steps_done(heartbeat, session) == 20
 
 
-def test_a_websocket_outlives_the_clock_for_headers(launch):
-    service = launch(header_timeout_seconds=1, keep_alive_seconds=1)
-    with opened(service, "?model=tanh") as socket:
-        for step in range(1, 4):
-            time.sleep(1)
+def test_open_websocket_has_no_header_timeout(short_timeouts):
+    with (
+        opened(short_timeouts, "?model=tanh") as socket,
+        Wire(short_timeouts) as half_handshake,
+        Wire(short_timeouts) as idle,
+    ):
+        half_handshake.send(b"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n")
+        idle.send(head("GET", "/health/live"))
+        assert idle.reply().status == 200
+
+        def others_are_closed():
             socket.send("[1,2,3,4]")
-            assert json.loads(socket.recv(timeout=20))["step"] == step
+            assert "outputs" in json.loads(socket.recv())
+            return half_handshake.has_answer() and idle.has_answer()
+
+        until(others_are_closed, "half a handshake and an idle connection are closed")
+        assert half_handshake.rest() == idle.rest() == b""
+        socket.send("[1,2,3,4]")
+        assert "outputs" in json.loads(socket.recv())
 
 
 @pytest.mark.parametrize(
     "headers",
     ["Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", ""],
 )
-def test_a_bad_handshake_is_refused(service, headers):
+def test_bad_handshake_is_refused(service, headers):
     with Wire(service) as wire:
-        head = f"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{headers}"
-        wire.send((head.rstrip() + "\r\n\r\n").encode())
+        begin = f"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{headers}"
+        wire.send((begin.rstrip() + "\r\n\r\n").encode())
         assert wire.reply().status in (400, 426)
 
 
-def test_streams_are_told_to_come_back_when_the_process_goes_down(launch):
+def steps_of(messages):
+    """The numbers in text answers."""
+    return [json.loads(line).get("step") for text in messages for line in text.splitlines()]
+
+
+def test_stop_tells_streams_to_come_back(launch):
+    """One that is idle, one that waits for its answers, and one that never pauses."""
     service = launch()
-    with opened(service, "?model=tanh", "[1,2,3,4]") as idle, opened(service, "?model=tanh") as busy:
-        idle.recv(timeout=20)
+    with (
+        opened(service, "?model=tanh", "[1,2,3,4]") as idle,
+        opened(service, "?model=tanh") as busy,
+        opened(service, "?model=tanh", *["[1,2,3,4]\n" * 1024] * 20) as never_pauses,
+    ):
+        idle.recv()
         busy.send("\n".join(["[1,2,3,4]"] * 5000))
-        first = busy.recv(timeout=20)
+        first, one = busy.recv(), never_pauses.recv()
         service.signal_to_stop()
-        messages, code, reason = ended(busy)
-        assert (code, reason) == (1012, "service-draining")
-        steps = [json.loads(line)["step"] for text in (first, *messages[:-1]) for line in text.splitlines()]
-        assert steps == list(range(1, 5001))
+        for socket, begun in ((busy, first), (never_pauses, one)):
+            (*messages, _), code, reason = ended(socket)
+            assert (code, reason) == (1012, "service-draining")
+            steps = steps_of([begun, *messages])
+            assert steps == list(range(1, len(steps) + 1))
+            assert len(steps) == 5000 or socket is never_pauses
         assert ended(idle)[1:] == (1012, "service-draining")
     service.check_ended()
 
 
-def test_a_stream_that_never_pauses_is_told_as_well(launch):
-    service = launch()
-    with opened(service, "?model=tanh", *["[1,2,3,4]\n" * 1024] * 20) as socket:
-        answered = socket.recv(timeout=20).count("\n")
-        service.signal_to_stop()
-        messages, code, _ = ended(socket)
-    steps = [json.loads(line).get("step") for text in messages for line in text.splitlines()]
-    assert code == 1012
-    assert steps[:-1] == list(range(answered + 1, answered + len(steps)))
-    service.check_ended()
-
-
 @pytest.mark.parametrize("goodbye", ["close", "reset"])
-def test_a_client_that_hangs_up_leaves_nothing_behind(service, goodbye):
+def test_client_that_hangs_up_leaves_nothing(service, goodbye):
     with memory_returns(service):
         wires = [upgraded(Wire(service)) for _ in range(50)]
         for wire in wires:
             wire.send(frame(BINARY, bytes(16 * 4096)))
         for wire in wires:
             wire.reset() if goodbye == "reset" else wire.close()
-        until(lambda: service.connections <= 1, "the connections are gone")
+        connections_close(service)

@@ -1,30 +1,22 @@
-"""One contract in several formats: JSON and safetensors, gzip and zstd, and what Accept says."""
+"""Wire formats: JSON and safetensors, gzip and zstd, and how Accept chooses."""
 
-import gzip
 import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from tests.reference import numbers
 
+from .formats import COMPRESS, DECOMPRESS, JSON, SAFETENSORS, post_arrays
 from .models import SMALL, SPECS, STEPPABLE
 from .problems import assert_problem
-from .raw import Wire, post, zstd
-
-JSON = "application/json"
-SAFETENSORS = "application/vnd.safetensors"
+from .raw import Wire, post
 
 
 def metadata(body: bytes) -> dict[str, str]:
     size = int.from_bytes(body[:8], "little")
     return json.loads(body[8 : 8 + size])["__metadata__"]
-
-
-def post_safetensors(service, path, arrays, fields, **headers):
-    body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fields)
-    return service.post(path, content=body, headers={"content-type": SAFETENSORS} | headers)
 
 
 def same_bits(from_json, from_safetensors):
@@ -34,35 +26,31 @@ def same_bits(from_json, from_safetensors):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_forward_gives_the_same_bits_in_json_and_safetensors(service, name):
+def test_formats_have_the_same_bits(service, name):
     rng = np.random.default_rng(1)
     spec = SPECS[name]
     arrays = {"inputs": numbers(rng, 3, 5, spec.input_size), "h0": numbers(rng, spec.states, 3, spec.state_size)}
     if spec.has_cell_state:
         arrays["c0"] = numbers(rng, spec.states, 3, spec.hidden_size)
     plain = service.post("/rnn/forward", {"model": name} | {key: array.tolist() for key, array in arrays.items()})
-    binary = post_safetensors(service, "/rnn/forward", arrays, {"model": name})
+    binary = post_arrays(service, "/rnn/forward", arrays, model=name)
     assert (plain.headers["content-type"], binary.headers["content-type"]) == (JSON, SAFETENSORS)
     assert metadata(binary.content) == {"model": name, "version": "1"}
     replied = load(binary.content)
     assert replied.keys() == plain.json().keys() - {"model", "version"}
     for field, array in replied.items():
         same_bits(plain.json()[field], array)
+    if name in STEPPABLE:
+        inputs = arrays["inputs"][0]
+        plain = service.post("/cell/step", {"model": name, "inputs": inputs.tolist()}).json()
+        for field, array in load(post_arrays(service, "/cell/step", {"inputs": inputs}, model=name).content).items():
+            same_bits(plain[field], array)
 
 
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_step_gives_the_same_bits_in_json_and_safetensors(service, name):
-    inputs = numbers(np.random.default_rng(2), 3, SPECS[name].input_size)
-    plain = service.post("/cell/step", {"model": name, "inputs": inputs.tolist()})
-    binary = post_safetensors(service, "/cell/step", {"inputs": inputs}, {"model": name})
-    for field, array in load(binary.content).items():
-        same_bits(plain.json()[field], array)
-
-
-def test_the_other_fields_are_the_metadata(service):
+def test_metadata_holds_the_other_fields(service):
     arrays = {"inputs": numbers(np.random.default_rng(3), 5, 3, 4), "lengths": np.array([5, 2, 1])}
     fields = {"model": "gru", "version": "1", "batch_first": "false", "returns": '["last", "h_n"]'}
-    binary = load(post_safetensors(service, "/rnn/forward", arrays, fields).content)
+    binary = load(post_arrays(service, "/rnn/forward", arrays, **fields).content)
     plain = {"batch_first": False, "returns": ["last", "h_n"], "model": "gru"}
     plain |= {name: array.tolist() for name, array in arrays.items()}
     document = service.post("/rnn/forward", plain).json()
@@ -72,14 +60,14 @@ def test_the_other_fields_are_the_metadata(service):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, np.int32])
-def test_other_types_of_numbers_are_converted(service, dtype):
+def test_other_dtypes_are_converted(service, dtype):
     inputs = np.array([[1, -2, 3, 0]], dtype)
-    reply = load(post_safetensors(service, "/rnn/forward", {"inputs": inputs}, {"model": "tanh"}).content)
+    reply = load(post_arrays(service, "/rnn/forward", {"inputs": inputs}, model="tanh").content)
     plain = service.post("/rnn/forward", {"model": "tanh", "inputs": inputs.tolist()}).json()
     same_bits(plain["outputs"], reply["outputs"])
 
 
-def test_a_ragged_reply_comes_padded_with_its_lengths(service):
+def test_ragged_safetensors_reply_is_padded(service):
     body = {"model": "gru", "inputs": [[[1, 2, 3, 4]] * 3, [[4, 3, 2, 1]]]}
     plain = service.post("/rnn/forward", body).json()
     reply = service.post("/rnn/forward", body, headers={"accept": SAFETENSORS})
@@ -93,12 +81,12 @@ def test_a_ragged_reply_comes_padded_with_its_lengths(service):
             same_bits(plain[field][row], arrays[field][row, :length])
 
 
-def test_binary_formats_carry_what_json_cannot(service):
+def test_safetensors_carries_nan(service):
     inputs = np.array([[1], [np.nan]], np.float32)
-    reply = load(post_safetensors(service, "/rnn/forward", {"inputs": inputs}, {"model": "explodes"}).content)
+    reply = load(post_arrays(service, "/rnn/forward", {"inputs": inputs}, model="explodes").content)
     assert np.isfinite(reply["outputs"][0]).all()
     assert np.isnan(reply["outputs"][1]).all()
-    asked = post_safetensors(service, "/rnn/forward", {"inputs": inputs}, {"model": "explodes"}, accept=JSON)
+    asked = post_arrays(service, "/rnn/forward", {"inputs": inputs}, model="explodes", headers={"accept": JSON})
     assert_problem(asked, 422, "non-finite-output")
 
 
@@ -116,7 +104,7 @@ ACCEPTS = [
 
 
 @pytest.mark.parametrize(("accept", "kind"), ACCEPTS)
-def test_accept_chooses_the_format_of_the_reply(service, accept, kind):
+def test_accept_chooses_the_format(service, accept, kind):
     with Wire(service) as wire:  # no client that adds an Accept of its own
         headers = {"Accept": accept} if accept is not None else {}
         wire.send(post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}', headers))
@@ -127,7 +115,7 @@ def test_accept_chooses_the_format_of_the_reply(service, accept, kind):
 @pytest.mark.parametrize(
     "accept", ["text/html", "application/json;q=0", "*/*;q=0", ",;,", "text/*", "a" * 50_000, "," * 30_000]
 )
-def test_what_cannot_be_produced_is_said(service, accept):
+def test_accept_that_cannot_be_met(service, accept):
     reply = service.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}, headers={"accept": accept})
     assert_problem(reply, 406, "not-acceptable", "Accept", JSON)
 
@@ -136,7 +124,7 @@ def test_what_cannot_be_produced_is_said(service, accept):
     "kind",
     [JSON, f"{JSON}; charset=utf-8", f'{JSON};charset="UTF-8"', "Application/JSON", ""],
 )
-def test_json_by_its_names(service, kind):
+def test_content_types_of_json(service, kind):
     reply = service.post("/cell/step", content=b'{"model":"tanh","inputs":[1,2,3,4]}', headers={"content-type": kind})
     assert reply.status_code == 200
 
@@ -145,22 +133,20 @@ def test_json_by_its_names(service, kind):
     "kind", ["text/plain", "multipart/form-data", f"{JSON}; charset=latin-1", "application/x-ndjsonx", "json", ";;;"]
 )
 @pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])
-def test_a_type_that_is_not_listed(service, path, kind):
+def test_unknown_content_type(service, path, kind):
     reply = service.post(path, content=b'{"model":"tanh","inputs":[1,2,3,4]}', headers={"content-type": kind})
     assert_problem(reply, 415, "unsupported-media-type", kind)
 
 
-ENCODERS = {"gzip": gzip.compress, "zstd": zstd.compress}
-DECODERS = {"gzip": gzip.decompress, "zstd": zstd.decompress}
 BODY = {"model": "tanh", "inputs": [[0.1, 0.2, 0.3, 0.4]] * 500}
 
 
-@pytest.mark.parametrize("encoding", ENCODERS)
-def test_a_compressed_request_and_a_compressed_reply(service, encoding):
+@pytest.mark.parametrize("encoding", COMPRESS)
+def test_compressed_request_and_reply(service, encoding):
     plain = service.post("/rnn/forward", BODY, headers={"accept-encoding": "identity"})
     request = post(
         "/rnn/forward",
-        ENCODERS[encoding](json.dumps(BODY).encode()),
+        COMPRESS[encoding](json.dumps(BODY).encode()),
         {"Content-Encoding": encoding, "Accept-Encoding": encoding},
     )
     with Wire(service) as wire:
@@ -169,13 +155,13 @@ def test_a_compressed_request_and_a_compressed_reply(service, encoding):
     assert (reply.status, reply.headers["content-encoding"]) == (200, encoding)
     assert reply.headers["vary"].lower() == "accept-encoding"
     assert len(reply.body) < len(plain.content) / 4
-    assert DECODERS[encoding](reply.body) == plain.content
+    assert DECOMPRESS[encoding](reply.body) == plain.content
 
 
-@pytest.mark.parametrize("encoding", ENCODERS)
-def test_compressed_data_may_come_in_several_members(service, encoding):
+@pytest.mark.parametrize("encoding", COMPRESS)
+def test_compressed_body_of_several_members(service, encoding):
     text = json.dumps(BODY).encode()
-    body = ENCODERS[encoding](text[:100]) + ENCODERS[encoding](text[100:])
+    body = COMPRESS[encoding](text[:100]) + COMPRESS[encoding](text[100:])
     assert service.post("/rnn/forward", content=body, headers={"content-encoding": encoding}).status_code == 200
 
 
@@ -198,15 +184,15 @@ def test_accept_encoding(service, accepted, encoding):
         assert wire.reply().headers.get("content-encoding") == encoding
 
 
-@pytest.mark.parametrize("encoding", ENCODERS)
+@pytest.mark.parametrize("encoding", COMPRESS)
 @pytest.mark.parametrize("spoil", [lambda body: body[:-3], lambda _: b"", lambda _: b"not compressed"])
-def test_data_that_is_not_what_its_encoding_says(service, encoding, spoil):
-    body = spoil(ENCODERS[encoding](json.dumps(BODY).encode()))
+def test_body_that_contradicts_its_encoding(service, encoding, spoil):
+    body = spoil(COMPRESS[encoding](json.dumps(BODY).encode()))
     reply = service.post("/rnn/forward", content=body, headers={"content-encoding": encoding})
     assert_problem(reply, 400, "malformed-body", encoding)
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip"])
-def test_an_encoding_that_is_not_read(service, encoding):
+def test_unknown_encoding(service, encoding):
     reply = service.post("/rnn/forward", content=b"{}", headers={"content-encoding": encoding})
     assert_problem(reply, 415, "unsupported-media-type", encoding, "gzip, zstd")

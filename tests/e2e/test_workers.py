@@ -1,18 +1,18 @@
-"""Several processes on one port: they share the work, the metrics, and the end."""
+"""Several processes on one port: they share connections, work and metrics, and are replaced."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
+from contextlib import ExitStack
 
 import psutil
 import pytest
 
-from .running import ROOT, until
+from .raw import Wire, post
+from .running import serve, until
 
-STORE = ["--session-store", "sqlite:///sessions.db"]
+pytestmark = pytest.mark.integration
 STEP = {"model": "tanh", "inputs": [1, 2, 3, 4]}
+RAW_STEP = post("/cell/step", b'{"model":"tanh","inputs":[1,2,3,4]}')
 
 
 def workers_of(service):
@@ -23,65 +23,80 @@ def workers_of(service):
 def is_worker(process):
     try:
         return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
-    except psutil.Error:  # it ended between the two looks
+    except psutil.Error:  # it ended between the two calls
         return False
 
 
-def total(service, name):
-    """A metric over all its labels."""
-    rows = [line for line in service.get("/metrics").text.splitlines() if line.startswith(name)]
-    return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
-
-
-def test_two_workers_answer_count_together_and_stop_together(launch, tmp_path):
-    service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
-    until(lambda: len(workers_of(service)) == 2, "two workers")
-    answers = {service.post("/cell/step", STEP).text for _ in range(40)}
-    assert len(answers) == 1  # the same bits from either
-    until(lambda: total(service, "rnn_steps_total") == 40, "the count of both workers")
-    workers = workers_of(service)
-    service.stop()
-    assert not any(worker.is_running() for worker in workers)
-
-
-def test_a_worker_that_is_killed_is_replaced(launch, tmp_path):
-    service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
-    until(lambda: len(workers_of(service)) == 2, "two workers")
-    victim, other = workers_of(service)
-    victim.send_signal(signal.SIGKILL)
-    until(lambda: len(set(workers_of(service)) - {victim, other}) == 1, "a new worker", 60)
-    for _ in range(10):
-        assert service.post("/cell/step", STEP).status_code == 200
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_start_that_fails_says_why_and_exits(tmp_path, workers):
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "serve", "--models", "nowhere", "--port", "0", "--workers", workers, *STORE],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 3
-    assert "cannot be listed" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
-
-
-def test_a_hang_up_signal_renews_the_workers_and_finds_new_models(launch, repository, tmp_path):
-    """Reload reaches the one worker that is asked; the signal reaches all, and somebody answers meanwhile."""
+@pytest.fixture
+def two(launch, repository, tmp_path):
+    """A service of two workers, and a repository of its own."""
     models = shutil.copytree(repository, tmp_path / "models")
     service = launch(models=models, workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
     until(lambda: len(workers_of(service)) == 2, "two workers")
+    return service
+
+
+def test_workers_answer_and_count_together(two):
+    answers = {two.post("/cell/step", STEP).text for _ in range(40)}
+    assert len(answers) == 1  # the same bits from either
+    until(lambda: two.metric("rnn_steps_total") == 40, "the count of both workers")
+    workers = workers_of(two)
+    two.stop()
+    assert not any(worker.is_running() for worker in workers)
+
+
+def held(worker):
+    """Open connections of a worker."""
+    return sum(found.status == psutil.CONN_ESTABLISHED for found in worker.net_connections("tcp"))
+
+
+def test_workers_share_connections(two):
+    """Of 64 connections each worker gets 16 or more; the end of one resets none of the other's."""
+    until(
+        lambda: all(two.post("/cell/step", STEP).status_code == 200 and held(w) == 0 for w in workers_of(two)), "idle"
+    )
+    with ExitStack() as stack:
+
+        def shared():
+            stack.pop_all().close()
+            wires = [stack.enter_context(Wire(two)) for _ in range(64)]
+            until(lambda: sum(map(held, workers_of(two))) == 64, "all are accepted")
+            return wires if min(map(held, workers_of(two))) >= 16 else None
+
+        wires = until(shared, "both workers accept connections")
+        victim, other = workers_of(two)
+        kept = held(other)
+        victim.send_signal(signal.SIGKILL)
+        until(lambda: len(set(workers_of(two)) - {victim, other}) == 1, "a new worker")
+        answered = 0
+        for wire in wires:
+            try:
+                wire.send(RAW_STEP)
+                answered += wire.reply().status == 200
+            except ConnectionError:  # the killed worker's
+                continue
+        assert answered == kept
+    for _ in range(10):
+        assert two.post("/cell/step", STEP).status_code == 200
+
+
+def test_sighup_renews_workers_and_models(two):
+    """Reload reaches one worker, the signal all; somebody answers all the while."""
+    models = two.log_file.parent.parent / "models"
     shutil.copytree(models / "tanh", models / "added")
-    old = set(workers_of(service))
-    service.process.send_signal(signal.SIGHUP)
-    while not all_new(service, old):
-        assert service.post("/cell/step", STEP).status_code == 200
-    assert service.get("/models/added").status_code == 200
+    old = set(workers_of(two))
+    two.process.send_signal(signal.SIGHUP)
+
+    def renewed():
+        assert two.post("/cell/step", STEP).status_code == 200
+        return len(workers_of(two)) == 2 and not set(workers_of(two)) & old
+
+    until(renewed, "two new workers")
+    assert two.get("/models/added").status_code == 200
 
 
-def all_new(service, old):
-    return len(workers_of(service)) == 2 and not set(workers_of(service)) & old
+def test_failed_start_of_workers_says_why(tmp_path):
+    done = serve(tmp_path, "--models", "nowhere", workers=2, session_store="sqlite:///sessions.db")
+    assert done.returncode == 3
+    assert "cannot be listed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import PackedSequence
 
 from service.engine import torch_engine
 from service.engine.interface import Rows
@@ -16,11 +17,11 @@ from tests.reference import TOLERANCE, numbers, run_reference, specs, weights_of
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=5)
 
 
-def engine_of(spec, device="cpu", like_gpu=False):
+def engine_of(spec, device="cpu"):
     weights = weights_of(spec)
     if device != "cpu":  # as the service has it, with TF32 off
         return EngineFactory.configure(device, 0).load(spec, weights), weights
-    return TorchEngine(spec, weights, device=torch.device(device), like_gpu=like_gpu), weights
+    return TorchEngine(spec, weights, device=torch.device(device)), weights
 
 
 def rows_of(spec, lengths, rng, gap=0):
@@ -96,7 +97,7 @@ def test_carried_state_equals_one_run(spec, data, steps):
 
 
 @given(spec=specs(), lengths=LENGTHS)
-def test_a_row_does_not_depend_on_its_neighbours(spec, lengths):
+def test_row_does_not_depend_on_neighbours(spec, lengths):
     engine, _ = engine_of(spec)
     together = rows_of(spec, lengths, np.random.default_rng(2))
     alone = copied(together)
@@ -143,7 +144,7 @@ def test_no_rows_is_nothing_to_do():
     engine.run([])
 
 
-def test_bf16_weights_are_rounded_and_computed_with_in_float32():
+def test_bf16_rounds_weights_and_nothing_else():
     spec = ModelSpec("gru", 5, 7, out_features=2, weights_dtype="bf16")
     engine, weights = engine_of(spec)
     rounded = {
@@ -156,7 +157,7 @@ def test_bf16_weights_are_rounded_and_computed_with_in_float32():
     assert_rows_match(spec, rounded, rows, before)
 
 
-def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
+def test_wide_model_agrees_over_1024_steps():
     spec = ModelSpec("lstm", 16, 256)
     engine, weights = engine_of(spec)
     rows = rows_of(spec, [1024], np.random.default_rng(7))
@@ -165,41 +166,14 @@ def test_a_long_sequence_of_a_wide_model_stays_within_the_law():
     assert_rows_match(spec, weights, rows, before)
 
 
-def test_an_absent_device_is_refused():
+def test_absent_device_is_refused():
     with pytest.raises(ValueError, match="cuda:99"):
         resolve_device("cuda:99")
 
 
-def test_very_long_rows_are_cut_in_time_without_a_trace(monkeypatch):
-    spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=1)
-    monkeypatch.setattr(torch_engine, "CALL_BYTES", 5 * bytes_per_step(spec))
-    engine, weights = engine_of(spec)
-    rows = rows_of(spec, [17, 5, 3], np.random.default_rng(8))
-    before = copied(rows)
-    engine.run([rows])
-    assert_rows_match(spec, weights, rows, before)
-
-
-def test_states_may_stand_anywhere_in_a_slab():
-    spec = ModelSpec("lstm", 3, 4, num_layers=2)
-    engine, weights = engine_of(spec)
-    for lengths in ([3, 3], [4, 2]):
-        rows = rows_of(spec, lengths, np.random.default_rng(9))
-        before = copied(rows)
-        slab = [np.full((2, 5, 4), 7, np.float32) for _ in range(2)]
-        for part, values in zip(slab, (rows.h, rows.c), strict=True):
-            part[:, [4, 1]] = values
-        rows.h, rows.c = slab
-        rows.slots = np.array([4, 1])
-        engine.run([rows])
-        assert (slab[0][:, [0, 2, 3]] == 7).all()
-        rows.h, rows.c = slab[0][:, [4, 1]], slab[1][:, [4, 1]]
-        assert_rows_match(spec, weights, rows, before)
-
-
 @st.composite
 def batches_of(draw, spec, longest=12):
-    """What a turn may hold: rows of several requests; some in slabs, some that ask for nothing or for one thing."""
+    """What a turn may hold: rows of several requests, some that ask for nothing or for one thing."""
     batches = []
     for seed, lengths in enumerate(draw(st.lists(st.lists(st.integers(0, longest), max_size=5), max_size=5))):
         rows = rows_of(spec, lengths, np.random.default_rng(seed), draw(st.integers(0, 1)))
@@ -207,37 +181,30 @@ def batches_of(draw, spec, longest=12):
             rows.outputs = None
         if draw(st.booleans()):
             rows.predictions = None
-        if draw(st.booleans()):
-            rows.slots = np.array(draw(st.permutations(range(len(lengths) + 2))), np.int64)[: len(lengths)]
-            for name in ("h", "c"):
-                if (part := getattr(rows, name)) is not None:
-                    slab = np.full((part.shape[0], len(lengths) + 2, part.shape[2]), 7, np.float32)
-                    slab[:, rows.slots] = part
-                    setattr(rows, name, slab)
         batches.append(rows)
     return batches
 
 
-def check_batches(device, spec, batches, like_gpu=False, call_steps=1_000):
+def check_batches(device, spec, batches, call_steps=1_000):
     """Every row as if alone, from its own state; nothing else written."""
-    engine, weights = engine_of(spec, device, like_gpu=like_gpu)
-    engine._step_bytes = torch_engine.CALL_BYTES // call_steps
+    engine, weights = engine_of(spec, device)
     before = [copied(rows) for rows in batches]
-    engine.run(batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_engine, "CALL_BYTES", call_steps * bytes_per_step(spec))
+        engine.run(batches)
     for rows, old in zip(batches, before, strict=True):
         used = np.zeros(len(rows.inputs), np.bool_)
-        slots = np.arange(len(rows.lengths)) if rows.slots is None else rows.slots
-        for start, length, slot in zip(rows.starts, rows.lengths, slots, strict=True):
+        for row, (start, length) in enumerate(zip(rows.starts, rows.lengths, strict=True)):
             place = slice(start, start + length)
             used[place] = True
             if not length:
-                np.testing.assert_array_equal(rows.h[:, slot], old.h[:, slot])
+                np.testing.assert_array_equal(rows.h[:, row], old.h[:, row])
                 continue
-            c0 = None if old.c is None else old.c[:, slot]
-            expected = run_reference(spec, weights, rows.inputs[place], old.h[:, slot], c0)
-            results = [(rows.h[:, slot], expected.h)]
+            c0 = None if old.c is None else old.c[:, row]
+            expected = run_reference(spec, weights, rows.inputs[place], old.h[:, row], c0)
+            results = [(rows.h[:, row], expected.h)]
             if rows.c is not None:
-                results.append((rows.c[:, slot], expected.c))
+                results.append((rows.c[:, row], expected.c))
             if rows.outputs is not None:
                 results.append((rows.outputs[place], expected.outputs))
             if rows.predictions is not None:
@@ -246,54 +213,86 @@ def check_batches(device, spec, batches, like_gpu=False, call_steps=1_000):
                 np.testing.assert_allclose(ours, wanted, atol=TOLERANCE, rtol=0)
         for values in (rows.outputs, rows.predictions):
             assert values is None or (values[~used] == 7).all()
-        others = np.setdiff1d(np.arange(rows.h.shape[1]), slots)
-        np.testing.assert_array_equal(rows.h[:, others], old.h[:, others])
 
 
-@given(data=st.data(), spec=specs(layers=2, size=5), like_gpu=st.booleans(), call_steps=st.integers(3, 60))
-def test_a_row_gets_its_own_whatever_it_was_batched_with(data, spec, like_gpu, call_steps):
-    check_batches("cpu", spec, data.draw(batches_of(spec)), like_gpu, call_steps)
+@given(data=st.data(), spec=specs(layers=2, size=5), call_steps=st.integers(3, 60))
+def test_row_gets_its_own_whatever_the_batch(data, spec, call_steps):
+    check_batches("cpu", spec, data.draw(batches_of(spec)), call_steps)
 
 
 @given(data=st.data(), spec=specs(layers=3, size=5))
-def test_single_steps_in_fixed_buffers_are_steps_like_any(data, spec):
-    check_batches("cpu", spec, data.draw(batches_of(spec, longest=1)), like_gpu=True)
-
-
-@pytest.mark.gpu
-@settings(max_examples=50)
-@given(data=st.data(), spec=specs(layers=3, size=5))
-def test_single_steps_are_steps_like_any_on_a_gpu(data, spec):
-    check_batches("cuda:0", spec, data.draw(batches_of(spec, longest=1)))
+def test_single_steps_are_steps_like_any(data, spec):
+    check_batches("cpu", spec, data.draw(batches_of(spec, longest=1)))
 
 
 @pytest.mark.gpu
 @settings(max_examples=50)
 @given(data=st.data(), spec=specs(layers=2, size=5), call_steps=st.integers(3, 60))
-def test_a_row_gets_its_own_whatever_it_was_batched_with_on_a_gpu(data, spec, call_steps):
-    check_batches("cuda:0", spec, data.draw(batches_of(spec)), call_steps=call_steps)
+def test_row_gets_its_own_whatever_the_batch_on_a_gpu(data, spec, call_steps):
+    check_batches("cuda:0", spec, data.draw(batches_of(spec)), call_steps)
 
 
 @pytest.mark.gpu
-def test_wide_models_stay_within_the_law_on_a_gpu():
+def test_wide_models_agree_with_float64_on_a_gpu():
     for spec in (ModelSpec("lstm", 64, 192), ModelSpec("gru", 64, 193), ModelSpec("rnn", 64, 1024)):
         lengths = [1024, 1000, 600, 17, 1, 1]
         check_batches("cuda:0", spec, [rows_of(spec, lengths, np.random.default_rng(1))], call_steps=100_000)
 
 
-def test_rows_of_a_turn_share_calls(monkeypatch):
+def module_calls(engine, batches):
+    """What the module is called with when the engine runs batches."""
+    calls = []
+    hook = engine._module.register_forward_pre_hook(lambda _, args: calls.append(args))
+    engine.run(batches)
+    hook.remove()
+    return calls
+
+
+@given(data=st.data(), spec=specs(layers=3, size=5), call_steps=st.integers(3, 60))
+def test_module_gets_what_cudnn_demands(data, spec, call_steps):
+    engine, _ = engine_of(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_engine, "CALL_BYTES", call_steps * bytes_per_step(spec))
+        calls = module_calls(engine, data.draw(batches_of(spec)))
+    for sequence, initial in calls:
+        steps, rows = sequence, sequence.shape[1] if isinstance(sequence, torch.Tensor) else 0
+        if isinstance(sequence, PackedSequence):
+            steps, active = sequence.data, sequence.batch_sizes
+            rows = int(active[0])
+            assert active.dtype == torch.int64
+            assert active.device.type == "cpu"
+            assert (active.diff() <= 0).all()
+            assert (active > 0).all()
+            assert int(active.sum()) == len(steps)
+        states = initial if isinstance(initial, tuple) else (initial,)
+        widths = [spec.state_size, spec.hidden_size][: len(states)]
+        assert [tuple(state.shape) for state in states] == [(spec.states, rows, width) for width in widths]
+        for tensor in (steps, *states):
+            assert tensor.is_contiguous()
+            assert tensor.dtype == torch.float32
+            assert tensor.device == engine._device
+
+
+def test_rows_of_a_turn_share_a_call():
     spec = ModelSpec("gru", 3, 4)
     engine, _ = engine_of(spec)
-    calls = []
-    engine._module.register_forward_hook(lambda *_: calls.append(1))
-    engine.run([rows_of(spec, [5], np.random.default_rng(seed)) for seed in range(20)])
-    assert len(calls) == 1
+    assert (
+        len(module_calls(engine, [rows_of(spec, [5 + seed], np.random.default_rng(seed)) for seed in range(20)])) == 1
+    )
+
+
+def test_call_is_bounded_in_steps(monkeypatch):
+    spec = ModelSpec("gru", 3, 4)
+    engine, _ = engine_of(spec)
+    monkeypatch.setattr(torch_engine, "CALL_BYTES", 10 * bytes_per_step(spec))
+    batches = [rows_of(spec, lengths, np.random.default_rng(0)) for lengths in ([3, 0, 3], [5, 20, 0, 1])]
+    calls = [sequence for sequence, _ in module_calls(engine, batches)]
+    sizes = [len(call.data) if isinstance(call, PackedSequence) else call.shape[0] * call.shape[1] for call in calls]
+    assert sizes == [6, 5, 20, 1]
 
 
 @pytest.mark.gpu
-def test_a_gpu_never_runs_on_the_event_loop_and_takes_what_its_memory_holds():
+def test_gpu_never_runs_on_the_event_loop():
     spec = ModelSpec("rnn", 3, 4)
     engine, _ = engine_of(spec, "cuda:0")
     assert engine.estimate(rows_of(spec, [1], np.random.default_rng(0))) == np.inf
-    most = engine._most_steps(10**12)
-    assert torch_engine.CALL_BYTES < most * engine._step_bytes < torch.cuda.mem_get_info()[1]

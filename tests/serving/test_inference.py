@@ -67,7 +67,7 @@ def parts(write_model, tmp_path):
     inference.close()
 
 
-def test_a_full_queue_refuses_and_serves_those_before(parts):
+def test_full_queue_refuses_and_serves_those_before(parts):
     inference, model, engine = parts
 
     async def run():
@@ -83,7 +83,7 @@ def test_a_full_queue_refuses_and_serves_those_before(parts):
     assert (inference.queued_requests, inference.queued_bytes) == (0, 0)
 
 
-def test_the_queue_is_bounded_in_bytes_too(parts):
+def test_queue_is_bounded_in_bytes(parts):
     inference, model, _ = parts
 
     async def run():
@@ -94,7 +94,7 @@ def test_the_queue_is_bounded_in_bytes_too(parts):
     assert inference.queued_bytes == 0
 
 
-def test_a_deadline_that_passes_in_the_queue_means_it_did_not_run(parts):
+def test_deadline_that_passes_in_the_queue(parts):
     inference, model, engine = parts
 
     async def run():
@@ -112,13 +112,13 @@ def test_a_deadline_that_passes_in_the_queue_means_it_did_not_run(parts):
     assert np.isnan(asyncio.run(run()).outputs).all()
 
 
-def test_a_deadline_that_has_passed_already(parts):
+def test_deadline_that_has_passed(parts):
     inference, model, _ = parts
     with pytest.raises(DeadlinePassed):
         asyncio.run(inference.run(model, rows_of(1), deadline=monotonic() - 1))
 
 
-def test_tiny_work_runs_where_it_stands_and_other_work_elsewhere(parts):
+def test_small_work_runs_where_it_stands(parts):
     inference, model, engine = parts
     engine.gate.set()
 
@@ -132,7 +132,7 @@ def test_tiny_work_runs_where_it_stands_and_other_work_elsewhere(parts):
     assert elsewhere is not here
 
 
-def test_a_failure_of_the_engine_frees_its_place(parts):
+def test_failure_of_the_engine_frees_its_place(parts):
     inference, model, engine = parts
     engine.gate.set()
     broken = rows_of(LONG)
@@ -164,7 +164,7 @@ def test_requests_that_wait_run_together(parts):
     assert engine.batches[:2] == [1, 2]
 
 
-def test_a_client_that_hangs_up_leaves_the_queue(parts):
+def test_client_that_hangs_up_leaves_the_queue(parts):
     inference, model, engine = parts
     rows = rows_of(LONG)
 
@@ -185,7 +185,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(parts):
     assert np.isnan(rows.outputs).all()
 
 
-def test_an_engine_that_is_unloaded_is_freed(write_model, tmp_path):
+def test_unloaded_engine_is_freed(write_model, tmp_path):
     write_model("m", CONFIG)
     registry = Registry(tmp_path, EngineFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=2**30)
     registry.scan()
@@ -199,7 +199,7 @@ def test_an_engine_that_is_unloaded_is_freed(write_model, tmp_path):
     inference.close()
 
 
-def test_use_counts_for_what_is_evicted_last(write_model, tmp_path):
+def test_least_recently_used_is_evicted(write_model, tmp_path):
     for name in "abc":
         write_model(name, CONFIG)
     registry = Registry(tmp_path, EngineFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=300)

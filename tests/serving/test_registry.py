@@ -1,6 +1,7 @@
 """Which models there are, which one a request means, and what is loaded."""
 
 import asyncio
+from difflib import get_close_matches
 
 import numpy as np
 import pytest
@@ -41,20 +42,16 @@ def load(registry, name, version=None):
     return asyncio.run(registry.engine(registry.resolve(name, version)))
 
 
-def test_the_only_model_needs_no_name(write_model, registry_of):
-    write_model("m", CONFIG)
-    assert registry_of().resolve(None, None).name == "m"
-
-
-def test_of_several_models_one_must_be_named_or_the_default(write_model, registry_of):
+def test_only_or_default_model_needs_no_name(write_model, registry_of):
     write_model("a", CONFIG)
+    assert registry_of().resolve(None, None).name == "a"
     write_model("b", CONFIG)
     with pytest.raises(InvalidRequest, match="there are 2 and no default"):
         registry_of().resolve(None, None)
     assert registry_of(default_model="b").resolve(None, None).name == "b"
 
 
-def test_the_highest_sound_version_serves(write_model, registry_of, tmp_path):
+def test_highest_sound_version_serves(write_model, registry_of, tmp_path):
     for version in ("2", "10", "11"):
         write_model("m", CONFIG, version)
     (tmp_path / "m/11/model.safetensors").write_bytes(b"broken")
@@ -66,23 +63,42 @@ def test_the_highest_sound_version_serves(write_model, registry_of, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../m", "m/1", "m\x00", "", "M", "ⅿ", "m" * 1000])
-def test_other_names_are_not_found(write_model, registry_of, name):
+def test_other_names_are_unknown(write_model, registry_of, name):
     write_model("m", CONFIG)
     with pytest.raises(ModelNotFound):
         registry_of().resolve(name, None)
 
 
 @pytest.mark.parametrize("version", ["2", "01", "1.0", "../1", ""])
-def test_other_versions_are_not_found(write_model, registry_of, version):
+def test_other_versions_are_unknown(write_model, registry_of, version):
     write_model("m", CONFIG)
     with pytest.raises(VersionNotFound, match="it has 1"):
         registry_of().resolve("m", version)
 
 
-def test_a_typing_error_gets_a_hint(write_model, registry_of):
+@pytest.mark.parametrize("field", ["model", "version"])
+def test_fields_that_are_no_strings(write_model, registry_of, field):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    assert registry.resolve_fields({"model": "m", "version": "1"}) is registry.resolve_fields({})
+    with pytest.raises(InvalidRequest) as refusal:
+        registry.resolve_fields({field: 1})
+    assert refusal.value.errors[0].loc == (field,)
+
+
+@pytest.mark.parametrize("others", [0, 10_000])
+def test_misspelt_name_gets_a_hint(write_model, registry_of, monkeypatch, others):
     write_model("sunspots", CONFIG)
+    registry = registry_of()
+    registry._models |= {f"model-{number}": registry.model("sunspots") for number in range(others)}
+    compared = []
+    monkeypatch.setattr(
+        "service.serving.registry.get_close_matches",
+        lambda name, names, count: compared.extend(names) or get_close_matches(name, names, count),
+    )
     with pytest.raises(ModelNotFound, match="did you mean 'sunspots'"):
-        registry_of().resolve("sunspot", None)
+        registry.resolve("sunspot", None)
+    assert len(compared) <= 100
 
 
 def test_requests_at_once_load_once(write_model, registry_of):
@@ -96,7 +112,7 @@ def test_requests_at_once_load_once(write_model, registry_of):
     assert CountingFactory.loads == 1
 
 
-def test_the_least_recently_used_goes_first(write_model, registry_of):
+def test_least_recently_used_goes_first(write_model, registry_of):
     for name in "abc":
         write_model(name, CONFIG)
     registry = registry_of(cache_bytes=2 * BYTES)
@@ -107,24 +123,26 @@ def test_the_least_recently_used_goes_first(write_model, registry_of):
     assert registry.loaded_bytes == 2 * BYTES
 
 
-def test_a_model_larger_than_the_cache_still_serves(write_model, registry_of):
+def test_model_larger_than_the_cache_serves(write_model, registry_of):
     write_model("m", CONFIG)
     registry = registry_of(cache_bytes=1)
     load(registry, "m")
     assert registry.resolve("m", None).state == "loaded"
 
 
-def test_weights_that_fail_when_loaded_are_listed_with_the_reason(write_model, registry_of):
+def test_failure_to_load_is_kept(write_model, registry_of):
     arrays = write_model("m", CONFIG)
     arrays["bias_ih_l0"][0] = np.nan
     write_model("m", CONFIG, arrays=arrays)
     registry = registry_of()
-    with pytest.raises(ModelFailed, match="bias_ih_l0 holds NaN"):
-        load(registry, "m")
+    version = registry.resolve("m", None)
+    for _ in range(2):
+        with pytest.raises(ModelFailed, match="version 1 cannot be served: bias_ih_l0 holds NaN"):
+            asyncio.run(registry.engine(version))
     assert registry.model("m").versions["1"].state == "failed"
 
 
-def test_reload_brings_a_new_version_and_frees_the_old(write_model, registry_of):
+def test_reload_replaces_the_loaded_version(write_model, registry_of):
     write_model("m", CONFIG)
     registry = registry_of()
     load(registry, "m")
@@ -137,7 +155,7 @@ def test_reload_brings_a_new_version_and_frees_the_old(write_model, registry_of)
     assert registry.loaded_bytes == BYTES
 
 
-def test_reload_of_something_broken_leaves_the_old_one_serving(write_model, registry_of, tmp_path):
+def test_broken_reload_leaves_the_old_one_serving(write_model, registry_of, tmp_path):
     write_model("m", CONFIG)
     registry = registry_of()
     engine = load(registry, "m")
@@ -147,7 +165,7 @@ def test_reload_of_something_broken_leaves_the_old_one_serving(write_model, regi
     assert load(registry, "m") is engine
 
 
-def test_reload_finds_a_new_model_and_drops_one_that_is_gone(write_model, registry_of, tmp_path):
+def test_reload_adds_and_removes_models(write_model, registry_of, tmp_path):
     write_model("old", CONFIG)
     registry = registry_of()
     write_model("new", CONFIG)
@@ -160,14 +178,32 @@ def test_reload_finds_a_new_model_and_drops_one_that_is_gone(write_model, regist
         registry.resolve("old", None)
 
 
+def test_sessions_keep_their_weights_over_a_reload(write_model, registry_of):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    load(registry, "m")
+    old = registry.resolve("m", None)
+    pin = (old.name, old.version, old.fingerprint)
+    registry.sessions_on = lambda version: int(version is old)
+    write_model("m", CONFIG, arrays=write_model("other", CONFIG, "2"))
+    asyncio.run(registry.reload("m"))
+    assert registry.resolve("m", None).fingerprint != old.fingerprint
+    assert registry.pinned_loaded(*pin) is old
+    assert registry.retired("m") == [old]
+    registry.sessions_on = lambda version: 0
+    registry.release()
+    assert (registry.retired("m"), old.engine) == ([], None)
+    assert asyncio.run(registry.pinned(*pin)) is None
+
+
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "nothing"])
-def test_reload_touches_only_folders_of_the_repository(write_model, registry_of, name):
+def test_reload_reads_the_repository_alone(write_model, registry_of, name):
     write_model("m", CONFIG)
     with pytest.raises(ModelNotFound):
         asyncio.run(registry_of().reload(name))
 
 
-def test_unload_frees_and_the_next_use_loads_again(write_model, registry_of):
+def test_next_use_after_unload_loads_again(write_model, registry_of):
     write_model("m", CONFIG)
     registry = registry_of()
     load(registry, "m")

@@ -106,10 +106,9 @@ ARRIVALS = st.lists(
 )
 
 
-@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS, threads=st.integers(1, 3))
-def test_whatever_arrives_and_leaves_the_others_get_what_they_would_alone(spec, arrivals, threads):
+@given(spec=st.sampled_from([SPEC, BOTH_WAYS]), arrivals=ARRIVALS)
+def test_rows_get_what_they_would_alone(spec, arrivals):
     engine = TimedEngine(spec)
-    engine.turns_at_once, engine.full_rows = threads, 1 if threads > 1 else MAX_TURN_ROWS
     scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def client(arrival, rows):
@@ -150,13 +149,13 @@ def run_all(engine, *work, deadlines=()):
     return asyncio.run(run())
 
 
-def test_rows_of_all_that_wait_run_together():
+def test_rows_that_wait_run_together():
     engine = TimedEngine(SPEC)
     run_all(engine, *(rows_of(SPEC, [4], seed) for seed in range(10)))
     assert engine.turns == [[[4]] * 10]
 
 
-def test_a_long_row_is_cut_and_a_step_that_arrives_waits_for_one_turn_only():
+def test_step_waits_for_one_turn_of_a_long_row():
     engine = TimedEngine(SPEC)
     scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
@@ -175,7 +174,7 @@ def test_a_long_row_is_cut_and_a_step_that_arrives_waits_for_one_turn_only():
     assert all(sum(map(sum, turn)) * STEP_SECONDS <= TURN_SECONDS + STEP_SECONDS for turn in engine.turns)
 
 
-def test_short_rows_go_before_long_ones_when_a_turn_is_full():
+def test_short_rows_go_before_long_ones():
     engine = TimedEngine(SPEC)
     long = [rows_of(SPEC, [SHORT_STEPS + 1] * (MAX_TURN_ROWS // 2), seed) for seed in range(3)]
     short = rows_of(SPEC, [1], 9)
@@ -184,32 +183,13 @@ def test_short_rows_go_before_long_ones_when_a_turn_is_full():
     assert len(engine.turns[0]) == 3  # the short one, and two of the long
 
 
-def test_if_there_is_enough_for_two_turns_each_has_a_thread():
-    engine = TimedEngine(SPEC)
-    engine.turns_at_once, engine.full_rows = 2, 1
-    alone, run = [], engine.run
-    engine.run_beside = lambda batches: (alone.append(len(engine.turns)), run(batches))
-    run_all(engine, *(rows_of(SPEC, [60], seed) for seed in range(3)))
-    assert [len(turn) for turn in engine.turns[:4]] == [1] * 4
-    assert alone[:4] == [0, 1, 2, 3]
-
-
-def test_what_is_too_little_for_two_turns_runs_together_on_all_threads():
-    engine = TimedEngine(SPEC)
-    engine.turns_at_once, engine.full_rows = 2, 1
-    engine.turn_seconds = 10 * TURN_SECONDS
-    engine.run_beside = None
-    run_all(engine, *(rows_of(SPEC, [20], seed) for seed in range(3)))
-    assert engine.turns == [[[20]] * 3]
-
-
-def test_with_many_rows_a_turn_still_moves_every_row_on():
+def test_turn_of_many_rows_moves_every_row_on():
     engine = TimedEngine(SPEC)
     run_all(engine, rows_of(SPEC, [40] * 100, 0))
     assert engine.turns[0] == [[MIN_SLICE_STEPS] * 100]
 
 
-def test_a_deadline_that_passes_before_the_turn_means_it_did_not_run():
+def test_late_row_does_not_run():
     engine = TimedEngine(SPEC)
     first, late = rows_of(SPEC, [30] * MAX_TURN_ROWS, 0), rows_of(SPEC, [30] * MAX_TURN_ROWS, 1)
     before = late.h.copy()
@@ -219,7 +199,7 @@ def test_a_deadline_that_passes_before_the_turn_means_it_did_not_run():
     assert not isinstance(results[0], Exception)
 
 
-def test_a_deadline_that_passes_after_the_row_has_begun_does_not_stop_it():
+def test_deadline_does_not_stop_a_row_that_runs():
     engine = TimedEngine(SPEC)
     rows = rows_of(SPEC, [200], 0)
     wanted = alone(SPEC, rows)
@@ -241,14 +221,14 @@ def test_bidirectional_rows_run_whole():
     assert engine.turns == [[[500]]]
 
 
-def test_a_job_too_large_for_a_turn_is_not_starved_by_short_ones():
+def test_large_job_is_not_starved_by_short_ones():
     engine = TimedEngine(SPEC)
     large = rows_of(SPEC, [SHORT_STEPS + 1] * (MAX_TURN_ROWS + 1), 0)
     run_all(engine, *(rows_of(SPEC, [1] * (MAX_TURN_ROWS // 2), seed) for seed in range(1, 5)), large)
     assert len(engine.turns[0]) == 3
 
 
-def test_an_error_of_the_scheduler_reaches_everybody_who_waits():
+def test_error_of_the_scheduler_reaches_all():
     engine = TimedEngine(SPEC)
 
     class Broken(Executor):
@@ -264,21 +244,7 @@ def test_an_error_of_the_scheduler_reaches_everybody_who_waits():
     assert not scheduler.busy
 
 
-def test_a_failed_turn_leaves_the_other_states_of_a_slab_alone():
-    engine = TimedEngine(SPEC)
-    poison, good = (rows_of(SPEC, [2], seed, poison=seed == 0) for seed in range(2))
-    wanted = alone(SPEC, good)
-    slab = np.zeros((2, 4, 5), np.float32)
-    slab[:, 1], slab[:, 2] = poison.h[:, 0], good.h[:, 0]
-    poison.h = good.h = slab
-    poison.slots, good.slots = np.array([1]), np.array([2])
-    results = run_all(engine, poison, good)
-    assert isinstance(results[0], Poisoned)
-    np.testing.assert_array_equal(slab[:, 2], wanted.h[:, 0])
-    assert (slab[:, [0, 3]] == 0).all()
-
-
-def test_a_turn_is_as_large_and_as_long_as_the_engine_likes():
+def test_engine_bounds_rows_and_time_of_a_turn():
     engine = TimedEngine(SPEC)
     engine.turn_rows, engine.turn_seconds = 2 * MAX_TURN_ROWS, 100 * STEP_SECONDS
     run_all(engine, *(rows_of(SPEC, [1] * MAX_TURN_ROWS, seed) for seed in range(3)))
@@ -286,26 +252,3 @@ def test_a_turn_is_as_large_and_as_long_as_the_engine_likes():
     engine.turns.clear()
     run_all(engine, rows_of(SPEC, [1000], 0))
     assert max(sum(map(sum, turn)) for turn in engine.turns) > TURN_SECONDS / STEP_SECONDS
-
-
-def test_what_many_rows_cost_together_is_not_taken_for_the_cost_of_one():
-    class Device(TimedEngine):
-        """A step takes as long for a thousand rows as for one, as on a GPU."""
-
-        def run(self, batches):
-            now = self.now
-            super().run(batches)
-            self.now = now + STEP_SECONDS * max(int(rows.lengths.max()) for rows in batches)
-
-    engine = Device(SPEC)
-    scheduler = Scheduler(engine, Here(), clock=engine.clock)
-
-    async def run():
-        for seed in range(30):
-            await scheduler.run(rows_of(SPEC, [20] * 500, seed))
-        before = engine.now
-        engine.turns.clear()
-        await scheduler.run(rows_of(SPEC, [2000], 0))
-        return (engine.now - before) / len(engine.turns)
-
-    assert asyncio.run(run()) <= TURN_SECONDS + STEP_SECONDS

@@ -13,14 +13,16 @@ from service.engine.native.engine import NativeEngine
 from service.errors import SessionBusy, SessionGone, SessionNotFound, SessionsFull, StepConflict, StepOutOfOrder
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
-from service.sessions.cache import SessionLimits, Shelf
+from service.sessions.cache import SessionCache, SessionLimits
 from service.sessions.exactly_once import SessionSteps, Terms
-from service.sessions.queue import Lanes
-from service.sessions.state import decoded, encoded, zeros
+from service.sessions.lifecycle import Session
+from service.sessions.queue import SessionQueue
+from service.sessions.replay import decode_state, encode_state, zero_state
 from service.sessions.stepper import NonFinite
 from service.spec import ModelSpec
 from service.stores.interface import Ended, Position, SessionRecord, Weights
 from service.stores.memory import MemoryStore
+from tests.loop import in_loop
 from tests.reference import weights_of
 
 SPECS = [ModelSpec("rnn", 3, 5), ModelSpec("lstm", 2, 4, num_layers=2, proj_size=3, out_features=2)]
@@ -30,7 +32,7 @@ UNLIMITED = SessionLimits(10**6, 2**40, "refuse")
 
 
 class SharedStore(MemoryStore):
-    """One store for several `Shelf`s, as several processes have it: what they loaded does not change under them."""
+    """One store for several caches, as several processes have it: what they loaded does not change under them."""
 
     shared = True
 
@@ -53,46 +55,46 @@ class Process:
     engine: NativeEngine
     store: MemoryStore
     limits: SessionLimits = UNLIMITED
-    queue: int = 64
+    max_waiting: int = 64
     now: float = 1000.0
-    shelf: Shelf = field(init=False)
+    cache: SessionCache = field(init=False)
     steps: SessionSteps = field(init=False)
 
     def __post_init__(self):
         self.model = ModelVersion("m", "1", self.engine.spec, None, None, engine=self.engine)
         self.inference = Inference(Registry(), workers=1, max_queued_requests=99, max_queued_bytes=2**30)
-        self.shelf = Shelf(self.store, self.limits, lambda: self.now)
-        self.lanes = Lanes(self.queue)
-        self.steps = SessionSteps(self.shelf, self.lanes, self.inference, replay_bytes=400)
+        self.cache = SessionCache(self.store, self.limits, lambda: self.now)
+        self.queue = SessionQueue(self.max_waiting)
+        self.steps = SessionSteps(self.cache, self.queue, self.inference, replay_bytes=400)
 
     async def open(self, name="s", ttl=60.0):
-        state = zeros(self.engine.spec)
+        state = zero_state(self.engine.spec)
         weights = Weights("m", "1", b"")
         record = SessionRecord(name, OWNER, weights, ttl, self.now, b"", Position(0, 0, state, b"", self.now))
-        await self.shelf.create(record)
+        await self.cache.create(record)
 
     async def run(self, inputs, step=None, *, in_stream=False, strict=True, name="s"):
-        record = await self.shelf.find(name, OWNER)
+        record = await self.cache.find(name, OWNER)
         terms = Terms(strict, with_state=False, in_stream=in_stream, book=lambda queue, compute: None)
-        ran = await self.steps.run(record, self.model, inputs, step, terms)
+        ran = await self.steps.run(Session(record, self.model, self.engine), inputs, step, terms)
         return np.concatenate([steps.outputs for steps in ran]), ran
 
     async def reset(self, name="s"):
         while True:
-            record = await self.shelf.find(name, OWNER, fresh=True)
+            record = await self.cache.find(name, OWNER, fresh=True)
             before = record.position
-            position = Position(before.revision + 1, before.step, zeros(self.engine.spec), b"", self.now)
-            if await self.shelf.commit(record, position):
+            position = Position(before.revision + 1, before.step, zero_state(self.engine.spec), b"", self.now)
+            if await self.cache.commit(record, position):
                 return
 
 
 def in_one_run(engine, inputs):
     """All steps (N,I) from zeros in one run: outputs and final state."""
     spec = engine.spec
-    h, c = decoded(spec, zeros(spec))
+    h, c = decode_state(spec, zero_state(spec))
     outputs = np.empty((len(inputs), spec.output_size), np.float32)
     engine.run([Rows(inputs, np.zeros(1, np.int64), np.array([len(inputs)]), h, c, outputs)])
-    return outputs, encoded(h, c)
+    return outputs, encode_state(h, c)
 
 
 def vectors(spec, count, seed):
@@ -111,105 +113,117 @@ OPERATIONS = st.one_of(
 @given(
     engine=st.sampled_from(ENGINES), script=st.lists(st.tuples(st.integers(0, 1), OPERATIONS), min_size=1, max_size=25)
 )
-def test_whatever_is_repeated_or_sent_elsewhere_each_step_runs_once(engine, script):
-    async def check():
-        store = SharedStore(10)
-        processes = [Process(engine, store), Process(engine, store)]
-        await processes[0].open()
-        done, replies, last = [], [], (0, 0)  # inputs and outputs of every step, and the last commit's range
-        since = 0  # steps before the last reset
-        for number, (which, operation) in enumerate(script):
-            process, (kind, *details) = processes[which], operation
-            if kind == "reset":
-                await process.reset()
-                since, last = len(done), (0, 0)
-            elif kind == "next":
-                count, numbered, in_stream = details
-                inputs = vectors(engine.spec, count, seed=number)
-                outputs, _ = await process.run(inputs, len(done) + 1 if numbered else None, in_stream=in_stream)
-                last = (len(done), len(done) + count)
-                done.extend(inputs)
-                replies.extend(outputs)
-            elif kind == "ahead":
-                with pytest.raises(StepOutOfOrder) as error:
-                    await process.run(vectors(engine.spec, 1, 0), len(done) + 1 + details[0])
-                assert error.value.expected == len(done) + 1
-            else:
-                back, count, same, in_stream = details
-                first = max(0, len(done) - back)
-                stop = min(len(done), first + count)
-                if first == stop:
-                    continue
-                inputs = np.stack(done[first:stop]) if same else vectors(engine.spec, stop - first, seed=-number % 999)
-                before = (await store.load("s")).position
-                try:
-                    outputs, _ = await process.run(inputs, first + 1, in_stream=in_stream)
-                    assert same
-                    assert outputs.tobytes() == np.stack(replies[first:stop]).tobytes()
-                except StepOutOfOrder as refusal:
-                    expected = refusal.expected
-                    assert expected == len(done) + 1
-                    assert not (same and (first, stop) == last)
-                except StepConflict:
-                    assert not same
-                assert (await store.load("s")).position is before
-        position = (await store.load("s")).position
-        assert position.step == len(done)
-        if len(done) > since:
-            outputs, state = in_one_run(engine, np.stack(done[since:]))
-            assert position.state == state
-            assert np.stack(replies[since:]).tobytes() == outputs.tobytes()
-
-    asyncio.run(check())
+@in_loop
+async def test_each_step_runs_once(engine, script):
+    store = SharedStore(10)
+    processes = [Process(engine, store), Process(engine, store)]
+    await processes[0].open()
+    done, replies, last = [], [], (0, 0)  # inputs and outputs of every step, and the last commit's range
+    since = 0  # steps before the last reset
+    for number, (which, operation) in enumerate(script):
+        process, (kind, *details) = processes[which], operation
+        if kind == "reset":
+            await process.reset()
+            since, last = len(done), (0, 0)
+        elif kind == "next":
+            count, numbered, in_stream = details
+            inputs = vectors(engine.spec, count, seed=number)
+            outputs, _ = await process.run(inputs, len(done) + 1 if numbered else None, in_stream=in_stream)
+            last = (len(done), len(done) + count)
+            done.extend(inputs)
+            replies.extend(outputs)
+        elif kind == "ahead":
+            with pytest.raises(StepOutOfOrder) as error:
+                await process.run(vectors(engine.spec, 1, 0), len(done) + 1 + details[0])
+            assert error.value.expected == len(done) + 1
+        else:
+            back, count, same, in_stream = details
+            first = max(0, len(done) - back)
+            stop = min(len(done), first + count)
+            if first == stop:
+                continue
+            inputs = np.stack(done[first:stop]) if same else vectors(engine.spec, stop - first, seed=-number % 999)
+            before = (await store.load("s")).position
+            try:
+                outputs, _ = await process.run(inputs, first + 1, in_stream=in_stream)
+                assert same
+                assert outputs.tobytes() == np.stack(replies[first:stop]).tobytes()
+            except StepOutOfOrder as refusal:
+                expected = refusal.expected
+                assert expected == len(done) + 1
+                assert not (same and (first, stop) == last)
+            except StepConflict:
+                assert not same
+            assert (await store.load("s")).position is before
+    position = (await store.load("s")).position
+    assert position.step == len(done)
+    if len(done) > since:
+        outputs, state = in_one_run(engine, np.stack(done[since:]))
+        assert position.state == state
+        assert np.stack(replies[since:]).tobytes() == outputs.tobytes()
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.spec.kind)
-def test_a_stream_goes_on_from_any_of_its_last_steps(engine):
+@in_loop
+async def test_stream_repeats_any_of_its_last_steps(engine):
     """Blocks of any cut; what comes again is answered again and what is new runs, in one call."""
-
-    async def check():
-        process = Process(engine, MemoryStore(10))
-        await process.open()
-        inputs = vectors(engine.spec, 12, seed=3)
-        expected, _ = in_one_run(engine, inputs)
-        for first, stop in ((0, 3), (3, 4), (2, 7), (6, 7), (5, 10), (9, 12), (8, 12)):
-            outputs, ran = await process.run(inputs[first:stop], first + 1, in_stream=True)
-            assert outputs.tobytes() == expected[first:stop].tobytes()
-            assert [steps.first for steps in ran] == sorted(steps.first for steps in ran)
-        with pytest.raises(StepOutOfOrder, match="not kept any more"):
-            await process.run(inputs[:1], 1, in_stream=True)
-        assert (await process.store.load("s")).position.step == 12
-
-    asyncio.run(check())
+    process = Process(engine, MemoryStore(10))
+    await process.open()
+    inputs = vectors(engine.spec, 12, seed=3)
+    expected, _ = in_one_run(engine, inputs)
+    for first, stop in ((0, 3), (3, 4), (2, 7), (6, 7), (5, 10), (9, 12), (8, 12)):
+        outputs, ran = await process.run(inputs[first:stop], first + 1, in_stream=True)
+        assert outputs.tobytes() == expected[first:stop].tobytes()
+        assert [steps.first for steps in ran] == sorted(steps.first for steps in ran)
+    with pytest.raises(StepOutOfOrder, match="not kept any more"):
+        await process.run(inputs[:1], 1, in_stream=True)
+    assert (await process.store.load("s")).position.step == 12
 
 
-def test_predictions_and_cell_states_are_answered_again():
-    async def check():
-        process = Process(ENGINES[1], MemoryStore(10))
-        await process.open()
-        inputs = vectors(SPECS[1], 2, seed=5)
-        for part, first in ((inputs[:1], 1), (inputs, 2)):
-            _, ran = await process.run(part, first)
-            _, again = await process.run(part, first)
-            for one, other in zip(ran, again, strict=True):
-                assert one.first == other.first
-                for name in ("outputs", "predictions", "h", "c"):
-                    assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
-
-    asyncio.run(check())
+@in_loop
+async def test_retry_returns_predictions_and_states():
+    process = Process(ENGINES[1], MemoryStore(10))
+    await process.open()
+    inputs = vectors(SPECS[1], 2, seed=5)
+    for part, first in ((inputs[:1], 1), (inputs, 2)):
+        _, ran = await process.run(part, first)
+        _, again = await process.run(part, first)
+        for one, other in zip(ran, again, strict=True):
+            assert one.first == other.first
+            for name in ("outputs", "predictions", "h", "c"):
+                assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
 
 
-def test_of_fifty_copies_at_once_one_runs():
-    async def check():
-        process = Process(ENGINES[0], MemoryStore(10))
-        await process.open()
-        inputs = vectors(SPECS[0], 1, seed=7)
-        replies = await asyncio.gather(*(process.run(inputs, 1) for _ in range(50)))
-        assert len({outputs.tobytes() for outputs, _ in replies}) == 1
-        assert process.shelf.counts.commits == 1
-        assert (await process.store.load("s")).position.step == 1
+@in_loop
+async def test_of_fifty_copies_one_runs():
+    process = Process(ENGINES[0], MemoryStore(10))
+    await process.open()
+    inputs = vectors(SPECS[0], 1, seed=7)
+    replies = await asyncio.gather(*(process.run(inputs, 1) for _ in range(50)))
+    assert len({outputs.tobytes() for outputs, _ in replies}) == 1
+    assert process.cache.counts.commits == 1
+    assert (await process.store.load("s")).position.step == 1
 
-    asyncio.run(check())
+
+class CountingStore(MemoryStore):
+    loads = 0
+
+    async def load(self, session):
+        self.loads += 1
+        return await super().load(session)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@in_loop
+async def test_step_loads_its_record_once(shared):
+    store = CountingStore(10)
+    store.shared = shared
+    process = Process(ENGINES[0], store)
+    await process.open()
+    for step in range(1, 4):
+        store.loads = 0
+        await process.run(vectors(SPECS[0], 1, seed=step), step)
+        assert store.loads == (not shared or step == 1)  # of a shared store it is cached then
 
 
 class SlowStore(SharedStore):
@@ -221,51 +235,45 @@ class SlowStore(SharedStore):
         return await super().commit(session, revision, position)
 
 
-def test_two_processes_that_race_count_every_step_once():
-    async def check():
-        store = SlowStore(10)
-        processes = [Process(ENGINES[0], store), Process(ENGINES[0], store)]
-        await processes[0].open()
-        inputs = vectors(SPECS[0], 1, seed=9)
-        await asyncio.gather(*(processes[number % 2].run(inputs) for number in range(100)))
-        position = (await store.load("s")).position
-        assert position.step == 100
-        assert position.state == in_one_run(ENGINES[0], np.repeat(inputs, 100, axis=0))[1]
-
-    asyncio.run(check())
+@in_loop
+async def test_racing_processes_count_each_step_once():
+    store = SlowStore(10)
+    processes = [Process(ENGINES[0], store), Process(ENGINES[0], store)]
+    await processes[0].open()
+    inputs = vectors(SPECS[0], 1, seed=9)
+    await asyncio.gather(*(processes[number % 2].run(inputs) for number in range(100)))
+    position = (await store.load("s")).position
+    assert position.step == 100
+    assert position.state == in_one_run(ENGINES[0], np.repeat(inputs, 100, axis=0))[1]
 
 
-def test_numbered_steps_may_be_sent_before_the_last_is_answered():
-    async def check():
-        process = Process(ENGINES[0], SlowStore(10))
-        await process.open()
-        inputs = vectors(SPECS[0], 8, seed=11)
-        expected, _ = in_one_run(ENGINES[0], inputs)
-        order = [1, 2, 2, 3, 1, 4, 3, 5, 6, 7, 8]  # copies of what is in flight among them
-        replies = await asyncio.gather(*(process.run(inputs[step - 1 : step], step) for step in order))
-        for step, (outputs, _) in zip(order, replies, strict=True):
-            assert outputs.tobytes() == expected[step - 1 : step].tobytes()
-        with pytest.raises(StepConflict):
-            await asyncio.gather(process.run(inputs[:1], 9), process.run(inputs[1:2], 9))
-
-    asyncio.run(check())
+@in_loop
+async def test_steps_may_be_sent_ahead():
+    process = Process(ENGINES[0], SlowStore(10))
+    await process.open()
+    inputs = vectors(SPECS[0], 8, seed=11)
+    expected, _ = in_one_run(ENGINES[0], inputs)
+    order = [1, 2, 2, 3, 1, 4, 3, 5, 6, 7, 8]  # copies of what is in flight among them
+    replies = await asyncio.gather(*(process.run(inputs[step - 1 : step], step) for step in order))
+    for step, (outputs, _) in zip(order, replies, strict=True):
+        assert outputs.tobytes() == expected[step - 1 : step].tobytes()
+    with pytest.raises(StepConflict):
+        await asyncio.gather(process.run(inputs[:1], 9), process.run(inputs[1:2], 9))
 
 
-def test_a_stream_that_was_cut_anew_meets_its_own_steps_under_way():
-    async def check():
-        process = Process(ENGINES[0], SlowStore(10))
-        await process.open()
-        inputs = vectors(SPECS[0], 8, seed=12)
-        expected, _ = in_one_run(ENGINES[0], inputs)
-        parts = [(0, 6), (0, 2), (0, 6), (2, 8)]
-        replies = await asyncio.gather(
-            *(process.run(inputs[first:stop], first + 1, in_stream=True) for first, stop in parts)
-        )
-        for (first, stop), (outputs, _) in zip(parts, replies, strict=True):
-            assert outputs.tobytes() == expected[first:stop].tobytes()
-        assert process.shelf.counts.steps == 8
-
-    asyncio.run(check())
+@in_loop
+async def test_recut_stream_meets_its_running_steps():
+    process = Process(ENGINES[0], SlowStore(10))
+    await process.open()
+    inputs = vectors(SPECS[0], 8, seed=12)
+    expected, _ = in_one_run(ENGINES[0], inputs)
+    parts = [(0, 6), (0, 2), (0, 6), (2, 8)]
+    replies = await asyncio.gather(
+        *(process.run(inputs[first:stop], first + 1, in_stream=True) for first, stop in parts)
+    )
+    for (first, stop), (outputs, _) in zip(parts, replies, strict=True):
+        assert outputs.tobytes() == expected[first:stop].tobytes()
+    assert process.cache.counts.steps == 8
 
 
 def exploding():
@@ -277,139 +285,123 @@ def exploding():
     return NativeEngine(spec, weights, threads=1)
 
 
-def test_a_result_that_is_not_finite_is_refused_to_a_strict_caller_when_it_is_told_again():
-    async def check():
-        process = Process(exploding(), SlowStore(10))
-        await process.open()
-        ones = np.ones((4, 1), np.float32)
-        told = await asyncio.gather(
-            process.run(ones, 1, in_stream=True, strict=False),
-            process.run(ones, 1, in_stream=True),
-            return_exceptions=True,
-        )
-        assert np.isinf(told[0][0][2]).all()
-        assert isinstance(told[1], NonFinite)
-        for first in (1, 2):
-            with pytest.raises(NonFinite) as error:
-                await process.run(ones[first - 1 :], first, in_stream=True)
-            assert error.value.index == 3 - first
-
-    asyncio.run(check())
-
-
-def test_a_step_that_is_given_up_leaves_its_copy_to_itself():
-    async def check():
-        process = Process(ENGINES[0], SlowStore(10))
-        await process.open()
-        inputs = vectors(SPECS[0], 1, seed=13)
-        first = asyncio.create_task(process.run(inputs, 1))
-        await asyncio.sleep(0)
-        copy = asyncio.create_task(process.run(inputs, 1))
-        await asyncio.sleep(0)
-        first.cancel()
-        outputs, _ = await copy
-        assert outputs.tobytes() == in_one_run(ENGINES[0], inputs)[0].tobytes()
-        assert (await process.store.load("s")).position.step == 1
-
-    asyncio.run(check())
-
-
-def test_a_result_that_is_not_finite_leaves_the_session_as_it_was():
-    async def check():
-        process = Process(exploding(), MemoryStore(10))
-        await process.open()
-        ones = np.ones((3, 1), np.float32)
-        before = (await process.store.load("s")).position
+@in_loop
+async def test_retry_refuses_non_finite_result():
+    process = Process(exploding(), SlowStore(10))
+    await process.open()
+    ones = np.ones((4, 1), np.float32)
+    told = await asyncio.gather(
+        process.run(ones, 1, in_stream=True, strict=False),
+        process.run(ones, 1, in_stream=True),
+        return_exceptions=True,
+    )
+    assert np.isinf(told[0][0][2]).all()
+    assert isinstance(told[1], NonFinite)
+    for first in (1, 2):
         with pytest.raises(NonFinite) as error:
-            await process.run(ones, 1)
-        assert error.value.index == 2
-        assert (await process.store.load("s")).position is before
-        await process.run(ones[:2], 1, in_stream=True)
-        with pytest.raises(NonFinite) as error:
-            await process.run(ones, 1, in_stream=True)
-        assert error.value.index == 2
-        outputs, _ = await process.run(ones[:1], 3, strict=False)
-        assert not np.isfinite(outputs).all()
-
-    asyncio.run(check())
+            await process.run(ones[first - 1 :], first, in_stream=True)
+        assert error.value.index == 3 - first
 
 
-def test_a_queue_is_bounded():
-    async def check():
-        process = Process(ENGINES[0], SlowStore(10), queue=4)
-        await process.open()
-        inputs = vectors(SPECS[0], 1, seed=15)
-        replies = await asyncio.gather(*(process.run(inputs) for _ in range(10)), return_exceptions=True)
-        assert sum(isinstance(reply, SessionBusy) for reply in replies) == 6
-        assert (await process.store.load("s")).position.step == 4
-        assert not process.lanes.waiting
+@in_loop
+async def test_copy_of_a_cancelled_step_runs():
+    process = Process(ENGINES[0], SlowStore(10))
+    await process.open()
+    inputs = vectors(SPECS[0], 1, seed=13)
+    first = asyncio.create_task(process.run(inputs, 1))
+    await asyncio.sleep(0)
+    copy = asyncio.create_task(process.run(inputs, 1))
+    await asyncio.sleep(0)
+    first.cancel()
+    outputs, _ = await copy
+    assert outputs.tobytes() == in_one_run(ENGINES[0], inputs)[0].tobytes()
+    assert (await process.store.load("s")).position.step == 1
 
-    asyncio.run(check())
+
+@in_loop
+async def test_refused_result_leaves_session_unchanged():
+    process = Process(exploding(), MemoryStore(10))
+    await process.open()
+    ones = np.ones((3, 1), np.float32)
+    before = (await process.store.load("s")).position
+    with pytest.raises(NonFinite) as error:
+        await process.run(ones, 1)
+    assert error.value.index == 2
+    assert (await process.store.load("s")).position is before
+    await process.run(ones[:2], 1, in_stream=True)
+    with pytest.raises(NonFinite) as error:
+        await process.run(ones, 1, in_stream=True)
+    assert error.value.index == 2
+    outputs, _ = await process.run(ones[:1], 3, strict=False)
+    assert not np.isfinite(outputs).all()
 
 
-def test_a_session_ends_when_its_time_is_over_and_is_remembered():
-    async def check():
-        process = Process(ENGINES[0], MemoryStore(10))
-        await process.open(ttl=60)
-        inputs = vectors(SPECS[0], 1, seed=17)
-        process.now += 59
+@in_loop
+async def test_queue_is_bounded():
+    process = Process(ENGINES[0], SlowStore(10), max_waiting=4)
+    await process.open()
+    inputs = vectors(SPECS[0], 1, seed=15)
+    replies = await asyncio.gather(*(process.run(inputs) for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(reply, SessionBusy) for reply in replies) == 6
+    assert (await process.store.load("s")).position.step == 4
+    assert not process.queue.waiting
+
+
+@in_loop
+async def test_expired_session_is_remembered():
+    process = Process(ENGINES[0], MemoryStore(10))
+    await process.open(ttl=60)
+    inputs = vectors(SPECS[0], 1, seed=17)
+    process.now += 59
+    await process.run(inputs)
+    process.now += 59
+    await process.run(inputs)
+    process.now += 60
+    with pytest.raises(SessionGone) as error:
         await process.run(inputs)
-        process.now += 59
-        await process.run(inputs)
-        process.now += 60
-        with pytest.raises(SessionGone) as error:
-            await process.run(inputs)
-        assert (error.value.reason, error.value.step) == ("expired", 2)
-        with pytest.raises(SessionNotFound):
-            await process.shelf.find("s", b"somebody else")
-        with pytest.raises(SessionNotFound):
-            await process.shelf.find("another", OWNER)
-        assert isinstance(await process.store.load("s"), Ended)
-
-    asyncio.run(check())
+    assert (error.value.reason, error.value.step) == ("expired", 2)
+    with pytest.raises(SessionNotFound):
+        await process.cache.find("s", b"somebody else")
+    with pytest.raises(SessionNotFound):
+        await process.cache.find("another", OWNER)
+    assert isinstance(await process.store.load("s"), Ended)
 
 
 @pytest.mark.parametrize("eviction", ["refuse", "lru"])
-def test_limits_refuse_or_end_the_least_recently_used(eviction):
-    async def check():
-        process = Process(ENGINES[0], MemoryStore(10), SessionLimits(2, 2**40, eviction))
-        await process.open("a")
-        await process.open("b")
-        await process.run(vectors(SPECS[0], 1, seed=1), name="a")
-        if eviction == "refuse":
-            with pytest.raises(SessionsFull):
-                await process.open("c")
-            await process.shelf.find("b", OWNER)
-        else:
+@in_loop
+async def test_full_cache_refuses_or_evicts(eviction):
+    process = Process(ENGINES[0], MemoryStore(10), SessionLimits(2, 2**40, eviction))
+    await process.open("a")
+    await process.open("b")
+    await process.run(vectors(SPECS[0], 1, seed=1), name="a")
+    if eviction == "refuse":
+        with pytest.raises(SessionsFull):
             await process.open("c")
-            with pytest.raises(SessionGone, match="evicted"):
-                await process.shelf.find("b", OWNER)
-        await process.shelf.find("a", OWNER)
-
-    asyncio.run(check())
-
-
-def test_a_step_that_would_grow_a_session_beyond_the_limit_is_refused():
-    async def check():
-        process = Process(ENGINES[0], MemoryStore(10), SessionLimits(9, 1000, "refuse"))
-        await process.open()
-        before = (await process.store.load("s")).position
-        with pytest.raises(SessionsFull):
-            await process.run(vectors(SPECS[0], 40, seed=1), 1)
-        assert (await process.store.load("s")).position is before
-        await process.run(vectors(SPECS[0], 1, seed=1), 1)
-
-    asyncio.run(check())
+        await process.cache.find("b", OWNER)
+    else:
+        await process.open("c")
+        with pytest.raises(SessionGone, match="evicted"):
+            await process.cache.find("b", OWNER)
+    await process.cache.find("a", OWNER)
 
 
-def test_what_can_never_fit_evicts_nobody():
-    async def check():
-        process = Process(ENGINES[0], MemoryStore(10), SessionLimits(10**6, 2000, "lru"))
-        for name in ("a", "b"):
-            await process.open(name)
-        with pytest.raises(SessionsFull):
-            await process.run(vectors(SPECS[0], 100, seed=1), 1, name="a")
-        for name in ("a", "b"):
-            await process.run(vectors(SPECS[0], 1, seed=1), 1, name=name)
+@in_loop
+async def test_step_beyond_the_byte_limit_is_refused():
+    process = Process(ENGINES[0], MemoryStore(10), SessionLimits(9, 1000, "refuse"))
+    await process.open()
+    before = (await process.store.load("s")).position
+    with pytest.raises(SessionsFull):
+        await process.run(vectors(SPECS[0], 40, seed=1), 1)
+    assert (await process.store.load("s")).position is before
+    await process.run(vectors(SPECS[0], 1, seed=1), 1)
 
-    asyncio.run(check())
+
+@in_loop
+async def test_what_never_fits_evicts_nobody():
+    process = Process(ENGINES[0], MemoryStore(10), SessionLimits(10**6, 2000, "lru"))
+    for name in ("a", "b"):
+        await process.open(name)
+    with pytest.raises(SessionsFull):
+        await process.run(vectors(SPECS[0], 100, seed=1), 1, name="a")
+    for name in ("a", "b"):
+        await process.run(vectors(SPECS[0], 1, seed=1), 1, name=name)

@@ -14,6 +14,7 @@ from tests.reference import numbers
 
 LSTM = {"kind": "lstm", "input_size": 4, "hidden_size": 3, "num_layers": 2, "head": {"out_features": 2}}
 EXPLODES = {"kind": "rnn", "input_size": 1, "hidden_size": 1, "nonlinearity": "relu", "bias": False}
+EXPLODING = {"weight_ih_l0": np.ones((1, 1), np.float32), "weight_hh_l0": np.full((1, 1), 1e30, np.float32)}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def run(stepper, inputs, step=None, deadline=None, *, strict=True):
     return steps
 
 
-def test_however_it_is_cut_the_results_are_the_same(stepper_of):
+def test_cuts_do_not_change_results(stepper_of):
     inputs = numbers(np.random.default_rng(1), 20, 4)
     whole = run(stepper_of(LSTM), inputs)
     stepper = stepper_of(LSTM)
@@ -58,7 +59,7 @@ def test_however_it_is_cut_the_results_are_the_same(stepper_of):
     assert (parts[-1].h.tobytes(), parts[-1].c.tobytes()) == (whole.h.tobytes(), whole.c.tobytes())
 
 
-def test_a_step_that_is_not_the_next_is_refused_and_changes_nothing(stepper_of):
+def test_step_out_of_order_changes_nothing(stepper_of):
     stepper = stepper_of(LSTM)
     run(stepper, np.ones((3, 4)), step=1)
     for step in (0, 1, 3, 5):
@@ -68,12 +69,8 @@ def test_a_step_that_is_not_the_next_is_refused_and_changes_nothing(stepper_of):
     assert stepper.done == 5
 
 
-def test_a_run_that_fails_leaves_the_state_as_it_was(stepper_of):
-    weights = {
-        "weight_ih_l0": np.ones((1, 1), np.float32),
-        "weight_hh_l0": np.full((1, 1), 1e30, np.float32),
-    }
-    stepper = stepper_of(EXPLODES, arrays=weights)
+def test_failed_run_leaves_state_unchanged(stepper_of):
+    stepper = stepper_of(EXPLODES, arrays=EXPLODING)
     with pytest.raises(NonFinite) as failure:
         run(stepper, np.ones((4, 1)))
     assert failure.value.index == 2
@@ -83,11 +80,7 @@ def test_a_run_that_fails_leaves_the_state_as_it_was(stepper_of):
     assert run(stepper, np.ones((2, 1))).outputs[:, 0].tolist() == [1.0, np.float32(1e30)]
 
 
-def test_results_that_are_not_finite_may_be_allowed(stepper_of):
-    weights = {
-        "weight_ih_l0": np.ones((1, 1), np.float32),
-        "weight_hh_l0": np.full((1, 1), 1e30, np.float32),
-    }
-    stepper = stepper_of(EXPLODES, arrays=weights)
+def test_non_finite_results_may_be_allowed(stepper_of):
+    stepper = stepper_of(EXPLODES, arrays=EXPLODING)
     assert np.isinf(run(stepper, np.ones((3, 1)), strict=False).outputs[2, 0])
     assert stepper.done == 3

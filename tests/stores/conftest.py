@@ -1,12 +1,12 @@
 """Every store that there is, opened and empty."""
 
-import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
 from valkey import Valkey
 
 from service.stores.open import store_from
+from tests.loop import in_loop
 from tests.stores.servers import PROGRAM, Server
 
 
@@ -59,15 +59,16 @@ async def opened(url, max_ended=1000):
         await store.close()
 
 
-@pytest.fixture
-def with_store(kind, url_of):
-    """Run a coroutine function with an opened, empty store."""
+def on_each_store(**options):
+    """Run a coroutine function as a test, with an opened, empty store of each kind."""
 
-    def run(use, **options):
-        async def main():
+    def decorate(test):
+        @in_loop
+        async def run(kind, url_of):
             async with opened(url_of(kind), **options) as store:
-                await use(store)
+                await test(store)
 
-        asyncio.run(main())
+        run.__doc__ = test.__doc__
+        return run
 
-    return run
+    return decorate

@@ -6,205 +6,178 @@ import pytest
 
 from service.errors import StoreUnavailable
 from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
-from tests.stores.conftest import opened
+from tests.loop import in_loop
+from tests.stores.conftest import on_each_store, opened
 from tests.stores.records import OWNER, T0, WEIGHTS, after, record
 
 
-def test_what_was_created_is_loaded_to_the_bit(with_store):
-    async def use(store):
-        kept = record("kept", revision=2**53 - 1, step=2**53 - 1, used_at=T0 + 0.1 + 0.2, ttl_seconds=0.1)
-        await store.create(kept)
-        assert await store.load("kept") == kept
-        assert await store.load("never was") is None
-        assert store.totals == Totals(1, kept.nbytes)
-
-    with_store(use)
+@on_each_store()
+async def test_load_returns_what_was_created(store):
+    kept = record("kept", revision=2**53 - 1, step=2**53 - 1, used_at=T0 + 0.1 + 0.2, ttl_seconds=0.1)
+    await store.create(kept)
+    assert await store.load("kept") == kept
+    assert await store.load("never was") is None
+    assert store.totals == Totals(1, kept.nbytes)
 
 
-def test_a_commit_is_kept_only_from_the_revision_that_stands(with_store):
-    async def use(store):
-        await store.create(record())
-        first = after(record().position, T0 + 1, state=b"", replies=b"\x00" * 1000)
-        assert await store.commit("one", 0, first)
-        assert not await store.commit("one", 0, after(first, T0 + 2))
-        assert not await store.commit("one", 2, after(first, T0 + 2))
-        assert not await store.commit("two", 0, first)
-        found = await store.load("one")
-        assert found.position == first
-        assert store.totals == Totals(1, found.nbytes)
-
-    with_store(use)
+@on_each_store()
+async def test_commit_from_an_old_revision_is_refused(store):
+    await store.create(record())
+    first = after(record().position, T0 + 1, state=b"", replies=b"\x00" * 1000)
+    assert await store.commit("one", 0, first)
+    assert not await store.commit("one", 0, after(first, T0 + 2))
+    assert not await store.commit("one", 2, after(first, T0 + 2))
+    assert not await store.commit("two", 0, first)
+    found = await store.load("one")
+    assert found.position == first
+    assert store.totals == Totals(1, found.nbytes)
 
 
-def test_of_commits_from_one_revision_in_one_tick_one_is_kept(with_store):
-    async def use(store):
-        others = [record(f"s{i}") for i in range(70)]
-        await asyncio.gather(*(store.create(other) for other in [record(), *others]))
-        position = after(record().position, T0 + 1)
-        kept = await asyncio.gather(
-            *(store.commit("one", 0, position._replace(step=i)) for i in range(20)),
-            *(store.commit(other.id, 0, position) for other in others),
-        )
-        assert kept[:20].count(True) == 1
-        assert all(kept[20:])
-        assert (await store.load("one")).position.step == kept.index(True)
-
-    with_store(use)
+@on_each_store()
+async def test_one_of_many_equal_commits_is_kept(store):
+    others = [record(f"s{i}") for i in range(70)]
+    await asyncio.gather(*(store.create(other) for other in [record(), *others]))
+    position = after(record().position, T0 + 1)
+    kept = await asyncio.gather(
+        *(store.commit("one", 0, position._replace(step=i)) for i in range(20)),
+        *(store.commit(other.id, 0, position) for other in others),
+    )
+    assert kept[:20].count(True) == 1
+    assert all(kept[20:])
+    assert (await store.load("one")).position.step == kept.index(True)
 
 
-def test_what_ended_is_remembered(with_store):
-    async def use(store):
-        session = record(step=7)
-        await store.create(session)
-        assert await store.end("one", "model-replaced", T0 + 0.125) == session
-        assert await store.end("one", "deleted", T0 + 1) is None
-        assert await store.load("one") == Ended("model-replaced", 7, OWNER, T0 + 0.125)
-        assert not await store.commit("one", 0, after(session.position, T0))
-        assert store.totals == Totals(0, 0)
-        assert await store.in_use() == {}
-
-    with_store(use)
+@on_each_store()
+async def test_ended_session_is_remembered(store):
+    session = record(step=7)
+    await store.create(session)
+    assert await store.end("one", "model-replaced", T0 + 0.125) == session
+    assert await store.end("one", "deleted", T0 + 1) is None
+    assert await store.load("one") == Ended("model-replaced", 7, OWNER, T0 + 0.125)
+    assert not await store.commit("one", 0, after(session.position, T0))
+    assert store.totals == Totals(0, 0)
+    assert await store.in_use() == {}
 
 
-def test_the_newest_ended_sessions_are_remembered_and_for_a_day(with_store):
-    async def use(store):
-        for i in range(6):
-            await store.create(record(str(i)))
-            await store.end(str(i), "deleted", T0 + i)
-        assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
-        assert await store.expire(T0 + 3 + ENDED_SECONDS, 10) == 0
-        assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
-
-    with_store(use, max_ended=4)
+@on_each_store(max_ended=4)
+async def test_newest_ended_are_remembered_for_a_day(store):
+    for i in range(6):
+        await store.create(record(str(i)))
+        await store.end(str(i), "deleted", T0 + i)
+    assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
+    assert await store.expire(T0 + 3 + ENDED_SECONDS, 10) == 0
+    assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
 
 
-def test_a_session_expires_when_its_time_has_passed_since_its_last_commit(with_store):
-    async def use(store):
-        await store.create(record("idle"))
-        await store.create(record("used"))
-        await store.commit("used", 0, after(record().position, T0 + 30))
-        assert await store.expire(T0 + 59.99, 10) == 0
-        assert await store.expire(T0 + 60, 10) == 1
-        assert (await store.load("idle")).reason == "expired"
-        assert await store.expire(T0 + 89.99, 10) == 0
-        assert await store.expire(T0 + 90, 10) == 1
-
-    with_store(use)
+@on_each_store()
+async def test_session_expires_after_its_last_commit(store):
+    await store.create(record("idle"))
+    await store.create(record("used"))
+    await store.commit("used", 0, after(record().position, T0 + 30))
+    assert await store.expire(T0 + 59.99, 10) == 0
+    assert await store.expire(T0 + 60, 10) == 1
+    assert (await store.load("idle")).reason == "expired"
+    assert await store.expire(T0 + 89.99, 10) == 0
+    assert await store.expire(T0 + 90, 10) == 1
 
 
-def test_a_sweep_ends_no_more_than_its_limit_and_what_is_left_next_time(with_store):
-    async def use(store):
-        await asyncio.gather(*(store.create(record(f"{i:05}")) for i in range(2500)))
-        for i in range(1500):
-            await store.commit(f"{i:05}", 0, after(record().position, T0 + 60))
-        assert await store.expire(T0 + 100, 300) == 300
-        assert await store.expire(T0 + 100, 1000) == 700
-        assert await store.expire(T0 + 100, 1000) == 0
-        assert store.totals.sessions == 1500
-        assert await store.expire(T0 + 200, 10_000) == 1500
-
-    with_store(use)
+@on_each_store()
+async def test_sweep_keeps_its_limit(store):
+    await asyncio.gather(*(store.create(record(f"{i:05}")) for i in range(2500)))
+    for i in range(1500):
+        await store.commit(f"{i:05}", 0, after(record().position, T0 + 60))
+    assert await store.expire(T0 + 100, 300) == 300
+    assert await store.expire(T0 + 100, 1000) == 700
+    assert await store.expire(T0 + 100, 1000) == 0
+    assert store.totals.sessions == 1500
+    assert await store.expire(T0 + 200, 10_000) == 1500
 
 
-def test_a_clock_that_jumps_ahead_and_back_leaves_sessions_to_expire_in_time(with_store):
-    async def use(store):
-        await store.create(record("before"))
-        assert await store.expire(T0 + 1e9, 10) == 1
-        assert await store.expire(T0, 10) == 0
-        await store.create(record("after"))
-        assert await store.expire(T0 - 1e9, 10) == 0
-        assert await store.expire(T0 + 60, 10) == 1
-
-    with_store(use)
+@on_each_store()
+async def test_sessions_expire_though_the_clock_jumps(store):
+    await store.create(record("before"))
+    assert await store.expire(T0 + 1e9, 10) == 1
+    assert await store.expire(T0, 10) == 0
+    await store.create(record("after"))
+    assert await store.expire(T0 - 1e9, 10) == 0
+    assert await store.expire(T0 + 60, 10) == 1
 
 
-def test_the_least_recently_used_are_evicted_first(with_store):
-    async def use(store):
-        for i in range(6):
-            await store.create(record(str(i), used_at=T0 + i))
-        for i, used_at in ((0, 10), (1, 11), (2, 12), (0, 13)):
-            position = (await store.load(str(i))).position
-            assert await store.commit(str(i), position.revision, after(position, T0 + used_at))
-        assert await store.evict(2, T0 + 20) == 2
-        assert [found.id for found in await store.page("", 10)] == ["0", "1", "2", "5"]
-        assert await store.load("3") == Ended("evicted", 0, OWNER, T0 + 20)
-        assert await store.evict(3, T0 + 21) == 3
-        assert [found.id for found in await store.page("", 10)] == ["0"]
-        assert await store.evict(3, T0 + 21) == 1
-        assert await store.evict(3, T0 + 21) == 0
-
-    with_store(use)
+@on_each_store()
+async def test_least_recently_used_are_evicted(store):
+    for i in range(6):
+        await store.create(record(str(i), used_at=T0 + i))
+    for i, used_at in ((0, 10), (1, 11), (2, 12), (0, 13)):
+        position = (await store.load(str(i))).position
+        assert await store.commit(str(i), position.revision, after(position, T0 + used_at))
+    assert await store.evict(2, T0 + 20) == 2
+    assert [found.id for found in await store.page("", 10)] == ["0", "1", "2", "5"]
+    assert await store.load("3") == Ended("evicted", 0, OWNER, T0 + 20)
+    assert await store.evict(3, T0 + 21) == 3
+    assert [found.id for found in await store.page("", 10)] == ["0"]
+    assert await store.evict(3, T0 + 21) == 1
+    assert await store.evict(3, T0 + 21) == 0
 
 
-def test_many_are_evicted_though_all_were_used_meanwhile(with_store):
-    async def use(store):
-        await asyncio.gather(*(store.create(record(f"{i:04}", used_at=T0 + i)) for i in range(1200)))
-        position = record().position
-        await asyncio.gather(*(store.commit(f"{i:04}", 0, after(position, T0 + 9000 - i)) for i in range(1199, -1, -1)))
-        assert await store.evict(1100, T0 + 10_000) == 1100
-        assert [found.id for found in await store.page("", 1000)] == [f"{i:04}" for i in range(100)]
-
-    with_store(use)
+@on_each_store()
+async def test_eviction_order_follows_late_use(store):
+    await asyncio.gather(*(store.create(record(f"{i:04}", used_at=T0 + i)) for i in range(1200)))
+    position = record().position
+    await asyncio.gather(*(store.commit(f"{i:04}", 0, after(position, T0 + 9000 - i)) for i in range(1199, -1, -1)))
+    assert await store.evict(1100, T0 + 10_000) == 1100
+    assert [found.id for found in await store.page("", 1000)] == [f"{i:04}" for i in range(100)]
 
 
-def test_pages_are_by_id(with_store):
-    async def use(store):
-        ids = ["-a", "Z", "_", "a", "aa", "b"]
-        for session in reversed(ids):
-            await store.create(record(session))
-        assert [found.id for found in await store.page("", 3)] == ids[:3]
-        assert [found.id for found in await store.page("_", 10)] == ids[3:]
-        assert await store.page("b", 10) == []
-
-    with_store(use)
+@on_each_store()
+async def test_pages_are_by_id(store):
+    ids = ["-a", "Z", "_", "a", "aa", "b"]
+    for session in reversed(ids):
+        await store.create(record(session))
+    assert [found.id for found in await store.page("", 3)] == ids[:3]
+    assert [found.id for found in await store.page("_", 10)] == ids[3:]
+    assert await store.page("b", 10) == []
 
 
-def test_sessions_are_counted_by_their_weights(with_store):
-    async def use(store):
-        newer = Weights("sunspots", "2", b"\x00" * 32)
-        await store.create(record("a"))
-        await store.create(record("b"))
-        await store.create(record("c", weights=newer))
-        assert dict(await store.in_use()) == {WEIGHTS: 2, newer: 1}
-        await store.end("c", "deleted", T0)
-        assert dict(await store.in_use()) == {WEIGHTS: 2}
-
-    with_store(use)
+@on_each_store()
+async def test_sessions_are_counted_by_weights(store):
+    newer = Weights("sunspots", "2", b"\x00" * 32)
+    await store.create(record("a"))
+    await store.create(record("b"))
+    await store.create(record("c", weights=newer))
+    assert dict(await store.in_use()) == {WEIGHTS: 2, newer: 1}
+    await store.end("c", "deleted", T0)
+    assert dict(await store.in_use()) == {WEIGHTS: 2}
 
 
-def test_a_caller_that_is_cancelled_takes_nobody_else_along(with_store):
-    async def use(store):
-        await asyncio.gather(*(store.create(record(str(i))) for i in range(100)))
-        position = after(record().position, T0 + 1)
-        tasks = [asyncio.create_task(store.commit(str(i), 0, position)) for i in range(100)]
-        for round_ in range(2):  # before and while the batch is under way
-            await asyncio.sleep(0)
-            for task in tasks[round_::4]:
-                task.cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        for i, kept in enumerate(done):
-            if i % 4 > 1:
-                assert kept is True
-            assert kept is not True or (await store.load(str(i))).position == position
-
-    with_store(use)
+@on_each_store()
+async def test_cancelled_caller_harms_no_other(store):
+    await asyncio.gather(*(store.create(record(str(i))) for i in range(100)))
+    position = after(record().position, T0 + 1)
+    tasks = [asyncio.create_task(store.commit(str(i), 0, position)) for i in range(100)]
+    for round_ in range(2):  # before and while the batch is under way
+        await asyncio.sleep(0)
+        for task in tasks[round_::4]:
+            task.cancel()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    for i, kept in enumerate(done):
+        if i % 4 > 1:
+            assert kept is True
+        assert kept is not True or (await store.load(str(i))).position == position
 
 
-def test_what_is_called_before_close_is_done_and_what_comes_later_is_refused(durable_kind, url_of):
-    async def main():
-        url = url_of(durable_kind)
-        async with opened(url) as store:
-            calls = [asyncio.create_task(store.create(record(str(i)))) for i in range(10)]
-            await asyncio.sleep(0)
-        await asyncio.gather(*calls)
-        with pytest.raises(StoreUnavailable):
-            await store.load("1")
-        async with opened(url) as again:
-            assert again.totals == Totals(10, 10 * record().nbytes)
-            assert dict(await again.in_use()) == {WEIGHTS: 10}
-            await again.end("0", "deleted", T0)
-        async with opened(url) as again:
-            assert await again.load("0") == Ended("deleted", 0, OWNER, T0)
-            assert await again.load("1") == record("1")
-
-    asyncio.run(main())
+@in_loop
+async def test_close_finishes_earlier_calls(durable_kind, url_of):
+    url = url_of(durable_kind)
+    async with opened(url) as store:
+        calls = [asyncio.create_task(store.create(record(str(i)))) for i in range(10)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    with pytest.raises(StoreUnavailable):
+        await store.load("1")
+    async with opened(url) as again:
+        assert again.totals == Totals(10, 10 * record().nbytes)
+        assert dict(await again.in_use()) == {WEIGHTS: 10}
+        await again.end("0", "deleted", T0)
+    async with opened(url) as again:
+        assert await again.load("0") == Ended("deleted", 0, OWNER, T0)
+        assert await again.load("1") == record("1")

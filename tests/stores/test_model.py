@@ -1,11 +1,10 @@
 """Random calls give the answers of a plain dictionary."""
 
-import asyncio
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
+from tests.loop import in_loop
 from tests.stores.conftest import opened
 from tests.stores.records import OWNER, T0, after, record
 
@@ -97,11 +96,9 @@ class Model:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(calls, min_size=5, max_size=40))
-def test_any_calls_give_the_answers_of_a_dictionary(kind, url_of, script):
-    async def main():
-        async with opened(url_of(kind)) as store:
-            model = Model()
-            for call in script:
-                await model.play(store, call)
-
-    asyncio.run(main())
+@in_loop
+async def test_store_equals_a_dictionary(kind, url_of, script):
+    async with opened(url_of(kind)) as store:
+        model = Model()
+        for call in script:
+            await model.play(store, call)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.loop import in_loop
 from tests.stores.conftest import opened
 from tests.stores.records import record
 
@@ -16,42 +17,33 @@ def start(*arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
 
 
-def test_two_processes_that_race_on_one_session_count_exactly(durable_kind, url_of):
-    url = url_of(durable_kind)
-
-    async def prepare():
-        async with opened(url) as store:
-            await store.create(record("counter"))
-
-    async def read():
-        async with opened(url) as store:
-            return (await store.load("counter")).position
-
-    asyncio.run(prepare())
-    children = [start("count", url, 5000) for _ in range(2)]
-    assert [child.wait(100) for child in children] == [0, 0]
+def finish(children):
+    assert [child.wait(100) for child in children] == [0] * len(children)
     for child in children:
         child.stdout.close()
-    position = asyncio.run(read())
+
+
+@in_loop
+async def test_racing_processes_count_exactly(durable_kind, url_of):
+    url = url_of(durable_kind)
+    async with opened(url) as store:
+        await store.create(record("counter"))
+    finish([start("count", url, 5000) for _ in range(2)])
+    async with opened(url) as store:
+        position = (await store.load("counter")).position
     assert (position.revision, position.step) == (10_000, 10_000)
 
 
-def test_processes_that_make_the_store_at_the_same_moment_share_it(durable_kind, url_of):
+def test_processes_create_one_store(durable_kind, url_of):
     url = url_of(durable_kind)
-    children = [start("count", url, 0) for _ in range(4)]
-    assert [child.wait(60) for child in children] == [0] * 4
-    for child in children:
-        child.stdout.close()
+    finish([start("count", url, 0) for _ in range(4)])
 
 
-def test_every_commit_that_was_confirmed_survives_a_kill(durable_kind, url_of):
+@in_loop
+async def test_confirmed_commits_survive_a_kill(durable_kind, url_of):
     url = url_of(durable_kind)
-
-    async def prepare():
-        async with opened(url) as store:
-            await asyncio.gather(*(store.create(record(f"s{i}")) for i in range(50)))
-
-    asyncio.run(prepare())
+    async with opened(url) as store:
+        await asyncio.gather(*(store.create(record(f"s{i}")) for i in range(50)))
     child = start("confirm", url)
     confirmed = {f"s{i}": 0 for i in range(50)}
     for lines, line in enumerate(child.stdout):
@@ -61,15 +53,11 @@ def test_every_commit_that_was_confirmed_survives_a_kill(durable_kind, url_of):
             child.kill()  # and read what it had said by then
     assert child.wait(20) == -9
     child.stdout.close()
-
-    async def compare():
-        async with opened(url) as store:
-            for session, step in confirmed.items():
-                position = (await store.load(session)).position
-                assert step <= position.step <= step + 1  # the last may have been kept, and not yet confirmed
-                assert position.revision == position.step
-                assert position.state == b"%d" % position.step or not position.step
-            assert store.totals.sessions == 50
-            assert store.totals.bytes == sum(found.nbytes for found in await store.page("", 100))
-
-    asyncio.run(compare())
+    async with opened(url) as store:
+        for session, step in confirmed.items():
+            position = (await store.load(session)).position
+            assert step <= position.step <= step + 1  # the last may have been kept, and not yet confirmed
+            assert position.revision == position.step
+            assert position.state == b"%d" % position.step or not position.step
+        assert store.totals.sessions == 50
+        assert store.totals.bytes == sum(found.nbytes for found in await store.page("", 100))

@@ -10,8 +10,8 @@ import pytest
 from service.errors import StoreUnavailable
 from service.stores.interface import StoreError
 from service.stores.sqlite import SqliteStore
-from service.stores.sqlite_file import CHECKPOINT_PAGES, VERSION, connect
-from service.stores.sqlite_tables import Commit, NotAllKept, SessionTables
+from service.stores.sqlite_file import CHECKPOINT_PAGES, VERSION
+from tests.loop import in_loop
 from tests.stores.records import T0, after, record
 
 
@@ -41,7 +41,7 @@ def files_no_larger_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_changes_nothing_and_when_there_is_room_again_all_works(path):
+def test_full_disk_changes_nothing(path):
     async def main():
         store = await opened(path)
         await store.create(record("first"))
@@ -70,38 +70,22 @@ def test_a_full_disk_changes_nothing_and_when_there_is_room_again_all_works(path
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_many_commits_are_one_statement_which_says_whether_all_were_kept(path):
-    with closing(connect(path, "normal", 1.0)) as connection:
-        tables = SessionTables(connection, 100)
-        sessions = [record(f"s{number}") for number in range(5)]
-        for session in sessions:
-            tables.create(session)
-        commits = [Commit(one.id, 0, after(one.position, T0 + 1, replies=b"r")) for one in sessions]
-        assert tables.commit_all(commits) == [True] * 5
-        for session, commit in zip(sessions, commits, strict=True):
-            assert tables.load(session.id).position == commit.position
-        with pytest.raises(NotAllKept):
-            tables.commit_all(commits)
+@in_loop
+async def test_locked_file_is_unavailable(path):
+    store = await opened(path, busy_seconds=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable) as raised:
+            await store.create(record())
+        assert "locked" in str(raised.value.__cause__)
+        assert "locked" not in str(raised.value)
+        other.execute("ROLLBACK")
+    await store.create(record())
+    assert await store.load("one") == record()
+    await store.close()
 
 
-def test_a_file_locked_for_too_long_is_unavailable_until_it_is_free(path):
-    async def main():
-        store = await opened(path, busy_seconds=0.05)
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreUnavailable) as raised:
-                await store.create(record())
-            assert "locked" in str(raised.value.__cause__)
-            assert "locked" not in str(raised.value)
-            other.execute("ROLLBACK")
-        await store.create(record())
-        assert await store.load("one") == record()
-        await store.close()
-
-    asyncio.run(main())
-
-
-def test_a_file_that_is_not_ours_is_refused_and_left_alone(path):
+def test_foreign_database_is_left_alone(path):
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     with pytest.raises(StoreError, match="another application"):
@@ -110,68 +94,60 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(path):
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
 
 
-def test_a_file_of_another_version_is_refused(path):
-    async def main():
-        await (await opened(path)).close()
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-        with pytest.raises(StoreError, match=f"version {VERSION + 1}; this service reads version {VERSION}"):
-            await opened(path)
-
-    asyncio.run(main())
+@in_loop
+async def test_another_version_is_refused(path):
+    await (await opened(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(StoreError, match=f"version {VERSION + 1}; this service reads version {VERSION}"):
+        await opened(path)
 
 
-def test_what_is_no_database_is_refused(path):
+def test_no_database_is_refused(path):
     path.write_bytes(b"not a database at all, " * 1000)
     with pytest.raises(StoreError, match="not a database"):
         asyncio.run(opened(path))
 
 
-def test_a_damaged_file_is_refused_at_start_or_unavailable_later_and_never_read_as_sessions(path):
-    async def main():
+@in_loop
+async def test_damaged_file_is_never_read(path):
+    store = await opened(path)
+    await asyncio.gather(*(store.create(record(f"s{i:03}")) for i in range(500)))
+    await store.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+    try:
         store = await opened(path)
-        await asyncio.gather(*(store.create(record(f"s{i:03}")) for i in range(500)))
-        await store.close()
-        content = path.read_bytes()
-        path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
-        try:
-            store = await opened(path)
-        except StoreError:
-            return
-        with pytest.raises(StoreUnavailable):
-            await store.load("s001")
-        await store.close()
-
-    asyncio.run(main())
+    except StoreError:
+        return
+    with pytest.raises(StoreUnavailable):
+        await store.load("s001")
+    await store.close()
 
 
 @pytest.mark.parametrize("where", ["missing/sessions.db", "."])
-def test_a_path_that_cannot_be_a_file_is_refused(tmp_path, where):
+def test_impossible_path_is_refused(tmp_path, where):
     with pytest.raises(StoreError, match="cannot be opened"):
         asyncio.run(opened(tmp_path / where))
 
 
-def test_the_log_of_writes_stays_bounded(path):
-    async def main():
-        store = await opened(path)
-        await asyncio.gather(*(store.create(record(f"s{i:03}", state=b"\x01" * 3000)) for i in range(200)))
-        position = record().position
-        for i in range(200):
-            new = after(position, T0 + i, state=b"\x02" * 3000)
-            assert all(await asyncio.gather(*(store.commit(f"s{i:03}", position.revision, new) for i in range(200))))
-            position = new
-        log = path.with_name(path.name + "-wal").stat().st_size
-        assert log < 2 * CHECKPOINT_PAGES * 4096
-        await store.close()
-
-    asyncio.run(main())
+@in_loop
+async def test_write_ahead_log_stays_bounded(path):
+    store = await opened(path)
+    await asyncio.gather(*(store.create(record(f"s{i:03}", state=b"\x01" * 3000)) for i in range(200)))
+    position = record().position
+    for i in range(200):
+        new = after(position, T0 + i, state=b"\x02" * 3000)
+        assert all(await asyncio.gather(*(store.commit(f"s{i:03}", position.revision, new) for i in range(200))))
+        position = new
+    log = path.with_name(path.name + "-wal").stat().st_size
+    assert log < 2 * CHECKPOINT_PAGES * 4096
+    await store.close()
 
 
-def test_others_cannot_read_the_file(path):
-    async def main():
-        store = await opened(path)
-        await store.create(record())
-        assert [file.stat().st_mode & 0o077 for file in path.parent.iterdir()] == [0, 0, 0]
-        await store.close()
-
-    asyncio.run(main())
+@in_loop
+async def test_others_cannot_read_the_file(path):
+    store = await opened(path)
+    await store.create(record())
+    assert [file.stat().st_mode & 0o077 for file in path.parent.iterdir()] == [0, 0, 0]
+    await store.close()

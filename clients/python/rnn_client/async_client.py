@@ -1,28 +1,19 @@
-"""The client for asyncio; what is not waiting, it shares with the blocking one."""
+"""The client for asyncio; `Client` runs the same code over a blocking transport."""
 
-import asyncio
+import json
 import ssl
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self, overload
+from urllib.parse import quote
 
-import httpx
 from numpy.typing import ArrayLike, NDArray
-from websockets.asyncio.client import ClientConnection, connect
 
-from rnn_client import calls, progress
-from rnn_client.address import HTTP_FAILURES, Address
-from rnn_client.async_session import Opening
-from rnn_client.calls import Call, Returns
-from rnn_client.errors import ClientError
-from rnn_client.models import ModelInfo
-from rnn_client.patience import Patience
-from rnn_client.results import ForwardResult, StepResult
-from rnn_client.snapshots import Snapshot
-from rnn_client.tensors import Floats
-
-Answer = TypeVar("Answer")
+from rnn_client.async_session import Opening, session_path
+from rnn_client.calls import Caller
+from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult
+from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, padded
+from rnn_client.transports import Address, AsyncTransport, Transport
 
 
 class AsyncClient:
@@ -30,8 +21,8 @@ class AsyncClient:
 
     - url: `http://127.0.0.1:8000`; api_key: one of its keys, if it has any
     - timeout: seconds that one answer may take
-    - retry_seconds: how long a call goes on trying when the service is out of reach, full or restarting; 0: not at all
-    - ssl_context: for https, whom to trust, if not the usual authorities
+    - retry_seconds: how long a call is tried again when the service is out of reach, full or restarting; 0: not at all
+    - ssl_context: for https, the authorities to trust, if not the usual ones
 
     Every call raises ServiceError if the service refuses it, and ConnectionLost if no answer came in that time.
     """
@@ -44,22 +35,19 @@ class AsyncClient:
         timeout: float = 30.0,
         retry_seconds: float = 30.0,
         ssl_context: ssl.SSLContext | None = None,
+        _transport: Callable[[Address], Transport] = AsyncTransport,
     ) -> None:
-        self._address = Address(url, api_key, timeout, ssl_context)
-        self._retry_seconds = retry_seconds
-        self._http = httpx.AsyncClient(**self._address.http_options)
+        self._caller = Caller(_transport(Address(url, api_key, timeout, ssl_context)), retry_seconds)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections; sessions live on."""
-        await self._http.aclose()
+        await self._caller.transport.close()
 
     @overload
     async def forward(
@@ -101,8 +89,16 @@ class AsyncClient:
         h0 (L·D,B,P) and c0 (L·D,B,H) are the initial states, without B for one sequence; zeros if left out. lengths (B)
         are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n, predictions.
         """
-        states = {"h0": calls.optional(h0), "c0": calls.optional(c0)}
-        return await self.send(calls.forward(inputs, lengths, returns, model=model, version=version, **states))
+        rows: list[int] | None = None
+        if not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
+            if lengths is not None:
+                raise ValueError("lengths is for padded inputs; a list of arrays has its own")
+            inputs, lengths = padded(inputs)
+            rows = lengths.tolist()
+        arrays = {"inputs": inputs, "lengths": lengths, "h0": h0, "c0": c0}
+        body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
+        read = partial(ForwardResult.read, lengths=rows)
+        return await self._caller.send("POST", "/rnn/forward", read, body=body, accept=MEDIA_TYPE)
 
     async def step(
         self,
@@ -118,16 +114,20 @@ class AsyncClient:
 
         h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM; zeros if left out.
         """
-        states = {"h": calls.optional(h), "c": calls.optional(c)}
-        return await self.send(calls.step(inputs, returns, model=model, version=version, **states))
+        fields = {"model": model, "version": version, "returns": names(returns)}
+        body = encode({"inputs": inputs, "h": h, "c": c}, fields)
+        return await self._caller.send("POST", "/cell/step", StepResult.read, body=body, accept=MEDIA_TYPE)
 
     async def models(self) -> list[ModelInfo]:
         """Every model of the service."""
-        return await self.send(calls.models())
+        return await self._caller.send(
+            "GET", "/models", lambda body: [ModelInfo.read(item) for item in json.loads(body)["models"]]
+        )
 
     async def model(self, name: str) -> ModelInfo:
         """One model."""
-        return await self.send(calls.model(name))
+        path = f"/models/{quote(name, safe='')}"
+        return await self._caller.send("GET", path, lambda body: ModelInfo.read(json.loads(body)))
 
     def session(
         self,
@@ -141,11 +141,12 @@ class AsyncClient:
     ) -> Opening:
         """Open a session: the service keeps the state, from h (L,P) and c (L,H) on, or zeros.
 
-        ttl_seconds: how long it lives unused. `async with client.session(…) as s` ends it with the block, unless it
-        is to be kept; `s = await client.session(…)` does not.
+        ttl_seconds: how long it lives unused. In a `with` block (`async with` for AsyncClient, which also takes
+        `s = await client.session(…)`) it ends with the block, unless keep is true.
         """
-        fields = progress.open_fields(model, version, h, c, ttl_seconds)
-        return Opening(self, progress.opening(fields), keep=keep)
+        # If the answer is lost and a second session opened, the first ends by itself when its time has passed.
+        body = encode({"h": h, "c": c}, {"model": model, "version": version, "ttl_seconds": ttl_seconds})
+        return Opening(self._caller, "POST", "/cell/sessions", body=body, keep=keep)
 
     def attach(self, session_id: str, *, done: int | None = None, keep: bool = True) -> Opening:
         """Go on with a session that is open. It outlives a `with` block unless keep is false.
@@ -153,34 +154,10 @@ class AsyncClient:
         done: the last step whose answer was received, if that of a later one may be lost; the next step has the number
         after it, and is answered again if it has run.
         """
-        return Opening(self, progress.attaching(session_id, done), keep=keep)
+        return Opening(self._caller, "GET", session_path(session_id), keep=keep, done=done)
 
     def restore(self, snapshot: Snapshot, *, ttl_seconds: float | None = None, keep: bool = False) -> Opening:
         """Open a session from a snapshot's state, on the same version of the model."""
-        return Opening(self, progress.restoring(snapshot, ttl_seconds), keep=keep)
-
-    def patience(self, *, retry: bool = True) -> Patience:
-        """How long a call or a stream goes on trying."""
-        return Patience(self._retry_seconds if retry else 0.0)
-
-    async def send(self, call: Call[Answer], *, retry: bool = True) -> Answer:
-        """Send a call, again if need be, and give its answer."""
-        patience = self.patience(retry=retry)
-        while True:
-            try:
-                try:
-                    reply = await self._http.request(call.method, call.path, content=call.body, headers=call.headers)
-                except HTTP_FAILURES as failure:
-                    raise self._address.lost(failure) from failure
-                return call.answer(reply.status_code, reply.headers, reply.content)
-            except ClientError as error:
-                await asyncio.sleep(patience.delay(error, repeatable=call.repeatable))
-
-    def connect(self) -> AbstractAsyncContextManager[ClientConnection]:
-        """A new connection for a stream. Entering it raises one of `STREAM_FAILURES`."""
-        return connect(self._address.stream_url, **self._address.stream_options)
-
-    @property
-    def address(self) -> Address:
-        """Where the service is."""
-        return self._address
+        return self.session(
+            snapshot.model, version=snapshot.version, h=snapshot.h, c=snapshot.c, ttl_seconds=ttl_seconds, keep=keep
+        )

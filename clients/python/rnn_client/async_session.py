@@ -1,50 +1,53 @@
-"""A session, for asyncio."""
+"""A session, for asyncio; `Session` runs the same code."""
 
-import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+from urllib.parse import quote
 
 from numpy.typing import ArrayLike
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
-from rnn_client.address import STREAM_FAILURES
-from rnn_client.calls import Call, Returns
-from rnn_client.errors import ClientError, SessionGone, SessionNotFound
-from rnn_client.progress import Progress, SessionView
-from rnn_client.results import StepResult
-from rnn_client.snapshots import Snapshot
-from rnn_client.stream import Stream
-
-if TYPE_CHECKING:
-    from rnn_client.async_client import AsyncClient
+from rnn_client.calls import Caller
+from rnn_client.errors import BrokenReply, ClientError, SessionGone, SessionNotFound
+from rnn_client.results import Snapshot, StepResult
+from rnn_client.stream import Progress, Stream
+from rnn_client.tensors import MEDIA_TYPE, Returns, encode, floats, names
+from rnn_client.transports import STREAM_FAILURES, Exchange
 
 
-class AsyncSession(SessionView):
+class AsyncSession:
     """A stream of steps whose state the service keeps; for one task at a time.
 
-    Steps are numbered, so that whatever is lost on the way is sent again and runs once.
+    Steps are numbered: what is lost on the way is sent again, and runs once. `id` is what the client's `attach` takes:
+    whoever has it and the key can go on with the session.
     """
 
-    def __init__(self, client: "AsyncClient", progress: Progress, *, keep: bool) -> None:
-        super().__init__(progress, keep=keep)
-        self._client = client
+    def __init__(self, caller: Caller, progress: Progress, *, keep: bool) -> None:
+        self._caller = caller
+        self._progress = progress
+        self._keep = keep
+        self.id, self.model, self.version = progress.session, progress.model, progress.version
+        self._path = session_path(self.id)
+
+    @property
+    def done(self) -> int:
+        """Number of the last step that was answered."""
+        return self._progress.done
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if self._keep:
             return
         if error is None:
             await self.close()
             return
-        with suppress(ClientError):  # must not hide the error, nor keep it waiting
-            await self._client.send(self._progress.close(), retry=False)
+        with suppress(ClientError):  # must not hide the error, nor delay it by retries
+            await self._caller.send("DELETE", self._path, bytes, retry=False)
 
     async def step(self, inputs: ArrayLike, *, returns: Returns = None) -> StepResult:
         """Run one step of inputs (I), or k steps of inputs (k,I) as one commit.
@@ -52,123 +55,148 @@ class AsyncSession(SessionView):
         After a ConnectionLost it is unknown whether the steps ran: call again with the same inputs, and they are
         answered, having run once. returns: some of outputs, predictions, h, c.
         """
-        return await self._client.send(self._progress.step(inputs, returns))
+        progress = self._progress
+        progress.refuse_while_streaming()
+        values = floats(inputs, "inputs")
+        if values.ndim not in (1, 2):
+            raise ValueError(f"inputs have shape {values.shape}; expected (I), or (k, I) for k steps")
+        last = progress.done + (len(values) if values.ndim == 2 else 1)
+        fields = {"session": self.id, "step": progress.done + 1, "returns": names(returns)}
+        body = encode({"inputs": values}, fields)
+        result = await self._caller.send("POST", "/cell/step", StepResult.read, body=body, accept=MEDIA_TYPE)
+        if result.step != last:
+            raise BrokenReply(f"step {last} was answered with step {result.step}")
+        progress.done = last
+        return replace(result, model=self.model, version=self.version)
 
     async def stream(
         self, inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike], *, returns: Returns = None, ahead: int = 1
     ) -> AsyncGenerator[StepResult, None]:
         """Run each of the inputs, (I) or (k,I), and give their results in order, over one WebSocket.
 
-        It comes back after a cut and goes on behind the last answered step. ahead: how many inputs may be taken before
-        the first is answered; 1 suits live inputs and inputs that depend on results, more hides the way to the service.
+        After a cut it connects again and goes on behind the last answered step. ahead: how many inputs may be taken
+        before the first is answered; 1 suits live inputs and inputs that depend on results, more hides the latency.
         Ask for one array (`returns="predictions"`) and it travels in binary, the fastest way. A stream that is left
-        early waits for what is under way; leave it inside `contextlib.aclosing`, so that it is left at once.
+        early waits for what is in flight; leave it inside `contextlib.aclosing`, so that it is left at once.
         """
         stream = Stream(self._progress, returns, ahead)
-        async with aclosing(_Link(self._client, stream)) as link, aclosing(_each(inputs)) as source:
+        async with aclosing(_StreamConnection(self._caller, stream)) as connection, aclosing(_each(inputs)) as source:
             try:
                 async for each in source:
                     stream.take(each)
                     while not stream.room:
-                        for result in await link.exchange():
+                        for result in await connection.exchange():
                             yield result
                 while not stream.idle:
-                    for result in await link.exchange():
+                    for result in await connection.exchange():
                         yield result
-            except (Exception, GeneratorExit):  # the inputs failed, or it is left early
+            except (Exception, GeneratorExit):  # the inputs failed, or the caller leaves early
                 stream.leave()
                 while not stream.idle:
-                    await link.exchange()
+                    await connection.exchange()
                 raise
             finally:  # cancelled, too
                 stream.give_up()
 
     async def snapshot(self) -> Snapshot:
-        """The state now, which `AsyncClient.restore` takes."""
-        return await self._client.send(self._progress.snapshot())
+        """The state now, which the client's `restore` takes."""
+        return await self._caller.send("GET", f"{self._path}?state=true", Snapshot.from_bytes, accept=MEDIA_TYPE)
 
     def fork(self, *, keep: bool = False) -> "Opening":
         """A new session from this one's state, at step 0."""
-        return Opening(self._client, self._progress.fork(), keep=keep)
+        self._progress.refuse_while_streaming()
+        return Opening(self._caller, "POST", f"{self._path}/fork", keep=keep)
 
     async def reset(self) -> None:
         """Back to the state that the session was opened with; the count of steps goes on.
 
-        If the answer is lost, ConnectionLost is raised and nothing repeated: call it again.
+        If the answer is lost, ConnectionLost is raised and nothing repeated, as a late first try could undo later
+        steps: call it again.
         """
-        await self._client.send(self._progress.reset())
+        self._progress.refuse_while_streaming()
+        self._progress.done = await self._caller.send(
+            "POST", f"{self._path}/reset", lambda body: int(json.loads(body)["step"]), repeatable=False
+        )
 
     async def close(self) -> None:
         """End the session; one that has ended already is no error."""
         with suppress(SessionGone, SessionNotFound):
-            await self._client.send(self._progress.close())
+            await self._caller.send("DELETE", self._path, bytes)
 
 
 class Opening:
-    """A session that is about to be open: `s = await …`, or `async with … as s`, which ends it with the block."""
+    """A session that is not open yet: `s = await …` opens it, and `async with … as s` ends it with the block too.
 
-    def __init__(self, client: "AsyncClient", call: Call[Progress], *, keep: bool) -> None:
-        self._client = client
-        self._call = call
+    done: the last step that was answered, if the service may have done more.
+    """
+
+    def __init__(
+        self, caller: Caller, method: str, path: str, *, keep: bool, body: bytes = b"", done: int | None = None
+    ) -> None:
+        self._caller = caller
+        self._request = partial(caller.send, method, path, Progress.read, body=body)
         self._keep = keep
+        self._done = done
         self._session: AsyncSession | None = None
 
+    async def open(self) -> AsyncSession:
+        progress = await self._request()
+        if self._done is not None:
+            progress.done = self._done
+        return AsyncSession(self._caller, progress, keep=self._keep)
+
     def __await__(self) -> Generator[Any, None, AsyncSession]:
-        return self._open().__await__()
+        return self.open().__await__()
 
     async def __aenter__(self) -> AsyncSession:
-        self._session = await self._open()
+        self._session = await self.open()
         return self._session
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if self._session is not None:
             await self._session.__aexit__(kind, error, trace)
 
-    async def _open(self) -> AsyncSession:
-        return AsyncSession(self._client, await self._client.send(self._call), keep=self._keep)
 
+class _StreamConnection:
+    """The connection of a stream: a new one after every failure."""
 
-class _Link:
-    """The connection of a stream, which may be another one after every failure."""
-
-    def __init__(self, client: "AsyncClient", stream: Stream) -> None:
-        self._client = client
+    def __init__(self, caller: Caller, stream: Stream) -> None:
+        self._transport = caller.transport
+        self._retries = caller.retries()
         self._stream = stream
-        self._patience = client.patience()
         self._open = AsyncExitStack()
-        self._connection: ClientConnection | None = None
+        self._exchange: Exchange | None = None
 
     async def exchange(self) -> list[StepResult]:
-        """Send what may be sent and take one message; connect again as often as it needs."""
+        """Send what may be sent and receive one message; connect again as often as it needs."""
         while True:
             try:
-                if self._connection is None:
-                    self._connection = await self._open.enter_async_context(self._client.connect())
-                    self._stream.connected()
-                with suppress(ConnectionClosed):  # what came before the end can still be received, and says why
-                    for frame in self._stream.to_send():
-                        await self._connection.send(frame)
-                async with asyncio.timeout(self._client.address.timeout):
-                    message = await self._connection.recv()
-                results = self._stream.receive(message)
+                exchange = self._exchange or await self._connect()
+                results = self._stream.receive(await exchange(self._stream.to_send()))
             except STREAM_FAILURES as failure:
                 await self.aclose()
                 try:
-                    delay = self._patience.delay(self._client.address.broken_off(failure))
+                    delay = self._retries.delay(self._transport.address.broken_off(failure))
                 except ClientError:
                     self._stream.give_up()
                     raise
-                await asyncio.sleep(delay)
+                await self._transport.sleep(delay)
             else:
-                self._patience.renew()
+                self._retries.succeeded()
                 return results
 
+    async def _connect(self) -> Exchange:
+        self._exchange = exchange = await self._open.enter_async_context(self._transport.connect())
+        self._stream.connected()
+        return exchange
+
     async def aclose(self) -> None:
-        """Close the connection, if there is one."""
-        self._connection = None
+        self._exchange = None
         await self._open.aclose()
+
+
+def session_path(session_id: str) -> str:
+    return f"/cell/sessions/{quote(session_id, safe='')}"
 
 
 async def _each(inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike]) -> AsyncGenerator[ArrayLike, None]:

@@ -1,130 +1,100 @@
-"""Every call of the service as a request and a way to read its reply; nothing here sends or waits."""
+"""Requests with retries, and how their replies are read."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
-from urllib.parse import quote
+import logging
+import random
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeVar
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from rnn_client.errors import BrokenReply, service_error
-from rnn_client.models import ModelInfo
-from rnn_client.results import ForwardResult, StepResult
-from rnn_client.tensors import MEDIA_TYPE, Floats, decode, encode, floats
+from rnn_client.errors import BrokenReply, ClientError, service_error
+from rnn_client.tensors import MEDIA_TYPE
+from rnn_client.transports import HTTP_FAILURES, Transport
 
 Answer = TypeVar("Answer")
-Returns = str | Sequence[str] | None
-"""Which arrays to send back: one name, several, or None for the service's choice."""
+
+FIRST_SECONDS = 0.05
+LONGEST_SECONDS = 5.0
+
+_log = logging.getLogger("rnn_client")
 
 
-@dataclass(frozen=True)
-class Call(Generic[Answer]):
-    """One request, and `read`, which makes the answer of a reply's body.
+class Retries:
+    """When to try again: exponential back-off, for at most `seconds` from the first failure on.
 
-    repeatable: whether it does no harm if the request acts twice, at any later time.
+    It does not wait itself. A stream starts counting anew with every answer.
     """
 
-    method: str
-    path: str
-    read: Callable[[bytes], Answer]
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    repeatable: bool = True
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._failures = 0
+        self._deadline = 0.0
 
-    def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Read the reply. Raises ServiceError, or BrokenReply for what no such service answers."""
-        if status >= 400:
-            raise service_error(status, headers, body)
+    def succeeded(self) -> None:
+        """The next failure counts as the first one."""
+        self._failures = 0
+
+    def delay(self, error: ClientError, *, repeatable: bool = True) -> float:
+        """Seconds to wait before the next try. Raises the error if a try would not help, or would come too late.
+
+        repeatable: whether the request may act twice, at any later time, without harm.
+        """
+        if not error.transient or not (repeatable or error.settled):
+            raise error
+        now = monotonic()
+        if self._failures == 0:
+            self._deadline = now + self._seconds
+        jitter = random.random()  # noqa: S311  # so that not all clients come back at once
+        longest: float = min(LONGEST_SECONDS, FIRST_SECONDS * 2**self._failures)
+        # Never sooner than the service asks.
+        delay = longest * (1 + jitter) / 2 if error.retry_after is None else error.retry_after * (1 + jitter / 4)
+        if now + delay > self._deadline:
+            raise error
+        self._failures += 1
+        _log.warning("%s; trying again in %.2g s", error, delay)
+        return delay
+
+
+class Caller:
+    """Sends requests over a transport, for at most `retry_seconds` each."""
+
+    def __init__(self, transport: Transport, retry_seconds: float) -> None:
+        self.transport = transport
+        self._retry_seconds = retry_seconds
+
+    def retries(self) -> Retries:
+        return Retries(self._retry_seconds)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[bytes], Answer],
+        *,
+        body: bytes = b"",
+        accept: str = "application/json",
+        repeatable: bool = True,
+        retry: bool = True,
+    ) -> Answer:
+        """Send a request, again if need be; `read` makes the answer of the reply's body.
+
+        repeatable: whether the request may act twice, at any later time, without harm.
+        Raises ServiceError, ConnectionLost, or BrokenReply for a reply that `read` cannot read.
+        """
+        retries = self.retries() if retry else Retries(0.0)
+        headers = {"accept": accept, **({"content-type": MEDIA_TYPE} if body else {})}
+        while True:
+            try:
+                try:
+                    reply = await self.transport.request(method, path, body, headers)
+                except HTTP_FAILURES as failure:
+                    raise self.transport.address.lost(failure) from failure
+                if reply.status_code >= 400:
+                    raise service_error(reply.status_code, reply.headers, reply.content)
+                break
+            except ClientError as error:
+                await self.transport.sleep(retries.delay(error, repeatable=repeatable))
         try:
-            return self.read(body)
+            return read(reply.content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{self.method} {self.path} was answered {status} with something else than expected"
+            what = f"{method} {path} was answered {reply.status_code} with something else than expected"
             raise BrokenReply(f"{what}: {error!r:.200}") from error
-
-
-@overload
-def forward(
-    inputs: NDArray[Any], lengths: ArrayLike | None, returns: Returns, **fields: Any
-) -> Call[ForwardResult[Floats]]: ...
-@overload
-def forward(
-    inputs: Sequence[NDArray[Any]], lengths: ArrayLike | None, returns: Returns, **fields: Any
-) -> Call[ForwardResult[list[Floats]]]: ...
-def forward(
-    inputs: NDArray[Any] | Sequence[NDArray[Any]], lengths: ArrayLike | None, returns: Returns, **fields: Any
-) -> Call[Any]:
-    """POST /rnn/forward. A list of arrays travels padded, with lengths, and its results come back as lists."""
-    if isinstance(inputs, np.ndarray):
-        values, rows = floats(inputs), None
-        counts = None if lengths is None else np.asarray(lengths, np.int64)
-    elif lengths is not None:
-        raise ValueError("lengths is for padded inputs; a list of arrays has its own")
-    else:
-        values, counts = _padded(inputs)
-        rows = counts.tolist()
-
-    def read(body: bytes) -> ForwardResult[Any]:
-        arrays, texts = decode(body)
-        arrays.pop("lengths", None)
-        if rows is not None:
-            for name in arrays.keys() & {"outputs", "predictions"}:
-                arrays[name] = [values[:count] for values, count in zip(arrays[name], rows, strict=True)]
-        return ForwardResult(arrays, texts["model"], texts["version"])
-
-    document = {"inputs": values, "lengths": counts, "returns": _names(returns)}
-    return _post("/rnn/forward", document | fields, MEDIA_TYPE, read)
-
-
-def step(inputs: ArrayLike, returns: Returns, **fields: Any) -> Call[StepResult]:
-    """POST /cell/step, with a state in the fields or a session."""
-
-    def read(body: bytes) -> StepResult:
-        arrays, texts = decode(body)
-        return StepResult(arrays, texts.get("model", ""), texts.get("version", ""), int(texts.get("step", 0)))
-
-    return _post("/cell/step", {"inputs": floats(inputs), "returns": _names(returns)} | fields, MEDIA_TYPE, read)
-
-
-def models() -> Call[list[ModelInfo]]:
-    """GET /models."""
-    return Call("GET", "/models", lambda body: [ModelInfo.read(item) for item in json.loads(body)["models"]])
-
-
-def model(name: str) -> Call[ModelInfo]:
-    """GET /models/{name}."""
-    return Call("GET", f"/models/{quote(name, safe='')}", lambda body: ModelInfo.read(json.loads(body)))
-
-
-def open_session(fields: Mapping[str, Any], read: Callable[[bytes], Answer]) -> Call[Answer]:
-    """POST /cell/sessions. One that is opened twice, as an answer was lost, ends by itself when its time has passed."""
-    return _post("/cell/sessions", fields, "application/json", read)
-
-
-def optional(values: ArrayLike | None) -> Floats | None:
-    """A state as an array, if there is one."""
-    return None if values is None else floats(values)
-
-
-def _post(path: str, fields: Mapping[str, Any], accept: str, read: Callable[[bytes], Answer]) -> Call[Answer]:
-    return Call("POST", path, read, encode(fields), {"content-type": MEDIA_TYPE, "accept": accept})
-
-
-def _names(returns: Returns) -> list[str] | None:
-    return [returns] if isinstance(returns, str) else None if returns is None else list(returns)
-
-
-def _padded(rows: Sequence[NDArray[Any]]) -> tuple[Floats, NDArray[np.int64]]:
-    """Rows (T_i, I) as one array (B, T, I) and their lengths. Raises ValueError for rows that do not fit together."""
-    if not rows:
-        raise ValueError("inputs is empty; expected at least one row")
-    arrays = [floats(row) for row in rows]
-    for index, array in enumerate(arrays):
-        if array.ndim != 2 or array.shape[1] != arrays[0].shape[-1]:
-            raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, {arrays[0].shape[-1]})")
-    lengths = np.array([len(array) for array in arrays], np.int64)
-    padded = np.zeros((len(arrays), int(lengths.max()), arrays[0].shape[1]), "<f4")
-    for place, array in zip(padded, arrays, strict=True):
-        place[: len(array)] = array
-    return padded, lengths

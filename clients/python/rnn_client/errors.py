@@ -1,4 +1,4 @@
-"""Everything that a call can raise: the service said no (`ServiceError`), or said nothing (`ConnectionLost`)."""
+"""Everything that a call can raise: ServiceError if the service refused it, ConnectionLost without an answer."""
 
 import json
 import re
@@ -10,7 +10,7 @@ TRANSIENT = frozenset({408, 429, 502, 503, 504})
 """Statuses of requests that may succeed a little later."""
 
 FINAL_CLOSE_CODES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
-"""WebSocket close codes that say that the client is at fault: coming back would not help."""
+"""WebSocket close codes that say that the client is at fault, so that another try would not help."""
 
 
 class ClientError(Exception):
@@ -20,10 +20,10 @@ class ClientError(Exception):
     """Whether the same request may succeed a little later."""
 
     settled = True
-    """Whether the request, if it has not acted by now, never will."""
+    """Whether a request that has not acted by now never will."""
 
     retry_after: float | None = None
-    """Seconds after which the service asks to be called again."""
+    """Seconds after which the service allows another try."""
 
 
 class ConnectionLost(ClientError):
@@ -37,11 +37,11 @@ class ConnectionLost(ClientError):
 
 
 class BrokenReply(ClientError):
-    """The answer is not what this call is answered with: something else than the service is at this address."""
+    """The answer is not what the service gives: something else is at this address."""
 
 
 class StreamClosed(ClientError):
-    """The service closed a stream without saying why in words. code is the WebSocket close code."""
+    """The service closed a stream without a problem document. code is the WebSocket close code."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"the stream was closed with code {code}{': ' * bool(reason)}{reason}")
@@ -50,7 +50,7 @@ class StreamClosed(ClientError):
 
 
 class Place(NamedTuple):
-    """One field that is wrong: loc is where, names and indices from the outside in; msg what was expected and came."""
+    """One wrong field: loc holds names and indices from the outside in; msg says what was expected and what came."""
 
     loc: tuple[str | int, ...]
     msg: str
@@ -62,7 +62,7 @@ class ServiceError(ClientError):
     - type: `/problems/<slug>`, a page that the service has; title: the same in words; status: the HTTP status
     - detail: one sentence that names the field, what was expected and what came
     - errors: every field that is wrong, where validation failed
-    - request_id: what the service's log has this request under
+    - request_id: the request's id in the service's log
     - problem: the whole document
     """
 
@@ -81,8 +81,8 @@ class ServiceError(ClientError):
         self.errors = [Place(tuple(item["loc"]), item["msg"]) for item in problem.get("errors") or ()]
         self.request_id: str | None = problem.get("request_id")
         self.retry_after = retry_after
-        self.transient = self.status in TRANSIENT
-        self.settled = self.status not in (502, 504)  # a proxy gave up on it: it may run yet
+        self.transient = self.status in TRANSIENT and not isinstance(self, ModelFailed)
+        self.settled = self.status not in (502, 504)  # a proxy gave up on it; it may still run
         super().__init__(self.detail)
 
 
@@ -116,10 +116,6 @@ class VersionNotFound(ServiceError):
 
 class ModelFailed(ServiceError):
     """503: the model's files cannot be served; trying again does not help."""
-
-    def __init__(self, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
-        super().__init__(problem, retry_after)
-        self.transient = False
 
 
 class SessionNotFound(ServiceError):
@@ -165,23 +161,18 @@ class DeadlinePassed(ServiceError):
 
 def service_error(status: int, headers: Mapping[str, str], body: bytes) -> ServiceError:
     """The error in an HTTP reply; what is no problem document (a proxy's page) is described by its status."""
-    problem: Any = None
-    if "json" in headers.get("content-type", ""):
-        try:
-            problem = json.loads(body)
-        except ValueError:
-            problem = None
+    try:
+        problem = json.loads(body) if "problem+json" in headers.get("content-type", "") else None
+    except ValueError:
+        problem = None
     if not isinstance(problem, dict):
         title = responses.get(status, "Error")
         problem = {"title": title, "detail": f"{status} {title}"}
-    return problem_error({"status": status} | problem, _seconds(headers.get("retry-after", "")))
+    seconds = headers.get("retry-after", "")
+    return problem_error({"status": status} | problem, float(seconds) if seconds.isdecimal() else None)
 
 
 def problem_error(problem: Mapping[str, Any], retry_after: float | None = None) -> ServiceError:
     """The error that a problem document describes."""
     slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
     return ServiceError.kinds.get(slug, ServiceError)(problem, retry_after)
-
-
-def _seconds(retry_after: str) -> float | None:
-    return float(retry_after) if retry_after.isdecimal() else None

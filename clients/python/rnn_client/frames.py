@@ -1,18 +1,16 @@
-"""The two ways in which steps travel in a stream: float32 values in binary frames, and lines of JSON in text frames.
+"""The messages of a stream: float32 values in binary frames, or lines of JSON in text frames.
 
 Binary if one of the arrays outputs and predictions is asked for: a quarter of the bytes, nothing printed or parsed.
 """
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from rnn_client.calls import Returns
 from rnn_client.errors import BrokenReply, problem_error
-from rnn_client.tensors import Floats
+from rnn_client.tensors import Floats, Returns, names
 
 EVERY_STEP = ("outputs", "predictions")
 """The arrays that every step adds to; h and c are those after the last step."""
@@ -21,111 +19,77 @@ Answers = Iterator[tuple[int, dict[str, Floats]]]
 """How many steps were answered together, and their arrays (k, …)."""
 
 
-class Frames(ABC):
-    """How the messages of a stream are written and read."""
-
-    extras: ClassVar[Mapping[str, str]] = {}
-    """What else the first message says."""
-
-    def __init__(self, returns: Returns) -> None:
-        self._returns = [returns] if isinstance(returns, str) else None if returns is None else list(returns)
-
-    def greeting(self, session: str, step: int) -> str:
-        """The first message: which session, what to send back, and the number of the first step."""
-        wanted = {} if self._returns is None else {"returns": self._returns}
-        return json.dumps({"session": session, "step": step, **wanted, **self.extras})
-
-    @abstractmethod
-    def check(self, inputs: Floats) -> None:
-        """Raise ValueError for inputs (k,I) that cannot travel so."""
-
-    @abstractmethod
-    def cuts(self, steps: int, most: int) -> Iterator[tuple[int, int]]:
-        """Which of an input's steps, from begin to end, travel together."""
-
-    @abstractmethod
-    def message(self, inputs: Floats, first: int) -> str | bytes:
-        """The frame of steps (k,I), numbered from first."""
-
-    @abstractmethod
-    def answers(self, message: str | bytes, first: int) -> Answers:
-        """What a message answers: steps from number first on. Raises ServiceError, or BrokenReply."""
+def frames_for(returns: Returns) -> "BinaryFrames | TextFrames":
+    if isinstance(returns, str) and returns in EVERY_STEP:
+        return BinaryFrames(returns)
+    return TextFrames(names(returns))
 
 
-class BinaryFrames(Frames):
+class BinaryFrames:
     """Frames of k·I float32 values, answered by k·P of them; fewer if a step failed, and then an error follows."""
 
-    extras: ClassVar[Mapping[str, str]] = {"non_finite": "null"}  # that is: no error; they travel as they are
-
-    def __init__(self, returns: Returns) -> None:
-        super().__init__(returns)
-        self._name = str(returns)
+    def __init__(self, name: str) -> None:
+        # "null": NaN and infinity are no error; in binary frames they travel as they are.
+        self.options = {"returns": [name], "non_finite": "null"}
+        self._name = name
         self._width: int | None = None
         self._first = True
 
-    def check(self, inputs: Floats) -> None:
-        """All float32 values can."""
+    def split(self, inputs: Floats, most: int) -> list[Floats]:
+        """Inputs (k,I) as frames of at most so many steps.
 
-    def cuts(self, steps: int, most: int) -> Iterator[tuple[int, int]]:
-        """The first frame of all is one step: its answer says how many values the answer of a step has."""
-        begin = 0
-        while begin < steps:
-            end = min(steps, begin + (1 if self._first else most))
-            self._first = False
-            yield begin, end
-            begin = end
+        The first frame of all is one step: its answer says how many values the answer of a step has.
+        """
+        head = 1 if self._first else 0
+        self._first = False
+        return _pieces(inputs[:head], most) + _pieces(inputs[head:], most)
 
-    def message(self, inputs: Floats, first: int) -> bytes:  # noqa: ARG002
-        """The values; the service counts steps from the first message's number on."""
+    def message(self, inputs: Floats, first: int) -> bytes:  # noqa: ARG002  # the service counts from the greeting on
         return inputs.tobytes()
 
     def answers(self, message: str | bytes, first: int) -> Answers:
-        """One array, or an error."""
+        """What a message answers: steps from number first on. Raises ServiceError, or BrokenReply."""
         if isinstance(message, str):
-            document = _document(message)
-            raise problem_error(document["error"]) if "error" in document else _unasked(message)
+            _document(message)
+            raise _unexpected(message)
         width = self._width or len(message) // 4
-        if not message or not width or len(message) % (4 * width):
-            raise BrokenReply(
-                f"step {first} was answered with {len(message)} bytes; expected a multiple of {4 * width}"
-            )
+        if not width or not message or len(message) % (4 * width):
+            raise BrokenReply(f"step {first} was answered with {len(message)} bytes; expected {4 * width} a step")
         self._width = width
         values = np.frombuffer(message, "<f4").reshape(-1, width)
         yield len(values), {self._name: values}
 
 
-class TextFrames(Frames):
+class TextFrames:
     """Frames of k lines `{"inputs": …, "step": n}`, answered by k lines; fewer if a step failed, and then an error."""
 
-    def check(self, inputs: Floats) -> None:
-        """JSON has no NaN and no infinity."""
-        if not np.isfinite(inputs).all():
-            raise ValueError(
-                'an input holds NaN or infinity, which only streams with returns="outputs" or "predictions" can'
-            )
+    def __init__(self, returns: list[str] | None) -> None:
+        self.options: dict[str, Any] = {} if returns is None else {"returns": returns}
 
-    def cuts(self, steps: int, most: int) -> Iterator[tuple[int, int]]:
-        """As many as go into a frame."""
-        for begin in range(0, steps, most):
-            yield begin, min(steps, begin + most)
+    def split(self, inputs: Floats, most: int) -> list[Floats]:
+        """Inputs (k,I) as frames of at most so many steps. Raises ValueError for NaN and infinity, which JSON lacks."""
+        if not np.isfinite(inputs).all():
+            raise ValueError('inputs hold NaN or infinity; that takes returns="outputs" or returns="predictions"')
+        return _pieces(inputs, most)
 
     def message(self, inputs: Floats, first: int) -> str:
-        """A line a step."""
         lines = ({"inputs": row, "step": step} for step, row in enumerate(inputs.tolist(), first))
         return "".join(json.dumps(line) + "\n" for line in lines)
 
     def answers(self, message: str | bytes, first: int) -> Answers:
-        """A step a line, or an error."""
+        """What a message answers: steps from number first on. Raises ServiceError, or BrokenReply."""
         if isinstance(message, bytes):
-            raise _unasked(message)
+            raise _unexpected(message)
         for step, line in enumerate(message.splitlines(), first):
             document = _document(line)
-            if "error" in document:
-                raise problem_error(document["error"])
             if document.get("step") != step:
                 raise BrokenReply(f"step {step} was answered with step {document.get('step')}")
             arrays = {name: value for name, value in document.items() if isinstance(value, list)}
             yield 1, {name: np.array([value], "<f4") for name, value in arrays.items()}
+
+
+def _pieces(inputs: Floats, most: int) -> list[Floats]:
+    return [inputs[begin : begin + most] for begin in range(0, len(inputs), most)]
 
 
 def _document(line: str) -> dict[str, Any]:
@@ -134,9 +98,11 @@ def _document(line: str) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise _unasked(line)
+        raise _unexpected(line)
+    if isinstance(document.get("error"), dict):
+        raise problem_error(document["error"])
     return document
 
 
-def _unasked(message: str | bytes) -> BrokenReply:
+def _unexpected(message: str | bytes) -> BrokenReply:
     return BrokenReply(f"steps were answered with {message!r:.80}, which is not what was asked for")

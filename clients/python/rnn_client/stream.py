@@ -1,51 +1,84 @@
 """A stream of a session's steps over connections that may break, without the connections.
 
-    inputs ─ take ─► pending ─ to_send ─► flight ─ receive ─► results, in order
+    inputs ─ take ─► pending ─ to_send ─► in flight ─ receive ─► results, in order
                         ▲                    │
-                        └──── connected ◄────┘   a new connection: what was not answered goes again, with its numbers
+                        └──── connected ◄────┘   on a new connection, unanswered steps go again, with their numbers
 
-Nothing runs twice, as every step keeps its number; nothing is lost, as no more steps are unanswered than the service
-can answer again.
+Every step keeps its number, so nothing runs twice. No more steps are unanswered than the service can answer again, so
+nothing is lost.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rnn_client.calls import Returns
 from rnn_client.errors import BrokenReply
-from rnn_client.frames import EVERY_STEP, BinaryFrames, Frames, TextFrames
-from rnn_client.progress import Progress
+from rnn_client.frames import EVERY_STEP, frames_for
 from rnn_client.results import StepResult
-from rnn_client.tensors import Floats, floats
+from rnn_client.tensors import Floats, Returns, floats
 
 FRAME_STEPS = 1024
 """Most steps in a frame. The service runs so many at a time, and keeps the answers of the last that it ran."""
 
 
 @dataclass
+class Progress:
+    """A session and the last step of it that was answered.
+
+    replay_steps: how many of its latest steps the service can answer again to a stream; None if it did not say.
+    streaming: whether a stream has steps in flight, so that the number of the next step is unknown.
+    """
+
+    session: str
+    model: str
+    version: str
+    done: int
+    replay_steps: int | None = None
+    streaming: bool = False
+
+    @classmethod
+    def read(cls, body: bytes) -> "Progress":
+        """From the service's description of a session."""
+        session: dict[str, Any] = json.loads(body)
+        return cls(
+            session["session"], session["model"], session["version"], session["step"], session.get("replay_steps")
+        )
+
+    def refuse_while_streaming(self) -> None:
+        """Raise RuntimeError if a stream has steps in flight."""
+        if self.streaming:
+            raise RuntimeError("a stream of this session has steps in flight: close it first (contextlib.aclosing)")
+
+
+@dataclass
 class _Item:
-    """Inputs as they were given, and what was answered of them so far."""
+    """The inputs of one `take`, and the answers to them so far."""
 
     batched: bool
     unanswered: int
     parts: list[dict[str, Floats]] = field(default_factory=list)
 
+    def joined(self) -> dict[str, Floats]:
+        """The results of every step, and the state after the last."""
+        arrays = {}
+        for name in self.parts[0]:
+            values = np.concatenate([part[name] for part in self.parts])
+            arrays[name] = values if self.batched and name in EVERY_STEP else values[-1]
+        return arrays
+
 
 @dataclass
 class _Frame:
-    """Steps that travel together: the number of the first, inputs (k,I), and whose they are."""
+    """Steps that travel together: the number of the first, inputs (k,I), and the item that they belong to."""
 
     first: int
     inputs: Floats
     item: _Item
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.inputs) - 1
 
 
 class Stream:
@@ -59,7 +92,7 @@ class Stream:
             raise ValueError(f"ahead is {ahead}; expected at least 1")
         progress.refuse_while_streaming()
         self._progress = progress
-        self._frames: Frames = (BinaryFrames if returns in EVERY_STEP else TextFrames)(returns)
+        self._frames = frames_for(returns)
         self._ahead = ahead
         self._items = 0
         self._taken = progress.done
@@ -79,28 +112,28 @@ class Stream:
 
     def take(self, inputs: ArrayLike) -> None:
         """Take the inputs of one step (I), or of k steps (k,I). Raises ValueError for anything else."""
-        values = floats(inputs)
+        values = floats(inputs, "inputs")
         if values.ndim not in (1, 2) or values.size == 0:
-            raise ValueError(f"an input has shape {values.shape}; expected (I), or (k, I) for k steps")
+            raise ValueError(f"inputs have shape {values.shape}; expected (I), or (k, I) for k steps")
         rows = values.reshape(-1, values.shape[-1])
-        self._frames.check(rows)
         item = _Item(values.ndim == 2, len(rows))
-        for begin, end in self._frames.cuts(len(rows), FRAME_STEPS):
-            self._pending.append(_Frame(self._taken + begin + 1, rows[begin:end], item))
-        self._taken += len(rows)
+        for part in self._frames.split(rows, FRAME_STEPS):
+            self._pending.append(_Frame(self._taken + 1, part, item))
+            self._taken += len(part)
         self._items += 1
 
     def connected(self) -> None:
-        """A new connection: the first message is due, and then everything that is not answered."""
+        """On a new connection, the first message is due, and then everything that is not answered."""
         self._pending.extendleft(reversed(self._flight))
         self._flight.clear()
         self._greeting = True
 
     def to_send(self) -> Iterator[str | bytes]:
-        """Messages that may leave now, in order; each counts as sent when it is given."""
+        """Messages that may be sent now, in order; each counts as sent when it is given."""
         if self._greeting:
             self._greeting = False
-            yield self._frames.greeting(self._progress.session, self._progress.done + 1)
+            first = {"session": self._progress.session, "step": self._progress.done + 1}
+            yield json.dumps(first | self._frames.options)
         while self._pending and self._fits(self._pending[0]):
             frame = self._pending.popleft()
             self._flight.append(frame)
@@ -108,26 +141,26 @@ class Stream:
             yield self._frames.message(frame.inputs, frame.first)
 
     def receive(self, message: str | bytes) -> list[StepResult]:
-        """Results that are whole with this message, in order. Raises ServiceError, or BrokenReply."""
+        """Results that are complete with this message, in order. Raises ServiceError, or BrokenReply."""
         answers = self._frames.answers(message, self._progress.done + 1)
         results = [result for steps, arrays in answers for result in self._answered(steps, arrays)]
         self._progress.streaming = bool(self._flight)
         return results
 
     def leave(self) -> None:
-        """Nothing more is to be sent; what is under way will be answered."""
+        """Send nothing more; what is in flight will be answered."""
         self._pending.clear()
 
     def give_up(self) -> None:
-        """The stream ends here, whatever was under way."""
+        """End the stream, whatever is in flight."""
         self._pending.clear()
         self._flight.clear()
         self._progress.streaming = False
 
     def _fits(self, frame: _Frame) -> bool:
-        """Whether a frame may follow those that are under way; alone it may always, as the last one is kept whole."""
-        under_way = frame.last - self._progress.done
-        return not self._flight or under_way <= (self._progress.replay_steps or 0)
+        """Whether a frame may follow those in flight. Alone it always may: the service keeps its last answer whole."""
+        unanswered = frame.first + len(frame.inputs) - 1 - self._progress.done
+        return not self._flight or unanswered <= (self._progress.replay_steps or 0)
 
     def _answered(self, steps: int, arrays: dict[str, Floats]) -> Iterator[StepResult]:
         """So many steps of the first frame are answered: all of it, or its beginning if the rest failed."""
@@ -143,13 +176,4 @@ class Stream:
             self._flight.popleft()
         if item.unanswered == 0:
             self._items -= 1
-            yield StepResult(_joined(item), self._progress.model, self._progress.version, self._progress.done)
-
-
-def _joined(item: _Item) -> dict[str, Floats]:
-    """What was answered of one input, as one: the results of every step, and the state after the last."""
-    arrays = {}
-    for name in item.parts[0]:
-        values = np.concatenate([part[name] for part in item.parts])
-        arrays[name] = values if item.batched and name in EVERY_STEP else values[-1]
-    return arrays
+            yield StepResult(item.joined(), self._progress.model, self._progress.version, self._progress.done)

@@ -2,73 +2,57 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from rnn_client import ConnectionLost
-from tests.e2e.models import SPECS
-
-RNG = np.random.default_rng(13)
 
 
-def row(name, length):
-    return RNG.normal(size=(length, SPECS[name].input_size)).astype(np.float32)
-
-
-def same(actual, wanted):
-    np.testing.assert_array_equal(actual, wanted)
-
-
-def test_steps_run_once_however_often_the_connection_breaks(connect, service, cutter):
-    inputs, direct = row("gru", 60), connect(service.url)
-    whole = direct.forward(inputs, "gru")
-    with connect(cutter.url).session("gru") as session:
-        singles = [session.step(each).outputs for each in inputs[:30]]
-        blocks = [session.step(inputs[start : start + 3]).outputs for start in range(30, 60, 3)]
-        same(np.concatenate([np.array(singles), *blocks]), whole.outputs)
-        snapshot = direct.attach(session.id).snapshot()
-        same(snapshot.h, whole.h_n)
-        assert snapshot.step == session.done == 60
+def test_steps_run_once_despite_cuts(connect, cutter, begin):
+    session, inputs, whole = begin("gru", 60)
+    cut = connect(cutter.url).attach(session.id)
+    singles = [cut.step(each).outputs for each in inputs[:30]]
+    blocks = [cut.step(inputs[start : start + 3]).outputs for start in range(30, 60, 3)]
+    assert_array_equal(np.concatenate([np.array(singles), *blocks]), whole.outputs)
+    snapshot = session.snapshot()
+    assert_array_equal(snapshot.h, whole.h_n)
+    assert snapshot.step == cut.done == 60
     assert cutter.cuts > 5
 
 
-def test_sequences_arrive_however_often_the_connection_breaks(connect, cutter):
+def test_sequences_arrive_despite_cuts(connect, cutter, row):
     client, inputs = connect(cutter.url), row("gru", 20)
     wanted = client.forward(inputs, "gru").outputs
     for _ in range(20):
-        same(client.forward(inputs, "gru").outputs, wanted)
+        assert_array_equal(client.forward(inputs, "gru").outputs, wanted)
     assert cutter.cuts > 3
 
 
-def test_without_retries_a_cut_is_an_error_and_the_same_step_can_be_sent_again(connect, service, cutter):
-    inputs = row("gru", 40)
-    whole = connect(service.url).forward(inputs, "gru")
-    session = connect(service.url).session("gru", keep=True)
-    impatient, lost = connect(cutter.url, retry_seconds=0), 0
+def test_step_can_be_repeated_by_hand(connect, cutter, begin):
+    session, inputs, whole = begin("gru", 40)
     cutter.cutting = False
-    session = impatient.attach(session.id)
+    cut, lost = connect(cutter.url, retry_seconds=0).attach(session.id), 0
     cutter.cutting = True
     for each, outputs in zip(inputs, whole.outputs, strict=True):
-        while True:
+        result = None
+        while result is None:
             try:
-                result = session.step(each)
-                break
+                result = cut.step(each)
             except ConnectionLost:
                 lost += 1
-        same(result.outputs, outputs)
+        assert_array_equal(result.outputs, outputs)
     assert lost > 3
-    assert session.done == 40
+    assert cut.done == 40
 
 
-def test_a_connection_that_falls_silent_is_left(connect, service, cutter):
+def test_silent_connection_is_left(connect, cutter, begin):
     cutter.stalling = True
-    inputs = row("gru", 30)
-    with connect(cutter.url, timeout=0.2).session("gru") as session:
-        outputs = [session.step(each).outputs for each in inputs]
-        same(outputs, connect(service.url).forward(inputs, "gru").outputs)
-        assert session.done == 30
+    session, inputs, whole = begin("gru", 30)
+    cut = connect(cutter.url, timeout=0.5).attach(session.id)
+    assert_array_equal([cut.step(each).outputs for each in inputs], whole.outputs)
     assert cutter.cuts > 2
 
 
-def test_a_service_that_is_not_there(connect):
+def test_unreachable_service(connect):
     with pytest.raises(ConnectionLost, match=r"no answer from http://127.0.0.1:9: ") as caught:
         connect("http://127.0.0.1:9", retry_seconds=0.1).models()
     assert caught.value.settled  # it was never sent

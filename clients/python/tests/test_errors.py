@@ -17,35 +17,29 @@ def answered(status, document, **headers):
     return service_error(status, {"content-type": "application/problem+json"} | headers, body)
 
 
-def test_a_problem_becomes_its_own_error():
-    problem = {
-        "type": "/problems/step-out-of-order",
-        "title": "Step out of order",
-        "status": 409,
-        "detail": "step is 9; this session expects 4",
-        "expected": 4,
-        "request_id": "r1",
-    }
+def test_problem_becomes_its_own_error():
+    problem = {"type": "/problems/step-out-of-order", "title": "Step out of order", "status": 409}
+    problem |= {"detail": "step is 9; this session expects 4", "expected": 4, "request_id": "r1"}
     error = answered(409, problem)
     assert type(error) is rnn_client.StepOutOfOrder
     assert (error.status, error.expected, error.request_id, str(error)) == (409, 4, "r1", problem["detail"])
     assert error.problem == problem
 
 
-def test_an_unknown_problem_is_a_service_error():
+def test_unknown_problem_is_service_error():
     error = answered(418, {"type": "/problems/new", "title": "New", "status": 418, "detail": "new"})
     assert (type(error), error.title) == (ServiceError, "New")
 
 
-@pytest.mark.parametrize("body", [b"<h1>Bad Gateway</h1>", b"", b"[1]"])
+@pytest.mark.parametrize("body", [b"<h1>Bad Gateway</h1>", b"", b"[1]", b'{"status": "down"}'])
 @pytest.mark.parametrize("kind", ["text/html", "application/json"])
-def test_a_proxys_page_is_described_by_its_status(body, kind):
+def test_proxy_page_is_described_by_status(body, kind):
     error = service_error(502, {"content-type": kind}, body)
     assert (error.status, error.detail, error.transient) == (502, "502 Bad Gateway", True)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3", 3.0), ("", None), ("Fri, 31 Dec 1999 23:59:59 GMT", None)])
-def test_retry_after_is_read_in_seconds(text, seconds):
+def test_retry_after_in_seconds(text, seconds):
     assert answered(503, {"detail": "full"}, **{"retry-after": text}).retry_after == seconds
 
 

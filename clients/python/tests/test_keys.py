@@ -1,12 +1,10 @@
-"""A service with keys: every way in needs one, and a session is for the key that opened it."""
-
-import asyncio
+"""A service with keys: every call needs one, and a session belongs to the key that opened it."""
 
 import numpy as np
 import pytest
 
-from rnn_client import AsyncClient, AsyncSession, Client, Session, SessionNotFound, Unauthorized
-from rnn_client.progress import Progress
+from rnn_client import Session, SessionNotFound, Unauthorized
+from rnn_client.async_session import AsyncSession
 from tests.e2e.running import start
 
 INPUTS = np.ones((3, 4), np.float32)
@@ -19,7 +17,7 @@ def guarded(repository, tmp_path_factory):
     running.stop()
 
 
-def test_a_key_opens_every_call(connect, guarded):
+def test_key_opens_every_call(connect, guarded):
     client = connect(guarded.url, api_key="ours")
     whole = client.forward(INPUTS, "gru").outputs
     with client.session("gru") as session:
@@ -28,30 +26,18 @@ def test_a_key_opens_every_call(connect, guarded):
         np.testing.assert_array_equal(streamed, whole[1:])
 
 
-def test_without_a_key_nothing_is_open(connect, guarded):
+def test_calls_without_key_are_refused(connect, guarded):
     stranger = connect(guarded.url)
-    session = connect(guarded.url, api_key="ours").session("gru")
-    with pytest.raises(Unauthorized):
-        stranger.forward(INPUTS, "gru")
-    with pytest.raises(Unauthorized):
-        stranger.attach(session.id)
-    session.close()
+    with connect(guarded.url, api_key="ours").session("gru") as session:
+        with pytest.raises(Unauthorized):
+            stranger.forward(INPUTS, "gru")
+        with pytest.raises(Unauthorized):
+            stranger.attach(session.id)
+        found = AsyncSession(stranger._async._caller, session._async._progress, keep=True)
+        with pytest.raises(Unauthorized):
+            list(Session(found).stream(INPUTS))
 
 
-def test_a_session_of_another_key_is_not_found(connect, guarded):
+def test_session_of_another_key_is_not_found(connect, guarded):
     with connect(guarded.url, api_key="ours").session("gru") as session, pytest.raises(SessionNotFound):
         connect(guarded.url, api_key="theirs").attach(session.id)
-
-
-def test_a_stream_needs_the_key_too(guarded):
-    progress = Progress("some-session", "gru", "1", 0)
-    with Client(guarded.url, api_key="wrong") as client, pytest.raises(Unauthorized):
-        list(Session(client, progress, keep=True).stream(INPUTS))
-
-    async def stream_of_async_client():
-        async with AsyncClient(guarded.url, api_key="wrong") as client:
-            async for _ in AsyncSession(client, progress, keep=True).stream(INPUTS):
-                pass
-
-    with pytest.raises(Unauthorized):
-        asyncio.run(stream_of_async_client())

@@ -1,8 +1,7 @@
 """Writes LLVM IR as text: one `Function` is one function's body, with structured loops and mutable variables.
 
-Every method that computes something emits one or more instructions and returns the name of the result, so that a
-kernel reads as the arithmetic that it does. Loop counters and variables live in stack slots; LLVM's `sroa` pass turns
-them into registers. Vector arithmetic is in `vectors`.
+A method that computes something emits instructions and returns the name of the result, so that a kernel reads as the
+arithmetic that it does. Loop counters and variables live in stack slots; LLVM's `sroa` pass turns them into registers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,15 +50,12 @@ class Function:
     # Integers
 
     def add(self, a: Value | int, b: Value | int) -> Value:
-        """The sum a + b."""
         return self.value(f"add i64 {a}, {b}")
 
     def sub(self, a: Value | int, b: Value | int) -> Value:
-        """The difference a - b."""
         return self.value(f"sub i64 {a}, {b}")
 
     def mul(self, a: Value | int, b: Value | int) -> Value:
-        """The product a · b."""
         return self.value(f"mul i64 {a}, {b}")
 
     def div(self, a: Value | int, b: Value | int) -> Value:
@@ -67,11 +63,9 @@ class Function:
         return self.value(f"udiv i64 {a}, {b}")
 
     def least(self, a: Value | int, b: Value | int) -> Value:
-        """The smaller of two."""
         return self.select(self.compare("slt", a, b), a, b)
 
     def most(self, a: Value | int, b: Value | int) -> Value:
-        """The larger of two."""
         return self.select(self.compare("sgt", a, b), a, b)
 
     def compare(self, relation: str, a: Value | int, b: Value | int) -> Value:
@@ -79,7 +73,6 @@ class Function:
         return self.value(f"icmp {relation} i64 {a}, {b}")
 
     def select(self, condition: Value, a: Value | int, b: Value | int) -> Value:
-        """A if condition else b."""
         return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
 
     def negated(self, condition: Value) -> Value:
@@ -93,11 +86,9 @@ class Function:
         return self.value(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
     def load(self, type_: str, pointer: Value, align: int = 4) -> Value:
-        """Read a value of an LLVM type."""
         return self.value(f"load {type_}, ptr {pointer}, align {align}")
 
     def store(self, type_: str, value: Value | int, pointer: Value, align: int = 4) -> None:
-        """Write a value of an LLVM type."""
         self.do(f"store {type_} {value}, ptr {pointer}, align {align}")
 
     def word(self, pointer: Value, index: int = 0) -> Value:
@@ -107,6 +98,10 @@ class Function:
     def pointer(self, pointer: Value, index: int = 0) -> Value:
         """Read the pointer number `index` of a table."""
         return self.load("ptr", self.at(pointer, 8 * index), 8)
+
+    def element(self, base: Value, row: Value | int, columns: int, column: Value | int) -> Value:
+        """The address of element [row, column] of a dense float32 array."""
+        return self.at(base, self.mul(self.add(self.mul(row, columns), column), 4))
 
     def copy(self, target: Value, source: Value, size: Value | int) -> None:
         """Copy `size` bytes."""
@@ -171,7 +166,6 @@ class Function:
         self._lines.append(f"{label}:")
 
     def call(self, callee: "Function", arguments: Sequence[Value | int]) -> None:
-        """Call another function of the module."""
         self.call_at(f"@{callee.name}", callee.types, arguments)
 
     def call_at(self, address: Value, types: Sequence[str], arguments: Sequence[Value | int]) -> None:
@@ -186,7 +180,6 @@ class Variable:
         self._function, self._type, self._name = function, type_, name
 
     def get(self) -> Value:
-        """Its value here."""
         return self._function.value(f"load {self._type}, ptr {self._name}")
 
     def set(self, value: Value | int) -> None:
@@ -195,7 +188,6 @@ class Variable:
 
 
 def module(functions: Sequence[Function], declarations: Sequence[str]) -> str:
-    """The text of a whole module."""
     memcpy = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
     # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
     attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'

@@ -1,66 +1,53 @@
-"""Layers made ready to run: kernels compiled, weights packed, and the tables of them that the scheduler reads."""
+"""Layers made ready to run: kernels compiled, weights packed, and the tables of them that the stack kernel reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from service.engine.interface import Floats
 from service.engine.native.cells import CELLS
 from service.engine.native.compiler import compiled
-from service.engine.native.kernels import Recurrent
 from service.engine.native.linear import Linear
-from service.engine.native.packing import cell_order, packed
 from service.engine.native.processor import Processor
-from service.engine.native.schedule import LayerWord, StackWord
-from service.spec import WeightsDtype
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One direction of one layer, as in PyTorch's state_dict.
-
-    ih (G·H, ·), hh (G·H, P), bias_ih and bias_hh (G·H), hr (P, H) if the state is projected.
-    """
-
-    ih: Floats
-    hh: Floats
-    bias_ih: Floats
-    bias_hh: Floats
-    hr: Floats | None = None
+from service.engine.native.recurrent import Recurrent
+from service.engine.native.stack_kernel import LayerWord, StackWord
+from service.spec import ModelSpec, WeightsDtype
 
 
 class Layer:
-    """One direction of one layer: its code, its packed weights and its `LayerWord` table."""
+    """One direction of one layer: its code, its packed weights and its `LayerWord` table.
 
-    def __init__(self, cell: str, weights: LayerWeights, dtype: WeightsDtype, processor: Processor) -> None:
-        gates = CELLS[cell].gates
-        hidden, state = len(weights.hh) // gates, weights.hh.shape[1]
-        self.recurrent = recurrent = Recurrent(cell, hidden, state, dtype, processor)
-        linear = recurrent.x_parts(weights.ih.shape[1])
-        order = cell_order(recurrent.panels, gates, hidden)
-        apart = np.repeat([gate in CELLS[cell].apart for gate in range(gates)], hidden)
-        with_x = (weights.bias_ih.astype(np.float64) + np.where(apart, 0, weights.bias_hh)).astype(np.float32)
+    weights are the arrays of PyTorch's state_dict whose names end in `suffix`.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], suffix: str, processor: Processor) -> None:
+        name = f"rnn_{spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
+        cell, hidden, state = CELLS[name], spec.hidden_size, spec.state_size
+        ih, hh = weights[f"weight_ih_{suffix}"], weights[f"weight_hh_{suffix}"]
+        zeros = np.zeros(len(hh), np.float32)
+        bias_ih, bias_hh = (weights.get(f"bias_{part}_{suffix}", zeros) for part in ("ih", "hh"))
+        self.recurrent = recurrent = Recurrent(name, hidden, state, spec.weights_dtype, processor)
+        linear = recurrent.x_parts(ih.shape[1])
+        order = recurrent.panels.cell_order(cell.gates, hidden)
+        apart = np.repeat([gate in cell.apart for gate in range(cell.gates)], hidden)
+        with_x = (bias_ih.astype(np.float64) + np.where(apart, 0, bias_hh)).astype(np.float32)
         self.code = [compiled(linear), compiled(recurrent)]
-        self.weights = [
-            packed(linear.panels, weights.ih, with_x, order),
-            packed(recurrent.panels, weights.hh, weights.bias_hh, order),
-        ]
-        if recurrent.projection and weights.hr is not None:
+        self.weights = [linear.panels.pack(ih, with_x, order), recurrent.panels.pack(hh, bias_hh, order)]
+        if recurrent.projection:
             no_bias = np.zeros(state, np.float32)
-            self.weights.append(packed(recurrent.projection, weights.hr, no_bias, np.arange(state)))
-        has_c = CELLS[cell].has_cell_state
-        self.words = [0] * len(LayerWord)
-        self.words[LayerWord.LINEAR] = self.code[0].address
-        self.words[LayerWord.RECURRENT] = self.code[1].address
-        for word, array in zip(
-            (LayerWord.LINEAR_PANELS, LayerWord.PANELS, LayerWord.PROJECTION), self.weights, strict=False
-        ):
-            self.words[word] = array.ctypes.data
-        self.words[LayerWord.H_STRIDE] = 4 * recurrent.h_columns
-        self.words[LayerWord.H_BYTES] = 4 * state
-        self.words[LayerWord.C_STRIDE] = 4 * recurrent.c_columns
-        self.words[LayerWord.C_BYTES] = 4 * hidden if has_c else 0
+            self.weights.append(recurrent.projection.pack(weights[f"weight_hr_{suffix}"], no_bias, np.arange(state)))
+        words = {
+            LayerWord.LINEAR: self.code[0].address,
+            LayerWord.LINEAR_PANELS: self.weights[0].ctypes.data,
+            LayerWord.RECURRENT: self.code[1].address,
+            LayerWord.PANELS: self.weights[1].ctypes.data,
+            LayerWord.PROJECTION: self.weights[2].ctypes.data if recurrent.projection else 0,
+            LayerWord.H_STRIDE: 4 * recurrent.h_columns,
+            LayerWord.H_BYTES: 4 * state,
+            LayerWord.C_STRIDE: 4 * recurrent.c_columns,
+            LayerWord.C_BYTES: 4 * hidden if cell.has_cell_state else 0,
+        }
+        self.words = [words[word] for word in LayerWord]
 
 
 class Head:
@@ -71,7 +58,7 @@ class Head:
         linear = Linear(depth, self.size, dtype, processor)
         self.columns = linear.panels.columns
         self.code = compiled(linear)
-        self.weights = packed(linear.panels, weight, bias, np.arange(self.size))
+        self.weights = linear.panels.pack(weight, bias, np.arange(self.size))
 
 
 class Stack:
@@ -94,11 +81,5 @@ class Stack:
         self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [head.columns if head else 0])
         self.h_columns = max((layer.recurrent.h_columns for layer in layers), default=0)
         self.c_columns = max((layer.recurrent.c_columns for layer in layers), default=0)
-        # Of the smallest W_hh.
-        self.step_bytes = min((layer.weights[1].nbytes for layer in layers), default=0)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed weights."""
-        heads = [self.head.weights.nbytes] if self.head else []
-        return sum([array.nbytes for layer in self.layers for array in layer.weights] + heads)
+        self.nbytes = sum(array.nbytes for layer in layers for array in layer.weights)
+        self.nbytes += head.weights.nbytes if head else 0

@@ -1,21 +1,34 @@
 """A pass: rows through a stack of layers in one call, on as many threads as it is worth."""
 
 import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from service.engine.native.compiler import Code
+import numpy as np
+
+from service.engine.interface import Rows
+from service.engine.native.compiler import compiled
 from service.engine.native.layers import Stack
-from service.engine.native.rows import RowTable
-from service.engine.native.split import Split
-from service.engine.native.threads import Crew
-from service.engine.native.work import Work
+from service.engine.native.panels import aligned
+from service.engine.native.processor import Processor
+from service.engine.native.rows import ROW_BYTES, RowTable
+from service.engine.native.stack_kernel import BufferWord, StackKernel
+
+LANES = 48
+"""Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them."""
+
+BLOCK_FLOATS = 65_536
+"""Floats of x-parts in a block, so that they stay in the second-level cache beside the weights."""
+
+MOST_ROW_STEPS = 512
+"""Rows times steps of a block of narrow layers; a longer block would bring nothing."""
 
 SHARED_FLOPS = 16_000_000
 """Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them."""
 
 HELD_FLOPS = 200_000
 """Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
-
 
 NEAR_BYTES = 768 * 1024
 """Weights up to this stay in a core's second-level cache, and a few rows are as good as many to read them for."""
@@ -27,70 +40,118 @@ DRAWS = 4
 """How often a thread comes for rows if their weights are near: one whose core was taken away leaves more to others."""
 
 
+class ThreadPool:
+    """Up to `size` threads, the caller's included. The others are started when first needed and sleep when idle."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, 1)
+        # The pool's threads end when it is collected with the engine that owns it.
+        self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
+
+    def run(self, parts: Sequence[Callable[[], object]]) -> None:
+        """Run at most `size` functions that share one task; return when the task is done.
+
+        One that no thread has begun when the caller's own has returned is dropped: nothing was left for it to do.
+        """
+        futures = [self._others.submit(part) for part in parts[1:]]
+        parts[0]()
+        for future in futures:
+            if not future.cancel():
+                future.result()
+
+
+class Buffers:
+    """A table of rows, and a thread's scratch memory for a stack. One call at a time may use them."""
+
+    def __init__(self, stack: Stack, table: RowTable) -> None:
+        self.table = table
+        row_steps = max(LANES, min(MOST_ROW_STEPS, BLOCK_FLOATS // stack.x_columns))
+        states = 4 * (row_steps + LANES) * stack.h_columns
+        cells = 4 * LANES * stack.c_columns
+        sizes = {
+            BufferWord.INPUTS: 8 * row_steps,
+            BufferWord.X_PARTS: 4 * row_steps * stack.x_columns,
+            BufferWord.H: states,
+            BufferWord.H_NEXT: states if len(stack.layers) > 1 else 0,
+            BufferWord.C: cells,
+            BufferWord.UNITS: cells,
+            BufferWord.LANES: LANES * ROW_BYTES,
+        }
+        self._parts = {word: aligned(size) for word, size in sizes.items()}
+        self._words = np.zeros(len(BufferWord), np.int64)
+        for word, part in self._parts.items():
+            self._words[word] = part.ctypes.data
+        self._words[BufferWord.ROW_STEPS] = row_steps
+        self.use_lanes(LANES)
+        self.address = int(self._words.ctypes.data)
+
+    def use_lanes(self, count: int) -> None:
+        """Have at most `count` rows under way at once."""
+        self._words[BufferWord.LANE_COUNT] = min(LANES, count)
+
+
 class Pass:
-    """A stack of layers with its scratch memory."""
+    """A stack of layers, and the buffers that calls through it use.
 
-    def __init__(self, stack: Stack, code: Code, crew: Crew, flops_per_step: int, split: Split | None = None) -> None:
-        self.stack = stack
-        self._code = code
-        self._crew = crew
-        self._split = split
-        self._schedule = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
-        self._schedule_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address)
-        # Scratch memory that no call uses now; list.append and list.pop are atomic.
-        self._idle: list[Work] = []
+    first_state: where along L·D the state of its first layer is; backwards: rows run from their end.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        pool: ThreadPool,
+        processor: Processor,
+        flops_per_step: int,
+        *,
+        first_state: int = 0,
+        backwards: bool = False,
+    ) -> None:
+        self.nbytes = stack.nbytes
+        self._stack = stack
+        self._pool = pool
+        self._new_table = partial(RowTable, processor, first_state, backwards=backwards)
         self._flops_per_step = flops_per_step
+        self._code = compiled(StackKernel(processor))
+        self._kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        self._kernel_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        # Those that no call uses now; list.append and list.pop are atomic.
+        self._idle: list[Buffers] = []
 
-    def run(self, table: RowTable, *, alone: bool = False) -> None:
-        """Run all rows of the table; if `alone`, on the caller's thread."""
-        flops = table.steps * self._flops_per_step
-        if not flops:
-            return
-        if len(table) == 1 and not alone and self._split and self._split.pays(self.stack.step_bytes, flops):
-            self._run_split(self._split, table)
-            return
-        threads = min(self._crew.size, len(table)) if flops >= SHARED_FLOPS and not alone else 1
-        if threads == 1:
-            self.run_alone(table, len(table), table.steps)
-            return
-        works = [self._take() for _ in range(threads)]
-        lanes = -(-len(table) // threads)
-        if self.stack.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
+    def run(self, batches: Sequence[Rows]) -> None:
+        """Run every row of every batch."""
+        buffers = self._take()
+        table = buffers.table
+        flops = table.fill(batches) * self._flops_per_step
+        if flops < HELD_FLOPS:
+            self._kernel_held(self._stack.address, buffers.address, table.address)
+        elif flops < SHARED_FLOPS or len(table) == 1 or self._pool.size == 1:
+            self._kernel(self._stack.address, buffers.address, table.address)
+        else:
+            self._run_shared(buffers)
+        self._idle.append(buffers)
+
+    def _run_shared(self, own: Buffers) -> None:
+        """Run the rows on several threads, which draw them from the table."""
+        count = len(own.table)
+        others = [self._take() for _ in range(min(self._pool.size, count) - 1)]
+        lanes = -(-count // (len(others) + 1))
+        if self.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
             lanes = max(FEW_ROWS, -(-lanes // DRAWS))
-        for work in works:
-            work.use_lanes(lanes)
-        table.longest_first()
-        self._crew.run([partial(self._schedule, self.stack.address, work.address, table.address) for work in works])
-        self._idle.extend(works)
+        own.table.sort()
+        for buffers in (own, *others):
+            buffers.use_lanes(lanes)
+        self._pool.run(
+            [
+                partial(self._kernel, self._stack.address, buffers.address, own.table.address)
+                for buffers in (own, *others)
+            ]
+        )
+        for buffers in (own, *others):
+            buffers.use_lanes(LANES)
+        self._idle.extend(others)
 
-    def run_alone(self, table: RowTable, rows: int, steps: int) -> None:
-        """Run the rows of a table, so many and of so many steps in all, on the caller's thread."""
-        work = self._take()
-        work.use_lanes(rows)
-        self._call(table, work, steps * self._flops_per_step)
-        self._idle.append(work)
-
-    def run_steps(self, table: RowTable, work: Work, rows: int) -> None:
-        """Run `rows` rows of one step, already in `table`, on the caller's thread."""
-        self._call(table, work, rows * self._flops_per_step)
-
-    def _run_split(self, split: Split, table: RowTable) -> None:
-        work = self._take()
-
-        def lead(team: int) -> None:
-            work.use_team(team)
-            self._schedule(self.stack.address, work.address, table.address)
-
-        split.run(lead)
-        work.use_team(0)
-        self._idle.append(work)
-
-    def _call(self, table: RowTable, work: Work, flops: int) -> None:
-        call = self._schedule_held if flops < HELD_FLOPS else self._schedule
-        call(self.stack.address, work.address, table.address)
-
-    def _take(self) -> Work:
+    def _take(self) -> Buffers:
         try:
             return self._idle.pop()
         except IndexError:
-            return Work(self.stack)
+            return Buffers(self._stack, self._new_table())

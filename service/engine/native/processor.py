@@ -48,12 +48,6 @@ class Processor:
         return cls(name, flags, width=4, registers=16, has_fma=False)
 
     @property
-    def pause(self) -> str:
-        """The call that tells the processor that a loop only waits."""
-        is_neon = self.width == 4 and self.registers == 32
-        return "llvm.aarch64.hint(i32 1)" if is_neon else "llvm.x86.sse2.pause()"
-
-    @property
     def panel_vectors(self) -> int:
         """Columns of a panel, in vectors: each broadcast of an input is used that many times."""
         return 4 if self.registers >= 32 else 2

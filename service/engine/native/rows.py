@@ -1,122 +1,180 @@
-"""Tables of rows as the scheduler reads them, made from the engine's `Rows`."""
+"""The table of rows that the stack kernel reads, and the native code that fills it from the arrays of `Rows`.
+
+To ask numpy for one array's address costs a third of a microsecond, as much as a whole step of a small model. So this
+code takes the arrays themselves and reads the C structs of Python and numpy: the items of a tuple, and the fields of
+`PyArrayObject`, which numpy documents and keeps. `check_layout` tries that out before a model is loaded.
+"""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
-from service.engine.interface import Floats, Integers, Rows
-from service.engine.native.schedule import HEADER_WORDS, ROW_WORDS, RowWord
-
-_STEPS = int(RowWord.STEPS)
-
-_first_byte = ctypes.c_char.from_buffer
+from service.engine.interface import Integers, Rows
+from service.engine.native.compiler import compiled
+from service.engine.native.ir import Function, Value, module
+from service.engine.native.processor import Processor
 
 
-def address(array: Floats | Integers) -> int:
-    """Where an array's data begins. For an array of one piece that may be written into, four times as fast as numpy."""
-    try:
-        return ctypes.addressof(_first_byte(array))  # type: ignore[arg-type]  # arrays are buffers
-    except (TypeError, ValueError):
-        return array.ctypes.data
+class HeaderWord(IntEnum):
+    """Words ahead of the rows: the next row to draw, the number of rows, their steps in all, and how they are to run.
+
+    `FIRST_STATE` counts along L·D: the state of the first layer; `BACKWARDS` is 1 for rows that run from their end.
+    """
+
+    NEXT = 0
+    COUNT = 1
+    STEPS = 2
+    FIRST_STATE = 3
+    BACKWARDS = 4
 
 
-class RowTable:
-    """A table of `RowWord`s with its header. It holds addresses only: the arrays must outlive it."""
+class RowWord(IntEnum):
+    """Words of a row: addresses of its first step's input, output and prediction (0: not asked for), and of its state.
 
-    def __init__(self, count: int) -> None:
-        self._words = np.zeros(HEADER_WORDS + count * ROW_WORDS, np.int64)
-        self._words[1] = count
-        self.rows = self._words[HEADER_WORDS:].reshape(count, ROW_WORDS)
-        self.address = address(self._words)
+    `_STEP`: bytes from one step to the next, negative for a row that runs backwards; `_LAYER`: bytes from one layer's
+    state to the next's.
+    """
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    X = 0
+    X_STEP = 1
+    OUT = 2
+    OUT_STEP = 3
+    PREDICTION = 4
+    PREDICTION_STEP = 5
+    H = 6
+    H_LAYER = 7
+    C = 8
+    C_LAYER = 9
+    STEPS = 10
 
-    @property
-    def steps(self) -> int:
-        """Steps of all rows together."""
-        return int(self.rows[:, _STEPS].sum()) if len(self.rows) != 1 else int(self.rows[0, _STEPS])
 
-    def use_rows(self, count: int) -> None:
-        """Let the first `count` rows be drawn, once more."""
-        self._words[0] = 0
-        self._words[1] = count
+NEXT, COUNT, STEPS = range(3)  # of the header; plain integers are read sooner
+HEADER_BYTES = 8 * len(HeaderWord)
+ROW_BYTES = 8 * len(RowWord)
 
-    def longest_first(self) -> None:
-        """Sort by length: lanes then end together, and threads too."""
-        steps = self.rows[:, _STEPS]
-        if len(steps) > 1 and steps.min() != steps.max():
-            self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]
+FIRST_CAPACITY = 64
+
+# In words of 8 bytes: a tuple's first item; an array's data, dimensions and strides. Source: numpy's C-API, "Python
+# types and C-structures"; an object's own fields come after those that all objects have.
+_ITEMS = tuple.__basicsize__ // 8
+_DATA, _DIMENSIONS, _STRIDES = (object.__basicsize__ // 8 + word for word in (0, 2, 3))
 
 
 @dataclass(frozen=True)
-class Way:
-    """How rows go through a stack: forwards or from their end; with the states of which layer its first layer begins.
+class AddRows:
+    """Adds the rows of one batch to a table. Compiled signature: add_rows(ptr table, ptr arrays).
 
-    `first_state` counts along L·D.
+    `arrays` is a tuple of the batch's inputs, starts, lengths, outputs, predictions, h and c.
     """
 
-    first_state: int = 0
-    reverse: bool = False
+    processor: Processor
+    name = "add_rows"
+
+    def text(self) -> str:
+        """The module in LLVM's language."""
+        f = Function("add_rows", {"table": "ptr", "arrays": "ptr"})
+        inputs, starts, lengths, outputs, predictions, h, c = (f.pointer("%arrays", _ITEMS + i) for i in range(7))
+        count = f.word(f.pointer(lengths, _DIMENSIONS))
+        before, total = f.word("%table", HeaderWord.COUNT), f.variable("i64", f.word("%table", HeaderWord.STEPS))
+        first_state, backwards = (f.word("%table", word) for word in (HeaderWord.FIRST_STATE, HeaderWord.BACKWARDS))
+        direction = f.sub(1, f.mul(backwards, 2))
+        with f.loop(count) as i:
+            row = f.at("%table", f.add(f.mul(f.add(before, i), ROW_BYTES), HEADER_BYTES))
+            start, steps = _integer(f, starts, i), _integer(f, lengths, i)
+            begin = f.add(start, f.mul(backwards, f.sub(steps, 1)))
+            for word, array in ((RowWord.X, inputs), (RowWord.OUT, outputs), (RowWord.PREDICTION, predictions)):
+                with _given(f, row, word, array):
+                    stride = _stride(f, array, 0)
+                    place = f.add(f.word(array, _DATA), f.mul(begin, stride))
+                    _put(f, row, word, place, f.mul(stride, direction))
+            for word, array in ((RowWord.H, h), (RowWord.C, c)):
+                with _given(f, row, word, array):
+                    layer = _stride(f, array, 0)
+                    place = f.add(f.word(array, _DATA), f.mul(i, _stride(f, array, 1)))
+                    _put(f, row, word, f.add(place, f.mul(first_state, layer)), layer)
+            f.store("i64", steps, f.at(row, 8 * RowWord.STEPS), 8)
+            total.set(f.add(total.get(), steps))
+        f.store("i64", f.add(before, count), f.at("%table", 8 * HeaderWord.COUNT), 8)
+        f.store("i64", total.get(), f.at("%table", 8 * HeaderWord.STEPS), 8)
+        return module([f], [])
 
 
-def row_table(batches: Sequence[Rows], way: Way) -> RowTable:
-    """All rows of all batches, reading and writing the batches' own arrays."""
-    table = RowTable(sum(len(batch.lengths) for batch in batches))
-    first = 0
-    for batch in batches:
-        count = len(batch.lengths)
-        if count == 1:
-            # Python's integers: for one row they are several times faster than arrays of one element.
-            slot = 0 if batch.slots is None else int(batch.slots[0])
-            table.rows[first] = _words(batch, int(batch.starts[0]), int(batch.lengths[0]), slot, way)
-        elif count:
-            _fill(table.rows[first : first + count], batch, way)
-        first += count
-    return table
+@contextmanager
+def _given(f: Function, row: Value, word: RowWord, array: Value) -> Iterator[None]:
+    """Run the block only if the array is not None; else the address is 0."""
+    _put(f, row, word, 0, 0)
+    with f.when(f.value(f"icmp ne ptr {array}, inttoptr (i64 {id(None)} to ptr)")):
+        yield
 
 
-def _fill(rows: Integers, batch: Rows, way: Way) -> None:
-    rows[:] = _words(batch, 0, 1, 0, way)
-    begin = batch.starts + (batch.lengths - 1) if way.reverse else batch.starts
-    slots = np.arange(len(rows)) if batch.slots is None else batch.slots
-    for address, array in (
-        (RowWord.X, batch.inputs),
-        (RowWord.OUT, batch.outputs),
-        (RowWord.PREDICTION, batch.predictions),
-    ):
-        if array is not None:
-            rows[:, address] += begin * array.strides[0]
-    for address, state in ((RowWord.H, batch.h), (RowWord.C, batch.c)):
-        if state is not None:
-            rows[:, address] += slots * state.strides[1]
-    rows[:, _STEPS] = batch.lengths
+def _put(f: Function, row: Value, word: RowWord, first: Value | int, second: Value | int) -> None:
+    f.store("i64", first, f.at(row, 8 * word), 8)
+    f.store("i64", second, f.at(row, 8 * word + 8), 8)
 
 
-def _words(batch: Rows, start: int, length: int, slot: int, way: Way) -> tuple[int, ...]:
-    """The `RowWord`s of one row."""
-    begin = start + length - 1 if way.reverse else start
-    return (
-        *_steps(batch.inputs, begin, way),
-        *_steps(batch.outputs, begin, way),
-        *_steps(batch.predictions, begin, way),
-        *_states(batch.h, slot, way),
-        *_states(batch.c, slot, way),
-        length,
-    )
+def _stride(f: Function, array: Value, axis: int) -> Value:
+    return f.word(f.pointer(array, _STRIDES), axis)
 
 
-def _steps(array: Floats | None, begin: int, way: Way) -> tuple[int, int]:
-    if array is None:
-        return 0, 0
-    step = array.strides[0]
-    return address(array) + begin * step, -step if way.reverse else step
+def _integer(f: Function, array: Value, index: Value) -> Value:
+    return f.load("i64", f.at(f.pointer(array, _DATA), f.mul(index, _stride(f, array, 0))))
 
 
-def _states(array: Floats | None, slot: int, way: Way) -> tuple[int, int]:
-    if array is None:
-        return 0, 0
-    layer, row = array.strides[:2]
-    return address(array) + way.first_state * layer + slot * row, layer
+class RowTable:
+    """A table that grows as it must, for rows of one direction. It holds addresses: the arrays must outlive a run."""
+
+    def __init__(self, processor: Processor, first_state: int = 0, *, backwards: bool = False) -> None:
+        self._code = compiled(AddRows(processor))
+        self._add = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)(self._code.address)
+        self._direction = first_state, backwards
+        self._allocate(FIRST_CAPACITY)
+
+    def _allocate(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._array = np.zeros((HEADER_BYTES + capacity * ROW_BYTES) // 8, np.int64)
+        self._words = memoryview(self._array)  # type: ignore[arg-type]  # its elements are read sooner than an array's
+        self._words[HeaderWord.FIRST_STATE], self._words[HeaderWord.BACKWARDS] = self._direction
+        self.address = int(self._array.ctypes.data)
+
+    def __len__(self) -> int:
+        return self._words[COUNT]
+
+    @property
+    def rows(self) -> Integers:
+        """The `RowWord`s of each row, (B, 11)."""
+        return self._array[len(HeaderWord) :].reshape(-1, len(RowWord))[: len(self)]
+
+    def fill(self, batches: Sequence[Rows]) -> int:
+        """Replace the rows by all rows of all batches; return their steps in all."""
+        count = 0
+        for rows in batches:
+            count += len(rows.lengths)
+        if count > self._capacity:
+            self._allocate(count)
+        words = self._words
+        words[NEXT] = words[COUNT] = words[STEPS] = 0
+        for rows in batches:
+            arrays = rows.inputs, rows.starts, rows.lengths, rows.outputs, rows.predictions, rows.h, rows.c
+            self._add(self.address, arrays)
+        return words[STEPS]
+
+    def sort(self) -> None:
+        """Put the longest first: rows that run beside each other then end together, and threads too."""
+        steps = self.rows[:, RowWord.STEPS]
+        if steps.min() != steps.max():
+            self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]
+
+
+def check_layout(processor: Processor) -> None:
+    """Raise RuntimeError if arrays are not laid out as this module has it."""
+    array = np.zeros((2, 3, 4), np.float32)[:, :, 1:]
+    table = RowTable(processor, first_state=1, backwards=True)
+    table.fill([Rows(array[0], np.array([0, 1]), np.array([1, 2]), array)])
+    begin, layer, row = array.ctypes.data, *array.strides[:2]
+    own = [begin + 2 * row, -row, 0, 0, 0, 0, begin + layer + row, layer, 0, 0, 2]
+    if table.rows[1:].tolist() != [own]:
+        raise RuntimeError(f"numpy {np.__version__} lays arrays out in another way than this engine reads them")

@@ -24,7 +24,6 @@ class Vectors:
 
     @property
     def bytes(self) -> int:
-        """Size of a vector in memory."""
         return 4 * self.width
 
     def load(self, pointer: Value, offset: int = 0) -> Value:
@@ -44,45 +43,40 @@ class Vectors:
         self.function.store(self.type, value, self.function.at(pointer, offset))
 
     def broadcast(self, pointer: Value, offset: int = 0) -> Value:
-        """Read one float and repeat it in every lane."""
+        """Read one float and repeat it in every element."""
         f = self.function
         scalar = f.load("float", f.at(pointer, offset))
         first = f.value(f"insertelement {self.type} poison, float {scalar}, i64 0")
         return f.value(f"shufflevector {self.type} {first}, {self.type} poison, <{self.width} x i32> zeroinitializer")
 
     def constant(self, value: float) -> Value:
-        """The same float32 in every lane."""
+        """The same float32 in every element."""
         return _all(self.width, "float", literal(value))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """The product and sum a · b + c."""
         if self.has_fma:
             t = self.type
             return self.function.value(f"call {t} @llvm.fma.v{self.width}f32({t} {a}, {t} {b}, {t} {c})")
         return self.add(self.mul(a, b), c)
 
     def add(self, a: Value, b: Value) -> Value:
-        """The sum a + b."""
         return self.function.value(f"fadd {self.type} {a}, {b}")
 
     def sub(self, a: Value, b: Value) -> Value:
-        """The difference a - b."""
         return self.function.value(f"fsub {self.type} {a}, {b}")
 
     def mul(self, a: Value, b: Value) -> Value:
-        """The product a · b."""
         return self.function.value(f"fmul {self.type} {a}, {b}")
 
     def div(self, a: Value, b: Value) -> Value:
-        """The quotient a / b."""
         return self.function.value(f"fdiv {self.type} {a}, {b}")
 
     def at_most(self, a: Value, limit: Value) -> Value:
-        """The smaller of each lane; NaN in `a` stays NaN."""
+        """The smaller of each pair; NaN in `a` stays NaN."""
         return self._select(self._greater(a, limit), limit, a)
 
     def at_least(self, a: Value, limit: Value) -> Value:
-        """The larger of each lane; NaN in `a` stays NaN."""
+        """The larger of each pair; NaN in `a` stays NaN."""
         return self._select(self._greater(limit, a), limit, a)
 
     def _greater(self, a: Value, b: Value) -> Value:

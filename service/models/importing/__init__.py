@@ -1,1 +1,1 @@
-"""Checkpoints of other programs as model folders."""
+"""Model folders from the checkpoints of other programs."""

@@ -1,13 +1,13 @@
-"""Random models with PyTorch's default initialisation, and torch in float64 as the reference for their values."""
+"""Rows of random values, their results on an engine, and the reference for those."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from service.engine.interface import Floats, Rows
 from service.engine.native import NativeEngine
 from service.spec import ModelSpec
+from tests.reference import run_reference
 
 Weights = dict[str, Floats]
 
@@ -22,44 +22,15 @@ class Results:
     predictions: list[Floats] | None
 
 
-def initial_weights(spec: ModelSpec, seed: int = 0) -> Weights:
-    """Weights as torch.nn initialises them: uniform in ±1/√H; the head's in ±1/√(D·P)."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in spec.weight_shapes().items():
-        bound = (spec.output_size if name.startswith("head") else spec.hidden_size) ** -0.5
-        weights[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
-    return weights
-
-
 def reference(spec: ModelSpec, weights: Weights, x: list[Floats], h: Floats, c: Floats | None) -> Results:
     """torch.nn in float64, one row at a time."""
-    options = {"num_layers": spec.num_layers, "bias": spec.bias, "bidirectional": spec.bidirectional}
-    sizes = (spec.input_size, spec.hidden_size)
-    module: torch.nn.RNNBase
-    if spec.kind == "rnn":
-        module = torch.nn.RNN(*sizes, nonlinearity=spec.nonlinearity, **options)
-    elif spec.kind == "gru":
-        module = torch.nn.GRU(*sizes, **options)
-    else:
-        module = torch.nn.LSTM(*sizes, proj_size=spec.proj_size, **options)
-    module = module.double()
-    own = {name: torch.from_numpy(w).double() for name, w in weights.items() if not name.startswith("head")}
-    module.load_state_dict(own)
-    results = Results([], np.empty_like(h, np.float64), None if c is None else np.empty_like(c, np.float64), None)
-    with torch.inference_mode():
-        for b, row in enumerate(x):
-            state = torch.from_numpy(h[:, b]).double()
-            given = state if c is None else (state, torch.from_numpy(c[:, b]).double())
-            outputs, final = module(torch.from_numpy(row).double(), given)
-            results.outputs.append(outputs.numpy())
-            results.h[:, b] = final if c is None else final[0]
-            if c is not None and results.c is not None:
-                results.c[:, b] = final[1]
-    if spec.out_features is not None:
-        w, bias = weights["head.weight"].astype(np.float64), weights["head.bias"].astype(np.float64)
-        results.predictions = [row @ w.T + bias for row in results.outputs]
-    return results
+    rows = [run_reference(spec, weights, row, h[:, b], None if c is None else c[:, b]) for b, row in enumerate(x)]
+    return Results(
+        [row.outputs for row in rows],
+        np.stack([row.h for row in rows], axis=1),
+        None if c is None else np.stack([row.c for row in rows], axis=1),
+        None if spec.out_features is None else [row.predictions for row in rows],
+    )
 
 
 def run_rows(engine: NativeEngine, x: list[Floats], h: Floats, c: Floats | None) -> Results:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.engine.interface import Floats
-from service.engine.native.activations import relu, sigmoid, tanh
+from service.engine.native.cells import relu, sigmoid, tanh
 from service.engine.native.compiler import Code
 from service.engine.native.ir import Function, Value, module
 from service.engine.native.processor import Processor

@@ -13,7 +13,8 @@ import torch
 from service.engine.interface import Rows
 from service.engine.native import NativeEngine
 from service.spec import ModelSpec
-from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
+from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
+from tests.reference import weights_of
 
 KINDS = [
     ModelSpec("rnn", 3, 20),
@@ -24,7 +25,7 @@ KINDS = [
 
 
 def engine(spec: ModelSpec, threads: int = 1) -> NativeEngine:
-    return NativeEngine(spec, initial_weights(spec), threads=threads)
+    return NativeEngine(spec, weights_of(spec), threads=threads)
 
 
 def test_no_batches_and_no_rows_are_no_work() -> None:
@@ -32,13 +33,18 @@ def test_no_batches_and_no_rows_are_no_work() -> None:
     empty = Rows(
         np.zeros((0, 3), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((1, 0, 20), np.float32)
     )
-    engine(spec).run([])
-    engine(spec).run([empty])
-    engine(spec).run([empty, empty])
+    model = engine(spec)
+    x, h, _ = random_rows(spec, [3])
+    before = Rows(x[0], np.zeros(1, np.int64), np.array([3]), h)
+    model.run([before])
+    after = h.copy()
+    for batches in ([], [empty], [empty, empty]):
+        model.run(batches)
+        assert_same_bits(h, after)
 
 
 @pytest.mark.parametrize("spec", KINDS)
-def test_ten_thousand_rows_of_unequal_length(spec: ModelSpec) -> None:
+def test_ten_thousand_ragged_rows(spec: ModelSpec) -> None:
     lengths = [int(n) for n in np.random.default_rng(0).integers(0, 5, 10_000)]
     x, h, c = random_rows(spec, lengths)
     together = run_rows(engine(spec, threads=2), x, h, c)
@@ -53,7 +59,7 @@ def test_ten_thousand_rows_of_unequal_length(spec: ModelSpec) -> None:
 def test_a_hundred_thousand_steps(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [100_000])
     actual = run_rows(engine(spec), x, h, c)
-    expected = reference(spec, initial_weights(spec), x, h, c)
+    expected = reference(spec, weights_of(spec), x, h, c)
     np.testing.assert_allclose(actual.outputs[0], expected.outputs[0], rtol=0, atol=1e-5)
 
 
@@ -62,13 +68,13 @@ def test_two_thousand_units(kind: str) -> None:
     spec = ModelSpec(kind, 7, 2048)
     x, h, c = random_rows(spec, [3, 2])
     actual = run_rows(engine(spec), x, h, c)
-    expected = reference(spec, initial_weights(spec), x, h, c)
+    expected = reference(spec, weights_of(spec), x, h, c)
     for a, e in zip(actual.outputs, expected.outputs, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", KINDS)
-def test_unaligned_input_gives_the_same_bits(spec: ModelSpec) -> None:
+def test_unaligned_input_gives_same_bits(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [11])
     aligned = run_rows(engine(spec), x, h, c)
     for offset in (1, 2, 3):
@@ -81,7 +87,7 @@ def test_unaligned_input_gives_the_same_bits(spec: ModelSpec) -> None:
 
 @pytest.mark.parametrize("spec", KINDS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e30, -1e30, 1e-40, -0.0])
-def test_a_poisoned_row_spoils_no_other(spec: ModelSpec, poison: float) -> None:
+def test_poisoned_row_spoils_no_other(spec: ModelSpec, poison: float) -> None:
     lengths = [4, 7, 3, 7, 5, 6, 7, 2, 9]
     x, h, c = random_rows(spec, lengths)
     model = engine(spec)
@@ -91,7 +97,7 @@ def test_a_poisoned_row_spoils_no_other(spec: ModelSpec, poison: float) -> None:
     for b in set(range(len(lengths))) - {3}:
         assert_same_bits(spoiled.outputs[b], clean.outputs[b])
     assert_same_bits(spoiled.outputs[3][:2], clean.outputs[3][:2])
-    expected = reference(spec, initial_weights(spec), x, h, c).outputs[3]
+    expected = reference(spec, weights_of(spec), x, h, c).outputs[3]
     if np.isfinite(poison):
         scale = max(1.0, np.abs(expected).max()) if spec.nonlinearity == "relu" else 1.0
         np.testing.assert_allclose(spoiled.outputs[3], expected, rtol=0, atol=1e-5 * scale)
@@ -100,9 +106,9 @@ def test_a_poisoned_row_spoils_no_other(spec: ModelSpec, poison: float) -> None:
 
 
 @pytest.mark.parametrize("spec", KINDS)
-def test_weights_with_nan_and_denormals_give_what_torch_gives(spec: ModelSpec) -> None:
+def test_nan_and_denormal_weights(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [6, 6])
-    weights = initial_weights(spec)
+    weights = weights_of(spec)
     for name in weights:
         weights[name][:3] = 1e-40
     actual = run_rows(NativeEngine(spec, weights, threads=1), x, h, c)
@@ -114,9 +120,9 @@ def test_weights_with_nan_and_denormals_give_what_torch_gives(spec: ModelSpec) -
 
 
 @pytest.mark.parametrize("spec", KINDS)
-def test_bf16_weights_are_rounded_to_even_and_nothing_else_is(spec: ModelSpec) -> None:
+def test_bf16_rounds_weights_and_nothing_else(spec: ModelSpec) -> None:
     spec = replace(spec, hidden_size=96, num_layers=2, out_features=3, weights_dtype="bf16")
-    weights = initial_weights(spec)
+    weights = weights_of(spec)
     x, h, c = random_rows(spec, [40, 9])
     actual = run_rows(NativeEngine(spec, weights, threads=1), x, h, c)
 
@@ -132,9 +138,9 @@ def test_bf16_weights_are_rounded_to_even_and_nothing_else_is(spec: ModelSpec) -
         np.testing.assert_allclose(a, f, rtol=0, atol=1e-2 * scale)
 
 
-def test_a_thousand_loads_and_unloads_take_no_memory() -> None:
+def test_loads_and_unloads_take_no_memory() -> None:
     spec = ModelSpec("lstm", 9, 30, num_layers=2, out_features=2)
-    weights = initial_weights(spec)
+    weights = weights_of(spec)
     x, h, c = random_rows(spec, [5])
 
     def load(times: int) -> int:
@@ -153,7 +159,7 @@ def test_models_are_compiled_side_by_side() -> None:
         engines = list(pool.map(engine, specs))
     for model in engines:
         x, h, c = random_rows(model.spec, [5])
-        expected = reference(model.spec, initial_weights(model.spec), x, h, c)
+        expected = reference(model.spec, weights_of(model.spec), x, h, c)
         np.testing.assert_allclose(run_rows(model, x, h, c).outputs[0], expected.outputs[0], rtol=0, atol=1e-5)
 
 
@@ -169,13 +175,13 @@ def test_one_engine_serves_many_threads(steps: int) -> None:
             assert_same_bits(np.concatenate(result.outputs), np.concatenate(expected.outputs))
 
 
-def test_packed_weights_take_less_than_twice_the_weights() -> None:
+def test_packed_weights_are_less_than_twice() -> None:
     for spec in (
         ModelSpec("lstm", 100, 250),
         ModelSpec("gru", 4, 17),
         ModelSpec("rnn", 128, 256, weights_dtype="bf16"),
     ):
-        weights = initial_weights(spec)
+        weights = weights_of(spec)
         size = 2 if spec.weights_dtype == "bf16" else 4
         assert engine(spec).nbytes < 2 * size * sum(array.size for array in weights.values())
 

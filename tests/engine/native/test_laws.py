@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from service.engine.interface import Floats, Rows
 from service.engine.native import NativeEngine
 from service.spec import ModelSpec
-from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
+from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
+from tests.reference import weights_of
 
 KINDS = [
     ModelSpec("rnn", 3, 5),
@@ -43,7 +44,7 @@ lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
 
 
 def engine(spec: ModelSpec, threads: int = 1) -> NativeEngine:
-    return NativeEngine(spec, initial_weights(spec), threads=threads)
+    return NativeEngine(spec, weights_of(spec), threads=threads)
 
 
 def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> None:
@@ -56,10 +57,10 @@ def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs(), lengths=lengths)
-def test_values_agree_with_torch_in_float64(spec: ModelSpec, lengths: list[int]) -> None:
+def test_values_agree_with_float64(spec: ModelSpec, lengths: list[int]) -> None:
     x, h, c = random_rows(spec, lengths)
     actual = run_rows(engine(spec), x, h, c)
-    expected = reference(spec, initial_weights(spec), x, h, c)
+    expected = reference(spec, weights_of(spec), x, h, c)
     for a, e in zip(actual.outputs, expected.outputs, strict=True):
         close(a, e, spec)
     close(actual.h, expected.h, spec)
@@ -69,16 +70,16 @@ def test_values_agree_with_torch_in_float64(spec: ModelSpec, lengths: list[int])
 
 
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
-def test_values_agree_over_many_steps_of_a_large_layer(kind: str) -> None:
+def test_large_layer_agrees_over_1024_steps(kind: str) -> None:
     spec = ModelSpec(kind, 32, 1024)
     x, h, c = random_rows(spec, [1024])
     actual = run_rows(engine(spec, threads=2), x, h, c)
-    close(actual.outputs[0], reference(spec, initial_weights(spec), x, h, c).outputs[0], spec)
+    close(actual.outputs[0], reference(spec, weights_of(spec), x, h, c).outputs[0], spec)
 
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs(one_way=True), lengths=lengths, data=st.data())
-def test_carried_state_gives_the_bits_of_one_run(spec: ModelSpec, lengths: list[int], data: st.DataObject) -> None:
+def test_two_pieces_give_bits_of_one_run(spec: ModelSpec, lengths: list[int], data: st.DataObject) -> None:
     x, h, c = random_rows(spec, lengths)
     model = engine(spec)
     whole = run_rows(model, x, h, c)
@@ -96,7 +97,7 @@ def test_carried_state_gives_the_bits_of_one_run(spec: ModelSpec, lengths: list[
 
 @settings(max_examples=40, deadline=None)
 @given(spec=specs(one_way=True), length=st.integers(1, 30))
-def test_step_by_step_gives_the_bits_of_one_run(spec: ModelSpec, length: int) -> None:
+def test_single_steps_give_bits_of_one_run(spec: ModelSpec, length: int) -> None:
     x, h, c = random_rows(spec, [length])
     model = engine(spec)
     whole = run_rows(model, x, h, c)
@@ -109,7 +110,7 @@ def test_step_by_step_gives_the_bits_of_one_run(spec: ModelSpec, length: int) ->
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs(), lengths=lengths)
-def test_a_row_has_the_same_bits_alone_and_among_others(spec: ModelSpec, lengths: list[int]) -> None:
+def test_row_has_same_bits_alone_and_batched(spec: ModelSpec, lengths: list[int]) -> None:
     x, h, c = random_rows(spec, lengths)
     model = engine(spec)
     together = run_rows(model, x, h, c)
@@ -122,7 +123,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(spec: ModelSpec, lengths
 
 
 @pytest.mark.parametrize("spec", KINDS)
-def test_threads_do_not_change_a_bit(spec: ModelSpec) -> None:
+def test_threads_change_no_bit(spec: ModelSpec) -> None:
     spec = replace(spec, input_size=40, hidden_size=96, proj_size=spec.proj_size and 40, num_layers=2, out_features=3)
     x, h, c = random_rows(spec, [int(n) for n in np.random.default_rng(0).integers(1, 60, 130)])
     one, two = run_rows(engine(spec), x, h, c), run_rows(engine(spec, threads=3), x, h, c)
@@ -131,29 +132,8 @@ def test_threads_do_not_change_a_bit(spec: ModelSpec) -> None:
     assert_same_bits(one.h, two.h)
 
 
-@settings(max_examples=30, deadline=None)
-@given(spec=specs(one_way=True), count=st.integers(1, 60))
-def test_a_slab_of_states_is_stepped_in_place(spec: ModelSpec, count: int) -> None:
-    x, h, c = random_rows(spec, [1] * count)
-    model = engine(spec)
-    expected = run_rows(model, x, h, c)
-    rng = np.random.default_rng(count)
-    slots = rng.permutation(count + 7)[:count]
-    slab = np.full((spec.states, count + 7, spec.state_size), 5, np.float32)
-    slab[:, slots] = h
-    cells = None
-    if c is not None:
-        cells = np.full((spec.states, count + 7, spec.hidden_size), 5, np.float32)
-        cells[:, slots] = c
-    model.run([Rows(np.concatenate(x), np.arange(count), np.ones(count, np.int64), slab, cells, slots=slots)])
-    assert_same_bits(slab[:, slots], expected.h)
-    assert (np.delete(slab, slots, axis=1) == 5).all()
-    if cells is not None and expected.c is not None:
-        assert_same_bits(cells[:, slots], expected.c)
-
-
 @pytest.mark.parametrize("spec", [KINDS[0], replace(KINDS[3], bidirectional=True, num_layers=2, out_features=2)])
-def test_only_what_was_asked_for_is_written(spec: ModelSpec) -> None:
+def test_only_what_is_asked_for_is_written(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [9, 9])
     model = engine(spec)
     expected = run_rows(model, x, h, c)
@@ -173,3 +153,26 @@ def test_only_what_was_asked_for_is_written(spec: ModelSpec) -> None:
     assert (states[:, :, spec.state_size :] == 5).all()
     assert (states[:, 2] == 5).all()
     assert_same_bits(silent.h, own)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=specs(), lengths=st.lists(st.integers(0, 12), min_size=1, max_size=80), asked=st.booleans())
+def test_batches_give_bits_of_one_batch(spec: ModelSpec, lengths: list[int], asked: bool) -> None:
+    """Each row in a batch of its own, with predictions and no outputs, after others have used the engine's buffers."""
+    x, h, c = random_rows(spec, lengths)
+    model = engine(spec)
+    together = run_rows(model, x, h, c)
+    batches = []
+    for b, row in enumerate(x):
+        own_c = None if c is None else c[:, b : b + 1].copy()
+        batch = Rows(row, np.zeros(1, np.int64), np.array([len(row)]), h[:, b : b + 1].copy(), own_c)
+        if asked and spec.out_features:
+            batch.predictions = np.empty((len(row), spec.out_features), np.float32)
+        batches.append(batch)
+    model.run(batches)
+    for b, batch in enumerate(batches):
+        assert_same_bits(batch.h[:, 0], together.h[:, b])
+        if batch.c is not None and together.c is not None:
+            assert_same_bits(batch.c[:, 0], together.c[:, b])
+        if batch.predictions is not None and together.predictions:
+            assert_same_bits(batch.predictions, together.predictions[b])

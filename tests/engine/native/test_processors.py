@@ -6,11 +6,12 @@ import pytest
 
 from service.engine.native import NativeEngine
 from service.engine.native.compiler import optimised, target_machine
-from service.engine.native.kernels import Recurrent
 from service.engine.native.processor import Processor
+from service.engine.native.recurrent import Recurrent
 from service.spec import ModelSpec
-from tests.engine.native.models import assert_same_bits, initial_weights, random_rows, reference, run_rows
+from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
 from tests.engine.native.processors import runnable
+from tests.reference import weights_of
 
 SPECS = [
     ModelSpec("rnn", 5, 37, num_layers=2, out_features=3),
@@ -22,7 +23,7 @@ SPECS = [
 @pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.kind)
 def test_every_processor_obeys_the_laws(spec: ModelSpec, processor: Processor) -> None:
-    weights = initial_weights(spec)
+    weights = weights_of(spec)
     model = NativeEngine(spec, weights, threads=1, processor=processor)
     x, h, c = random_rows(spec, [9, 1, 4, 12, 7, 3, 8, 8, 2])
     together = run_rows(model, x, h, c)

@@ -1,1 +1,1 @@
-"""Recurrent layers in ONNX graphs."""
+"""Recurrent layers in ONNX graphs; needs the `onnx` package, which is optional."""

@@ -1,0 +1,61 @@
+"""What is known of a request when it is over: its line in the log and its place in the metrics."""
+
+from collections.abc import Callable
+from itertools import count
+from secrets import token_hex
+from time import perf_counter
+from typing import Any
+
+import structlog
+
+from service.api.metrics import Metrics
+from service.api.request import Request
+
+LogRequest = Callable[[dict[str, Any]], None]
+
+_UNLOGGED = ("/health", "/metrics")
+"""Probes and scrapers come every few seconds for ever."""
+
+
+class Accounting:
+    """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
+
+    def __init__(self, metrics: Metrics, log: LogRequest | None) -> None:
+        self._metrics = metrics
+        self._log = log
+        # Unique ids need no randomness each: the process's own, and a count.
+        self._process = token_hex(5)
+        self._numbers = count(1)
+
+    def new_id(self) -> str:
+        """The id of a request that came without one."""
+        return f"{self._process}{next(self._numbers):06x}"
+
+    def finish(self, request: Request, path: str) -> None:
+        """Account for a finished request; path is a route's, never a client's own words."""
+        seconds = perf_counter() - request.begun
+        self._metrics.count(request, path, seconds)
+        if self._log is None or path.startswith(_UNLOGGED):
+            return
+        ms = {stage: round(spent * 1000, 3) for stage, spent in request.stages.items()}
+        ms["total"] = round(seconds * 1000, 3)
+        self._log(
+            {
+                "request_id": request.request_id,
+                "method": request.method,
+                "path": path,
+                "status": request.status,
+                "model": request.model,
+                "version": request.version,
+                "rows": request.rows,
+                "steps": request.steps,
+                "received_bytes": request.received_bytes,
+                "sent_bytes": request.sent_bytes,
+                "ms": ms,
+            }
+        )
+
+
+def log_request(entry: dict[str, Any]) -> None:
+    """Log an entry through structlog, for servers that bring no quicker way."""
+    structlog.get_logger().info("request", **entry)

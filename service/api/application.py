@@ -1,0 +1,302 @@
+"""The application: every request is named, authorised, handled, answered if it fails, and accounted for here.
+
+    connection ──────────► Request ─► answer ─► handler ─► Reply ─► connection
+    ASGI ─ read the body ─►             │                           ASGI
+                                 keys, problems
+
+A POST to one of `handlers` comes by one of two entrances: a connection that has read all of it calls `answer` itself
+(`service.server.http`); everything else comes by ASGI, whose application this is. Streams, WebSockets and FastAPI's
+routes are ASGI's alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
+from starlette.types import Message, Receive, Scope, Send
+
+from service.api.accounting import Accounting
+from service.api.bodies import Bodies, Incoming
+from service.api.encodings import compressed
+from service.api.keys import Keys
+from service.api.negotiation import NDJSON, media_type
+from service.api.problems import STATUS, internal_reply, problem_reply
+from service.api.request import Reply, Request, given_id, joined
+from service.api.streams.websocket import authorization_of
+from service.errors import (
+    BodyTooLarge,
+    ClientGone,
+    FieldError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServiceDraining,
+    ServiceError,
+    UpgradeRequired,
+)
+from service.serving.admission import Admission
+
+Handler = Callable[[Request], Awaitable[Reply]]
+StreamHandler = Callable[[Request, Receive, Send], Awaitable[None]]
+SocketHandler = Callable[[Request, Scope, Receive, Send], Awaitable[None]]
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the log and the metrics say of a client that hung up; no such reply is ever sent."""
+
+READ_TO_THE_END_BYTES = 256 * 1024
+"""The rest of a smaller body is read sooner than a new connection is made."""
+
+_REQUEST = "rnn.request"
+
+
+class Calls(NamedTuple):
+    """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
+
+    handlers: Mapping[str, Handler]
+    streams: Mapping[str, StreamHandler]
+    sockets: Mapping[str, SocketHandler]
+
+
+class Application:
+    """The ASGI application around FastAPI's router; `admissions` bound the requests to some paths."""
+
+    def __init__(
+        self,
+        router: FastAPI,
+        *,
+        calls: Calls,
+        admissions: Mapping[str, Admission],
+        bodies: Bodies,
+        keys: Keys,
+        accounting: Accounting,
+    ) -> None:
+        self._fastapi = router
+        self._router = AsyncExitStackMiddleware(router.router)
+        self._handlers, self._streams, self._sockets = calls
+        self._admissions = admissions
+        self._bodies = bodies
+        self._keys = keys
+        self._accounting = accounting
+        self._log = structlog.get_logger()
+        self.direct_paths = frozenset(path.encode() for path in calls.handlers)
+        """What a connection may give to `answer` itself."""
+
+    def request(
+        self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None
+    ) -> Request:
+        """A request that has just come."""
+        found = joined(headers)
+        request_id = given_id(found) or self._accounting.new_id()
+        return Request(method, path, query, found, client[0] if client else "", request_id)
+
+    async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
+        """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
+        try:
+            self._keys.check(request)
+            reply = await self._handle(request, incoming)
+        except Exception as error:
+            reply = self._reply_to(error, request)
+        return await compressed(reply, request)
+
+    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, receive: Receive, send: Send) -> None:
+        """Wait for the reply of an `answer` that a connection has begun, and send it by ASGI."""
+        request.watch = Incoming(request, receive).hung_up
+
+        async def serve() -> None:
+            await self.send(request, await running, send)
+
+        await self._until_finished(request, serve())
+
+    def finish(self, request: Request, path: str | None = None) -> None:
+        """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
+        if admission := self._admissions.get(request.path):
+            admission.leave(request)
+        self._bodies.budget.release(request)
+        self._accounting.finish(request, path or request.path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event of ASGI."""
+        if scope["type"] == "lifespan":
+            await self._fastapi(scope, receive, _briefly(send))
+            return
+        method = scope.get("method", "WS")
+        request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
+        work: Awaitable[str | None]
+        if scope["type"] == "websocket":
+            work = self._serve_socket(request, scope, receive, send)
+        elif method == "POST" and request.path in self._handlers:
+            work = self._serve_post(request, receive, send)
+        else:
+            work = self._serve_route(request, scope, receive, send)
+        await self._until_finished(request, work)
+
+    async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
+        """Account for a request when its work is done; that gives the path of its route, if it has another."""
+        path = None
+        try:
+            path = await work
+        except ClientGone:
+            request.status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:  # the time to shut down is over
+            request.status = request.status or STATUS[ServiceDraining]
+            raise
+        finally:
+            self.finish(request, path)
+
+    async def send(self, request: Request, reply: Reply, send: Send, incoming: Incoming | None = None) -> None:
+        """Send a reply by ASGI, and a last word to a client that is still sending; nothing, if a reply has begun."""
+        if request.status:
+            return
+        pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
+        size = sum(map(len, pieces))
+        request.status, request.sent_bytes = reply.status, size
+        headers = [
+            (b"content-type", reply.media_type),
+            (b"content-length", str(size).encode()),
+            (b"x-request-id", request.request_id.encode()),
+            *reply.headers,
+        ]
+        declared = int(request.headers.get(b"content-length", b"0"))
+        interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
+        interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
+        if interrupts:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        last = len(pieces) - 1
+        for index, piece in enumerate(pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": interrupts or index < last})
+        if interrupts and incoming is not None:
+            # Closing a connection with unread data in it resets it, and the client could lose the reply.
+            await incoming.linger()
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
+        if admission := self._admissions.get(request.path):
+            admission.enter(request, request.client)
+        if incoming is not None:
+            request.body = await self._bodies.read(request, incoming)
+        else:
+            request.received_bytes = len(request.body)
+            if request.received_bytes > self._bodies.max_bytes:
+                raise BodyTooLarge(
+                    f"the body has {request.received_bytes} bytes; the limit is {self._bodies.max_bytes}"
+                )
+        return await self._handlers[request.path](request)
+
+    async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
+        """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
+        try:
+            self._keys.check(request)
+            await serve(*arguments)
+        except Exception as error:
+            return self._reply_to(error, request)
+        return None
+
+    def _reply_to(self, error: Exception, request: Request) -> Reply:
+        """The reply for a failure: the one place where errors become problems. Raises ClientGone."""
+        if isinstance(error, ClientGone):
+            raise error
+        if isinstance(error, RequestValidationError):
+            error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
+        elif isinstance(error, HTTPException):  # of the router
+            error = self._not_routed(request, error)
+        if isinstance(error, ServiceError):
+            return problem_reply(error, request.request_id)
+        self._log.error("internal_error", request_id=request.request_id, exc_info=error)
+        return internal_reply(request.request_id)
+
+    async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
+        incoming = Incoming(request, receive)
+        stream = self._streams.get(request.path)
+        if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
+            reply = await self._guarded(request, stream, request, receive, send)
+        else:
+            request.watch = incoming.hung_up
+            reply = await self.answer(request, incoming)
+        if reply is not None:
+            await self.send(request, reply, send, incoming)
+
+    async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
+        """Leave a request to FastAPI's router; returns the route's path: labels must not grow with what comes."""
+        scope["app"], scope[_REQUEST] = self._fastapi, request
+        if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
+            scope = {**scope, "method": "GET"}
+        route = self._router if request.path not in self._sockets else _upgrade_required
+        reply = await self._guarded(request, route, scope, receive, _noting(request, send))
+        if reply is not None:
+            await self.send(request, reply, send, Incoming(request, receive))
+        return getattr(scope.get("route"), "path", "other")
+
+    async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
+        socket = self._sockets.get(request.path)
+        if (authorization := authorization_of(scope)) is not None:
+            request.headers = {b"authorization": authorization, **request.headers}
+
+        async def refuse(message: Message) -> None:
+            await send({**message, "type": f"websocket.{message['type']}"})
+
+        reply = await self._guarded(request, socket or self._no_socket, request, scope, receive, send)
+        if reply is not None:
+            await self.send(request, reply, refuse)
+        return request.path if socket else "other"
+
+    async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
+        raise RouteNotFound(f"no WebSocket lives at {request.path:.80}; there is {', '.join(self._sockets)}")
+
+    def _not_routed(self, request: Request, error: HTTPException) -> ServiceError:
+        if error.status_code == 405:
+            allowed = self._allowed(request.path)
+            return MethodNotAllowed(f"{request.path:.80} takes {allowed}, not {request.method:.20}", allowed)
+        return RouteNotFound(f"nothing lives at {request.path:.80}; /docs lists what there is")
+
+    def _allowed(self, path: str) -> str:
+        """The methods of all routes at a path; Starlette names those of the first alone."""
+        methods = {
+            method
+            for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+            for route in self._fastapi.routes
+            if not isinstance(route, Mount)  # which leaves methods to what is behind it
+            and route.matches({"type": "http", "path": path, "method": method})[0] == Match.FULL
+        }
+        return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods)) or "GET, HEAD"  # files
+
+
+def request_of(scope: Mapping[str, Any]) -> Request:
+    """The request that a scope of FastAPI's router belongs to."""
+    request: Request = scope[_REQUEST]
+    return request
+
+
+async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
+    raise UpgradeRequired(f"{scope['path']} is a WebSocket; connect with ws:// or wss://")
+
+
+def _briefly(send: Send) -> Send:
+    """`send` for the lifespan: why a start failed is the last line of the traceback that the router makes of it."""
+
+    async def brief(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            message["message"] = message["message"].strip().rpartition("\n")[2].partition(": ")[2]
+        await send(message)
+
+    return brief
+
+
+def _noting(request: Request, send: Send) -> Send:
+    """`send` for the router's replies: notes their status and size, and adds the request's id."""
+
+    async def noting(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            request.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.request_id.encode())]
+        elif message["type"] == "http.response.body" and request.method != "HEAD":
+            request.sent_bytes += len(message.get("body", b""))
+        await send(message)
+
+    return noting

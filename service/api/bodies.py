@@ -1,0 +1,185 @@
+"""Reading request bodies: decompressed, and bounded in size, in time, and in the bytes of all bodies together."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from math import inf
+
+from starlette.types import Receive
+
+from service.api.draining import Draining
+from service.api.encodings import Decoder
+from service.api.request import Request
+from service.errors import BodyTimeout, BodyTooLarge, ClientGone, ServiceDraining, ServiceFull
+
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 8 * 2**20
+"""How long, and for how many bytes, a body is read on after its request was refused: a client that is still sending
+would otherwise lose the reply that says why."""
+
+CLIENT_SHARE = 0.75
+"""Of all bytes and places, what one client may take: others always find some."""
+
+
+class Incoming:
+    """A request's body as ASGI brings it; `complete` once all of it has come or the client has gone."""
+
+    def __init__(self, request: Request, receive: Receive) -> None:
+        self._request = request
+        self._receive = receive
+        self.complete = False
+
+    async def chunks(self, limit: float = inf) -> AsyncIterator[bytes]:
+        """What arrives, as it was sent. Raises ClientGone, and BodyTooLarge beyond `limit` bytes."""
+        request = self._request
+        while not self.complete:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.complete = True
+                raise ClientGone
+            chunk: bytes = message.get("body", b"")
+            request.received_bytes += len(chunk)
+            self.complete = not message.get("more_body", False)
+            if request.received_bytes > limit:
+                raise BodyTooLarge(f"the body has more than {limit} bytes, which is the limit")
+            if chunk:
+                yield chunk
+
+    async def pieces(self, limit: float = inf) -> AsyncIterator[bytes]:
+        """What arrives, decompressed; limit is of the bytes before that. Raises also what `Decoder` does."""
+        encoding = self._request.header(b"content-encoding").strip().lower()
+        if encoding in ("", "identity"):
+            async for chunk in self.chunks(limit):
+                yield chunk
+            return
+        decoder = Decoder(encoding)
+        async for chunk in self.chunks(limit):
+            for piece in decoder.feed(chunk):
+                yield piece
+                await asyncio.sleep(0)  # one piece a turn of the event loop
+        decoder.finish()
+
+    async def hung_up(self) -> None:
+        """Return when the client has gone. For a body that is complete."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def linger(self) -> None:
+        """Read on for a moment and throw away what comes."""
+        last = self._request.received_bytes + LINGER_BYTES
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                async for _ in self.chunks(last):
+                    pass
+        except (TimeoutError, ClientGone, BodyTooLarge):
+            pass
+
+
+class BodyBudget:
+    """The bytes of all bodies in the process, from their arrival to the end of their replies.
+
+    At the bound, only the body that began first among the unfinished ones is read on: it always gets to its end.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_of_client = CLIENT_SHARE * max_bytes
+        self._held: dict[Request, int] = {}
+        self._of_client: Counter[str] = Counter()
+        self._unfinished: dict[Request, None] = {}
+        self._changed = asyncio.Event()
+        self.bytes = 0
+
+    def begin(self, request: Request) -> None:
+        """A body is about to be read; `finish` and `release` come later."""
+        self._held[request] = 0
+        self._unfinished[request] = None
+
+    def has_room(self, request: Request, size: int) -> bool:
+        """Whether so much more of this body may be held now."""
+        held = self._of_client[request.client]
+        fits = self.bytes + size <= self._max_bytes and held + size <= self._max_of_client
+        return fits or next(iter(self._unfinished)) is request
+
+    async def grow(self, request: Request, size: int) -> None:
+        """Hold so much more of a body, when there is room."""
+        while not self.has_room(request, size):
+            await self._changed.wait()
+        self.bytes += size
+        self._held[request] += size
+        self._of_client[request.client] += size
+
+    def finish(self, request: Request) -> None:
+        """All of a body has come, or no more is waited for."""
+        self._unfinished.pop(request, None)
+        self._wake()
+
+    def release(self, request: Request) -> None:
+        """The request is over, and its body need not be held any more."""
+        size = self._held.pop(request, None)
+        if size is None:
+            return
+        self.finish(request)
+        self.bytes -= size
+        self._of_client[request.client] -= size
+        if not self._of_client[request.client]:
+            del self._of_client[request.client]
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """Reads whole bodies: a body may take `grace_seconds`, and beyond that its bytes at `min_bytes_per_second`."""
+
+    max_bytes: int
+    grace_seconds: float
+    min_bytes_per_second: float
+    budget: BodyBudget
+    draining: Draining = field(default_factory=Draining)
+
+    async def read(self, request: Request, incoming: Incoming) -> bytes:
+        """The whole body, decompressed; it counts in the budget until that is told to release it.
+
+        Raises BodyTooLarge, BodyTimeout, ServiceFull, ServiceDraining, or as `Incoming.pieces` does.
+        """
+        declared = int(request.headers.get(b"content-length", b"0"))
+        if declared > self.max_bytes:
+            raise BodyTooLarge(f"the body has {declared} bytes; the limit is {self.max_bytes}")
+        pieces: list[bytes] = []
+        total = 0
+        waiting = False
+        begun = asyncio.get_running_loop().time()
+        self.budget.begin(request)
+        try:
+            async with asyncio.timeout_at(begun + self.grace_seconds) as deadline:
+                self.draining.waiting.add(deadline)
+                async for piece in incoming.pieces(self.max_bytes):
+                    total += len(piece)
+                    if total > self.max_bytes:
+                        raise BodyTooLarge(f"the body has more than {self.max_bytes} bytes, which is the limit")
+                    if not self.budget.has_room(request, len(piece)):
+                        waiting = True
+                    await self.budget.grow(request, len(piece))
+                    waiting = False
+                    pieces.append(piece)
+                    if not incoming.complete:
+                        allowed = request.received_bytes / self.min_bytes_per_second
+                        deadline.reschedule(begun + self.grace_seconds + allowed)
+        except TimeoutError:
+            if self.draining.started:
+                message = "the service is shutting down and waits for no more of this body"
+                raise ServiceDraining(message) from None
+            if waiting or incoming.complete:
+                raise ServiceFull("bodies of other requests fill the memory; try again in a second") from None
+            rate = f"{self.grace_seconds:g} s and {self.min_bytes_per_second:g} bytes/s"
+            message = f"the body came more slowly than {rate}; {request.received_bytes} bytes had arrived"
+            raise BodyTimeout(message) from None
+        finally:
+            self.draining.waiting.discard(deadline)
+            self.budget.finish(request)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

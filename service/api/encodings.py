@@ -1,0 +1,126 @@
+"""Content codings: gzip and zstd, in requests and replies."""
+
+import asyncio
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from service.api.negotiation import reply_encoding
+from service.api.request import Reply, Request
+from service.errors import MalformedBody, UnsupportedMediaType
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+PIECE_BYTES = 256 * 1024
+"""Most that is decompressed in one go: less than a millisecond's work, all that a bomb gives before it is noticed."""
+
+MAX_EMPTY_FRAMES = 16
+"""Of one body: members or frames without content cost time and count for nothing in its size."""
+
+COMPRESS_FROM_BYTES = 1024
+COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
+"""Larger replies are compressed on another thread, which releases the GIL."""
+
+GZIP_LEVEL = 4
+ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
+
+
+class Decoder:
+    """Decompresses a body of any number of gzip members or zstd frames."""
+
+    def __init__(self, encoding: str) -> None:
+        """Raises UnsupportedMediaType."""
+        if encoding not in _FRAMES:
+            known = ", ".join(_FRAMES)
+            raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {known}")
+        self._encoding = encoding
+        self._frame = _FRAMES[encoding]()
+        self._frame_is_empty = True
+        self._empty_frames = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what data adds, in pieces of at most `PIECE_BYTES`. Raises MalformedBody."""
+        try:
+            while data or self._frame.has_more:
+                if self._frame.eof:
+                    self._next_frame()
+                piece, data = self._frame.decompress(data)
+                if piece:
+                    self._frame_is_empty = False
+                    yield piece
+        except (zlib.error, zstd.ZstdError) as error:
+            raise MalformedBody(f"the body is not {self._encoding} data: {error}") from None
+
+    def finish(self) -> None:
+        """Raise MalformedBody if the data ended within a frame."""
+        if not self._frame.eof:
+            raise MalformedBody(f"the {self._encoding} data ends too early")
+
+    def _next_frame(self) -> None:
+        self._empty_frames += self._frame_is_empty
+        if self._empty_frames > MAX_EMPTY_FRAMES:
+            raise MalformedBody(f"the {self._encoding} data has more than {MAX_EMPTY_FRAMES} empty frames")
+        self._frame, self._frame_is_empty = _FRAMES[self._encoding](), True
+
+
+class _Frame(Protocol):
+    eof: bool
+    has_more: bool
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        """A piece, and what is left of data."""
+
+
+class _Gzip:
+    has_more = False  # what it could not use at once is given back
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=31)
+        self.eof = False
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        piece = self._member.decompress(data, PIECE_BYTES)
+        self.eof = self._member.eof
+        return piece, self._member.unconsumed_tail or self._member.unused_data
+
+
+class _Zstd:
+    def __init__(self) -> None:
+        self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
+        self.eof = False
+        self.has_more = False
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        piece = self._frame.decompress(data, PIECE_BYTES)
+        self.eof = self._frame.eof
+        self.has_more = not (self.eof or self._frame.needs_input)
+        return piece, self._frame.unused_data if self.eof else b""
+
+
+_FRAMES: dict[str, type[_Gzip] | type[_Zstd]] = {"gzip": _Gzip, "zstd": _Zstd}
+
+
+async def compressed(reply: Reply, request: Request) -> Reply:
+    """The reply as the client takes it, compressed if that is worth it."""
+    pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
+    size = sum(map(len, pieces))
+    if size < COMPRESS_FROM_BYTES:
+        return reply
+    headers = (*reply.headers, (b"vary", b"accept-encoding"))
+    accepted = request.headers.get(b"accept-encoding")
+    encoding = reply_encoding(accepted) if accepted else None
+    body = reply.body
+    if encoding is not None:
+        headers = (*headers, (b"content-encoding", encoding.encode()))
+        small = size < COMPRESS_ELSEWHERE_FROM_BYTES
+        body = _compress(pieces, encoding) if small else await asyncio.to_thread(_compress, pieces, encoding)
+    return Reply(reply.status, reply.media_type, body, headers)
+
+
+def _compress(pieces: Iterable[bytes | memoryview], encoding: str) -> bytes:
+    packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
+    return b"".join([*map(packer.compress, pieces), packer.flush()])

@@ -1,0 +1,120 @@
+"""What a handler takes and gives: one HTTP request with its whole body, and one reply."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+from service.errors import FieldError, InvalidRequest
+
+STAGES = ("decode", "queue", "compute", "encode")
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_LISTS = (b"accept", b"accept-encoding", b"content-encoding")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Reply(NamedTuple):
+    """A whole reply; a body in pieces is sent piece by piece, at the client's pace."""
+
+    status: int
+    media_type: bytes
+    body: bytes | Sequence[bytes | memoryview]
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request, and what is learnt of it on its way for the log line and the metrics.
+
+    - headers: by lower-case name; lists that came in several lines are joined
+    - peer: the client's address
+    - watch: a call that returns when the client has gone; set before the request waits for anything
+    - owner: a digest of the key, empty for an open service; admin: whether that is an admin's key
+    - stages: seconds by one of `STAGES`
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Mapping[bytes, bytes]
+    peer: str
+    request_id: str
+    body: bytes = b""
+    watch: Callable[[], Awaitable[None]] | None = None
+    begun: float = field(default_factory=perf_counter)
+    owner: bytes = b""
+    admin: bool = False
+    model: str | None = None
+    version: str | None = None
+    rows: int = 0
+    steps: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    status: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+    def header(self, name: bytes) -> str:
+        """A header's value, empty if it is missing."""
+        value = self.headers.get(name)
+        return "" if value is None else value.decode("latin-1")
+
+    @property
+    def client(self) -> str:
+        """Whose share of the service the request counts for: its key's, else its address's."""
+        return self.owner.hex() or self.peer
+
+    @property
+    def session_owner(self) -> bytes | None:
+        """Whose sessions the request may use; None: everybody's, for an admin."""
+        return None if self.admin else self.owner
+
+    async def hung_up(self) -> None:
+        """Return when the client has gone; never, where nobody watches it."""
+        await (self.watch() if self.watch else asyncio.Event().wait())
+
+    def mark(self, stage: str, since: float) -> float:
+        """Add the time since `since` to a stage; returns now."""
+        now = perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - since
+        return now
+
+    def book(self, queue: float, compute: float) -> None:
+        """Add the seconds of an engine run."""
+        stages = self.stages
+        stages["queue"] = stages.get("queue", 0.0) + queue
+        stages["compute"] = stages.get("compute", 0.0) + compute
+
+    def timeout(self) -> float | None:
+        """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""
+        value = self.headers.get(b"x-request-timeout-ms")
+        if value is None:
+            return None
+        if not value.isdigit() or len(value) > 9:
+            message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
+            raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
+        return int(value) / 1000
+
+    def deadline(self) -> float | None:
+        """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
+        timeout = self.timeout()
+        return None if timeout is None else monotonic() - (perf_counter() - self.begun) + timeout
+
+
+def joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by name; those that are lists may come in several lines (RFC 9110, 5.3)."""
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in _LISTS:
+            if values := [value for key, value in headers if key == name]:
+                found[name] = b", ".join(values)
+    return found
+
+
+def given_id(headers: Mapping[bytes, bytes]) -> str | None:
+    """The id that a client gave its request, if it is one that may be logged and sent back."""
+    given = headers.get(b"x-request-id")
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else None

@@ -1,0 +1,109 @@
+"""POST /cell/step with `application/x-ndjson`: each line is answered as soon as it has run, while the client sends.
+
+Lines that arrive together run as one block of steps: that is quicker and the numbers are the same.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive, Send
+
+from service.api.bodies import Incoming
+from service.api.negotiation import NDJSON, reply_format
+from service.api.problems import problem
+from service.api.request import Request
+from service.api.streams.opening import Opener
+from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
+from service.errors import BodyTooLarge, MalformedBody, ServiceError
+
+MAX_LINE_BYTES = 2**20
+MAX_BLANK_LINES = 10_000
+
+_HEADERS = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+
+
+@dataclass(frozen=True, slots=True)
+class NdjsonStreams:
+    """The handler. Each line must be complete within the idle timeout after the one before it."""
+
+    opener: Opener
+    idle_timeout: IdleTimeout
+
+    async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
+        reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
+        incoming, reply = Incoming(request, receive), _Reply(request, send)
+        try:
+            await self._answer(request, Lines(incoming.pieces(), MAX_LINE_BYTES), reply)
+        except ServiceError as error:
+            if not request.status:
+                raise
+            await reply.write(error_line(problem(error, request.request_id)))
+            await incoming.linger()  # closing at once could cost the client the error line
+        await reply.write(b"", last=True)
+
+    async def _answer(self, request: Request, arriving: "Lines", reply: "_Reply") -> None:
+        stream: StepStream | None = None
+        count = blank = 0
+        while arrived := await self.idle_timeout.wait(arriving.next, "line"):
+            for begin in range(0, len(arrived), MAX_BLOCK_STEPS):
+                lines = arrived[begin : begin + MAX_BLOCK_STEPS]
+                places: Sequence[int] = range(count + 1, count + 1 + len(lines))
+                count += len(lines)
+                if not all(lines) or any(map(bytes.isspace, lines)):
+                    places = [place for line, place in zip(lines, places, strict=True) if line.strip()]
+                    blank += len(lines) - len(places)
+                    lines = [line for line in lines if line.strip()]
+                    if blank > MAX_BLANK_LINES:
+                        raise MalformedBody(f"line {count}: the stream has more than {MAX_BLANK_LINES} blank lines")
+                if lines and stream is None:
+                    stream, opens = await self.opener.open_by_line(request, lines[0], places[0])
+                    lines, places = lines[opens:], places[opens:]
+                if lines and stream is not None:
+                    async for ran in stream.run(await stream.decode(lines, places)):
+                        await reply.write(b"".join(stream.lines(ran)))
+
+
+class Lines:
+    """The lines of a body that is still arriving."""
+
+    def __init__(self, body: AsyncIterator[bytes], max_bytes: int) -> None:
+        self._body = body
+        self._max_bytes = max_bytes
+        self._rest = bytearray()
+
+    async def next(self) -> list[bytes]:
+        """The complete lines that arrived together; none at the end. The last line may lack its newline.
+
+        Raises BodyTooLarge as soon as a line has more than max_bytes, and what the body raises.
+        """
+        async for piece in self._body:
+            lines: list[bytes] = []
+            if b"\n" in piece:
+                *lines, rest = (bytes(self._rest) + piece if self._rest else piece).split(b"\n")
+                self._rest = bytearray(rest)
+            else:
+                self._rest += piece
+            if max(len(self._rest), *map(len, lines), 0) > self._max_bytes:
+                raise BodyTooLarge(f"a line has more than {self._max_bytes} bytes, which is the limit")
+            if lines:
+                return lines
+        last = bytes(self._rest)
+        self._rest.clear()
+        return [last] if last.strip() else []
+
+
+class _Reply:
+    """The reply begins with the first write."""
+
+    def __init__(self, request: Request, send: Send) -> None:
+        self._request = request
+        self._send = send
+
+    async def write(self, body: bytes, *, last: bool = False) -> None:
+        if not self._request.status:
+            self._request.status = 200
+            headers = [*_HEADERS, (b"x-request-id", self._request.request_id.encode())]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._request.sent_bytes += len(body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})

@@ -1,0 +1,118 @@
+"""What opens a stream: query parameters, the session header and the first message, as one request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from service.api.request import Request
+from service.api.requests import StreamRequest, parse
+from service.api.shapes import Limits, Target, refuse_cell_state, wrong
+from service.api.stepping import initial, refuse_another_model, step_returns, steppable, with_session
+from service.api.streams.step_stream import StepStream, decode_line, located
+from service.errors import ServiceError
+from service.serving.inference import Inference
+from service.serving.registry import ModelVersion
+from service.sessions.exactly_once import SessionStepper, SessionSteps, Terms
+from service.sessions.lifecycle import Sessions
+from service.sessions.stepper import StatelessStepper, Stepper
+from service.wire.arrays import MAX_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens streams: from a state that lives as long as they, or of a session."""
+
+    inference: Inference
+    limits: Limits
+    sessions: Sessions
+    session_steps: SessionSteps
+
+    async def open(self, request: Request, message: Mapping[str, Any]) -> StepStream:
+        """The stream that query, header and first message ask for together.
+
+        Raises InvalidRequest, NotSteppable, what `Registry.resolve` and the sessions raise.
+        """
+        fields = with_session(request, {**_from_query(request.query), **message})
+        asked, stepper, target = await (self._session if "session" in fields else self._stateless)(fields, request)
+        binary = {"outputs"} if asked.returns is None else set(asked.returns)
+        return StepStream(
+            stepper,
+            target,
+            request,
+            returns=step_returns(asked.returns, target, stateful=True),
+            binary=binary.pop() if len(binary) == 1 else None,
+            refuse_non_finite=asked.non_finite == "error",
+            timeout=request.timeout(),
+            number=asked.step,
+        )
+
+    async def open_by_line(self, request: Request, line: bytes, place: int) -> tuple[StepStream, bool]:
+        """The stream that a first line opens, and whether that is all that the line does. Raises a ServiceError."""
+        fields = None
+        if not line.startswith(b"["):
+            try:
+                fields = await decode_line(line)
+            except ServiceError as error:
+                raise located(error, "line", place) from None
+        if isinstance(fields, Mapping) and "inputs" not in fields:
+            return await self.open(request, fields), True
+        return await self.open(request, {}), False
+
+    async def _stateless(self, fields: Mapping[str, Any], request: Request) -> tuple[StreamRequest, Stepper, Target]:
+        model = steppable(self.inference.registry.resolve_fields(fields))
+        target, spec = self._target(model, request), model.spec
+        asked = parse(StreamRequest, fields, target)
+        returns = step_returns(asked.returns, target, stateful=True)
+        h = initial(asked.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
+        refuse_cell_state(asked.c, "c", target)
+        c = None
+        if spec.has_cell_state:
+            c = initial(asked.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
+        stepper = StatelessStepper(
+            model,
+            self.inference,
+            await self.inference.registry.engine(model),
+            h,
+            c,
+            predictions="predictions" in returns,
+            with_state=bool(returns & {"h", "c"}),
+            book=request.book,
+            done=0 if asked.step is None else asked.step - 1,
+        )
+        return asked, stepper, target
+
+    async def _session(self, fields: Mapping[str, Any], request: Request) -> tuple[StreamRequest, Stepper, Target]:
+        asked = parse(StreamRequest, fields, None)
+        for name in ("h", "c"):
+            if name in fields:
+                raise wrong(f"{name} is what the session keeps; open another one from a state of yours", name)
+        session = await self.sessions.use(fields["session"], request.session_owner)
+        refuse_another_model(session.model, asked.model, asked.version)
+        with_state = not {"h", "c"}.isdisjoint(asked.returns or ())
+        terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, book=request.book)
+        stepper = SessionStepper(self.session_steps, session, terms)
+        return asked, stepper, self._target(session.model, request)
+
+    def _target(self, model: ModelVersion, request: Request) -> Target:
+        request.model, request.version = model.name, model.version
+        return Target(model.name, model.spec, self.limits)
+
+
+def _from_query(query: bytes) -> dict[str, Any]:
+    """Query parameters as fields; `returns` is comma-separated there. Raises InvalidRequest."""
+    fields: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise wrong(f"the query has more than {MAX_FIELDS} parameters", "query") from None
+    for name, value in pairs:
+        if name in fields:
+            raise wrong(f"{name:.80} stands twice in the query", name[:80])
+        fields[name] = value
+    if "returns" in fields:
+        fields["returns"] = [part for part in fields["returns"].split(",") if part]
+    step = fields.get("step", "")
+    if step.isascii() and step.isdigit() and len(step) < 19:
+        fields["step"] = int(step)
+    return fields

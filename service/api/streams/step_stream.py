@@ -1,0 +1,232 @@
+"""An open stream of steps: lines or frames to blocks of vectors, blocks through a Stepper, results to answers.
+
+How lines and frames travel is the transports' business: `ndjson` and `websocket`. Where the state is kept is the
+Stepper's.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from service.api.draining import Draining
+from service.api.problems import encode_problem
+from service.api.request import Request
+from service.api.shapes import Target, steps, wrong
+from service.engine.interface import Floats
+from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
+from service.sessions.stepper import NonFinite, Stepper, Steps
+from service.wire import json, json_slow, ndjson
+from service.wire.arrays import Document, Ragged
+
+T = TypeVar("T")
+
+MAX_BLOCK_STEPS = 1024
+"""Steps that run together. Other requests wait as long as they take."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Up to `MAX_BLOCK_STEPS` steps that are run together.
+
+    - inputs (k,I)
+    - numbers: those that the client gave the steps, None where it gave none
+    - places: the lines or frames that the steps stand in, for errors; `unit` says which of the two
+    - failure: what is wrong with the line after the last step
+    """
+
+    inputs: Floats
+    numbers: list[int | None]
+    places: Sequence[int]
+    unit: Literal["line", "frame"]
+    failure: ServiceError | None = None
+
+
+@dataclass(slots=True)
+class StepStream:
+    """A Stepper, and what the client asked for when it opened the stream.
+
+    - returns: the arrays of a text answer
+    - binary: the array of a binary answer; None if the client named several
+    - refuse_non_finite: whether NaN and infinity are errors in text answers; binary answers carry them
+    - timeout: seconds from a step's arrival within which it must begin to run
+    - number: the number of the next step that brings none; None: the next in order
+    """
+
+    stepper: Stepper
+    target: Target
+    request: Request
+    returns: frozenset[str]
+    binary: str | None
+    refuse_non_finite: bool
+    timeout: float | None
+    number: int | None
+
+    async def decode(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
+        """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
+        begun = perf_counter()
+        try:
+            block = Block(*ndjson.decode(lines, self.target.spec.input_size), places, "line")
+        except json.Suspicious:
+            block = await self._decode_each(lines, places)
+        self.request.mark("decode", begun)
+        return block
+
+    async def run(self, block: Block) -> AsyncIterator[Steps]:
+        """Run a block; yield what has run, in order. Raises a ServiceError at the first step that is wrong or fails."""
+        self._fill_numbers(block.numbers)
+        # A state that is to be sent after each step is known only at the end of a run.
+        size = 1 if self.returns & {"h", "c"} else MAX_BLOCK_STEPS
+        for begin, end in _runs(block.numbers, size):
+            ran, failure = await self._run(block, begin, end)
+            self.request.rows = 1
+            for part in ran:
+                self.request.steps += part.count
+                yield part
+            if failure:
+                raise failure
+            if len(block.inputs) > 1:  # small steps run without waiting: give other tasks a turn
+                await asyncio.sleep(0)
+        if block.failure:
+            raise block.failure
+
+    def lines(self, ran: Steps) -> list[bytes]:
+        """The text answers of steps that have run, one line each."""
+        begun = perf_counter()
+        fields: dict[str, Floats] = {}
+        for name in ("outputs", "predictions", "h", "c"):
+            if name in self.returns and (values := _values(ran, name)) is not None:
+                fields[name] = values
+        lines = ndjson.encode(fields, ran.first, ran.count)
+        self.request.mark("encode", begun)
+        return lines
+
+    def array(self, ran: Steps) -> Floats:
+        """The binary answers (k, ·) of steps that have run."""
+        return np.ascontiguousarray(_values(ran, self.binary or "outputs"), "<f4").reshape(ran.count, -1)
+
+    async def _run(self, block: Block, begin: int, end: int) -> tuple[list[Steps], ServiceError | None]:
+        """Run steps that follow one another: what ran, and why the rest did not."""
+        deadline = None if self.timeout is None else monotonic() + self.timeout
+        strict = self.refuse_non_finite and block.unit == "line"
+        inputs, number = block.inputs[begin:end], block.numbers[begin]
+        try:
+            return await self.stepper.run(inputs, number, deadline, refuse_non_finite=strict), None
+        except NonFinite as error:  # nothing was kept: run the steps before it again
+            bad = begin + error.index
+        except ServiceError as error:
+            return [], located(error, block.unit, block.places[begin])
+        ran, failure = await self._run(block, begin, bad) if bad > begin else ([], None)
+        text = f"the result of step {self.stepper.done + 1} is not finite, and JSON has no NaN or infinity"
+        return ran, failure or located(NonFiniteOutput(text), block.unit, block.places[bad])
+
+    def _fill_numbers(self, numbers: list[int | None]) -> None:
+        """Number the steps that bring no number, if the stream began with one."""
+        if self.number is None:
+            return
+        following = self.number
+        for index, number in enumerate(numbers):
+            current = following if number is None else number
+            numbers[index], following = current, current + 1
+        self.number = following
+
+    async def _decode_each(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
+        vectors = np.empty((len(lines), self.target.spec.input_size), np.float32)
+        numbers: list[int | None] = []
+        for index, line in enumerate(lines):
+            try:
+                vectors[index], number = _step(await decode_line(line), self.target)
+            except ServiceError as error:
+                failure = located(error, "line", places[index])
+                return Block(vectors[:index], numbers, places, "line", failure)
+            numbers.append(number)
+        return Block(vectors, numbers, places, "line")
+
+
+async def decode_line(line: bytes) -> Document | Floats | Ragged:
+    """One line: an object, or an array alone. Raises MalformedBody, DuplicateName, InvalidRequest."""
+    try:
+        return json.decode_steps(line)
+    except json.Suspicious:
+        return await asyncio.to_thread(json_slow.decode_steps, line)
+
+
+def located(error: ServiceError, unit: str, place: int) -> ServiceError:
+    """The same error, naming the line or frame."""
+    named = type(error).__new__(type(error))  # not by its arguments, which each kind has its own of
+    named.__dict__.update(error.__dict__)
+    named.args = (f"{unit} {place}: {error}",)
+    if isinstance(error, InvalidRequest):
+        named.__dict__["errors"] = [FieldError(item.loc, f"{unit} {place}: {item.msg}") for item in error.errors]
+    return named
+
+
+def error_line(document: dict[str, Any]) -> bytes:
+    """The last line of a stream that failed, from a problem document."""
+    return b'{"error":%b}\n' % encode_problem(document)
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTimeout:
+    """How long a stream waits for its client's next line or message."""
+
+    draining: Draining
+    seconds: float
+
+    async def wait(self, arrive: Callable[[], Awaitable[T]], what: str) -> T:
+        """Await `arrive()`. Raises BodyTimeout, or ServiceDraining, also if something has arrived."""
+        if not self.draining.started:
+            try:
+                async with asyncio.timeout(self.seconds) as timeout:
+                    self.draining.waiting.add(timeout)
+                    return await arrive()
+            except TimeoutError:
+                if not self.draining.started:
+                    raise BodyTimeout(f"no complete {what} came for {self.seconds:g} s") from None
+            finally:
+                self.draining.waiting.discard(timeout)
+        raise ServiceDraining("the service is shutting down; open the stream again, from the last state you have")
+
+
+def _step(fields: Document | Floats | Ragged, target: Target) -> tuple[Floats, int | None]:
+    """The inputs (I) of one line, and its number. Raises InvalidRequest."""
+    inputs: Any = fields
+    number = None
+    if isinstance(fields, Mapping):
+        if unknown := fields.keys() - {"inputs", "step"}:
+            name = min(unknown)[:80]
+            raise wrong(f"{name} is not a field of a step; the fields are inputs, step", name)
+        if "step" in fields:
+            number = fields["step"]
+            if type(number) is not int:
+                raise wrong("step: expected a whole number", "step")
+        inputs = fields.get("inputs")
+    if not isinstance(inputs, np.ndarray | Ragged):
+        raise wrong("inputs: expected a list of numbers", "inputs")
+    if inputs.ndim != 1:
+        raise wrong(f"inputs has {inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
+    return steps(inputs, target)[0][0], number
+
+
+def _values(ran: Steps, name: str) -> Floats | None:
+    """One array of k steps that have run, (k, …). A state, (L,1,·), is that of k = 1."""
+    values: Floats | None = getattr(ran, name)
+    if values is None or name not in ("h", "c"):
+        return values
+    return values[:, 0] if len(values) == 1 else values[None, :, 0]
+
+
+def _runs(numbers: Sequence[int | None], size: int) -> Iterator[tuple[int, int]]:
+    """Parts (begin, end) of at most `size` steps that follow one another: all numbered in order, or none numbered."""
+    begin = 0
+    while begin < len(numbers):
+        part, first = numbers[begin : begin + size], numbers[begin]
+        expected = [None] * len(part) if first is None else list(range(first, first + len(part)))
+        count = len(part)
+        if part != expected:
+            count = next(index for index in range(count) if part[index] != expected[index])
+        yield begin, begin + count
+        begin += count

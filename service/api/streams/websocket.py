@@ -1,0 +1,238 @@
+"""WS /cell/stream: the stream of steps of POST /cell/step over a WebSocket, in text frames, binary frames, or both.
+
+Frames that wait run together as one block of steps; each is answered by a frame of its own kind, in order. Nothing more
+is read while answers are not taken.
+"""
+
+import asyncio
+import re
+from base64 import urlsafe_b64decode
+from binascii import Error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import structlog
+from starlette.types import Message, Receive, Scope, Send
+
+from service.api.problems import STATUS, internal_problem, problem, slug
+from service.api.request import Request
+from service.api.shapes import wrong
+from service.api.streams.opening import Opener
+from service.api.streams.step_stream import MAX_BLOCK_STEPS, Block, IdleTimeout, StepStream, error_line
+from service.engine.interface import Floats
+from service.errors import ClientGone, Forbidden, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
+
+SUBPROTOCOL = "rnn-service"
+
+WAITING = "rnn.waiting"
+"""Name of the ASGI extension, set by the connection, that says how many messages `receive` would give at once."""
+
+# RFC 6455, 7.4.1, and the registry that it opened: 1012 is a restart, 1013 means to try again later.
+_CODE_OF_ERROR: dict[type[ServiceError], int] = {ServiceDraining: 1012, InvalidRequest: 1007}
+_CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 503: 1013}
+_POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
+
+_LINES = re.compile(rb"\S[^\n]*")
+"""Lines that are not blank, without leading blanks."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketStreams:
+    """The handler. Each message must be complete within the idle timeout after the one before it.
+
+    Pages of other hosts may connect if `origins` has their origin, or `*`.
+    """
+
+    opener: Opener
+    idle_timeout: IdleTimeout
+    origins: frozenset[str]
+
+    async def __call__(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone."""
+        self._check_origin(request)
+        connection = _Connection(self, request, scope, receive, send)
+        await receive()  # websocket.connect, always
+        request.status = 101
+        headers = [(b"x-request-id", request.request_id.encode())]
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
+        await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
+        try:
+            await connection.answer()
+        except ServiceError as error:
+            await connection.close(error_line(problem(error, request.request_id)), close_code(error), slug(type(error)))
+        except ClientGone:
+            raise
+        except Exception:
+            structlog.get_logger().exception("internal_error", request_id=request.request_id)
+            last = error_line(internal_problem(request.request_id))
+            await connection.close(last, _INTERNAL_ERROR, "internal-error")
+
+    def _check_origin(self, request: Request) -> None:
+        """Browsers send Origin, and let any page open a WebSocket anywhere. Raises Forbidden."""
+        origin = request.header(b"origin")
+        if not origin or "*" in self.origins or origin.lower() in self.origins:
+            return
+        if urlsplit(origin).netloc.lower() != request.header(b"host").lower():
+            raise Forbidden(f"Origin is {origin!r:.80}, which is not this host; RNN_ALLOWED_ORIGINS lists others")
+
+
+def authorization_of(scope: Scope) -> bytes | None:
+    """The Authorization header that a subprotocol stands for, if one does.
+
+    A browser cannot set headers: it offers `bearer.<base64url of the key>` beside the subprotocol that it wants.
+    """
+    for offered in scope.get("subprotocols", ()):
+        if offered.startswith("bearer."):
+            key = offered.removeprefix("bearer.")
+            try:
+                return b"Bearer " + urlsafe_b64decode(key + "=" * (-len(key) % 4))
+            except (Error, ValueError):
+                break
+    return None
+
+
+def close_code(error: ServiceError) -> int:
+    """The code that a WebSocket is closed with after an error."""
+    kind = type(error)
+    return _CODE_OF_ERROR.get(kind) or _CODE_OF_STATUS.get(STATUS[kind], _POLICY_VIOLATION)
+
+
+class _Frame(NamedTuple):
+    """A frame, or a part of up to `MAX_BLOCK_STEPS` steps of it: lines, or inputs (k,I); and the steps' places."""
+
+    text: bool
+    steps: Any
+    places: Sequence[int]
+
+
+class _Connection:
+    """One WebSocket: its stream once that is open, and the frames of one kind that wait to run as one block."""
+
+    def __init__(self, streams: WebSocketStreams, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        self._opener = streams.opener
+        self._idle_timeout = streams.idle_timeout
+        self._request = request
+        self._receive = receive
+        self._send = send
+        self._count_waiting: Callable[[], int] = scope.get("extensions", {}).get(WAITING, int)  # int() is 0
+        self._stream: StepStream | None = None
+        self._frame_count = self._line_count = 0
+        self._waiting: list[_Frame] = []
+        self._waiting_steps = 0
+
+    async def answer(self) -> None:
+        """Answer until the client closes. Raises a ServiceError that the client must be told, or ClientGone."""
+        closed = False
+        while not closed:
+            messages, closed = await self._arrived()
+            try:
+                for message in messages:
+                    await self._add(message)
+            except ServiceError:
+                await self._run()
+                raise
+            await self._run()
+
+    async def write(self, data: bytes, *, text: bool = True) -> None:
+        """Send a frame. Raises ClientGone."""
+        self._request.sent_bytes += len(data)
+        content = {"text": data.decode("utf-8", "replace")} if text else {"bytes": data}
+        await self.send({"type": "websocket.send", **content})
+
+    async def close(self, last: bytes, code: int, reason: str) -> None:
+        """Send a last text frame, and close. Raises ClientGone."""
+        await self.write(last)
+        await self.send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def send(self, message: Message) -> None:
+        """Send a message of ASGI. Raises ClientGone."""
+        try:
+            await self._send(message)
+        except OSError:  # what ASGI servers raise once the client is gone
+            raise ClientGone from None
+
+    async def _arrived(self) -> tuple[list[Message], bool]:
+        """The next message and all that wait behind it, and whether the client has closed then."""
+        messages = [await self._idle_timeout.wait(self._receive, "message")]
+        for _ in range(self._count_waiting()):
+            messages.append(await self._receive())  # noqa: PERF401  # each await gives one that is there
+        for index, message in enumerate(messages):
+            if message["type"] == "websocket.disconnect":
+                return messages[:index], True
+            self._request.received_bytes += len(message.get("text") or message.get("bytes") or b"")
+        return messages, False
+
+    async def _add(self, message: Message) -> None:
+        """Let a message's steps wait; the first message may open the stream. Raises a ServiceError."""
+        self._frame_count += 1
+        text = message.get("text")
+        if text is None:
+            self._stream = self._stream or await self._opener.open(self._request, {})
+            steps = self._inputs(message["bytes"], self._stream)
+            await self._add_frame(_Frame(False, steps, [self._frame_count] * len(steps)))
+            return
+        lines = _LINES.findall(text.encode())
+        places = range(self._line_count + 1, self._line_count + 1 + len(lines))
+        self._line_count += len(lines)
+        if lines and self._stream is None:
+            self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
+            lines, places = lines[opens:], places[opens:]
+        await self._add_frame(_Frame(True, lines, places))
+
+    def _inputs(self, data: bytes, stream: StepStream) -> Floats:
+        """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
+        width = stream.target.spec.input_size
+        if not data or len(data) % (4 * width):
+            expected = f"k·{width} little-endian float32 values, {4 * width} bytes for each of k steps, k ≥ 1"
+            raise MalformedBody(f"frame {self._frame_count} has {len(data)} bytes; expected {expected}")
+        if stream.binary is None:
+            named = ", ".join(sorted(stream.returns)) or "nothing"
+            raise wrong(f"returns is {named}; a binary frame holds one array: name one in returns", "returns")
+        return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
+
+    async def _add_frame(self, frame: _Frame) -> None:
+        """Let a frame wait, a long one in parts; what waits already runs first if one block cannot hold both."""
+        for begin in range(0, len(frame.places), MAX_BLOCK_STEPS):
+            end = begin + MAX_BLOCK_STEPS
+            part = _Frame(frame.text, frame.steps[begin:end], frame.places[begin:end])
+            fits = self._waiting_steps + len(part.places) <= MAX_BLOCK_STEPS
+            if self._waiting and not (fits and self._waiting[0].text == frame.text):
+                await self._run()
+                await asyncio.sleep(0)  # give other tasks a turn
+            self._waiting.append(part)
+            self._waiting_steps += len(part.places)
+
+    async def _run(self) -> None:
+        """Run the frames that wait as one block, and answer each once all of its steps have run."""
+        frames, self._waiting, self._waiting_steps = self._waiting, [], 0
+        stream = self._stream
+        if not frames or stream is None:
+            return
+        text = frames[0].text
+        places = [place for frame in frames for place in frame.places]
+        if text:
+            block = await stream.decode([line for frame in frames for line in frame.steps], places)
+        else:
+            inputs = np.concatenate([frame.steps for frame in frames])
+            block = Block(inputs, [None] * len(places), places, "frame")
+        sizes = (len(frame.places) for frame in frames)
+        missing = next(sizes)
+        answer: list[bytes] = []  # what has run of one frame
+        try:
+            async for ran in stream.run(block):
+                answers: Any = stream.lines(ran) if text else stream.array(ran)
+                begin = 0
+                while begin < ran.count:
+                    part = answers[begin : begin + missing]
+                    answer.append(b"".join(part) if text else part.tobytes())
+                    begin, missing = begin + len(part), missing - len(part)
+                    if not missing:
+                        await self.write(b"".join(answer), text=text)
+                        answer, missing = [], next(sizes, 0)
+        except ServiceError:
+            if answer:
+                await self.write(b"".join(answer), text=text)
+            raise

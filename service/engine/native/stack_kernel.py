@@ -1,0 +1,246 @@
+"""The stack kernel takes rows of unequal length through a stack of layers, in one call; one serves all models.
+
+A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
+Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
+shortest row has left, through one layer after the other:
+
+    inputs ──linear──► x-parts ──recurrent──► h ──(inputs of the next layer)──► …  ──► outputs, head ──► predictions
+                                 ▲  ▼
+                              state of the row, in the caller's memory
+
+Because sums have one order whatever the tile, neither the blocks nor the lanes show in the results. Several threads may
+work on one table of rows: they draw row numbers from a counter in it.
+
+The functions below emit that code. The tables it reads are arrays of 64-bit words, laid out as the enums say.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from service.engine.native.ir import Function, Value, Variable, module
+from service.engine.native.processor import Processor
+from service.engine.native.rows import HEADER_BYTES, ROW_BYTES, HeaderWord, RowWord
+
+LINEAR = ["ptr", "ptr", "ptr", "i64"]
+RECURRENT = ["ptr"] * 6 + ["i64"] * 2
+
+
+class StackWord(IntEnum):
+    """Words of a stack of layers: how many, where their `LayerWord`s are; the head, if `HEAD` is not 0."""
+
+    LAYERS = 0
+    LAYER_TABLE = 1
+    HEAD = 2
+    HEAD_PANELS = 3
+    HEAD_STRIDE = 4
+    HEAD_BYTES = 5
+    OUTPUT_BYTES = 6
+
+
+class LayerWord(IntEnum):
+    """Words of a layer: addresses of its kernels and panels, and the sizes of its states.
+
+    `_STRIDE`: bytes from one row to the next in scratch; `_BYTES`: of the state itself.
+    """
+
+    LINEAR = 0
+    LINEAR_PANELS = 1
+    RECURRENT = 2
+    PANELS = 3
+    PROJECTION = 4
+    H_STRIDE = 5
+    H_BYTES = 6
+    C_STRIDE = 7
+    C_BYTES = 8
+
+
+class BufferWord(IntEnum):
+    """Words of a thread's buffers: their addresses, and how much they hold.
+
+    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have.
+    """
+
+    INPUTS = 0
+    X_PARTS = 1
+    H = 2
+    H_NEXT = 3
+    C = 4
+    UNITS = 5
+    LANES = 6
+    LANE_COUNT = 7
+    ROW_STEPS = 8
+
+
+class State(Enum):
+    """The words that tell where a state stands: address and way to the next layer's in a row, sizes in a layer."""
+
+    H = (RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES)
+    C = (RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES)
+
+
+@dataclass(frozen=True)
+class StackKernel:
+    """Compiled signature: run_stack(ptr stack, ptr buffers, ptr rows)."""
+
+    processor: Processor
+    name = "run_stack"
+
+    def text(self) -> str:
+        """The module in LLVM's language."""
+        return _text()
+
+
+def _text() -> str:
+    f = Function("run_stack", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
+    lanes, capacity = f.pointer("%buffers", BufferWord.LANES), f.word("%buffers", BufferWord.LANE_COUNT)
+    count = f.word("%rows", HeaderWord.COUNT)
+    live = f.variable("i64", 0)
+    with f.repeat() as done:
+        _fill_lanes(f, lanes, capacity, count, live)
+        rows = live.get()
+        done(f.compare("eq", rows, 0))
+        block = Block(f, lanes, rows)
+        block.run()
+        block.advance(live)
+    return module([f], [])
+
+
+def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: Variable) -> None:
+    """Draw rows until the lanes are full or no row is left; rows of no steps are passed over."""
+    with f.repeat() as full:
+        full(f.compare("sge", live.get(), capacity))
+        # A look before the draw: late threads must not push the counter on without end.
+        full(f.compare("sge", f.word("%rows"), count))
+        number = f.value("atomicrmw add ptr %rows, i64 1 seq_cst")
+        full(f.compare("sge", number, count))
+        row = f.at("%rows", f.add(f.mul(number, ROW_BYTES), HEADER_BYTES))
+        with f.when(f.compare("sgt", f.word(row, RowWord.STEPS), 0)):
+            f.copy(f.at(lanes, f.mul(live.get(), ROW_BYTES)), row, ROW_BYTES)
+            live.set(f.add(live.get(), 1))
+
+
+class Block:
+    """Emits a block: all lanes advance by the same number of steps.
+
+    As many as all of them have left, and as scratch memory holds.
+    """
+
+    def __init__(self, function: Function, lanes: Value, rows: Value) -> None:
+        f = self.f = function
+        self.lanes, self.rows = lanes, rows
+        steps = f.variable("i64", f.most(f.div(f.word("%buffers", BufferWord.ROW_STEPS), rows), 1))
+        with f.loop(rows) as i:
+            steps.set(f.least(steps.get(), f.word(self.lane(i), RowWord.STEPS)))
+        self.steps = steps.get()
+        self.row_steps = f.mul(rows, self.steps)
+        self.inputs = f.pointer("%buffers", BufferWord.INPUTS)
+        self.x_parts = f.pointer("%buffers", BufferWord.X_PARTS)
+        self.c = f.pointer("%buffers", BufferWord.C)
+
+    def lane(self, number: Value) -> Value:
+        """The address of a lane's row."""
+        return self.f.at(self.lanes, self.f.mul(number, ROW_BYTES))
+
+    def run(self) -> None:
+        """Take every lane through every layer, then write what was asked for."""
+        f = self.f
+        self._point_at_rows()
+        h, h_next = (f.variable("ptr", f.pointer("%buffers", part)) for part in (BufferWord.H, BufferWord.H_NEXT))
+        with f.loop(f.word("%stack", StackWord.LAYERS)) as number:
+            layer = f.at(f.pointer("%stack", StackWord.LAYER_TABLE), f.mul(number, 8 * len(LayerWord)))
+            before = h.get()
+            self._run_layer(layer, number, before)
+            stride = f.word(layer, LayerWord.H_STRIDE)
+            self._point_at(f.at(before, f.mul(self.rows, stride)), stride)
+            h.set(h_next.get())
+            h_next.set(before)
+        self._write(RowWord.OUT, RowWord.OUT_STEP, f.word("%stack", StackWord.OUTPUT_BYTES))
+        head = f.pointer("%stack", StackWord.HEAD)
+        with f.when(f.value(f"icmp ne ptr {head}, null")):
+            panels = f.pointer("%stack", StackWord.HEAD_PANELS)
+            f.call_at(head, LINEAR, [panels, self.inputs, self.x_parts, self.row_steps])
+            self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
+            self._write(RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES))
+
+    def advance(self, live: Variable) -> None:
+        """Move every lane on; the last lane takes the place of one that has ended."""
+        f = self.f
+        moving = (
+            (RowWord.X, RowWord.X_STEP),
+            (RowWord.OUT, RowWord.OUT_STEP),
+            (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
+        )
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            f.store("i64", f.sub(f.word(lane, RowWord.STEPS), self.steps), f.at(lane, 8 * RowWord.STEPS), 8)
+            for address, stride in moving:
+                now = f.word(lane, address)
+                moved = f.add(now, f.mul(self.steps, f.word(lane, stride)))
+                # 0 is "not asked for", and stays it.
+                f.store("i64", f.select(f.compare("eq", now, 0), 0, moved), f.at(lane, 8 * address), 8)
+        place = f.variable("i64", 0)
+        with f.repeat() as stop:
+            stop(f.compare("sge", place.get(), live.get()))
+            lane = self.lane(place.get())
+            ended = f.compare("eq", f.word(lane, RowWord.STEPS), 0)
+            with f.when(ended):
+                live.set(f.sub(live.get(), 1))
+                f.copy(lane, self.lane(live.get()), ROW_BYTES)
+            place.set(f.add(place.get(), f.select(ended, 0, 1)))
+
+    def _run_layer(self, layer: Value, number: Value, h: Value) -> None:
+        """One layer: states in, both kernels, states out."""
+        f = self.f
+        products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
+        f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
+        stride = f.word(layer, LayerWord.H_STRIDE)
+        for state, scratch in ((State.H, h), (State.C, self.c)):
+            self._move(state, layer, number, scratch, inward=True)
+        panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
+        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%buffers", BufferWord.UNITS)]
+        f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
+        last = f.at(h, f.mul(self.row_steps, stride))
+        for state, scratch in ((State.H, last), (State.C, self.c)):
+            self._move(state, layer, number, scratch, inward=False)
+
+    def _move(self, state: "State", layer: Value, number: Value, scratch: Value, *, inward: bool) -> None:
+        """Copy the layer's state of every lane from the caller's memory into scratch, or back."""
+        f = self.f
+        address, way, strides, sizes = state.value
+        size, stride = f.word(layer, sizes), f.word(layer, strides)
+        with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
+            lane = self.lane(i)
+            theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, way)))
+            ours = f.at(scratch, f.mul(i, stride))
+            f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
+
+    def _entry(self, step: Value, lane: Value) -> Value:
+        """The address of the table entry of a step of a lane: steps first, then lanes."""
+        f = self.f
+        return f.at(self.inputs, f.mul(f.add(f.mul(step, self.rows), lane), 8))
+
+    def _point_at_rows(self) -> None:
+        """Let the table of inputs point at the rows' own."""
+        f = self.f
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            x, step = f.word(lane, RowWord.X), f.word(lane, RowWord.X_STEP)
+            with f.loop(self.steps) as t:
+                f.store("i64", f.add(x, f.mul(t, step)), self._entry(t, i), 8)
+
+    def _point_at(self, first: Value, stride: Value) -> None:
+        """Let the table of inputs point at consecutive places in scratch."""
+        f = self.f
+        with f.loop(self.row_steps) as i:
+            f.store("ptr", f.at(first, f.mul(i, stride)), f.at(self.inputs, f.mul(i, 8)), 8)
+
+    def _write(self, place: RowWord, stride: RowWord, size: Value) -> None:
+        """Copy what the table points at to where each lane wants it, if it does."""
+        f = self.f
+        with f.loop(self.rows) as i:
+            lane = self.lane(i)
+            target = f.pointer(lane, place)
+            with f.when(f.value(f"icmp ne ptr {target}, null")):
+                step = f.word(lane, stride)
+                with f.loop(self.steps) as t:
+                    f.copy(f.at(target, f.mul(t, step)), f.pointer(self._entry(t, i)), size)

@@ -1,0 +1,164 @@
+"""The model in an ONNX file: PyTorch's arrays of its nodes, and the nodes in `onnx.reference` as its reference."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnx import NodeProto
+
+from service.models.importing.model import Arrays, CheckpointModel, Numbers, Precision, Reference
+from service.models.importing.onnx.graph import MOVING, Graph, Node, node_input, run_nodes
+from service.models.importing.onnx.head import OnnxHead, find_head
+from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, node_name, read_layer, stacks
+from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
+from service.spec import ModelSpec, Nonlinearity
+
+
+@refusing("the file's graph makes no sense")
+def model_from_onnx(
+    path: Path, *, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None
+) -> CheckpointModel:
+    """The RNN, GRU or LSTM that is meant; nodes that feed each other are one stack.
+
+    layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused, or ChoiceNeeded.
+    """
+    graph = Graph.read(path)
+    stack = _choose_stack(graph, layer)
+    spec = _spec(stack)
+    if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
+        raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
+    arrays: dict[str, Numbers] = {}
+    sources: dict[str, str] = {}
+    for index, entry in enumerate(stack):
+        for name, array, source in entry.arrays(index, bias=spec.bias):
+            arrays[name], sources[name] = array, source
+    notes = _state_notes(graph, stack)
+    if ZEROS in sources.values():
+        notes.append("some layers have no bias; zeros were written")
+    linear = find_head(graph, head) if head is not None else None
+    used = [entry.node for entry in stack] + (linear.nodes if linear else [])
+    if linear:
+        if linear.weight.shape[1] != spec.output_size:
+            raise ChoiceNeeded(
+                f"--head has weights {linear.weight.shape}; outputs of the layer are {spec.output_size} wide"
+            )
+        spec = replace(spec, out_features=linear.weight.shape[0])
+        arrays |= {"head.weight": linear.weight, "head.bias": linear.bias}
+        sources |= {"head.weight": linear.weight_name, "head.bias": linear.bias_name}
+        if linear.bias_name == ZEROS:
+            notes.append("--head has no bias; zeros were written")
+    return CheckpointModel(
+        layer=stack[0].name,
+        spec=spec,
+        arrays={name: torch.from_numpy(np.array(arrays[name])) for name in spec.weight_shapes()},
+        sources=sources,
+        reference=_reference(graph, stack, linear),
+        reference_name=f"onnx.reference {stack[0].node.op_type}",
+        ignored=_ignored(graph, used),
+        notes=notes,
+    )
+
+
+def _choose_stack(graph: Graph, wanted: str | None) -> list[OnnxLayer]:
+    layers, refused = _read_layers(graph)
+    grouped = stacks(graph, layers)
+    named = {layer.name: stack for stack in grouped for layer in stack}
+    fitting = [name for name in (*named, *refused) if wanted is None or wanted in (name, *name.split("/"))]
+    for name in fitting:
+        if name in refused:  # a stack with a refused layer in it is not a smaller model
+            raise refused[name]
+    found = [stack for stack in grouped if any(layer.name in fitting for layer in stack)]
+    if len(found) == 1:
+        return found[0]
+    return named[choose([stack[0].name for stack in grouped], wanted, option="--layer", what="recurrent layer")]
+
+
+def _read_layers(graph: Graph) -> tuple[list[OnnxLayer], dict[str, CheckpointRefused]]:
+    """The layers that PyTorch can express, and by name the reason for each layer that it cannot."""
+    layers: list[OnnxLayer] = []
+    refused: dict[str, CheckpointRefused] = {}
+    for node in graph.nodes:
+        if node.op_type in KINDS:
+            try:
+                layers.append(read_layer(graph, node))
+            except CheckpointRefused as error:
+                refused[node_name(node)] = error
+    if not layers and not refused:
+        raise CheckpointRefused(
+            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; "
+            "layers that an exporter has taken apart into smaller operators cannot be imported"
+        )
+    return layers, refused
+
+
+def _spec(stack: list[OnnxLayer]) -> ModelSpec:
+    first = stack[0]
+    return ModelSpec(
+        kind=first.kind,
+        input_size=int(first.w.shape[2]),
+        hidden_size=first.hidden_size,
+        num_layers=len(stack),
+        nonlinearity=first.nonlinearity,
+        bias=any(layer.b is not None for layer in stack),
+        bidirectional=first.directions == 2,
+    )
+
+
+def _state_notes(graph: Graph, stack: list[OnnxLayer]) -> list[str]:
+    """Notes on initial states that the graph stores: the service starts from zeros unless a request sends a state."""
+    notes = []
+    for layer in stack:
+        for place, letter in ((5, "h0"), (6, "c0")):
+            stored = graph.constant(node_input(layer.node, place))
+            if stored is not None and np.any(stored):
+                notes.append(f"{layer.name} starts from a stored {letter} that is not zero: requests must send it")
+    return notes
+
+
+def _ignored(graph: Graph, used: list[Node]) -> list[str]:
+    """The other nodes; those that only move numbers come last."""
+    others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
+    others.sort(key=lambda node: node.op_type in MOVING)
+    return [f"{node.op_type} {node_name(node)}" for node in others]
+
+
+def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None) -> Reference:
+    """Runs sequences through the nodes of a stack and of its head."""
+
+    @refusing("the file's nodes do not run in onnx.reference")
+    def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
+        return [_run(graph, stack, head, sequence, precision) for sequence in sequences]
+
+    return run
+
+
+def _run(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None, sequence: Arrays, precision: Precision) -> Arrays:
+    outputs, directions = sequence["x"].astype(precision), stack[0].directions
+    states = {name: sequence[name].astype(precision) for name in ("h", "c") if name in sequence}
+    finals: dict[str, list[Numbers]] = {name: [] for name in states}
+    for index, layer in enumerate(stack):
+        own = slice(index * directions, (index + 1) * directions)
+        outputs, *last = _run_layer(graph, layer, outputs, {name: state[own] for name, state in states.items()})
+        for name, state in zip(finals, last, strict=True):
+            finals[name].append(state)
+    results = {"outputs": outputs} | {name: np.concatenate(parts) for name, parts in finals.items()}
+    return results | {"predictions": head.run(graph, outputs)} if head else results
+
+
+def _run_layer(graph: Graph, layer: OnnxLayer, x: Numbers, states: Arrays) -> list[Numbers]:
+    """One node of the file on one sequence, x (T, ·) and states (D, H): outputs (T, D·H) and the final states."""
+    node: Node = NodeProto()
+    node.CopyFrom(layer.node)
+    del node.input[:], node.output[:]
+    node.input.extend(["x", "w", "r", "b" if layer.b is not None else "", "", *states])
+    node.output.extend(["y", *(f"y_{name}" for name in states)])
+    # With layout 1 the batch, of one here, comes first; with layout 0 it follows time or direction.
+    batch = 0 if layer.layout else 1
+    weights = {"w": layer.w, "r": layer.r} | ({} if layer.b is None else {"b": layer.b})
+    feed = {name: np.expand_dims(array, batch) for name, array in {"x": x, **states}.items()}
+    feed |= {name: array.astype(x.dtype) for name, array in weights.items()}
+    outputs, *last = run_nodes(graph.model, [node], feed, list(node.output))
+    # (T, D, 1, H) or, with layout 1, (1, T, D, H)
+    return [outputs.reshape(len(x), -1), *(np.squeeze(state, batch) for state in last)]

@@ -1,0 +1,337 @@
+"""One HTTP connection: uvicorn's, with a direct way to the application, and with limits that uvicorn leaves out.
+
+A POST that may be answered directly is read whole and given to `Application.answer` in the call that read its last
+byte. If that has to wait for something, the request goes on as uvicorn's requests do, with the rest of `answer` in
+place of the application: their order on the connection, a client that hangs up and the end of the process are uvicorn's
+matter. Everything else comes to the application by ASGI.
+
+Written for uvicorn 0.54 and httptools 0.9; tests/server/test_http.py fails if a name that is overridden is not there.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.api.application import Application
+from service.api.request import Reply, Request
+from service.server.eager import start
+from service.server.flow import PipelineFlow, ReaderWatch
+from service.server.upgrades import handshake_fault, head_with_framing
+
+DIRECT_BYTES = 64 * 1024
+"""Largest body of a request that is answered directly."""
+
+REST_SECONDS = 0.02
+"""How long the rest of its body is waited for: most clients send head and body one right after the other."""
+
+TURN_SECONDS = 2e-3
+"""How long the requests of one read are answered directly: those after them wait for later turns of the event loop."""
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
+
+
+class HttpConnection(HttpToolsProtocol):
+    """One connection.
+
+    The head timer runs whenever bytes came and no request is being handled: before a head is complete, but also when a
+    body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's configuration,
+    of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self._application: Application = config.loaded_app
+        self._header_seconds: float = config.header_seconds
+        self._min_bytes_per_second: float = config.min_bytes_per_second
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._in_body = False
+        self._is_handshake = False
+        self._received_bytes = 0
+        self._body_bytes = 0
+        self._turn_ends = 0.0
+        # What has come of the body of a request that may be answered directly.
+        self._body: bytes | None = None
+        self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
+        self._ignores_upgrade = False
+        self._refusal = ""
+        self._replays_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = PipelineFlow(transport, self.pipeline)
+        stalled = partial(self._drop, "reader_too_slow")
+        self._watch = ReaderWatch(transport, self.loop, self._min_bytes_per_second, stalled)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._body = None
+        self._cancel_timers()
+        self._unset_keepalive_if_required()
+        self._watch.stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
+        self._unset_keepalive_if_required()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        self._received_bytes += len(data)
+        self._turn_ends = monotonic() + TURN_SECONDS
+        if not self._parse(data):
+            return
+        if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
+            self._drop("headers_too_large")
+        elif self._body is not None:
+            self._rest_timer = self.loop.call_later(REST_SECONDS, self._use_asgi)
+        elif (self._in_head or self._has_answered()) and not (self._head_timer or self.timeout_keep_alive_task):
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        """A request line has begun; unless its head came with it, `data_received` starts to wait for that."""
+        if self._replays_head:
+            return
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._in_head = True
+        self._received_bytes = self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        if not self._replays_head:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers mean nothing here; kept, they could grow without end."""
+        if self._in_head:
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Begin with the request, or with reading the body of one that may be answered directly."""
+        if self._replays_head:
+            return
+        self._in_head = False
+        self._cancel_timers()
+        # Armed if the request before this one came in the same read and has been answered.
+        self._unset_keepalive_if_required()
+        self._in_body = True
+        if self.parser.should_upgrade():
+            self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
+            if self._is_handshake:
+                self._refusal = handshake_fault(self.headers)
+                self._begin_asgi()  # which leaves the rest to `_upgrade`
+                return
+            self._ignores_upgrade = True
+        if self._is_direct():
+            self._body = b""
+        else:
+            self._begin_asgi()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body is None:
+            super().on_body(body)
+            return
+        self._body += body
+        if len(self._body) > DIRECT_BYTES:
+            self._use_asgi()
+
+    def on_message_complete(self) -> None:
+        """Answer directly, or let the application know that it has all of a body."""
+        if self._ignores_upgrade or self._refusal:
+            return  # the parser takes what follows for another protocol: see `_upgrade`
+        self._in_body = False
+        if self._body is not None:
+            self._answer(self._body)
+            return
+        super().on_message_complete()
+        if self._head_timer is not None and self._has_answered():
+            # A body that outlasted its reply is over: the connection is idle, as after any reply.
+            self._cancel_timers()
+            self._await_next()
+
+    def on_response_complete(self) -> None:
+        """The reply is written, but perhaps not read: closing, too, would wait for that."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
+        if self._in_body and self.timeout_keep_alive_task is not None:  # the rest of it must come, too
+            self._unset_keepalive_if_required()
+            self._await_head()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
+        super().pause_writing()
+        self._watch.start()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch.caught_up()
+
+    def shutdown(self) -> None:
+        """A request of which a part has come is answered; an idle connection is closed."""
+        if self._body is not None:
+            self._use_asgi()
+        super().shutdown()
+
+    def _should_upgrade(self) -> bool:
+        return self._is_handshake
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Start a request, or go on with one that `_answer` has begun."""
+        if self._running is not None:
+            request, running = self._running
+            self._running = None
+            app = partial(self._application.resume, request, running)
+        super()._start_asgi_task(cycle, app)
+
+    def _is_direct(self) -> bool:
+        """Whether the request whose head is complete may be answered directly."""
+        if (
+            self.url not in self._application.direct_paths
+            or self.parser.get_method() != b"POST"
+            or self.expect_100_continue
+            or not self._has_answered()
+            or self.flow.write_paused
+            or self.transport.is_closing()
+            or monotonic() > self._turn_ends
+        ):
+            return False
+        for name, value in self.headers:
+            if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
+                return False
+            if name == b"content-length" and (len(value) > 6 or int(value) > DIRECT_BYTES):
+                return False
+        return True
+
+    def _answer(self, body: bytes) -> None:
+        application = self._application
+        request = application.request("POST", self.url.decode(), b"", self.headers, self.client)
+        request.body = body
+        reply, running = start(application.answer(request))
+        if reply is not None:
+            self._body = None
+            self._write(request, reply)
+            return
+        assert running is not None  # noqa: S101  # one of both
+        self._running = request, running
+        self._use_asgi()
+        super().on_message_complete()
+
+    def _write(self, request: Request, reply: Reply) -> None:
+        """Send a whole reply, and account for it."""
+        body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
+        keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        self.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[reply.status],
+                    b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+                    % (reply.media_type, len(body), request.request_id.encode()),
+                    *(b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *reply.headers)),
+                    b"\r\n" if keeps else b"connection: close\r\n\r\n",
+                    body,
+                )
+            )
+        )
+        request.status, request.sent_bytes = reply.status, len(body)
+        self._application.finish(request)
+        self.server_state.total_requests += 1
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
+        if keeps:
+            self._await_next()
+        else:
+            self.transport.close()
+
+    def _begin_asgi(self) -> None:
+        """What uvicorn does when a head has come; its scope is made no sooner."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _use_asgi(self) -> None:
+        """Go on by ASGI with a request that was about to be answered directly."""
+        body, self._body = self._body, None
+        self._cancel_timers()
+        self._begin_asgi()
+        if body and not self.cycle.response_complete:
+            super().on_body(body)
+
+    def _parse(self, data: bytes) -> bool:
+        """Feed the parser; says whether the connection goes on as it was."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                structlog.get_logger().exception("internal_error")
+                self.transport.abort()
+            else:
+                self.send_400_response("Invalid HTTP request received.")
+            return False
+        return True
+
+    def _upgrade(self, rest: bytes) -> bool:
+        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows."""
+        if not self._ignores_upgrade:
+            if self._refusal:
+                self.send_400_response(self._refusal)
+            elif not self._has_answered():
+                self._drop("upgrade_while_answering")
+            else:
+                self._cancel_timers()
+                self._watch.stop()
+                self.handle_websocket_upgrade()
+            return False
+        self._ignores_upgrade = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._replays_head = True
+        goes_on = self._parse(head_with_framing(self.headers))
+        self._replays_head = False
+        return goes_on and (not rest or self._parse(rest))
+
+    def _has_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._header_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self.flow.read_paused:  # by us, while requests before it wait
+            self._await_head()
+        else:
+            self._drop("headers_too_slow")
+
+    def _await_next(self) -> None:
+        """The connection is idle, and closed after a while."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._head_timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._rest_timer = None
+
+    def _drop(self, reason: str) -> None:
+        """Cut the connection: closing would wait for the very client that does not move."""
+        self._cancel_timers()
+        structlog.get_logger().info("connection_dropped", reason=reason)
+        self.transport.abort()
