@@ -1,9 +1,8 @@
 """What an engine is: something that runs rows of unequal length through one model's weights.
 
-Rows, not requests, are the unit of work. A `Rows` describes many sequences over flat buffers, so that a padded batch,
-a ragged batch, a slice in time of either, and a batch of single steps are the same thing to an engine and need no
-copy. State is updated in place: running the first half of a row's steps and then the second half with the same
-`Rows.h` is running the whole row.
+`Rows` are sequences over flat buffers, so that a padded batch, a ragged batch, a slice in time of either, and a batch
+of single steps need no copy. State is updated in place: running the first half of a row's steps and then the second
+half with the same `Rows.h` is running the whole row.
 """
 
 from abc import ABC, abstractmethod
@@ -51,8 +50,7 @@ class Rows:
 class Engine(ABC):
     """One model's weights on one device.
 
-    An engine may be called from several threads at once and keeps no state between calls; what it is given was
-    validated above it. Subclasses hold the weights in whatever layout their kernels want.
+    It may be called from several threads at once, keeps no state between calls, and trusts what it is given.
     """
 
     name: str
@@ -79,7 +77,4 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch together; results are written into the batches' own arrays.
-
-        A row's result does not depend on the rows beside it (DESIGN's law 3).
-        """
+        """Run every row of every batch together; results are written into the batches' own arrays."""

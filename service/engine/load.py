@@ -22,8 +22,7 @@ EngineChoice = Literal["auto", "native", "torch"]
 class EngineFactory:
     """Makes engines for one device. `workers` threads may call them at once, and the native engine uses as many itself.
 
-    auto is the native engine on a CPU, and torch where the native one cannot be used: on a GPU, or on a processor that
-    LLVM cannot generate code for.
+    auto is the native engine, or torch on a GPU and on a processor that LLVM cannot generate code for.
     """
 
     device: torch.device
@@ -52,7 +51,6 @@ class EngineFactory:
         return cls(chosen, workers, choice)
 
     def load(self, spec: ModelSpec, weights: Mapping[str, Floats]) -> Engine:
-        """An engine that is ready to run."""
         if self.device.type == "cpu" and self.choice != "torch":
             try:
                 return NativeEngine(spec, weights, threads=self.workers)
@@ -74,7 +72,6 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Cores that the cgroup's CPU bandwidth amounts to; None without a limit."""
     try:
         if (cgroup / "cpu.max").exists():
             limit, period = (cgroup / "cpu.max").read_text().split()

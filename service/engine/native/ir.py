@@ -1,4 +1,4 @@
-"""Writes LLVM IR as text: one `Function` is one function's body, with structured loops and mutable variables.
+"""Writes LLVM IR as text: a `Module` of `Function`s, each with structured loops and mutable variables.
 
 A method that computes something emits instructions and returns the name of the result, so that a kernel reads as the
 arithmetic that it does. Loop counters and variables live in stack slots; LLVM's `sroa` pass turns them into registers.
@@ -11,8 +11,29 @@ Value = str
 """The name of a result (`%12`, `%rows`) or a constant, as it stands in the text."""
 
 
+class Module:
+    """Functions that are compiled together."""
+
+    def __init__(self) -> None:
+        self._functions: list[Function] = []
+
+    def function(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> "Function":
+        """A new function, with the LLVM type of each parameter."""
+        self._functions.append(Function(name, parameters, internal=internal))
+        return self._functions[-1]
+
+    def text(self) -> str:
+        declarations = ["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"]
+        for width in (4, 8, 16):
+            vector = f"<{width} x float>"
+            declarations.append(f"declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})")
+        # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
+        attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
+        return "\n".join([*(function.text() for function in self._functions), *declarations, attributes])
+
+
 class Function:
-    """One LLVM function under construction; `text()` is the finished definition.
+    """One LLVM function under construction.
 
     All integers are i64, all pointers are opaque. Loads and stores assume no alignment but that of their element, so
     callers' arrays may lie anywhere.
@@ -21,31 +42,28 @@ class Function:
     def __init__(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> None:
         self.name = name
         self.types = list(parameters.values())
-        self.arguments = [f"%{parameter}" for parameter in parameters]
         self._linkage = "internal " if internal else ""
         self._signature = ", ".join(f"{type_} %{parameter}" for parameter, type_ in parameters.items())
         self._slots: list[str] = []
         self._lines: list[str] = []
-        self._names = 0
+        self._count = 0
 
     def text(self) -> str:
-        """The definition; it returns at the end of what was emitted."""
         body = "\n".join(["entry:", *self._slots, *self._lines, "ret void"])
         return f"define {self._linkage}void @{self.name}({self._signature}) #0 {{\n{body}\n}}\n"
 
     def value(self, instruction: str) -> Value:
-        """Emit an instruction that has a result; return the result's name."""
-        name = self._name()
+        """Emit an instruction; return the name of its result."""
+        name = self._new_name()
         self._lines.append(f"{name} = {instruction}")
         return name
 
     def do(self, instruction: str) -> None:
-        """Emit an instruction without a result."""
         self._lines.append(instruction)
 
-    def _name(self) -> Value:
-        self._names += 1
-        return f"%v{self._names}"
+    def _new_name(self) -> Value:
+        self._count += 1
+        return f"%v{self._count}"
 
     # Integers
 
@@ -76,7 +94,6 @@ class Function:
         return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
 
     def negated(self, condition: Value) -> Value:
-        """An i1: not `condition`."""
         return self.value(f"xor i1 {condition}, true")
 
     # Memory
@@ -104,14 +121,13 @@ class Function:
         return self.at(base, self.mul(self.add(self.mul(row, columns), column), 4))
 
     def copy(self, target: Value, source: Value, size: Value | int) -> None:
-        """Copy `size` bytes."""
         self.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {size}, i1 false)")
 
     # Variables
 
     def variable(self, type_: str, initial: Value | int) -> "Variable":
         """A mutable local, set to `initial` where it is declared."""
-        name = self._name()
+        name = self._new_name()
         self._slots.append(f"{name} = alloca {type_}")
         variable = Variable(self, type_, name)
         variable.set(initial)
@@ -119,7 +135,7 @@ class Function:
 
     def buffer(self, size: int) -> Value:
         """The address of `size` bytes of this call's own, aligned to a cache line."""
-        name = self._name()
+        name = self._new_name()
         self._slots.append(f"{name} = alloca [{size} x i8], align 64")
         return name
 
@@ -138,13 +154,13 @@ class Function:
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:
         """Repeat the block until the yielded function is called with a condition that holds."""
-        self._names += 1
-        head, end = f"head{self._names}", f"end{self._names}"
+        self._count += 1
+        head, end = f"head{self._count}", f"end{self._count}"
 
         def stop(condition: Value) -> None:
-            self._names += 1
-            self.do(f"br i1 {condition}, label %{end}, label %on{self._names}")
-            self._lines.append(f"on{self._names}:")
+            self._count += 1
+            self.do(f"br i1 {condition}, label %{end}, label %on{self._count}")
+            self._lines.append(f"on{self._count}:")
 
         self._enter(head)
         yield stop
@@ -154,8 +170,8 @@ class Function:
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """Run the block only if the i1 holds."""
-        self._names += 1
-        then, end = f"then{self._names}", f"end{self._names}"
+        self._count += 1
+        then, end = f"then{self._count}", f"end{self._count}"
         self.do(f"br i1 {condition}, label %{then}, label %{end}")
         self._lines.append(f"{then}:")
         yield
@@ -183,12 +199,4 @@ class Variable:
         return self._function.value(f"load {self._type}, ptr {self._name}")
 
     def set(self, value: Value | int) -> None:
-        """Change it from here on."""
         self._function.do(f"store {self._type} {value}, ptr {self._name}")
-
-
-def module(functions: Sequence[Function], declarations: Sequence[str]) -> str:
-    memcpy = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
-    # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
-    attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
-    return "\n".join([*(f.text() for f in functions), memcpy, *declarations, attributes])

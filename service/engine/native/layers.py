@@ -35,7 +35,9 @@ class Layer:
         self.weights = [linear.panels.pack(ih, with_x, order), recurrent.panels.pack(hh, bias_hh, order)]
         if recurrent.projection:
             no_bias = np.zeros(state, np.float32)
-            self.weights.append(recurrent.projection.pack(weights[f"weight_hr_{suffix}"], no_bias, np.arange(state)))
+            self.weights.append(
+                recurrent.projection.panels.pack(weights[f"weight_hr_{suffix}"], no_bias, np.arange(state))
+            )
         words = {
             LayerWord.LINEAR: self.code[0].address,
             LayerWord.LINEAR_PANELS: self.weights[0].ctypes.data,

@@ -50,7 +50,6 @@ class Panels:
 
     @property
     def full(self) -> int:
-        """Number of full panels."""
         return self.vectors // self.per_panel
 
     @property
@@ -63,11 +62,9 @@ class Panels:
         return 4 * self.width * vectors
 
     def row_bytes(self, vectors: int) -> int:
-        """Bytes of one k of a panel."""
         return WEIGHT_BYTES[self.weights] * self.width * vectors
 
     def panel_bytes(self, vectors: int) -> int:
-        """Bytes of a panel of so many vectors."""
         return self.bias_bytes(vectors) + self.depth * self.row_bytes(vectors)
 
     def __iter__(self) -> Iterator[int]:

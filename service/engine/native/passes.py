@@ -1,7 +1,7 @@
 """A pass: rows through a stack of layers in one call, on as many threads as it is worth."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -12,11 +12,8 @@ from service.engine.native.compiler import compiled
 from service.engine.native.layers import Stack
 from service.engine.native.panels import aligned
 from service.engine.native.processor import Processor
-from service.engine.native.rows import ROW_BYTES, RowTable
+from service.engine.native.rows import LANES, ROW_BYTES, RowTable
 from service.engine.native.stack_kernel import BufferWord, StackKernel
-
-LANES = 48
-"""Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them."""
 
 BLOCK_FLOATS = 65_536
 """Floats of x-parts in a block, so that they stay in the second-level cache beside the weights."""
@@ -40,26 +37,6 @@ DRAWS = 4
 """How often a thread comes for rows if their weights are near: one whose core was taken away leaves more to others."""
 
 
-class ThreadPool:
-    """Up to `size` threads, the caller's included. The others are started when first needed and sleep when idle."""
-
-    def __init__(self, size: int) -> None:
-        self.size = max(size, 1)
-        # The pool's threads end when it is collected with the engine that owns it.
-        self._others = ThreadPoolExecutor(max(self.size - 1, 1), thread_name_prefix="rnn-kernel")
-
-    def run(self, parts: Sequence[Callable[[], object]]) -> None:
-        """Run at most `size` functions that share one task; return when the task is done.
-
-        One that no thread has begun when the caller's own has returned is dropped: nothing was left for it to do.
-        """
-        futures = [self._others.submit(part) for part in parts[1:]]
-        parts[0]()
-        for future in futures:
-            if not future.cancel():
-                future.result()
-
-
 class Buffers:
     """A table of rows, and a thread's scratch memory for a stack. One call at a time may use them."""
 
@@ -75,6 +52,7 @@ class Buffers:
             BufferWord.H_NEXT: states if len(stack.layers) > 1 else 0,
             BufferWord.C: cells,
             BufferWord.UNITS: cells,
+            BufferWord.UNIT_TABLE: 8 * LANES,
             BufferWord.LANES: LANES * ROW_BYTES,
         }
         self._parts = {word: aligned(size) for word, size in sizes.items()}
@@ -82,33 +60,30 @@ class Buffers:
         for word, part in self._parts.items():
             self._words[word] = part.ctypes.data
         self._words[BufferWord.ROW_STEPS] = row_steps
-        self.use_lanes(LANES)
         self.address = int(self._words.ctypes.data)
-
-    def use_lanes(self, count: int) -> None:
-        """Have at most `count` rows under way at once."""
-        self._words[BufferWord.LANE_COUNT] = min(LANES, count)
 
 
 class Pass:
     """A stack of layers, and the buffers that calls through it use.
 
-    first_state: where along L·D the state of its first layer is; backwards: rows run from their end.
+    pool: the threads beside the caller's, `threads` in all; first_state: where along L·D the state of the first layer
+    is; backwards: rows run from their end.
     """
 
     def __init__(
         self,
         stack: Stack,
-        pool: ThreadPool,
         processor: Processor,
         flops_per_step: int,
+        pool: ThreadPoolExecutor,
+        threads: int,
         *,
         first_state: int = 0,
         backwards: bool = False,
     ) -> None:
         self.nbytes = stack.nbytes
         self._stack = stack
-        self._pool = pool
+        self._pool, self._threads = pool, threads
         self._new_table = partial(RowTable, processor, first_state, backwards=backwards)
         self._flops_per_step = flops_per_step
         self._code = compiled(StackKernel(processor))
@@ -124,7 +99,7 @@ class Pass:
         flops = table.fill(batches) * self._flops_per_step
         if flops < HELD_FLOPS:
             self._kernel_held(self._stack.address, buffers.address, table.address)
-        elif flops < SHARED_FLOPS or len(table) == 1 or self._pool.size == 1:
+        elif flops < SHARED_FLOPS or len(table) == 1 or self._threads == 1:
             self._kernel(self._stack.address, buffers.address, table.address)
         else:
             self._run_shared(buffers)
@@ -132,22 +107,21 @@ class Pass:
 
     def _run_shared(self, own: Buffers) -> None:
         """Run the rows on several threads, which draw them from the table."""
-        count = len(own.table)
-        others = [self._take() for _ in range(min(self._pool.size, count) - 1)]
-        lanes = -(-count // (len(others) + 1))
+        table = own.table
+        others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
+        lanes = -(-len(table) // (len(others) + 1))
         if self.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
             lanes = max(FEW_ROWS, -(-lanes // DRAWS))
-        own.table.sort()
-        for buffers in (own, *others):
-            buffers.use_lanes(lanes)
-        self._pool.run(
-            [
-                partial(self._kernel, self._stack.address, buffers.address, own.table.address)
-                for buffers in (own, *others)
-            ]
-        )
-        for buffers in (own, *others):
-            buffers.use_lanes(LANES)
+        table.sort()
+        table.set_lanes(lanes)
+        futures = [
+            self._pool.submit(self._kernel, self._stack.address, buffers.address, table.address) for buffers in others
+        ]
+        self._kernel(self._stack.address, own.address, table.address)
+        for future in futures:
+            if not future.cancel():  # one that has not begun has nothing left to do
+                future.result()
+        table.set_lanes(LANES)
         self._idle.extend(others)
 
     def _take(self) -> Buffers:

@@ -15,21 +15,15 @@ import numpy as np
 
 from service.engine.interface import Integers, Rows
 from service.engine.native.compiler import compiled
-from service.engine.native.ir import Function, Value, module
+from service.engine.native.ir import Function, Module, Value
 from service.engine.native.processor import Processor
 
+NEXT, COUNT, STEPS, LANE_COUNT, FIRST_STATE, BACKWARDS, HEADER_WORDS = range(7)
+"""Words ahead of the rows: the next row to draw, the number of rows, their steps in all, the most rows that a thread
+has under way, where along L·D the state of the first layer is, and 1 for rows that run from their end."""
 
-class HeaderWord(IntEnum):
-    """Words ahead of the rows: the next row to draw, the number of rows, their steps in all, and how they are to run.
-
-    `FIRST_STATE` counts along L·D: the state of the first layer; `BACKWARDS` is 1 for rows that run from their end.
-    """
-
-    NEXT = 0
-    COUNT = 1
-    STEPS = 2
-    FIRST_STATE = 3
-    BACKWARDS = 4
+LANES = 48
+"""Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them."""
 
 
 class RowWord(IntEnum):
@@ -52,8 +46,7 @@ class RowWord(IntEnum):
     STEPS = 10
 
 
-NEXT, COUNT, STEPS = range(3)  # of the header; plain integers are read sooner
-HEADER_BYTES = 8 * len(HeaderWord)
+HEADER_BYTES = 8 * HEADER_WORDS
 ROW_BYTES = 8 * len(RowWord)
 
 FIRST_CAPACITY = 64
@@ -75,12 +68,12 @@ class AddRows:
     name = "add_rows"
 
     def text(self) -> str:
-        """The module in LLVM's language."""
-        f = Function("add_rows", {"table": "ptr", "arrays": "ptr"})
+        module = Module()
+        f = module.function(self.name, {"table": "ptr", "arrays": "ptr"})
         inputs, starts, lengths, outputs, predictions, h, c = (f.pointer("%arrays", _ITEMS + i) for i in range(7))
         count = f.word(f.pointer(lengths, _DIMENSIONS))
-        before, total = f.word("%table", HeaderWord.COUNT), f.variable("i64", f.word("%table", HeaderWord.STEPS))
-        first_state, backwards = (f.word("%table", word) for word in (HeaderWord.FIRST_STATE, HeaderWord.BACKWARDS))
+        before, total = f.word("%table", COUNT), f.variable("i64", f.word("%table", STEPS))
+        first_state, backwards = (f.word("%table", word) for word in (FIRST_STATE, BACKWARDS))
         direction = f.sub(1, f.mul(backwards, 2))
         with f.loop(count) as i:
             row = f.at("%table", f.add(f.mul(f.add(before, i), ROW_BYTES), HEADER_BYTES))
@@ -98,9 +91,9 @@ class AddRows:
                     _put(f, row, word, f.add(place, f.mul(first_state, layer)), layer)
             f.store("i64", steps, f.at(row, 8 * RowWord.STEPS), 8)
             total.set(f.add(total.get(), steps))
-        f.store("i64", f.add(before, count), f.at("%table", 8 * HeaderWord.COUNT), 8)
-        f.store("i64", total.get(), f.at("%table", 8 * HeaderWord.STEPS), 8)
-        return module([f], [])
+        f.store("i64", f.add(before, count), f.at("%table", 8 * COUNT), 8)
+        f.store("i64", total.get(), f.at("%table", 8 * STEPS), 8)
+        return module.text()
 
 
 @contextmanager
@@ -137,7 +130,8 @@ class RowTable:
         self._capacity = capacity
         self._array = np.zeros((HEADER_BYTES + capacity * ROW_BYTES) // 8, np.int64)
         self._words = memoryview(self._array)  # type: ignore[arg-type]  # its elements are read sooner than an array's
-        self._words[HeaderWord.FIRST_STATE], self._words[HeaderWord.BACKWARDS] = self._direction
+        self._words[FIRST_STATE], self._words[BACKWARDS] = self._direction
+        self._words[LANE_COUNT] = LANES
         self.address = int(self._array.ctypes.data)
 
     def __len__(self) -> int:
@@ -146,7 +140,7 @@ class RowTable:
     @property
     def rows(self) -> Integers:
         """The `RowWord`s of each row, (B, 11)."""
-        return self._array[len(HeaderWord) :].reshape(-1, len(RowWord))[: len(self)]
+        return self._array[HEADER_WORDS:].reshape(-1, len(RowWord))[: len(self)]
 
     def fill(self, batches: Sequence[Rows]) -> int:
         """Replace the rows by all rows of all batches; return their steps in all."""
@@ -161,6 +155,10 @@ class RowTable:
             arrays = rows.inputs, rows.starts, rows.lengths, rows.outputs, rows.predictions, rows.h, rows.c
             self._add(self.address, arrays)
         return words[STEPS]
+
+    def set_lanes(self, count: int) -> None:
+        """Let a thread have at most `count` rows under way, and no more than its buffers have lanes."""
+        self._words[LANE_COUNT] = min(count, LANES)
 
     def sort(self) -> None:
         """Put the longest first: rows that run beside each other then end together, and threads too."""

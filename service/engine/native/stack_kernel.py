@@ -15,14 +15,14 @@ The functions below emit that code. The tables it reads are arrays of 64-bit wor
 """
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 
-from service.engine.native.ir import Function, Value, Variable, module
+from service.engine.native.ir import Function, Module, Value, Variable
 from service.engine.native.processor import Processor
-from service.engine.native.rows import HEADER_BYTES, ROW_BYTES, HeaderWord, RowWord
+from service.engine.native.rows import COUNT, HEADER_BYTES, LANE_COUNT, ROW_BYTES, RowWord
 
 LINEAR = ["ptr", "ptr", "ptr", "i64"]
-RECURRENT = ["ptr"] * 6 + ["i64"] * 2
+RECURRENT = ["ptr"] * 7 + ["i64"] * 2
 
 
 class StackWord(IntEnum):
@@ -66,16 +66,9 @@ class BufferWord(IntEnum):
     H_NEXT = 3
     C = 4
     UNITS = 5
-    LANES = 6
-    LANE_COUNT = 7
+    UNIT_TABLE = 6
+    LANES = 7
     ROW_STEPS = 8
-
-
-class State(Enum):
-    """The words that tell where a state stands: address and way to the next layer's in a row, sizes in a layer."""
-
-    H = (RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES)
-    C = (RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES)
 
 
 @dataclass(frozen=True)
@@ -86,27 +79,22 @@ class StackKernel:
     name = "run_stack"
 
     def text(self) -> str:
-        """The module in LLVM's language."""
-        return _text()
+        module = Module()
+        f = module.function(self.name, {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
+        lanes, live = f.pointer("%buffers", BufferWord.LANES), f.variable("i64", 0)
+        with f.repeat() as done:
+            _fill_lanes(f, lanes, live)
+            rows = live.get()
+            done(f.compare("eq", rows, 0))
+            block = Block(f, lanes, rows)
+            block.run()
+            block.advance(live)
+        return module.text()
 
 
-def _text() -> str:
-    f = Function("run_stack", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
-    lanes, capacity = f.pointer("%buffers", BufferWord.LANES), f.word("%buffers", BufferWord.LANE_COUNT)
-    count = f.word("%rows", HeaderWord.COUNT)
-    live = f.variable("i64", 0)
-    with f.repeat() as done:
-        _fill_lanes(f, lanes, capacity, count, live)
-        rows = live.get()
-        done(f.compare("eq", rows, 0))
-        block = Block(f, lanes, rows)
-        block.run()
-        block.advance(live)
-    return module([f], [])
-
-
-def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: Variable) -> None:
+def _fill_lanes(f: Function, lanes: Value, live: Variable) -> None:
     """Draw rows until the lanes are full or no row is left; rows of no steps are passed over."""
+    capacity, count = f.word("%rows", LANE_COUNT), f.word("%rows", COUNT)
     with f.repeat() as full:
         full(f.compare("sge", live.get(), capacity))
         # A look before the draw: late threads must not push the counter on without end.
@@ -120,10 +108,7 @@ def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: 
 
 
 class Block:
-    """Emits a block: all lanes advance by the same number of steps.
-
-    As many as all of them have left, and as scratch memory holds.
-    """
+    """Emits a block: all lanes advance by as many steps as all of them have left, and as scratch memory holds."""
 
     def __init__(self, function: Function, lanes: Value, rows: Value) -> None:
         f = self.f = function
@@ -193,26 +178,27 @@ class Block:
         f = self.f
         products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
         f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
-        stride = f.word(layer, LayerWord.H_STRIDE)
-        for state, scratch in ((State.H, h), (State.C, self.c)):
-            self._move(state, layer, number, scratch, inward=True)
+        self._move_states(layer, number, h, inward=True)
         panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
-        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%buffers", BufferWord.UNITS)]
+        scratch = [f.pointer("%buffers", word) for word in (BufferWord.UNITS, BufferWord.UNIT_TABLE)]
+        arrays = [panels, projection, self.x_parts, h, self.c, *scratch]
         f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
-        last = f.at(h, f.mul(self.row_steps, stride))
-        for state, scratch in ((State.H, last), (State.C, self.c)):
-            self._move(state, layer, number, scratch, inward=False)
+        last = f.at(h, f.mul(self.row_steps, f.word(layer, LayerWord.H_STRIDE)))
+        self._move_states(layer, number, last, inward=False)
 
-    def _move(self, state: "State", layer: Value, number: Value, scratch: Value, *, inward: bool) -> None:
-        """Copy the layer's state of every lane from the caller's memory into scratch, or back."""
+    def _move_states(self, layer: Value, number: Value, h: Value, *, inward: bool) -> None:
+        """Copy the layer's state of every lane from the caller's memory to scratch, or back."""
         f = self.f
-        address, way, strides, sizes = state.value
-        size, stride = f.word(layer, sizes), f.word(layer, strides)
-        with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
-            lane = self.lane(i)
-            theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, way)))
-            ours = f.at(scratch, f.mul(i, stride))
-            f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
+        for scratch, address, between_layers, strides, sizes in (
+            (h, RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES),
+            (self.c, RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES),
+        ):
+            stride, size = f.word(layer, strides), f.word(layer, sizes)
+            with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
+                lane = self.lane(i)
+                theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, between_layers)))
+                ours = f.at(scratch, f.mul(i, stride))
+                f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
 
     def _entry(self, step: Value, lane: Value) -> Value:
         """The address of the table entry of a step of a lane: steps first, then lanes."""

@@ -1,17 +1,15 @@
-"""Vector arithmetic in a `Function`: float32 vectors of one width, with or without a hardware fused multiply-add."""
+"""Vector arithmetic in a `Function`."""
 
-import struct
 from dataclasses import dataclass
+
+import numpy as np
 
 from service.engine.native.ir import Function, Value
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Emits operations on `width` float32 values at a time into `function`.
-
-    Without a hardware FMA, `fma` is a product and a sum: `llvm.fma` would be a slow library call.
-    """
+    """Emits operations on `width` float32 values at a time into `function`."""
 
     function: Function
     width: int
@@ -19,7 +17,6 @@ class Vectors:
 
     @property
     def type(self) -> str:
-        """LLVM's name of the vector type."""
         return f"<{self.width} x float>"
 
     @property
@@ -27,7 +24,7 @@ class Vectors:
         return 4 * self.width
 
     def load(self, pointer: Value, offset: int = 0) -> Value:
-        """Read a vector `offset` bytes after `pointer`."""
+        """Read the vector `offset` bytes after `pointer`."""
         return self.function.load(self.type, self.function.at(pointer, offset))
 
     def load_bf16(self, pointer: Value, offset: int = 0) -> Value:
@@ -39,7 +36,6 @@ class Vectors:
         return f.value(f"bitcast <{w} x i32> {bits} to {self.type}")
 
     def store(self, value: Value, pointer: Value, offset: int = 0) -> None:
-        """Write a vector `offset` bytes after `pointer`."""
         self.function.store(self.type, value, self.function.at(pointer, offset))
 
     def broadcast(self, pointer: Value, offset: int = 0) -> Value:
@@ -50,13 +46,15 @@ class Vectors:
         return f.value(f"shufflevector {self.type} {first}, {self.type} poison, <{self.width} x i32> zeroinitializer")
 
     def constant(self, value: float) -> Value:
-        """The same float32 in every element."""
-        return _all(self.width, "float", literal(value))
+        """The same float32 in every element, written as LLVM wants it: the bits of the float64 of its value."""
+        bits = np.float64(np.float32(value)).view(np.uint64)
+        return _all(self.width, "float", f"0x{bits:016X}")
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         if self.has_fma:
             t = self.type
             return self.function.value(f"call {t} @llvm.fma.v{self.width}f32({t} {a}, {t} {b}, {t} {c})")
+        # llvm.fma would be a slow library call.
         return self.add(self.mul(a, b), c)
 
     def add(self, a: Value, b: Value) -> Value:
@@ -73,29 +71,15 @@ class Vectors:
 
     def at_most(self, a: Value, limit: Value) -> Value:
         """The smaller of each pair; NaN in `a` stays NaN."""
-        return self._select(self._greater(a, limit), limit, a)
+        return self._limited(a, "ogt", limit)
 
     def at_least(self, a: Value, limit: Value) -> Value:
         """The larger of each pair; NaN in `a` stays NaN."""
-        return self._select(self._greater(limit, a), limit, a)
+        return self._limited(a, "olt", limit)
 
-    def _greater(self, a: Value, b: Value) -> Value:
-        return self.function.value(f"fcmp ogt {self.type} {a}, {b}")
-
-    def _select(self, condition: Value, a: Value, b: Value) -> Value:
-        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {a}, {self.type} {b}")
-
-    @property
-    def declarations(self) -> list[str]:
-        """What a module that uses these operations must declare."""
-        t = self.type
-        return [f"declare {t} @llvm.fma.v{self.width}f32({t}, {t}, {t})"] if self.has_fma else []
-
-
-def literal(value: float) -> str:
-    """A float32 constant as LLVM writes it: the bits of the float64 of the same value."""
-    rounded = struct.unpack("<f", struct.pack("<f", value))[0]
-    return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+    def _limited(self, a: Value, beyond: str, limit: Value) -> Value:
+        condition = self.function.value(f"fcmp {beyond} {self.type} {a}, {limit}")
+        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {limit}, {self.type} {a}")
 
 
 def _all(width: int, type_: str, value: str) -> str:
