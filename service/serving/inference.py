@@ -66,7 +66,6 @@ class Inference:
 
     @contextmanager
     def _queued(self, rows: Rows) -> Iterator[None]:
-        """Count rows as waiting, or raise ServiceFull."""
         arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions)
         size = sum(array.nbytes for array in arrays if array is not None)
         if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:

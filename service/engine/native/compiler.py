@@ -1,4 +1,4 @@
-"""Turns a kernel's text into machine code in this process, and keeps it for the next model of the same shape."""
+"""Turns a kernel's text into machine code, and keeps it for the next model of the same shape."""
 
 from functools import lru_cache
 from typing import Any, Protocol
@@ -12,16 +12,14 @@ KEPT = 1024
 
 
 class Source(Protocol):
-    """A function to be compiled: hashable, so that equal ones are compiled once."""
+    """A function to be compiled, by its text in LLVM's language: hashable, so that equal ones are compiled once."""
 
     name: str
 
     @property
-    def processor(self) -> Processor:
-        """What it is compiled for."""
+    def processor(self) -> Processor: ...
 
-    def text(self) -> str:
-        """The module in LLVM's language."""
+    def text(self) -> str: ...
 
 
 class Code:
@@ -41,7 +39,6 @@ def compiled(source: Source) -> Code:
 
 
 def target_machine(processor: Processor) -> Any:
-    """LLVM's code generator for a processor of this process's architecture."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()

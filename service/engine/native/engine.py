@@ -63,28 +63,23 @@ class NativeEngine(Engine):
             self._passes[0].run(batches)
 
     def _run_both_ways(self, batches: Sequence[Rows]) -> None:
-        width, last = self.spec.state_size, self.spec.num_layers - 1
-        for layer in range(self.spec.num_layers):
-            wanted = [_layer_outputs(batch, self.spec, is_last=layer == last) for batch in batches]
-            for direction in range(2):
-                half = slice(direction * width, (direction + 1) * width)
-                rows = [
-                    replace(batch, outputs=None if out is None else out[:, half], predictions=None)
-                    for batch, out in zip(batches, wanted, strict=True)
-                ]
-                self._passes[2 * layer + direction].run(rows)
-            batches = [
-                batch if out is None else replace(batch, inputs=out) for batch, out in zip(batches, wanted, strict=True)
+        spec = self.spec
+        for layer in range(spec.num_layers):
+            layer_outputs = [
+                np.empty((len(batch.inputs), spec.output_size), np.float32)
+                if layer < spec.num_layers - 1 or batch.outputs is None
+                else batch.outputs
+                for batch in batches
             ]
+            for direction in range(2):
+                half = slice(direction * spec.state_size, (direction + 1) * spec.state_size)
+                self._passes[2 * layer + direction].run(
+                    [
+                        replace(batch, outputs=outputs[:, half], predictions=None)
+                        for batch, outputs in zip(batches, layer_outputs, strict=True)
+                    ]
+                )
+            batches = [replace(batch, inputs=outputs) for batch, outputs in zip(batches, layer_outputs, strict=True)]
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
             self._head_pass.run(asked)
-
-
-def _layer_outputs(batch: Rows, spec: ModelSpec, *, is_last: bool) -> Floats | None:
-    """Where a bidirectional layer writes, (N, 2·P): the batch's outputs for the last, if somebody reads them."""
-    if is_last and batch.outputs is not None:
-        return batch.outputs
-    if is_last and batch.predictions is None:
-        return None
-    return np.empty((len(batch.inputs), spec.output_size), np.float32)

@@ -112,6 +112,9 @@ class Function:
         """Read the i64 number `index` of a table."""
         return self.load("i64", self.at(pointer, 8 * index), 8)
 
+    def set_word(self, pointer: Value, index: int, value: Value | int) -> None:
+        self.store("i64", value, self.at(pointer, 8 * index), 8)
+
     def pointer(self, pointer: Value, index: int = 0) -> Value:
         """Read the pointer number `index` of a table."""
         return self.load("ptr", self.at(pointer, 8 * index), 8)

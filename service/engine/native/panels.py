@@ -1,13 +1,6 @@
 """The layout of weights in memory: panel after panel, each its bias and then its columns, k by k.
 
-    panel 0                          panel 1
-    ┌─────────────────────────────┐  ┌──────────
-    │ bias   of columns 0 … 63    │  │ bias of columns 64 …
-    │ k = 0: columns 0 … 63       │  │ k = 0
-    │ k = 1: columns 0 … 63       │  │ k = 1
-    │ …                           │  │ …
-
-The inner loop reads a panel from front to back, once.
+The inner loop reads a panel from front to back, once. docs/native-engine.md draws it.
 """
 
 from collections.abc import Iterator

@@ -29,16 +29,10 @@ class Processor:
         """The processor that this process runs on."""
         present = llvm.get_host_cpu_features()
         features = {name for name, on in present.items() if on}
-        return cls._with(llvm.get_host_cpu_name(), present.flatten(), features)
+        return cls.with_features(llvm.get_host_cpu_name(), present.flatten(), features)
 
     @classmethod
-    def level(cls, name: str) -> "Processor":
-        """One of the x86-64 levels: `x86-64-v2` (SSE4), `x86-64-v3` (AVX2 and FMA), `x86-64-v4` (AVX-512)."""
-        features = {"x86-64-v2": set[str](), "x86-64-v3": {"avx2", "fma"}, "x86-64-v4": {"avx512f", "fma"}}[name]
-        return cls._with(name, "", features)
-
-    @classmethod
-    def _with(cls, name: str, flags: str, features: set[str]) -> "Processor":
+    def with_features(cls, name: str, flags: str, features: set[str]) -> "Processor":
         if "avx512f" in features:
             return cls(name, flags, width=16, registers=32, has_fma=True)
         if "avx2" in features:
@@ -52,14 +46,10 @@ class Processor:
         """Columns of a panel, in vectors: each broadcast of an input is used that many times."""
         return 4 if self.registers >= 32 else 2
 
-    @property
-    def accumulators(self) -> int:
-        """Registers that hold sums; the others hold weights and an input."""
-        return 24 if self.registers >= 32 else 12
-
     def tile_rows(self, vectors: int) -> int:
         """M: the rows of the tallest tile on a panel of that many vectors."""
-        return min(MOST_ROWS, self.accumulators // vectors)
+        sums = 24 if self.registers >= 32 else 12  # the other registers hold weights and an input
+        return min(MOST_ROWS, sums // vectors)
 
     def width_for(self, columns: int) -> int:
         """The vector width for a matrix of that many columns: no wider than they need, so little is padded."""

@@ -77,22 +77,24 @@ class AddRows:
         direction = f.sub(1, f.mul(backwards, 2))
         with f.loop(count) as i:
             row = f.at("%table", f.add(f.mul(f.add(before, i), ROW_BYTES), HEADER_BYTES))
-            start, steps = _integer(f, starts, i), _integer(f, lengths, i)
+            start, steps = (
+                f.load("i64", f.at(f.pointer(array, _DATA), f.mul(i, _stride(f, array)))) for array in (starts, lengths)
+            )
             begin = f.add(start, f.mul(backwards, f.sub(steps, 1)))
             for word, array in ((RowWord.X, inputs), (RowWord.OUT, outputs), (RowWord.PREDICTION, predictions)):
                 with _given(f, row, word, array):
-                    stride = _stride(f, array, 0)
+                    stride = _stride(f, array)
                     place = f.add(f.word(array, _DATA), f.mul(begin, stride))
                     _put(f, row, word, place, f.mul(stride, direction))
             for word, array in ((RowWord.H, h), (RowWord.C, c)):
                 with _given(f, row, word, array):
-                    layer = _stride(f, array, 0)
+                    layer = _stride(f, array)
                     place = f.add(f.word(array, _DATA), f.mul(i, _stride(f, array, 1)))
                     _put(f, row, word, f.add(place, f.mul(first_state, layer)), layer)
-            f.store("i64", steps, f.at(row, 8 * RowWord.STEPS), 8)
+            f.set_word(row, RowWord.STEPS, steps)
             total.set(f.add(total.get(), steps))
-        f.store("i64", f.add(before, count), f.at("%table", 8 * COUNT), 8)
-        f.store("i64", total.get(), f.at("%table", 8 * STEPS), 8)
+        f.set_word("%table", COUNT, f.add(before, count))
+        f.set_word("%table", STEPS, total.get())
         return module.text()
 
 
@@ -105,16 +107,12 @@ def _given(f: Function, row: Value, word: RowWord, array: Value) -> Iterator[Non
 
 
 def _put(f: Function, row: Value, word: RowWord, first: Value | int, second: Value | int) -> None:
-    f.store("i64", first, f.at(row, 8 * word), 8)
-    f.store("i64", second, f.at(row, 8 * word + 8), 8)
+    f.set_word(row, word, first)
+    f.set_word(row, word + 1, second)
 
 
-def _stride(f: Function, array: Value, axis: int) -> Value:
+def _stride(f: Function, array: Value, axis: int = 0) -> Value:
     return f.word(f.pointer(array, _STRIDES), axis)
-
-
-def _integer(f: Function, array: Value, index: Value) -> Value:
-    return f.load("i64", f.at(f.pointer(array, _DATA), f.mul(index, _stride(f, array, 0))))
 
 
 class RowTable:
@@ -145,7 +143,7 @@ class RowTable:
     def fill(self, batches: Sequence[Rows]) -> int:
         """Replace the rows by all rows of all batches; return their steps in all."""
         count = 0
-        for rows in batches:
+        for rows in batches:  # a loop is quicker than sum()
             count += len(rows.lengths)
         if count > self._capacity:
             self._allocate(count)

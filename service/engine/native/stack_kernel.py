@@ -2,16 +2,10 @@
 
 A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
 Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
-shortest row has left, through one layer after the other:
+shortest row has left, through one layer after the other. Several threads may work on one table of rows: they draw row
+numbers from a counter in it.
 
-    inputs ──linear──► x-parts ──recurrent──► h ──(inputs of the next layer)──► …  ──► outputs, head ──► predictions
-                                 ▲  ▼
-                              state of the row, in the caller's memory
-
-Because sums have one order whatever the tile, neither the blocks nor the lanes show in the results. Several threads may
-work on one table of rows: they draw row numbers from a counter in it.
-
-The functions below emit that code. The tables it reads are arrays of 64-bit words, laid out as the enums say.
+The tables that the kernel reads are arrays of 64-bit words, laid out as the enums say.
 """
 
 from dataclasses import dataclass
@@ -123,7 +117,6 @@ class Block:
         self.c = f.pointer("%buffers", BufferWord.C)
 
     def lane(self, number: Value) -> Value:
-        """The address of a lane's row."""
         return self.f.at(self.lanes, self.f.mul(number, ROW_BYTES))
 
     def run(self) -> None:
@@ -150,19 +143,15 @@ class Block:
     def advance(self, live: Variable) -> None:
         """Move every lane on; the last lane takes the place of one that has ended."""
         f = self.f
-        moving = (
-            (RowWord.X, RowWord.X_STEP),
-            (RowWord.OUT, RowWord.OUT_STEP),
-            (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
-        )
         with f.loop(self.rows) as i:
             lane = self.lane(i)
-            f.store("i64", f.sub(f.word(lane, RowWord.STEPS), self.steps), f.at(lane, 8 * RowWord.STEPS), 8)
-            for address, stride in moving:
-                now = f.word(lane, address)
-                moved = f.add(now, f.mul(self.steps, f.word(lane, stride)))
-                # 0 is "not asked for", and stays it.
-                f.store("i64", f.select(f.compare("eq", now, 0), 0, moved), f.at(lane, 8 * address), 8)
+            f.set_word(lane, RowWord.STEPS, f.sub(f.word(lane, RowWord.STEPS), self.steps))
+            for address, stride in (
+                (RowWord.X, RowWord.X_STEP),
+                (RowWord.OUT, RowWord.OUT_STEP),
+                (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
+            ):
+                f.set_word(lane, address, f.add(f.word(lane, address), f.mul(self.steps, f.word(lane, stride))))
         place = f.variable("i64", 0)
         with f.repeat() as stop:
             stop(f.compare("sge", place.get(), live.get()))
@@ -201,9 +190,8 @@ class Block:
                 f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
 
     def _entry(self, step: Value, lane: Value) -> Value:
-        """The address of the table entry of a step of a lane: steps first, then lanes."""
-        f = self.f
-        return f.at(self.inputs, f.mul(f.add(f.mul(step, self.rows), lane), 8))
+        """The address of a lane's step in the table of inputs, where steps come first, then lanes."""
+        return self.f.at(self.inputs, self.f.mul(self.f.add(self.f.mul(step, self.rows), lane), 8))
 
     def _point_at_rows(self) -> None:
         """Let the table of inputs point at the rows' own."""

@@ -1,10 +1,5 @@
 """The register tile, M rows times the columns of one panel, and the loops that take all rows through all panels.
 
-    rows × k          panel: k × columns           sums: rows × columns, in registers
-    x0 ────►      ┌ v0 ┬ v1 ┬ v2 ┬ v3 ┐
-    x1 ────►   k  │    │    │    │    │      sums[m][j] = fma(broadcast(x_m[k]), v_j[k], sums[m][j])
-    x2 ────►   ↓  └────┴────┴────┴────┘
-
 Each sum is a chain of fused multiply-adds that starts from a given value and takes k = 0, 1, 2 … in order. The promise
 "the same bits, whole or split, alone or batched" rests on that order: no tile shape may split k into partial sums.
 """
