@@ -4,11 +4,9 @@ import ctypes
 import time
 from dataclasses import dataclass
 
-from service.engine.native.compiler import Code
-from service.engine.native.ir import Module
+from service.engine.native.compiler import Code, Processor
+from service.engine.native.ir import Module, Vectors
 from service.engine.native.panels import aligned
-from service.engine.native.processor import Processor
-from service.engine.native.vectors import Vectors
 
 
 @dataclass(frozen=True)

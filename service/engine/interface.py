@@ -55,18 +55,12 @@ class Engine(ABC):
 
     name: str
     spec: ModelSpec
-    nbytes: int
-    """Bytes of memory that the loaded weights take."""
-    step_seconds: float
-    """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
-    flops_per_second: float
-    """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
-    call_seconds: float = 0.0
-    """Time that a call takes at least, whatever it has to do; infinite if it must not run on the event loop."""
-    turn_seconds: float = 2e-3
-    """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
-    turn_rows: int = 512
-    """Most rows in a turn: everybody in it waits for its end."""
+    nbytes: int  # of the loaded weights in memory
+    step_seconds: float  # least time of one step of the longest row, however small the model; measured per engine
+    flops_per_second: float  # rate of the arithmetic on one thread, where it takes more than that; measured per engine
+    call_seconds: float = 0.0  # least time of a call; infinite if it must not run on the event loop
+    turn_seconds: float = 2e-3  # what a scheduler's turn is cut to: the longest that a short job waits for another's
+    turn_rows: int = 512  # most rows in a turn: everybody in it waits for its end
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""

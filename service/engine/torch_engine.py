@@ -20,9 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from service.engine.interface import Engine, Floats, Integers, Rows
 from service.spec import GATES, ModelSpec
 
-CALL_BYTES = 64 * 2**20
-"""What the steps of one call may take."""
-
+CALL_BYTES = 64 * 2**20  # what the steps of one call may take
 _MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
 
@@ -101,7 +99,9 @@ class TorchEngine(Engine):
         pieces = torch.from_numpy(sent).to(self._device).split(sizes)
         x, *h = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
         outputs, final = self._forward(x, h, packing)
-        results = self._asked_for(outputs, batches)
+        results = {"outputs": outputs} if any(rows.outputs is not None for rows in batches) else {}
+        if self._head and any(rows.predictions is not None for rows in batches):
+            results["predictions"] = torch.nn.functional.linear(outputs, **self._head)
         tensors = [*results.values(), *final]
         received = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
         arrays = _split(received, [tuple(tensor.shape) for tensor in tensors])
@@ -124,15 +124,6 @@ class TorchEngine(Engine):
             sequence = PackedSequence(inputs, torch.from_numpy(packing.active))
             (outputs, *_), final = self._module(sequence, initial)
         return outputs, final if self.spec.has_cell_state else (final,)
-
-    def _asked_for(self, outputs: torch.Tensor, batches: Sequence[Rows]) -> dict[str, torch.Tensor]:
-        """What a row asks for, by the name of its place in `Rows`."""
-        results = {}
-        if any(rows.outputs is not None for rows in batches):
-            results["outputs"] = outputs
-        if self._head and any(rows.predictions is not None for rows in batches):
-            results["predictions"] = torch.nn.functional.linear(outputs, **self._head)
-        return results
 
 
 class Packing:

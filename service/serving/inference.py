@@ -11,8 +11,8 @@ from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
 
+# Work of up to this runs where it stands: handing it to another thread and back costs about as much under load.
 INLINE_SECONDS = 200e-6
-"""Work of up to this runs where it stands: handing it to another thread and back costs about as much under load."""
 
 HungUp = Callable[[], Awaitable[None]]
 

@@ -20,14 +20,12 @@ import numpy as np
 from service.engine.interface import Engine, Rows
 from service.errors import DeadlinePassed
 
+# Rows of at most so many steps go before longer ones.
 SHORT_STEPS = 8
-"""Rows of at most so many steps go before longer ones."""
-
+# Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends.
 MIN_SLICE_STEPS = 16
-"""Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends."""
-
+# Weight of the newest turn in what a step costs.
 LEARNING_RATE = 0.2
-"""Weight of the newest turn in what a step costs."""
 
 
 @dataclass(slots=True)

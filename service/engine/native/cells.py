@@ -1,15 +1,13 @@
 """What a recurrent cell computes from its sums; docs/native-engine.md tells how to add one.
 
-A cell has G gates. For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on
-from there over W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own. What is left,
-`update`, is elementwise in the units.
+For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on from there over
+W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from service.engine.native.ir import Value
-from service.engine.native.vectors import Vectors
+from service.engine.native.ir import Value, Vectors
 
 # tanh(x) = x·P(x²)/Q(x²) on [-8, 8]: numerator and denominator of degree 4, fitted by reweighted least squares for the
 # smallest largest relative error. Beyond 8 the value at 8 stands for 1: it differs by less than 3e-7, and

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
+from service.engine.native.compiler import Processor
 from service.engine.native.layers import Head, Layer, Stack
 from service.engine.native.passes import Pass
-from service.engine.native.processor import Processor
 from service.engine.native.rows import check_layout
 from service.spec import ModelSpec
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from service.engine.interface import Floats
 from service.engine.native.cells import CELLS
-from service.engine.native.compiler import compiled
+from service.engine.native.compiler import Processor, compiled
 from service.engine.native.linear import Linear
-from service.engine.native.processor import Processor
 from service.engine.native.recurrent import Recurrent
 from service.engine.native.stack_kernel import LayerWord, StackWord
 from service.spec import ModelSpec, WeightsDtype

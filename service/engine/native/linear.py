@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from functools import cache, partial
 
-from service.engine.native.ir import Function, Module
+from service.engine.native.compiler import Processor
+from service.engine.native.ir import Function, Module, Vectors
 from service.engine.native.panels import Panels
-from service.engine.native.processor import Processor
 from service.engine.native.tile import Product, TileShape, accumulate
-from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
 
 

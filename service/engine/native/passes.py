@@ -8,33 +8,20 @@ from functools import partial
 import numpy as np
 
 from service.engine.interface import Rows
-from service.engine.native.compiler import compiled
+from service.engine.native.compiler import Processor, compiled
 from service.engine.native.layers import Stack
 from service.engine.native.panels import aligned
-from service.engine.native.processor import Processor
 from service.engine.native.rows import LANES, ROW_BYTES, RowTable
 from service.engine.native.stack_kernel import BufferWord, StackKernel
 
+# Floats of x-parts in a block, so that they stay in the second-level cache beside the weights.
 BLOCK_FLOATS = 65_536
-"""Floats of x-parts in a block, so that they stay in the second-level cache beside the weights."""
-
+# Rows times steps of a block of narrow layers; a longer block would bring nothing.
 MOST_ROW_STEPS = 512
-"""Rows times steps of a block of narrow layers; a longer block would bring nothing."""
-
+# Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them.
 SHARED_FLOPS = 16_000_000
-"""Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them."""
-
+# Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more.
 HELD_FLOPS = 200_000
-"""Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more."""
-
-NEAR_BYTES = 768 * 1024
-"""Weights up to this stay in a core's second-level cache, and a few rows are as good as many to read them for."""
-
-FEW_ROWS = 4
-"""Rows of near weights that a thread takes at least: a step of a row costs 5 % more among two, 20 % more alone."""
-
-DRAWS = 4
-"""How often a thread comes for rows if their weights are near: one whose core was taken away leaves more to others."""
 
 
 class Buffers:
@@ -109,11 +96,8 @@ class Pass:
         """Run the rows on several threads, which draw them from the table."""
         table = own.table
         others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
-        lanes = -(-len(table) // (len(others) + 1))
-        if self.nbytes <= NEAR_BYTES and lanes > FEW_ROWS:
-            lanes = max(FEW_ROWS, -(-lanes // DRAWS))
         table.sort()
-        table.set_lanes(lanes)
+        table.set_lanes(-(-len(table) // (len(others) + 1)))
         futures = [
             self._pool.submit(self._kernel, self._stack.address, buffers.address, table.address) for buffers in others
         ]

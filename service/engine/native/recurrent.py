@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from service.engine.native.cells import CELLS, Cell, Unit
-from service.engine.native.ir import Function, Module, Value
+from service.engine.native.compiler import Processor
+from service.engine.native.ir import Function, Module, Value, Vectors
 from service.engine.native.linear import Linear
 from service.engine.native.panels import Panels
-from service.engine.native.processor import Processor
 from service.engine.native.tile import Product, TileShape, accumulate
-from service.engine.native.vectors import Vectors
 from service.spec import WeightsDtype
 
 

@@ -14,9 +14,8 @@ from enum import IntEnum
 import numpy as np
 
 from service.engine.interface import Integers, Rows
-from service.engine.native.compiler import compiled
+from service.engine.native.compiler import Processor, compiled
 from service.engine.native.ir import Function, Module, Value
-from service.engine.native.processor import Processor
 
 NEXT, COUNT, STEPS, LANE_COUNT, FIRST_STATE, BACKWARDS, HEADER_WORDS = range(7)
 """Words ahead of the rows: the next row to draw, the number of rows, their steps in all, the most rows that a thread
@@ -48,8 +47,6 @@ class RowWord(IntEnum):
 
 HEADER_BYTES = 8 * HEADER_WORDS
 ROW_BYTES = 8 * len(RowWord)
-
-FIRST_CAPACITY = 64
 
 # In words of 8 bytes: a tuple's first item; an array's data, dimensions and strides. Source: numpy's C-API, "Python
 # types and C-structures"; an object's own fields come after those that all objects have.
@@ -122,7 +119,7 @@ class RowTable:
         self._code = compiled(AddRows(processor))
         self._add = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)(self._code.address)
         self._direction = first_state, backwards
-        self._allocate(FIRST_CAPACITY)
+        self._allocate(64)
 
     def _allocate(self, capacity: int) -> None:
         self._capacity = capacity

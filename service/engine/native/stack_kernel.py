@@ -11,8 +11,8 @@ The tables that the kernel reads are arrays of 64-bit words, laid out as the enu
 from dataclasses import dataclass
 from enum import IntEnum
 
+from service.engine.native.compiler import Processor
 from service.engine.native.ir import Function, Module, Value, Variable
-from service.engine.native.processor import Processor
 from service.engine.native.rows import COUNT, HEADER_BYTES, LANE_COUNT, ROW_BYTES, RowWord
 
 LINEAR = ["ptr", "ptr", "ptr", "i64"]

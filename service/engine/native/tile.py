@@ -7,15 +7,11 @@ Each sum is a chain of fused multiply-adds that starts from a given value and ta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.native.ir import Function, Value
+from service.engine.native.ir import Function, Value, Vectors
 from service.engine.native.panels import WEIGHT_BYTES, Panels
-from service.engine.native.vectors import Vectors
 
-UNROLL = 4
-"""Values of k that one round of the inner loop takes."""
-
-CHAINS = 8
-"""Independent sums that keep the multiply-add units busy: 2 units with 4 cycles of latency."""
+UNROLL = 4  # values of k that one round of the inner loop takes
+CHAINS = 8  # independent sums that keep the multiply-add units busy: 2 units with 4 cycles of latency
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import llvmlite.binding as llvm
 
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor
 
 NEEDS = {
     "x86-64-v2": {"sse4.2", "ssse3", "popcnt"},

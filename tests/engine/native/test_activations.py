@@ -9,10 +9,8 @@ import pytest
 
 from service.engine.interface import Floats
 from service.engine.native.cells import relu, sigmoid, tanh
-from service.engine.native.compiler import Code
-from service.engine.native.ir import Module, Value
-from service.engine.native.processor import Processor
-from service.engine.native.vectors import Vectors
+from service.engine.native.compiler import Code, Processor
+from service.engine.native.ir import Module, Value, Vectors
 from tests.engine.native.processors import runnable
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e30, -1e30, np.inf, -np.inf, 8.0, -8.0], np.float32)

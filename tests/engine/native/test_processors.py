@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from service.engine.native import NativeEngine
-from service.engine.native.compiler import optimised, target_machine
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor, optimised, target_machine
 from service.engine.native.recurrent import Recurrent
 from service.spec import ModelSpec
 from tests.engine.native import processors
