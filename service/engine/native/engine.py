@@ -9,9 +9,8 @@ import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.native.compiler import Processor
-from service.engine.native.layers import Head, Layer, Stack
-from service.engine.native.passes import Pass
 from service.engine.native.rows import check_layout
+from service.engine.native.stack import Head, Layer, Pass, Stack
 from service.spec import ModelSpec
 
 

@@ -87,9 +87,9 @@ class Panels:
         return out
 
     def cell_order(self, gates: int, hidden: int) -> Integers:
-        """Rows of a (gates·H, ·) weight in the order of a recurrent kernel's columns; -1 for padding.
+        """Rows of a (gates·H, ·) weight in the order of a recurrent kernel's columns, gate by gate in each panel.
 
-        Each panel has its units' vectors for the first gate, then for the second …
+        -1 is padding.
         """
         order: list[Integers] = []
         first = 0
