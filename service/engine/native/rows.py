@@ -17,12 +17,11 @@ from service.engine.interface import Integers, Rows
 from service.engine.native.compiler import Processor, compiled
 from service.engine.native.ir import Function, Module, Value
 
+# Words ahead of the rows: the next row to draw, the number of rows, their steps in all, the most rows that a thread has
+# under way, where along L·D the state of the first layer is, and 1 for rows that run from their end.
 NEXT, COUNT, STEPS, LANE_COUNT, FIRST_STATE, BACKWARDS, HEADER_WORDS = range(7)
-"""Words ahead of the rows: the next row to draw, the number of rows, their steps in all, the most rows that a thread
-has under way, where along L·D the state of the first layer is, and 1 for rows that run from their end."""
-
+# Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them.
 LANES = 48
-"""Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them."""
 
 
 class RowWord(IntEnum):
@@ -126,7 +125,6 @@ class RowTable:
         self._array = np.zeros((HEADER_BYTES + capacity * ROW_BYTES) // 8, np.int64)
         self._words = memoryview(self._array)  # type: ignore[arg-type]  # its elements are read sooner than an array's
         self._words[FIRST_STATE], self._words[BACKWARDS] = self._direction
-        self._words[LANE_COUNT] = LANES
         self.address = int(self._array.ctypes.data)
 
     def __len__(self) -> int:
@@ -146,17 +144,15 @@ class RowTable:
             self._allocate(count)
         words = self._words
         words[NEXT] = words[COUNT] = words[STEPS] = 0
+        words[LANE_COUNT] = LANES
         for rows in batches:
             arrays = rows.inputs, rows.starts, rows.lengths, rows.outputs, rows.predictions, rows.h, rows.c
             self._add(self.address, arrays)
         return words[STEPS]
 
-    def set_lanes(self, count: int) -> None:
-        """Let a thread have at most `count` rows under way, and no more than its buffers have lanes."""
-        self._words[LANE_COUNT] = min(count, LANES)
-
-    def sort(self) -> None:
-        """Put the longest first: rows that run beside each other then end together, and threads too."""
+    def share(self, threads: int) -> None:
+        """Let each thread take an equal part, longest rows first: those that run side by side then end together."""
+        self._words[LANE_COUNT] = min(LANES, -(-len(self) // threads))
         steps = self.rows[:, RowWord.STEPS]
         if steps.min() != steps.max():
             self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]

@@ -119,10 +119,8 @@ class Buffers:
             BufferWord.LANES: LANES * ROW_BYTES,
         }
         self._parts = {word: aligned(size) for word, size in sizes.items()}
-        self._words = np.zeros(len(BufferWord), np.int64)
-        for word, part in self._parts.items():
-            self._words[word] = part.ctypes.data
-        self._words[BufferWord.ROW_STEPS] = row_steps
+        words = {word: part.ctypes.data for word, part in self._parts.items()} | {BufferWord.ROW_STEPS: row_steps}
+        self._words = np.array([words[word] for word in BufferWord], np.int64)
         self.address = int(self._words.ctypes.data)
 
 
@@ -172,8 +170,7 @@ class Pass:
         """Run the rows on several threads, which draw them from the table."""
         table = own.table
         others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
-        table.sort()
-        table.set_lanes(-(-len(table) // (len(others) + 1)))
+        table.share(len(others) + 1)
         futures = [
             self._pool.submit(self._kernel, self._stack.address, buffers.address, table.address) for buffers in others
         ]
@@ -181,7 +178,6 @@ class Pass:
         for future in futures:
             if not future.cancel():  # one that has not begun has nothing left to do
                 future.result()
-        table.set_lanes(LANES)
         self._idle.extend(others)
 
     def _take(self) -> Buffers:

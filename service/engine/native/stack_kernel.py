@@ -15,7 +15,7 @@ from service.engine.native.compiler import Processor
 from service.engine.native.ir import Function, Module, Value, Variable
 from service.engine.native.rows import COUNT, HEADER_BYTES, LANE_COUNT, ROW_BYTES, RowWord
 
-LINEAR = ["ptr", "ptr", "ptr", "i64"]
+LINEAR = ["ptr"] * 3 + ["i64"]
 RECURRENT = ["ptr"] * 7 + ["i64"] * 2
 
 

@@ -40,10 +40,14 @@ def model_from_onnx(
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
     arrays: dict[str, Numbers] = {}
     sources: dict[str, str] = {}
+    notes: list[str] = []
     for index, entry in enumerate(stack):
         for name, array, source in entry.arrays(index, bias=spec.bias):
             arrays[name], sources[name] = array, source
-    notes = _state_notes(graph, stack)
+        for place, letter in ((5, "h0"), (6, "c0")):
+            stored = graph.constant(node_input(entry.node, place))
+            if stored is not None and np.any(stored):  # the service starts from zeros
+                notes.append(f"{entry.name} starts from a stored {letter} that is not zero: requests must send it")
     if ZEROS in sources.values():
         notes.append("some layers have no bias; zeros were written")
     linear = find_head(graph, head) if head is not None else None
@@ -97,17 +101,6 @@ def _choose_stack(graph: Graph, wanted: str | None) -> list[OnnxLayer]:
 
 def _fits(name: str, wanted: str | None) -> bool:
     return wanted is None or wanted in (name, *name.split("/"))
-
-
-def _state_notes(graph: Graph, stack: list[OnnxLayer]) -> list[str]:
-    """Notes on initial states that the graph stores: the service starts from zeros unless a request sends a state."""
-    notes = []
-    for layer in stack:
-        for place, letter in ((5, "h0"), (6, "c0")):
-            stored = graph.constant(node_input(layer.node, place))
-            if stored is not None and np.any(stored):
-                notes.append(f"{layer.name} starts from a stored {letter} that is not zero: requests must send it")
-    return notes
 
 
 def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None) -> Reference:
