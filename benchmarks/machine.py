@@ -4,9 +4,11 @@ import ctypes
 import time
 from dataclasses import dataclass
 
-from service.engine.native.compiler import Code, Processor
-from service.engine.native.ir import Module, Vectors
+from service.engine.native.compiler import Code
+from service.engine.native.ir import Function, module
 from service.engine.native.panels import aligned
+from service.engine.native.processor import Processor
+from service.engine.native.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class FmaPeak:
 
     def text(self) -> str:
         """The module in LLVM's language."""
-        module = Module()
-        f = module.function("peak", {"data": "ptr", "turns": "i64"})
+        f = Function("peak", {"data": "ptr", "turns": "i64"})
         v = Vectors(f, self.processor.width, self.processor.has_fma)
         a, b = v.load("%data", 0), v.load("%data", 64)
         sums = [f.variable(v.type, v.load("%data", 128 + 64 * i)) for i in range(self.chains)]
@@ -30,7 +31,7 @@ class FmaPeak:
                     total.set(v.fma(total.get(), a, b))
         for i, total in enumerate(sums):
             v.store(total.get(), "%data", 128 + 64 * i)
-        return module.text()
+        return module([f], v.declarations)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Read:
 
     def text(self) -> str:
         """The module in LLVM's language."""
-        module = Module()
-        f = module.function("read", {"data": "ptr", "size": "i64", "turns": "i64"})
+        f = Function("read", {"data": "ptr", "size": "i64", "turns": "i64"})
         v = Vectors(f, self.processor.width, self.processor.has_fma)
         sums = [f.variable(v.type, v.constant(0.0)) for _ in range(8)]
         with f.loop("%turns"), f.loop("%size", 8 * v.bytes) as place:
@@ -52,7 +52,7 @@ class Read:
                 total.set(v.add(total.get(), v.load(at, j * v.bytes)))
         for j, total in enumerate(sums):
             v.store(total.get(), "%data", j * v.bytes)
-        return module.text()
+        return module([f], v.declarations)
 
 
 class Machine:
