@@ -97,6 +97,8 @@ async def test_server_without_memory_loses_nothing(start):
     server = start("--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
     async with opened(server.url) as store:
         created = 0
+        await store.create(record("-used"))
+        assert await store.commit("-used", 0, after(record().position, T0 + 1e9))
         with suppress(StoreUnavailable):
             while created < 1000:
                 await store.create(record(str(created), state=b"\x01" * 10_000))
@@ -105,10 +107,10 @@ async def test_server_without_memory_loses_nothing(start):
             await store.commit("0", 0, after(record().position, T0, state=b"\x01" * 20_000))
         assert "memory" in str(raised.value.__cause__)
         assert (await store.load("0")).position.revision == 0
-        assert store.totals.sessions == created == len(await store.page("", 1000))
+        assert store.totals.sessions == created + 1 == len(await store.page("", 1000))
         assert await store.end("0", "deleted", T0)
         assert await store.evict(1, T0) == 1
-        assert await store.expire(T0 + 1e9, 1000) == created - 2
+        assert await store.expire(T0 + 1e9, 1000) == created - 2  # the first that it looks at is due later
         await store.create(record("again"))
 
 
