@@ -22,8 +22,8 @@ from service.stores.interface import (
 LOOKS = 1000
 """Sessions that a sweep looks at before it lets others run."""
 
-MANY_SESSIONS = 50_000
-"""So many ended sessions leave memory that is worth giving back to the system."""
+MANY_SESSIONS = 10_000
+"""So many ended sessions leave memory that is worth giving back."""
 
 
 class MemoryStore(SessionStore):
@@ -38,18 +38,14 @@ class MemoryStore(SessionStore):
     shared = False
 
     def __init__(self, max_ended: int) -> None:
-        # In order of use, the least recent first.
-        self._records: OrderedDict[str, SessionRecord] = OrderedDict()
-        self._most_records = 0
-        # In order of end.
-        self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self._records: OrderedDict[str, SessionRecord] = OrderedDict()  # the least recently used first
+        self._ended: OrderedDict[str, Ended] = OrderedDict()  # in order of end
         self._max_ended = max_ended
-        self._ended_since_trim = 0
+        self._left_behind = 0  # sessions that ended since memory was last freed
         self._bytes = 0
         self._users: Counter[Weights] = Counter()
         self._due: dict[int, list[str]] = {}
         self._seconds: list[int] = []  # a heap of the keys of `_due`
-        self._due_ids = 0  # in all lists together
 
     @property
     def totals(self) -> Totals:
@@ -63,10 +59,9 @@ class MemoryStore(SessionStore):
 
     async def create(self, record: SessionRecord) -> None:
         self._records[record.id] = record
-        self._most_records = max(self._most_records, len(self._records))
         self._bytes += record.nbytes
         self._users[record.weights] += 1
-        self._await_end(record)
+        self._look_at(int(record.expires_at), record.id)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
@@ -86,22 +81,23 @@ class MemoryStore(SessionStore):
         if record is not None:
             self._bytes -= record.nbytes
             self._users[record.weights] -= 1
-            self._ended_since_trim += 1
+            self._left_behind += 1
             self._ended[session] = Ended(reason, record.position.step, record.owner, at)
             if len(self._ended) > self._max_ended:
                 self._ended.popitem(last=False)
         return record
 
     async def expire(self, now: float, limit: int) -> int:
-        self._forget(now)
+        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
+            self._ended.popitem(last=False)
         ended = looks = 0
         while self._seconds and self._seconds[0] <= now and ended < limit:
             second = heappop(self._seconds)
-            ids, later = self._due[second], []
+            ids = self._due.pop(second)
             while ids and ended < limit:
                 record = self._records.get(ids.pop())
                 if record is not None and record.expires_at > now:
-                    later.append(record)
+                    self._look_at(int(record.expires_at), record.id)
                 elif record is not None:
                     await self.end(record.id, "expired", now)
                     ended += 1
@@ -109,14 +105,9 @@ class MemoryStore(SessionStore):
                 if looks % LOOKS == 0:
                     await asyncio.sleep(0)
             if ids:
-                heappush(self._seconds, second)
-            else:
-                del self._due[second]
-            for record in later:
-                self._await_end(record)
+                self._look_at(second, *ids)
             if second in self._due:  # what ends within this very second, but not yet
                 break
-        self._due_ids -= looks
         if ended < limit:
             await self._free_memory()
         return ended
@@ -136,36 +127,25 @@ class MemoryStore(SessionStore):
         self._users = +self._users
         return self._users
 
-    def _forget(self, now: float) -> None:
-        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
-            self._ended.popitem(last=False)
-
-    def _await_end(self, record: SessionRecord) -> None:
-        second = int(record.expires_at)
+    def _look_at(self, second: int, *ids: str) -> None:
+        """Look whether these sessions have expired when that second comes."""
         if second not in self._due:
             self._due[second] = []
             heappush(self._seconds, second)
-        self._due[second].append(record.id)
-        self._due_ids += 1
+        self._due[second].extend(ids)
 
     async def _free_memory(self) -> None:
-        """Drop what ended sessions leave behind, where that is as much as what lives: it costs little for each."""
-        if self._due_ids > 2 * len(self._records) + LOOKS:
-            old, self._due, self._seconds, self._due_ids = self._due, {}, [], 0
-            for looks, session in enumerate(chain.from_iterable(old.values())):
-                if session in self._records:
-                    self._await_end(self._records[session])
-                if looks % LOOKS == 0:
-                    await asyncio.sleep(0)
-        if len(self._records) < self._most_records // 8:
-            self._records = OrderedDict(self._records)  # a dictionary that has grown does not shrink by itself
-            self._most_records = len(self._records)
-        if self._ended_since_trim > MANY_SESSIONS:
-            self._ended_since_trim = 0
-            trim()
-
-
-def trim() -> None:
-    """Return free memory to the system; takes some milliseconds. Source: malloc_trim(3), which glibc alone has."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        """Drop what ended sessions leave behind, when they are many, and more than live: it costs little for each."""
+        if self._left_behind <= len(self._records) + MANY_SESSIONS:
+            return
+        self._left_behind = 0
+        if len(self._records) < MANY_SESSIONS:  # a dictionary that has grown does not shrink by itself
+            self._records = OrderedDict(self._records)
+        old, self._due, self._seconds = self._due, {}, []
+        for looks, session in enumerate(chain.from_iterable(old.values())):
+            if record := self._records.get(session):
+                self._look_at(int(record.expires_at), session)
+            if looks % LOOKS == 0:
+                await asyncio.sleep(0)
+        with suppress(OSError, AttributeError):  # malloc_trim(3), which glibc alone has, takes some milliseconds
+            ctypes.CDLL(None).malloc_trim(0)
