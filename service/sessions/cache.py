@@ -108,11 +108,11 @@ class SessionCache:
             self.counts.ended[reason] += 1
         return record
 
-    async def sweep(self, limit: int) -> bool:
-        """End sessions whose time is over, at most `limit`; says whether there may be more."""
-        ended = await self.store.expire(self.clock(), limit)
+    async def sweep(self) -> bool:
+        """End some sessions whose time is over; says whether there may be more."""
+        ended, more = await self.store.expire(self.clock())
         self.counts.ended["expired"] += ended
-        return ended == limit
+        return more
 
     async def _load(self, session: str, *, fresh: bool) -> SessionRecord | Ended | None:
         if not fresh and (record := self._records.get(session)):

@@ -27,13 +27,10 @@ class Weights(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a session stands; every commit replaces it whole.
+    """Where a session stands; every commit replaces it whole, and counts one `revision`.
 
-    - revision: counts commits; a commit names the one that it was computed from
-    - step: steps done
-    - state: h (L,P), then c (L,H) of an LSTM, as little-endian float32
-    - replies: what answers a repeated step, as `sessions.replay` encodes it
-    - used_at: time of the last commit, in seconds since the epoch
+    state is h (L,P), then c (L,H) of an LSTM, as little-endian float32; replies is what answers a repeated step, as
+    `sessions.replay` encodes it. Times are in seconds since the epoch, here and everywhere.
     """
 
     revision: int
@@ -60,7 +57,6 @@ class SessionRecord:
 
     @property
     def expires_at(self) -> float:
-        """When the session ends if nobody uses it, in seconds since the epoch."""
         return self.position.used_at + self.ttl_seconds
 
     @property
@@ -70,7 +66,7 @@ class SessionRecord:
 
 
 class Ended(NamedTuple):
-    """What is remembered of a session that has ended: why, at which step, whose it was, and when that was."""
+    """What is remembered of a session that has ended."""
 
     reason: Reason
     step: int
@@ -104,7 +100,7 @@ class SessionStore(ABC):
     @property
     @abstractmethod
     def totals(self) -> Totals:
-        """What the store held when this process last heard of it; exact where it is not shared."""
+        """As this process last heard of them; exact where the store is not shared."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -137,16 +133,16 @@ class SessionStore(ABC):
         """End a session, and remember that; gives its last record, or None if it was not live."""
 
     @abstractmethod
-    async def expire(self, now: float, limit: int) -> int:
-        """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
+    async def expire(self, now: float) -> tuple[int, bool]:
+        """End some sessions whose `expires_at` is not after now; gives how many, and whether more may be due.
 
-        Fewer than `limit`: nothing more is due. Looks only at sessions that are due, or were when last looked at, and
-        lets others run meanwhile. Also forgets some of what ended more than `ENDED_SECONDS` ago.
+        Looks only at sessions that are due, or were when last looked at, and lets others run meanwhile. Also forgets
+        some of what ended more than `ENDED_SECONDS` ago.
         """
 
     @abstractmethod
     async def evict(self, count: int, now: float) -> int:
-        """End the `count` least recently used sessions, a few, with reason `evicted`; gives how many there were."""
+        """End the `count` least recently used sessions, a few; gives how many there were."""
 
     @abstractmethod
     async def page(self, after: str, limit: int) -> list[SessionRecord]:

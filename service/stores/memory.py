@@ -61,7 +61,7 @@ class MemoryStore(SessionStore):
         self._records[record.id] = record
         self._bytes += record.nbytes
         self._users[record.weights] += 1
-        self._look_at(int(record.expires_at), record.id)
+        self._look_at_end(record)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
@@ -87,30 +87,24 @@ class MemoryStore(SessionStore):
                 self._ended.popitem(last=False)
         return record
 
-    async def expire(self, now: float, limit: int) -> int:
+    async def expire(self, now: float) -> tuple[int, bool]:
+        """As the interface says; looks at the sessions of one second."""
         while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
             self._ended.popitem(last=False)
-        ended = looks = 0
-        while self._seconds and self._seconds[0] <= now and ended < limit:
-            second = heappop(self._seconds)
-            ids = self._due.pop(second)
-            while ids and ended < limit:
-                record = self._records.get(ids.pop())
-                if record is not None and record.expires_at > now:
-                    self._look_at(int(record.expires_at), record.id)
-                elif record is not None:
-                    await self.end(record.id, "expired", now)
-                    ended += 1
-                looks += 1
-                if looks % LOOKS == 0:
-                    await asyncio.sleep(0)
-            if ids:
-                self._look_at(second, *ids)
-            if second in self._due:  # what ends within this very second, but not yet
-                break
-        if ended < limit:
+        if not self._seconds or self._seconds[0] > now:
             await self._free_memory()
-        return ended
+            return 0, False
+        second, ended = heappop(self._seconds), 0
+        for looks, session in enumerate(self._due.pop(second), 1):
+            record = self._records.get(session)
+            if record is not None and record.expires_at > now:
+                self._look_at_end(record)
+            elif record is not None:
+                await self.end(session, "expired", now)
+                ended += 1
+            if looks % LOOKS == 0:
+                await asyncio.sleep(0)
+        return ended, second not in self._due  # else others end within this very second, but not yet
 
     async def evict(self, count: int, now: float) -> int:
         oldest = list(islice(self._records, count))
@@ -127,12 +121,13 @@ class MemoryStore(SessionStore):
         self._users = +self._users
         return self._users
 
-    def _look_at(self, second: int, *ids: str) -> None:
-        """Look whether these sessions have expired when that second comes."""
+    def _look_at_end(self, record: SessionRecord) -> None:
+        """Look whether the session has expired when the second comes in which it ends."""
+        second = int(record.expires_at)
         if second not in self._due:
             self._due[second] = []
             heappush(self._seconds, second)
-        self._due[second].extend(ids)
+        self._due[second].append(record.id)
 
     async def _free_memory(self) -> None:
         """Drop what ended sessions leave behind, when they are many, and more than live: it costs little for each."""
@@ -144,7 +139,7 @@ class MemoryStore(SessionStore):
         old, self._due, self._seconds = self._due, {}, []
         for looks, session in enumerate(chain.from_iterable(old.values())):
             if record := self._records.get(session):
-                self._look_at(int(record.expires_at), session)
+                self._look_at_end(record)
             if looks % LOOKS == 0:
                 await asyncio.sleep(0)
         with suppress(OSError, AttributeError):  # malloc_trim(3), which glibc alone has, takes some milliseconds

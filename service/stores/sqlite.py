@@ -30,6 +30,7 @@ class SqliteStore(SessionStore):
 
     durable = True
     shared = True
+    totals = Totals(0, 0)  # of the last transaction
 
     def __init__(
         self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = BUSY_SECONDS
@@ -40,12 +41,7 @@ class SqliteStore(SessionStore):
         self._busy_seconds = busy_seconds
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._connection: sqlite3.Connection | None = None
-        self._totals = Totals(0, 0)
         self._calls: Batches[Call] = Batches(self._run)
-
-    @property
-    def totals(self) -> Totals:
-        return self._totals  # as of this process's last transaction
 
     async def open(self) -> None:
         await self._in_thread(self._connect)
@@ -71,12 +67,8 @@ class SqliteStore(SessionStore):
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         return await self._call(lambda tables: tables.end(session, reason, at))
 
-    async def expire(self, now: float, limit: int) -> int:
-        ended, more = 0, True
-        while more and ended < limit:
-            some, more = await self._call(partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS))
-            ended += some
-        return ended
+    async def expire(self, now: float) -> tuple[int, bool]:
+        return await self._call(lambda tables: tables.expire(now, LOOKS))
 
     async def evict(self, count: int, now: float) -> int:
         looks = count
@@ -114,7 +106,7 @@ class SqliteStore(SessionStore):
             if isinstance(error, sqlite3.Error | StoreError):
                 raise unavailable(error) from error
             raise
-        self._totals = totals
+        self.totals = totals
         return answers
 
     def _connect(self) -> sqlite3.Connection:

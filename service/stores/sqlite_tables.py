@@ -109,11 +109,8 @@ class SessionTables:
         self._ended += 1
         return record
 
-    def expire(self, now: float, limit: int, looks: int) -> tuple[int, bool]:
-        """Look at `looks` sessions that may be due, and end those that are; gives how many, and if more may be due.
-
-        Also forgets as many that ended long ago.
-        """
+    def expire(self, now: float, looks: int) -> tuple[int, bool]:
+        """Look at `looks` sessions that may be due, and at as many that ended long ago."""
         self._ended -= self._execute(
             "DELETE FROM ended WHERE at <= ? AND key IN (SELECT key FROM ended ORDER BY key LIMIT ?)",
             (now - ENDED_SECONDS, looks),
@@ -124,7 +121,7 @@ class SessionTables:
             (now, now, looks),
         ).rowcount
         due = "SELECT id FROM sessions WHERE sweep_at <= ? ORDER BY sweep_at LIMIT ?"
-        ended = self._end_all(due, (now, min(limit, looks - later)), "expired", now)
+        ended = self._end_all(due, (now, looks - later), "expired", now)
         return ended, later + ended == looks
 
     def evict(self, count: int, now: float, looks: int) -> int | None:

@@ -40,6 +40,7 @@ class ValkeyStore(SessionStore):
 
     durable = True
     shared = True
+    totals = Totals(0, 0)  # of the last batch
 
     def __init__(self, url: str, max_ended: int) -> None:
         """url: valkey://[user:password@]host[:port][/db], valkeys:// with TLS; redis:// and rediss:// are the same."""
@@ -54,12 +55,7 @@ class ValkeyStore(SessionStore):
         except ValueError:  # its message may hold a part of the password
             raise StoreError("the session store's URL is not valkey://[user:password@]host[:port][/db]") from None
         self._max_ended = max_ended
-        self._totals = Totals(0, 0)
         self._calls: Batches[Call] = Batches(self._run)
-
-    @property
-    def totals(self) -> Totals:
-        return self._totals  # as of this process's last batch
 
     async def open(self) -> None:
         try:
@@ -102,12 +98,9 @@ class ValkeyStore(SessionStore):
         found = await self._call("end", session, reason, at)
         return _record(session, found) if found else None
 
-    async def expire(self, now: float, limit: int) -> int:
-        ended, more = 0, True
-        while more and ended < limit:
-            some, more = await self._call("expire", now, limit - ended, LOOKS)
-            ended += some
-        return ended
+    async def expire(self, now: float) -> tuple[int, bool]:
+        ended, looked_at = await self._call("expire", now, LOOKS)
+        return ended, looked_at == LOOKS
 
     async def evict(self, count: int, now: float) -> int:
         return int(await self._call("evict", count, now))
@@ -144,7 +137,7 @@ class ValkeyStore(SessionStore):
         answers: list[Any]
         *answers, totals = await pipeline.execute(raise_on_error=False)
         if not isinstance(totals, Exception):
-            self._totals = Totals(*(int(total or 0) for total in totals))
+            self.totals = Totals(*(int(total or 0) for total in totals))
         return answers
 
 

@@ -77,7 +77,7 @@ elseif name == 'end' then
     return finish(id, reason, at)
 
 elseif name == 'expire' then
-    local now, limit, looks = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+    local now, looks = ARGV[3], ARGV[4]
     for _, id in ipairs(call('LRANGE', 'rnn:ended:order', 0, looks - 1)) do
         local at = string.match(call('HGET', 'rnn:ended', id), '^[^:]*:[^:]*:([^:]*):')
         if tonumber(at) > tonumber(now) - {ENDED_SECONDS} then break end
@@ -91,12 +91,12 @@ elseif name == 'expire' then
         if used_at and used_at + ttl_seconds > tonumber(now) then
             call('ZREM', 'rnn:sweep', id)
             call('ZADD', 'rnn:sweep', used_at + ttl_seconds, id)
-        elseif ended < limit then
+        else
             finish(id, 'expired', now)
             ended = ended + 1
         end
     end
-    return {{ended, #ids == looks and 1 or 0}}
+    return {{ended, #ids}}
 
 elseif name == 'evict' then
     local sessions, now = ARGV[3], ARGV[4]

@@ -8,7 +8,7 @@ from service.errors import StoreUnavailable
 from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
 from tests.loop import in_loop
 from tests.stores.conftest import on_each_store, opened
-from tests.stores.records import OWNER, T0, WEIGHTS, after, record
+from tests.stores.records import OWNER, T0, WEIGHTS, after, expire, record
 
 
 @on_each_store()
@@ -65,7 +65,7 @@ async def test_newest_ended_are_remembered_for_a_day(store):
         await store.create(record(str(i)))
         await store.end(str(i), "deleted", T0 + i)
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
-    assert await store.expire(T0 + 3 + ENDED_SECONDS, 10) == 0
+    assert await expire(store, T0 + 3 + ENDED_SECONDS) == 0
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
 
 
@@ -74,33 +74,32 @@ async def test_session_expires_after_its_last_commit(store):
     await store.create(record("idle"))
     await store.create(record("used"))
     await store.commit("used", 0, after(record().position, T0 + 30))
-    assert await store.expire(T0 + 59.99, 10) == 0
-    assert await store.expire(T0 + 60, 10) == 1
+    assert await expire(store, T0 + 59.99) == 0
+    assert await expire(store, T0 + 60) == 1
     assert (await store.load("idle")).reason == "expired"
-    assert await store.expire(T0 + 89.99, 10) == 0
-    assert await store.expire(T0 + 90, 10) == 1
+    assert await expire(store, T0 + 89.99) == 0
+    assert await expire(store, T0 + 90) == 1
 
 
 @on_each_store()
-async def test_sweep_keeps_its_limit(store):
+async def test_sweep_ends_all_that_are_due(store):
     await asyncio.gather(*(store.create(record(f"{i:05}")) for i in range(2500)))
     for i in range(1500):
         await store.commit(f"{i:05}", 0, after(record().position, T0 + 60))
-    assert await store.expire(T0 + 100, 300) == 300
-    assert await store.expire(T0 + 100, 1000) == 700
-    assert await store.expire(T0 + 100, 1000) == 0
+    assert await expire(store, T0 + 100) == 1000
+    assert await expire(store, T0 + 100) == 0
     assert store.totals.sessions == 1500
-    assert await store.expire(T0 + 200, 10_000) == 1500
+    assert await expire(store, T0 + 200) == 1500
 
 
 @on_each_store()
 async def test_sessions_expire_though_the_clock_jumps(store):
     await store.create(record("before"))
-    assert await store.expire(T0 + 1e9, 10) == 1
-    assert await store.expire(T0, 10) == 0
+    assert await expire(store, T0 + 1e9) == 1
+    assert await expire(store, T0) == 0
     await store.create(record("after"))
-    assert await store.expire(T0 - 1e9, 10) == 0
-    assert await store.expire(T0 + 60, 10) == 1
+    assert await expire(store, T0 - 1e9) == 0
+    assert await expire(store, T0 + 60) == 1
 
 
 @on_each_store()
