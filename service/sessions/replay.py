@@ -69,6 +69,11 @@ def _widths(spec: ModelSpec) -> tuple[int, int, int]:
     return spec.input_size, spec.output_size, spec.out_features or 0
 
 
+def largest_step(spec: ModelSpec) -> int:
+    """Bytes of a step that is a block of its own."""
+    return _HEAD.size + 4 * sum(_widths(spec)) + len(zero_state(spec))
+
+
 def keep_single(inputs: Floats, steps: Steps) -> bytes:
     """What is kept of one step with inputs (1,I)."""
     kept = _SINGLE + _digest(inputs)
