@@ -64,7 +64,7 @@ class SessionCache:
         if found is None or owner not in (None, found.owner):
             raise SessionNotFound(
                 "there is no such session; it may have ended long ago, or belong to another key"
-                + ("" if self.store.durable else ", and sessions do not outlive the process (RNN_SESSION_STORE)")
+                + ("" if self.store.shared else ", and sessions do not outlive the process (RNN_SESSION_STORE)")
             )
         if isinstance(found, SessionRecord):
             if found.expires_at > self.clock():
@@ -73,8 +73,7 @@ class SessionCache:
                 return await self.find(session, owner, fresh=True)
             await self.end(session, "expired")
             found = Ended("expired", found.position.step, found.owner, self.clock())
-        message = f"this session has ended ({found.reason}) after step {found.step}"
-        raise SessionGone(message, found.reason, found.step)
+        raise SessionGone(f"this session has ended ({found.reason}) after step {found.step}", found.reason, found.step)
 
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session. Raises SessionsFull."""

@@ -132,8 +132,8 @@ class SessionSteps:
             kept = keep_single(inputs, steps)
         else:
             kept = keep_steps(before.replies if in_stream else b"", inputs, steps, self._replay_bytes, spec)
-        state = encode_state(steps.h, steps.c)
-        return Position(before.revision + 1, before.step + steps.count, state, kept, self._cache.clock())
+        state, now = encode_state(steps.h, steps.c), self._cache.clock()
+        return Position(before.revision + 1, before.step + steps.count, state, kept, now)
 
 
 class SessionStepper:
@@ -157,10 +157,7 @@ class SessionStepper:
 
 
 def _done_already(session: Session, inputs: Floats, step: int | None, terms: Terms) -> list[Steps]:
-    """The steps among the asked ones that have been done, from what is kept.
-
-    Raises StepConflict, and StepOutOfOrder for steps that can neither run nor be answered again.
-    """
+    """The steps among the asked ones that have been done. Raises StepConflict, StepOutOfOrder."""
     position = session.record.position
     if step is None or step == position.step + 1:
         return []

@@ -91,10 +91,9 @@ class SessionStore(ABC):
     Then it has changed nothing; only if its answer was lost on the way back from a server may it have: load the session
     to know. The same holds for a caller that is cancelled. Other callers' work is not touched by either.
 
-    durable: sessions outlive the process. shared: several processes may use the store at once.
+    shared: several processes may use the store at once, and sessions outlive them.
     """
 
-    durable: bool
     shared: bool
 
     @property
@@ -104,10 +103,7 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up.
-
-        A server that merely does not answer is no reason: calls raise StoreUnavailable until it does.
-        """
+        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up."""
 
     @abstractmethod
     async def close(self) -> None:

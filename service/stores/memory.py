@@ -34,7 +34,6 @@ class MemoryStore(SessionStore):
     simpler, and take 95 bytes of memory for each, a sixth of what a small one takes.
     """
 
-    durable = False
     shared = False
 
     def __init__(self, max_ended: int) -> None:

@@ -28,7 +28,6 @@ LOOKS = 500
 class SqliteStore(SessionStore):
     """Sessions in a file. Raises StoreError at `open` if the file cannot be used."""
 
-    durable = True
     shared = True
     totals = Totals(0, 0)  # of the last transaction
 

@@ -69,7 +69,7 @@ COMMIT
 def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite3.Connection:
     """Open the file, making it if it is not there; transactions are begun and ended by hand.
 
-    Raises StoreError if it is not ours or cannot be used as a store, or stays locked.
+    Raises StoreError if it is not ours, cannot be used as a store, or stays locked.
     """
     try:
         # Made here, as what it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
@@ -90,11 +90,9 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
         )
     except BaseException as error:
         connection.close()
-        if not isinstance(error, sqlite3.DatabaseError):
-            raise
-        if _is_busy(error):
-            raise StoreError(f"the session store {path} is locked by another process") from None
-        raise StoreError(f"the session store {path} cannot be used: {error}") from None
+        if isinstance(error, sqlite3.DatabaseError):
+            raise StoreError(f"the session store {path} cannot be used: {error}") from None
+        raise
     return connection
 
 
@@ -106,7 +104,7 @@ def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             break
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
     if mode != "wal":
@@ -128,7 +126,3 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     if application or version or tables:
         raise StoreError(f"{path} is a database of another application: give the session store a file of its own")
     return False
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

@@ -38,7 +38,6 @@ class ValkeyStore(SessionStore):
     A batch whose answer was lost is not sent again, as it may have run: StoreUnavailable, then, means "load and see".
     """
 
-    durable = True
     shared = True
     totals = Totals(0, 0)  # of the last batch
 
