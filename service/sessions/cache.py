@@ -81,17 +81,17 @@ class SessionCache:
         await self.store.create(record)
         self.counts.opened += 1
 
-    async def commit(self, record: SessionRecord, position: Position) -> bool:
-        """Advance a session to a position computed from the revision before; says whether that was still right.
+    async def commit(self, record: SessionRecord, before: Position, position: Position) -> bool:
+        """Advance a session to a position computed from the one before; says whether that was still right.
 
         Raises SessionsFull if it would grow beyond the limits.
         """
-        growth = len(position.replies) - len(record.position.replies)
+        growth = position.nbytes - before.nbytes
         if growth > 0:
             await self._make_room(0, growth)
         kept = False
         try:
-            kept = await self.store.commit(record.id, position.revision - 1, position)
+            kept = await self.store.commit(record.id, before, position)
         finally:
             if kept:
                 record.position = position

@@ -116,7 +116,7 @@ class SessionSteps:
                 terms.book(timings.queue, timings.compute)
                 terms.checked([*done, steps])
                 position = self._after(before, spec, new, steps, in_stream=terms.in_stream)
-                if await self._cache.commit(session.record, position):
+                if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
                     counts.steps += steps.count
                     return [*done, steps]

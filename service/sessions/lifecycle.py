@@ -106,7 +106,7 @@ class Sessions:
                 record = await self.cache.find(session, owner, fresh=True)
                 before, state = record.position, record.initial or zero_state(found.model.spec)
                 position = Position(before.revision + 1, before.step, state, b"", self.cache.clock())
-                if await self.cache.commit(record, position):
+                if await self.cache.commit(record, before, position):
                     return record
 
     async def delete(self, session: str, owner: bytes | None) -> SessionRecord:

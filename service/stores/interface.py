@@ -39,6 +39,10 @@ class Position(NamedTuple):
     replies: bytes
     used_at: float
 
+    @property
+    def nbytes(self) -> int:
+        return len(self.state) + len(self.replies)
+
 
 @dataclass(slots=True)
 class SessionRecord:
@@ -62,7 +66,7 @@ class SessionRecord:
     @property
     def nbytes(self) -> int:
         """What the session counts for in `Totals.bytes`."""
-        return SESSION_OVERHEAD_BYTES + len(self.initial) + len(self.position.state) + len(self.position.replies)
+        return SESSION_OVERHEAD_BYTES + len(self.initial) + self.position.nbytes
 
 
 class Ended(NamedTuple):
@@ -121,8 +125,8 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        """Replace the position if it is still that of `revision`; says whether it was. When true, it is kept."""
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        """Replace a position if its revision is still that of `before`; says whether it was. When true, it is kept."""
 
     @abstractmethod
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:

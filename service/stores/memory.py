@@ -65,12 +65,11 @@ class MemoryStore(SessionStore):
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
         record = self._records.get(session)
-        if record is None or record.position.revision != revision:
+        if record is None or record.position.revision != before.revision:
             return False
-        old = record.position
-        self._bytes += len(position.state) + len(position.replies) - len(old.state) - len(old.replies)
+        self._bytes += position.nbytes - before.nbytes
         record.position = position
         self._records.move_to_end(session)
         return True

@@ -60,8 +60,8 @@ class SqliteStore(SessionStore):
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return await self._call(lambda tables: tables.load(session))
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        return cast("bool", await self._calls.call(Commit(session, revision, position)))
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        return cast("bool", await self._calls.call(Commit(session, before, position)))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         return await self._call(lambda tables: tables.end(session, reason, at))

@@ -9,22 +9,19 @@ from service.stores.interface import ENDED_SECONDS, Ended, Position, Reason, Ses
 RECORD = """SELECT id, owner, model, version, fingerprint, ttl_seconds, created_at, initial,
     revision, step, state, replies, used_at FROM sessions JOIN weights ON weights.key = sessions.weights"""
 
-SIZES = """WITH batch (id, revision) AS (VALUES {rows})
-    SELECT id, length(state) + length(replies) FROM batch CROSS JOIN sessions USING (id, revision)"""
-
 COMMITS = """WITH batch (id, old, revision, step, state, replies, used_at) AS (VALUES {rows})
     UPDATE sessions SET revision = batch.revision, step = batch.step, state = batch.state, replies = batch.replies,
         used_at = batch.used_at
-    FROM batch WHERE sessions.id = batch.id AND sessions.revision = batch.old"""
+    FROM batch WHERE sessions.id = batch.id AND sessions.revision = batch.old RETURNING sessions.id"""
 
 LARGEST_BATCH = 512
 
 
 class Commit(NamedTuple):
-    """A new position for a session, if it still is at `revision`."""
+    """A new position for a session that is still at the one before."""
 
     session: str
-    revision: int
+    before: Position
     position: Position
 
 
@@ -82,16 +79,21 @@ class SessionTables:
     def _commit(self, commits: Mapping[str, Commit]) -> list[bool]:
         """Replace the positions of sessions; says of each whether it was kept.
 
-        Two statements for many: each lets go of the interpreter, and has to wait for it again when others are busy.
+        One statement for many: each lets go of the interpreter, and has to wait for it again when others are busy. It
+        is padded to a power of two: few statements serve all counts, and stay prepared.
         """
         if not commits:
             return []
-        sizes = dict(self._many(SIZES, [commit[:2] for commit in commits.values()]))  # of those that will be kept
-        self._many(COMMITS, [(*commit[:2], *commit.position) for commit in commits.values()])
-        for session, size in sizes.items():
-            position = commits[session].position
-            self._bytes += len(position.state) + len(position.replies) - size
-        return [session in sizes for session in commits]
+        values: list[Any] = []
+        for session, before, position in commits.values():
+            values += (session, before.revision, *position)
+        width, places = len(values) // len(commits), 1 << (len(commits) - 1).bit_length()
+        values += [None] * (width * places - len(values))
+        rows = ",".join([f"({','.join('?' * width)})"] * places)
+        kept = {session for (session,) in self._execute(COMMITS.replace("{rows}", rows), values)}
+        for session in kept:
+            self._bytes += commits[session].position.nbytes - commits[session].before.nbytes
+        return [session in kept for session in commits]
 
     def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         row = self._one(f"{RECORD} WHERE id = ?", (session,))
@@ -168,13 +170,6 @@ class SessionTables:
 
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._execute(statement, values).fetchone()
-
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """Run a statement over rows, padded to a power of two: few statements serve all counts, and stay prepared."""
-        width, count = len(rows[0]), 1 << (len(rows) - 1).bit_length()
-        places = ",".join([f"({','.join('?' * width)})"] * count)
-        values = [value for row in rows for value in row] + [None] * width * (count - len(rows))
-        return self._execute(statement.replace("{rows}", places), values).fetchall()
 
 
 def _record(row: Sequence[Any]) -> SessionRecord:

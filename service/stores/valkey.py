@@ -90,8 +90,8 @@ class ValkeyStore(SessionStore):
             return Ended(cast("Reason", reason.decode()), int(step), owner, float(at))
         return _record(session, found) if found else None
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        return bool(await self._call("commit", session, revision, *position))
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        return bool(await self._call("commit", session, before.revision, position.nbytes - before.nbytes, *position))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         found = await self._call("end", session, reason, at)

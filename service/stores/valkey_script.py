@@ -63,13 +63,12 @@ elseif name == 'load' then
     return found[1] and found or call('HGET', 'rnn:ended', id)
 
 elseif name == 'commit' then
-    local id, old, revision, step, state, replies, used_at = unpack(ARGV, 3)
+    local id, old, growth, revision, step, state, replies, used_at = unpack(ARGV, 3)
     local key = 'rnn:session:' .. id
     if call('HGET', key, 'revision') ~= old then return 0 end
-    local grown = #state + #replies - call('HSTRLEN', key, 'state') - call('HSTRLEN', key, 'replies')
     call('HSET', key, 'revision', revision, 'step', step, 'state', state, 'replies', replies, 'used_at', used_at)
     call('ZADD', 'rnn:used', used_at, id)
-    if grown ~= 0 then call('HINCRBY', 'rnn:totals', 'bytes', grown) end
+    if growth ~= '0' then call('HINCRBY', 'rnn:totals', 'bytes', growth) end
     return 1
 
 elseif name == 'end' then

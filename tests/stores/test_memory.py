@@ -12,7 +12,7 @@ async def test_sweep_lets_others_run():
     store, turns = MemoryStore(10), 0
     for i in range(5 * LOOKS):
         await store.create(record(str(i)))
-        await store.commit(str(i), 0, after(record().position, T0 + 1))
+        await store.commit(str(i), record().position, after(record().position, T0 + 1))
 
     async def others():
         nonlocal turns

@@ -58,7 +58,9 @@ class Model:
         found = self.live.get(session)
         position = found.position if found else record().position
         new = after(position, self.now, state=state)
-        assert await store.commit(session, position.revision + off, new) == (found is not None and off == 0)
+        assert await store.commit(session, position._replace(revision=position.revision + off), new) == (
+            found is not None and off == 0
+        )
         if found is not None and off == 0:
             found.position = new
 
