@@ -26,7 +26,7 @@ LOOKS = 500
 
 
 class SqliteStore(SessionStore):
-    """Sessions in a file. Raises StoreError at `open` if the file cannot be used."""
+    """Sessions in a file."""
 
     shared = True
     totals = Totals(0, 0)  # of the last transaction

@@ -18,8 +18,7 @@ from service.stores.batches import Batches, unavailable
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
 from service.stores.valkey_script import DIGEST, SCRIPT
 
-Value = bytes | str | int | float
-Call = tuple[Value, ...]
+Call = tuple[bytes | str | int | float, ...]
 """A name in the script, and what it takes."""
 
 OLDEST_SERVER = 7
@@ -111,8 +110,8 @@ class ValkeyStore(SessionStore):
         flat: list[bytes] = await self._call("in_use")
         return {_weights(packed): int(sessions) for packed, sessions in zip(flat[::2], flat[1::2], strict=True)}
 
-    async def _call(self, name: str, *values: Value) -> Any:
-        return await self._calls.call((name, *values))
+    async def _call(self, *call: bytes | str | float) -> Any:
+        return await self._calls.call(call)
 
     async def _run(self, calls: list[Call]) -> list[Any]:
         """Answers of all calls, or StoreUnavailable in their place. Raises StoreUnavailable for all of them."""
