@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from .formats import SAFETENSORS, safetensors
+from .problems import assert_problem
 from .raw import Wire, chunk, head, post
 
 BINARY = {"Content-Type": SAFETENSORS}
@@ -56,3 +57,11 @@ def test_declared_size_takes_no_memory(service, path):
             wire.send(bytes(1000))
         assert service.get("/health/live").status_code == 200
         assert service.rss_mib < before + 30
+
+
+def test_infinity_in_a_reply_in_pieces_is_refused(service):
+    """The reply is printed in pieces, and refused whole."""
+    inputs = np.zeros((1, 60_000, 1), np.float32)
+    inputs[0, 50_000:] = 1  # the state grows by 1e30 a step from there
+    request = {"model": "explodes", "inputs": inputs.tolist(), "returns": ["outputs"]}
+    assert_problem(service.post("/rnn/forward", json=request), 422, "non-finite-output", "at step 50002")
