@@ -38,10 +38,10 @@ format: .venv/.dev  ## Format the code with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.bench  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk)
+bench: .venv/.bench  ## Measure the service beside a hand-written endpoint and its rivals (needs wrk)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
-rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed  ## Environments of rivals for `make bench`
+rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed  ## Set up the rivals for `make bench`
 
 # torch by itself first, as below.
 .bench/%/installed: benchmarks/rivals/requirements/%.txt
@@ -50,7 +50,7 @@ rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed 
 	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
-bench-kernels: .venv/.bench  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
+bench-kernels: .venv/.bench  ## Measure the engines alone, beside torch, ONNX Runtime and OpenVINO
 	$(PIP) --editable '.[kernels]'
 	$(BIN)/python -m benchmarks.kernels
 
