@@ -176,7 +176,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade or self._refusal:
-            return  # the parser takes what follows for another protocol: see `_upgrade`
+            return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
         self._just_ended = True
         if self._body is not None:
             self._answer(self._body)
@@ -301,12 +301,19 @@ class HttpConnection(HttpToolsProtocol):
         if body and not self.cycle.response_complete:
             super().on_body(body)
 
-    def _parse(self, data: bytes) -> bool:
+    def _parse(self, data: bytes | memoryview) -> bool:
         """Feed the parser; says whether the connection goes on as it was."""
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return self._upgrade(data[upgrade.args[0] :])
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return True
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._ignores_upgrade:
+                        self._upgrade()
+                        return False
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self._ignore_upgrade()
         except httptools.HttpParserCallbackError as error:  # a failure of ours, unless the client's URL is none
             if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
                 self.send_400_response("Invalid HTTP request received.")
@@ -317,34 +324,38 @@ class HttpConnection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
             return False
-        return True
 
-    def _upgrade(self, rest: bytes) -> bool:
-        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows.
+    def _upgrade(self) -> None:
+        """Become a WebSocket, if the handshake is sound."""
+        if self._refusal:
+            self.send_400_response(self._refusal)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._drop("upgrade_while_answering")
+        else:
+            self._cancel_timers()
+            if self._watch is not None:
+                self._watch.stop()
+            self.handle_websocket_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Go on without another protocol that was offered, as RFC 9110 (7.8) allows.
 
         The parser has stopped after the head, and takes the body for the other protocol's. So a new one is given a head
         with the same framing, and then what came after the head.
         """
-        if not self._ignores_upgrade:
-            if self._refusal:
-                self.send_400_response(self._refusal)
-            elif self.cycle is not None and not self.cycle.response_complete:
-                self._drop("upgrade_while_answering")
-            else:
-                self._cancel_timers()
-                if self._watch is not None:
-                    self._watch.stop()
-                self.handle_websocket_upgrade()
-            return False
         self._ignores_upgrade = False
-        framing = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
+        lines = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
+        if not self.parser.should_keep_alive():
+            lines.append((b"connection", b"close"))
+        head = [
+            b"POST / HTTP/%b\r\n" % self.parser.get_http_version().encode(),
+            *(b"%b: %b\r\n" % line for line in lines),
+        ]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays_head = True
-        head = b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % line for line in framing)
-        goes_on = self._parse(head)
+        self.parser.feed_data(b"".join((*head, b"\r\n")))
         self._replays_head = False
-        return goes_on and (not rest or self._parse(rest))
 
     def _handshake_fault(self) -> str:
         """What is wrong with the head of a WebSocket handshake, if anything."""
