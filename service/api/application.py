@@ -112,9 +112,8 @@ class Application:
             else await _compressed(reply, request)
         )
 
-    async def resume(self, request: Request, running: Awaitable[Reply], receive: Receive, send: Send) -> None:
+    async def resume(self, request: Request, running: Awaitable[Reply], send: Send) -> None:
         """Wait for the reply of an `answer` that a connection has begun, and send it by ASGI."""
-        request.watch = Incoming(request, receive).hung_up
 
         async def serve() -> None:
             await self.send(request, await running, send)

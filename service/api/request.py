@@ -44,7 +44,7 @@ class Request:
     peer: str
     request_id: str
     body: bytes = b""
-    watch: Callable[[], Awaitable[None]] | None = None
+    watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
     owner: bytes = b""
     admin: bool = False

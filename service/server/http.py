@@ -78,6 +78,7 @@ class HttpConnection(HttpToolsProtocol):
         self._body: bytes | None = None
         """What has come of the body of a request that may be answered directly; None: there is no such request."""
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
+        self._lost = asyncio.Event()
         self._default_headers: object = None
         self._default_lines = b""
         self._ignores_upgrade = False
@@ -96,6 +97,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks."""
         self._body = None
+        self._lost.set()
         self._cancel_timers()
         self._unset_keepalive_if_required()
         if self._watch is not None:
@@ -240,7 +242,7 @@ class HttpConnection(HttpToolsProtocol):
     def _answer(self, body: bytes) -> None:
         application = self._application
         request = application.request("POST", self.url.decode(), b"", self.headers, self.client)
-        request.body = body
+        request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
         if reply is not None:
             self._body = None
@@ -307,13 +309,14 @@ class HttpConnection(HttpToolsProtocol):
             while True:
                 try:
                     self.parser.feed_data(data)
-                    return True
                 except httptools.HttpParserUpgrade as upgrade:
                     if not self._ignores_upgrade:
                         self._upgrade()
                         return False
                     data = memoryview(data)[upgrade.args[0] :]
                     self._ignore_upgrade()
+                else:
+                    return True
         except httptools.HttpParserCallbackError as error:  # a failure of ours, unless the client's URL is none
             if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
                 self.send_400_response("Invalid HTTP request received.")
@@ -402,7 +405,7 @@ class HttpConnection(HttpToolsProtocol):
 
 
 async def _resume(
-    application: Application, request: Request, running: Coroutine[Any, None, Reply], _: Any, receive: Any, send: Any
+    application: Application, request: Request, running: Coroutine[Any, None, Reply], _: Any, __: Any, send: Any
 ) -> None:
     """An ASGI application that goes on with one request."""
-    await application.resume(request, running, receive, send)
+    await application.resume(request, running, send)

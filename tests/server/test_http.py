@@ -22,6 +22,7 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.request import Reply
+from service.errors import ClientGone
 from service.server import http
 from service.server.http import DIRECT_BYTES, HttpConnection, PipelineFlow
 from service.server.websocket import GuardedWebSocket
@@ -33,20 +34,14 @@ from .transport import Transport, turns
 BY_ASGI = b"Content-Encoding: identity\r\n"
 """A header that changes nothing but the entrance."""
 
-LENGTH, CHUNKED = (
-    b"Content-Length: 6\r\n%b\r\nabcdef",
-    b"Transfer-Encoding: chunked\r\n%b\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n",
-)
+OFFER = b"Connection: %b, Upgrade\r\nUpgrade: foo\r\n"
+LENGTH = b"Content-Length: 6\r\n%b\r\nabcdef"
+CHUNKED = b"Transfer-Encoding: chunked\r\n%b\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n"
 
 
 def post(path=b"/echo", headers=b"", body=b"abc", request_id=b"r1"):
-    return b"POST %b HTTP/1.1\r\nX-Request-Id: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
-        path,
-        request_id,
-        headers,
-        len(body),
-        body,
-    )
+    head = b"POST %b HTTP/1.1\r\nX-Request-Id: %b\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (path, request_id, headers, len(body)) + body
 
 
 async def echo(request):
@@ -58,13 +53,19 @@ async def wait(request):
     return await echo(request)
 
 
+async def work(request):
+    """As inference does: watch, in a task, whether anybody waits for the result."""
+    await asyncio.create_task(request.hung_up())
+    raise ClientGone
+
+
 @contextmanager
 def connected():
     """A connection to an application that echoes bodies, at once or after a wait; its transport; the log's entries."""
     entries = []
     application = Application(
         FastAPI(),
-        calls=Calls({"/echo": echo, "/wait": wait}, {}, {}),
+        calls=Calls({"/echo": echo, "/wait": wait, "/work": work}, {}, {}),
         admissions={},
         bodies=Bodies(10**6, 5, 1000, BodyBudget(10**9)),
         keys=Keys([], []),
@@ -85,7 +86,7 @@ async def replies(*reads, count=1):
     with connected() as (connection, transport, entries):
         for data in reads:
             connection.data_received(data)
-        for _ in range(100):
+        for _ in range(10 * count):
             if transport.closed or len(entries) == count:
                 break
             await turns(1)
@@ -174,36 +175,38 @@ async def test_a_turn_of_direct_answers_ends(monkeypatch):
         assert len(entries) == 11
 
 
-OFFER = b"Upgrade: foo\r\n"
+@pytest.mark.parametrize("entrance", [b"", BY_ASGI])
+@in_loop
+async def test_client_that_hangs_up_stops_its_work(entrance):
+    with connected() as (connection, transport, entries):
+        connection.data_received(post(b"/work", entrance))
+        await turns(9)
+        assert not entries
+        connection.connection_lost(None)
+        await turns(9)
+        assert ([entry["status"] for entry in entries], transport.writes) == ([499], [])
 
 
 @pytest.mark.parametrize("body", [LENGTH, CHUNKED])
 @pytest.mark.parametrize("entrance", [b"", BY_ASGI])
 @pytest.mark.parametrize(
-    ("first_line", "connection"),
-    [(b"HTTP/1.1", b"keep-alive"), (b"HTTP/1.1", b"close"), (b"HTTP/1.0", b"keep-alive")],
+    ("number", "connection"), [(b"1.1", b"keep-alive"), (b"1.1", b"close"), (b"1.0", b"keep-alive")]
 )
 @in_loop
-async def test_offer_of_another_protocol_is_ignored(body, entrance, first_line, connection):
-    head = b"POST /echo %b\r\nX-Request-Id: r1\r\n%b" % (first_line, entrance)
-    plain = head + body % (b"Connection: %b\r\n" % connection)
-    offered = head + body % (b"Connection: %b, Upgrade\r\n%b" % (connection, OFFER))
+async def test_offer_of_another_protocol_is_ignored(body, entrance, number, connection):
+    head = b"POST /echo HTTP/%b\r\nX-Request-Id: r1\r\n%b" % (number, entrance)
     following = post(request_id=b"r2", body=b"the next")
-    wanted = await replies(plain + following, count=2)
-    assert (b"abcdef" in wanted[0], wanted[1]) == (True, b"close" in wanted[0])
-    assert wanted[1] or wanted[0].endswith(b"the next")
-    for place in range(len(offered + following)):
-        assert await replies((offered + following)[:place], (offered + following)[place:], count=2) == wanted
+    wanted, closed = await replies(head + body % (b"Connection: %b\r\n" % connection) + following, count=2)
+    assert (b"abcdef" in wanted, closed or wanted.endswith(b"the next")) == (True, True)
+    data = head + body % (OFFER % connection) + following
+    for place in range(len(data)):
+        assert await replies(data[:place], data[place:], count=2) == (wanted, closed)
 
 
 @in_loop
 async def test_many_offers_in_one_read():
-    offers = b"POST /echo HTTP/1.1\r\nConnection: Upgrade\r\n%b%b" % (OFFER, LENGTH % b"") * 1000
-    with connected() as (connection, transport, entries):
-        connection.data_received(offers)
-        while len(entries) < 1000:
-            await turns(1)
-        assert transport.written.count(b"abcdef") == 1000
+    written, _ = await replies((b"POST /echo HTTP/1.1\r\n" + LENGTH % (OFFER % b"x")) * 1000, count=1000)
+    assert written.count(b"abcdef") == 1000
 
 
 @pytest.mark.parametrize(
@@ -214,4 +217,5 @@ async def test_many_offers_in_one_read():
 async def test_unsound_handshake_is_refused(headers):
     handshake = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n%bSec-WebSocket-Version: 13\r\n\r\n"
     written, closed = await replies(handshake % headers)
-    assert (written[:25], closed) == (b"HTTP/1.1 400 Bad Request\r\n"[:25], True)
+    assert written.startswith(b"HTTP/1.1 400 ")
+    assert closed

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 
 import orjson
 import pytest
@@ -15,10 +16,8 @@ def pipe():
     reader, writer = os.pipe()
     yield reader, LogFile(writer)
     for end in (reader, writer):
-        try:
+        with suppress(OSError):  # closed by the test
             os.close(end)
-        except OSError:
-            pass  # closed by the test
 
 
 @in_loop
