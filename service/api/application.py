@@ -23,9 +23,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.api.accounting import Accounting
 from service.api.bodies import Bodies, Incoming
-from service.api.encodings import compress
+from service.api.encodings import compressed
 from service.api.keys import Keys
-from service.api.negotiation import NDJSON, media_type, reply_encoding
+from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, internal_reply, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
@@ -48,10 +48,6 @@ SocketHandler = Callable[[Request, Scope, Receive, Send], Awaitable[None]]
 
 CLIENT_CLOSED_REQUEST = 499
 """What the log and the metrics say of a client that hung up; no such reply is ever sent."""
-
-COMPRESS_FROM_BYTES = 1024
-COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
-"""Larger replies are compressed on another thread, which releases the GIL."""
 
 READ_TO_THE_END_BYTES = 256 * 1024
 """The rest of a smaller body is read sooner than a new connection is made."""
@@ -106,13 +102,9 @@ class Application:
             reply = await self._handle(request, incoming)
         except Exception as error:
             reply = self._reply_to(error, request)
-        return (
-            reply
-            if type(reply.body) is bytes and len(reply.body) < COMPRESS_FROM_BYTES
-            else await _compressed(reply, request)
-        )
+        return await compressed(reply, request)
 
-    async def resume(self, request: Request, running: Awaitable[Reply], send: Send) -> None:
+    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, __: Receive, send: Send) -> None:
         """Wait for the reply of an `answer` that a connection has begun, and send it by ASGI."""
 
         async def serve() -> None:
@@ -169,7 +161,7 @@ class Application:
             (b"x-request-id", request.request_id.encode()),
             *reply.headers,
         ]
-        declared = int(request.headers.get(b"content-length", b"0"))
+        declared = request.declared_bytes
         interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
         interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
         if interrupts:
@@ -282,24 +274,6 @@ def request_of(scope: Mapping[str, Any]) -> Request:
 
 async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
     raise UpgradeRequired(f"{scope['path']} is a WebSocket; connect with ws:// or wss://")
-
-
-async def _compressed(reply: Reply, request: Request) -> Reply:
-    """The reply as the client takes it."""
-    pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
-    size = sum(map(len, pieces))
-    if size < COMPRESS_FROM_BYTES:
-        return reply
-    varies = (*reply.headers, (b"vary", b"accept-encoding"))
-    accepted = request.headers.get(b"accept-encoding")
-    encoding = reply_encoding(accepted) if accepted else None
-    if encoding is None:
-        return Reply(reply.status, reply.media_type, reply.body, varies)
-    if size < COMPRESS_ELSEWHERE_FROM_BYTES:
-        body = compress(pieces, encoding)
-    else:
-        body = await asyncio.to_thread(compress, pieces, encoding)
-    return reply._replace(body=body, headers=(*varies, (b"content-encoding", encoding.encode())))
 
 
 def _briefly(send: Send) -> Send:

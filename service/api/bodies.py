@@ -147,7 +147,7 @@ class Bodies:
 
         Raises BodyTooLarge, BodyTimeout, ServiceFull, ServiceDraining, or as `Incoming.pieces` does.
         """
-        declared = int(request.headers.get(b"content-length", b"0"))
+        declared = request.declared_bytes
         if declared > self.max_bytes:
             raise BodyTooLarge(f"the body has {declared} bytes; the limit is {self.max_bytes}")
         pieces: list[bytes] = []

@@ -1,10 +1,13 @@
 """Content codings: gzip and zstd, in requests and replies."""
 
+import asyncio
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from service.api.negotiation import reply_encoding
+from service.api.request import Reply, Request
 from service.errors import MalformedBody, UnsupportedMediaType
 
 if sys.version_info >= (3, 14):
@@ -17,6 +20,10 @@ PIECE_BYTES = 256 * 1024
 
 MAX_EMPTY_FRAMES = 16
 """Of one body: members or frames without content cost time and count for nothing in its size."""
+
+COMPRESS_FROM_BYTES = 1024
+COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
+"""Larger replies are compressed on another thread, which releases the GIL."""
 
 GZIP_LEVEL = 4
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
@@ -97,7 +104,23 @@ class _Zstd:
 _FRAMES: dict[str, type[_Gzip] | type[_Zstd]] = {"gzip": _Gzip, "zstd": _Zstd}
 
 
-def compress(pieces: Iterable[bytes | memoryview], encoding: str) -> bytes:
-    """All pieces as one gzip member or zstd frame."""
+async def compressed(reply: Reply, request: Request) -> Reply:
+    """The reply as the client takes it, compressed if that is worth it."""
+    pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
+    size = sum(map(len, pieces))
+    if size < COMPRESS_FROM_BYTES:
+        return reply
+    headers = (*reply.headers, (b"vary", b"accept-encoding"))
+    accepted = request.headers.get(b"accept-encoding")
+    encoding = reply_encoding(accepted) if accepted else None
+    body = reply.body
+    if encoding is not None:
+        headers = (*headers, (b"content-encoding", encoding.encode()))
+        small = size < COMPRESS_ELSEWHERE_FROM_BYTES
+        body = _compress(pieces, encoding) if small else await asyncio.to_thread(_compress, pieces, encoding)
+    return Reply(reply.status, reply.media_type, body, headers)
+
+
+def _compress(pieces: Iterable[bytes | memoryview], encoding: str) -> bytes:
     packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
     return b"".join([*map(packer.compress, pieces), packer.flush()])

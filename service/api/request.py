@@ -63,6 +63,11 @@ class Request:
         return "" if value is None else value.decode("latin-1")
 
     @property
+    def declared_bytes(self) -> int:
+        """Content-Length, 0 without one; a sound one may have more leading zeros than `int` takes digits."""
+        return int(self.headers.get(b"content-length", b"").lstrip(b"0") or b"0")
+
+    @property
     def client(self) -> str:
         """Whose share of the service the request counts for: its key's, else its address's."""
         return self.owner.hex() or self.peer

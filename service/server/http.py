@@ -9,20 +9,20 @@ Written for uvicorn 0.54 and httptools 0.9; tests/server/test_http.py fails if a
 """
 
 import asyncio
-from collections.abc import Coroutine, Sized
+from collections.abc import Coroutine
 from functools import partial
 from time import monotonic
 from typing import Any
 
 import httptools
 import structlog
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
-from service.server.readers import ReaderWatch
+from service.server.flow import PipelineFlow, ReaderWatch
+from service.server.upgrades import handshake_fault, head_with_framing
 
 DIRECT_BYTES = 64 * 1024
 """Largest body of a request that is answered directly."""
@@ -35,23 +35,6 @@ TURN_SECONDS = 2e-3
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
-
-MAX_HANDSHAKE_HEADERS = 128
-MAX_HANDSHAKE_LINE_BYTES = 8192 - 8
-"""What the websockets library takes of a handshake, which it is given anew."""
-
-
-class PipelineFlow(FlowControl):
-    """Reads no further while pipelined requests wait for the one before them; uvicorn reads on after every reply."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
-        if not self._pipeline:
-            super().resume_reading()
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -67,41 +50,35 @@ class HttpConnection(HttpToolsProtocol):
         self._application: Application = config.loaded_app
         self._header_seconds: float = config.header_seconds
         self._min_bytes_per_second: float = config.min_bytes_per_second
-        self._watch: ReaderWatch | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
         self._in_head = False
-        self._just_ended = False
+        self._in_body = False
+        self._is_handshake = False
         self._received_bytes = 0
         self._body_bytes = 0
         self._turn_ends = 0.0
+        # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
-        """What has come of the body of a request that may be answered directly; None: there is no such request."""
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
         self._lost = asyncio.Event()
-        self._default_headers: object = None
-        self._default_lines = b""
         self._ignores_upgrade = False
         self._refusal = ""
         self._replays_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for the first head."""
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
-        self._watch = ReaderWatch(
-            transport, self.loop, self._min_bytes_per_second, partial(self._drop, "reader_too_slow")
-        )
+        stalled = partial(self._drop, "reader_too_slow")
+        self._watch = ReaderWatch(transport, self.loop, self._min_bytes_per_second, stalled)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
         self._body = None
         self._lost.set()
         self._cancel_timers()
         self._unset_keepalive_if_required()
-        if self._watch is not None:
-            self._watch.stop()
+        self._watch.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +88,6 @@ class HttpConnection(HttpToolsProtocol):
             self._rest_timer.cancel()
             self._rest_timer = None
         self._received_bytes += len(data)
-        self._just_ended = False
         self._turn_ends = monotonic() + TURN_SECONDS
         if not self._parse(data):
             return
@@ -119,7 +95,7 @@ class HttpConnection(HttpToolsProtocol):
             self._drop("headers_too_large")
         elif self._body is not None:
             self._rest_timer = self.loop.call_later(REST_SECONDS, self._use_asgi)
-        elif self._awaits_head() and not (self._head_timer or self._just_ended or self.timeout_keep_alive_task):
+        elif (self._in_head or self._has_answered()) and not (self._head_timer or self.timeout_keep_alive_task):
             self._await_head()
 
     def on_message_begin(self) -> None:
@@ -130,11 +106,9 @@ class HttpConnection(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._in_head = True
-        self._just_ended = False
         self._received_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """Part of the request line."""
         if not self._replays_head:
             super().on_url(url)
 
@@ -154,9 +128,11 @@ class HttpConnection(HttpToolsProtocol):
         self._cancel_timers()
         # Armed if the request before this one came in the same read and has been answered.
         self._unset_keepalive_if_required()
+        self._in_body = True
         if self.parser.should_upgrade():
-            if self._get_upgrade() == b"websocket":
-                self._refusal = self._handshake_fault()
+            self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
+            if self._is_handshake:
+                self._refusal = handshake_fault(self.headers)
                 self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
             self._ignores_upgrade = True
@@ -166,7 +142,6 @@ class HttpConnection(HttpToolsProtocol):
             self._begin_asgi()
 
     def on_body(self, body: bytes) -> None:
-        """Count what is payload, and keep it."""
         self._body_bytes += len(body)
         if self._body is None:
             super().on_body(body)
@@ -179,12 +154,12 @@ class HttpConnection(HttpToolsProtocol):
         """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade or self._refusal:
             return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
-        self._just_ended = True
+        self._in_body = False
         if self._body is not None:
             self._answer(self._body)
             return
         super().on_message_complete()
-        if self._head_timer is not None and self.cycle is not None and self.cycle.response_complete:
+        if self._head_timer is not None and self._has_answered():
             # A body that outlasted its reply is over: the connection is idle, as after any reply.
             self._cancel_timers()
             self._await_next()
@@ -192,19 +167,20 @@ class HttpConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
-        self._watch_reader()
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
+        if self._in_body and self.timeout_keep_alive_task is not None:  # the rest of it must come, too
+            self._unset_keepalive_if_required()
+            self._await_head()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
         super().pause_writing()
-        if self._watch is not None:
-            self._watch.start()
+        self._watch.start()
 
     def resume_writing(self) -> None:
-        """The client has caught up, for now."""
         super().resume_writing()
-        if self._watch is not None:
-            self._watch.caught_up()
+        self._watch.caught_up()
 
     def shutdown(self) -> None:
         """A request of which a part has come is answered; an idle connection is closed."""
@@ -212,12 +188,15 @@ class HttpConnection(HttpToolsProtocol):
             self._use_asgi()
         super().shutdown()
 
+    def _should_upgrade(self) -> bool:
+        return self._is_handshake
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start a request, or go on with one that `_answer` has begun."""
         if self._running is not None:
             request, running = self._running
             self._running = None
-            app = partial(_resume, self._application, request, running)
+            app = partial(self._application.resume, request, running)
         super()._start_asgi_task(cycle, app)
 
     def _is_direct(self) -> bool:
@@ -226,7 +205,7 @@ class HttpConnection(HttpToolsProtocol):
             self.url not in self._application.direct_paths
             or self.parser.get_method() != b"POST"
             or self.expect_100_continue
-            or (self.cycle is not None and not self.cycle.response_complete)
+            or not self._has_answered()
             or self.flow.write_paused
             or self.transport.is_closing()
             or monotonic() > self._turn_ends
@@ -242,6 +221,7 @@ class HttpConnection(HttpToolsProtocol):
     def _answer(self, body: bytes) -> None:
         application = self._application
         request = application.request("POST", self.url.decode(), b"", self.headers, self.client)
+        # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
         request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
         if reply is not None:
@@ -261,10 +241,9 @@ class HttpConnection(HttpToolsProtocol):
             b"".join(
                 (
                     STATUS_LINE[reply.status],
-                    self._date_lines(),
                     b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
                     % (reply.media_type, len(body), request.request_id.encode()),
-                    *(b"%b: %b\r\n" % header for header in reply.headers),
+                    *(b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *reply.headers)),
                     b"\r\n" if keeps else b"connection: close\r\n\r\n",
                     body,
                 )
@@ -273,19 +252,12 @@ class HttpConnection(HttpToolsProtocol):
         request.status, request.sent_bytes = reply.status, len(body)
         self._application.finish(request)
         self.server_state.total_requests += 1
-        self._watch_reader()
+        if self.transport.get_write_buffer_size():
+            self._watch.start()
         if keeps:
             self._await_next()
         else:
             self.transport.close()
-
-    def _date_lines(self) -> bytes:
-        """The headers of every reply, which uvicorn makes anew each second."""
-        headers = self.server_state.default_headers
-        if headers is not self._default_headers:
-            self._default_headers = headers
-            self._default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return self._default_lines
 
     def _begin_asgi(self) -> None:
         """What uvicorn does when a head has come; its scope is made no sooner."""
@@ -317,62 +289,39 @@ class HttpConnection(HttpToolsProtocol):
                     self._ignore_upgrade()
                 else:
                     return True
-        except httptools.HttpParserCallbackError as error:  # a failure of ours, unless the client's URL is none
-            if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+        except httptools.HttpParserError as error:
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                structlog.get_logger().exception("internal_error")
+                self.transport.abort()
+            else:
                 self.send_400_response("Invalid HTTP request received.")
-                return False
-            structlog.get_logger().exception("internal_error")
-            self.transport.abort()
-            return False
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
             return False
 
     def _upgrade(self) -> None:
-        """Become a WebSocket, if the handshake is sound."""
+        """Become a WebSocket."""
         if self._refusal:
             self.send_400_response(self._refusal)
-        elif self.cycle is not None and not self.cycle.response_complete:
+        elif not self._has_answered():
             self._drop("upgrade_while_answering")
         else:
             self._cancel_timers()
-            if self._watch is not None:
-                self._watch.stop()
+            self._watch.stop()
             self.handle_websocket_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """Go on without another protocol that was offered, as RFC 9110 (7.8) allows.
-
-        The parser has stopped after the head, and takes the body for the other protocol's. So a new one is given a head
-        with the same framing, and then what came after the head.
-        """
+        """Go on without the offered protocol, as RFC 9110 (7.8) allows."""
         self._ignores_upgrade = False
-        lines = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
-        if not self.parser.should_keep_alive():
-            lines.append((b"connection", b"close"))
-        head = [
-            b"POST / HTTP/%b\r\n" % self.parser.get_http_version().encode(),
-            *(b"%b: %b\r\n" % line for line in lines),
-        ]
+        before = self.parser
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays_head = True
-        self.parser.feed_data(b"".join((*head, b"\r\n")))
+        head = head_with_framing(self.headers, before.get_http_version(), keeps=before.should_keep_alive())
+        self.parser.feed_data(head)
         self._replays_head = False
 
-    def _handshake_fault(self) -> str:
-        """What is wrong with the head of a WebSocket handshake, if anything."""
-        names = {name for name, _ in self.headers}
-        if names & {b"content-length", b"transfer-encoding"}:
-            return "A WebSocket handshake has no body."
-        longest = max(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > MAX_HANDSHAKE_HEADERS or longest > MAX_HANDSHAKE_LINE_BYTES:
-            return "The headers of this WebSocket handshake are too many or too long."
-        return ""
-
-    def _awaits_head(self) -> bool:
-        """Whether what comes next is a request's head, or the rest of one."""
-        return self._in_head or self.cycle is None or self.cycle.response_complete
+    def _has_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._header_seconds, self._head_is_late)
@@ -387,10 +336,6 @@ class HttpConnection(HttpToolsProtocol):
         """The connection is idle, and closed after a while."""
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _watch_reader(self) -> None:
-        if self._watch is not None and self.transport.get_write_buffer_size():
-            self._watch.start()
-
     def _cancel_timers(self) -> None:
         for timer in (self._head_timer, self._rest_timer):
             if timer is not None:
@@ -402,10 +347,3 @@ class HttpConnection(HttpToolsProtocol):
         self._cancel_timers()
         structlog.get_logger().info("connection_dropped", reason=reason)
         self.transport.abort()
-
-
-async def _resume(
-    application: Application, request: Request, running: Coroutine[Any, None, Reply], _: Any, __: Any, send: Any
-) -> None:
-    """An ASGI application that goes on with one request."""
-    await application.resume(request, running, send)

@@ -13,7 +13,7 @@ from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
 from service.api.streams.websocket import WAITING
-from service.server.readers import ReaderWatch
+from service.server.flow import ReaderWatch
 
 TURN_SECONDS = 0.002  # of parsing, before other connections have their turn
 SLICE_BYTES = 2 * 1024  # parsed between two looks at the clock: at most 340 frames

@@ -24,7 +24,8 @@ from service.api.metrics import Metrics
 from service.api.request import Reply
 from service.errors import ClientGone
 from service.server import http
-from service.server.http import DIRECT_BYTES, HttpConnection, PipelineFlow
+from service.server.flow import PipelineFlow
+from service.server.http import DIRECT_BYTES, HttpConnection
 from service.server.websocket import GuardedWebSocket
 from tests.e2e.running import ROOT
 from tests.loop import in_loop
@@ -144,8 +145,9 @@ async def test_every_entrance_gives_the_same_bytes(size):
     chunked = b"POST /echo HTTP/1.1\r\nX-Request-Id: r1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
     wanted = await replies(post(body=body, headers=BY_ASGI))
     assert wanted[0].endswith(b"\r\n\r\n" + body)
-    whole = post(body=body)
-    for reads in ([whole], [whole[:100], whole[100:]], [post(b"/wait", body=body)]):
+    whole, by_asgi = post(body=body), post(body=body, headers=BY_ASGI)
+    zeros = [data.replace(b"Length: ", b"Length: " + b"0" * 5000) for data in (whole, by_asgi)]
+    for reads in ([whole], [whole[:100], whole[100:]], [post(b"/wait", body=body)], zeros[:1], zeros[1:]):
         assert await replies(*reads) == wanted
     if size:
         assert await replies(chunked % (size, body)) == wanted

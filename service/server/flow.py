@@ -1,13 +1,27 @@
-"""Watching whether a client reads what it is sent."""
+"""The pace of a connection: what is read of a pipeline, and whether a client reads what it is sent."""
 
 import asyncio
 import fcntl
 import termios
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
+
 CHECK_SECONDS = 5.0
+
+
+class PipelineFlow(FlowControl):
+    """Reads no further while pipelined requests wait for the one before them; uvicorn reads on after every reply."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class ReaderWatch:
