@@ -38,13 +38,19 @@ format: .venv/.dev  ## Let ruff arrange the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk and cc)
-	$(BIN)/python -m benchmarks.bench $(BENCH)
+bench: .venv/.bench  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
-rivals: .venv/.dev  ## Environments of the rivals that `make bench` then measures too
-	$(BIN)/python -m benchmarks.rivals
+rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed  ## Environments of rivals for `make bench`
 
-bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
+# torch by itself first, as below.
+.bench/%/installed: benchmarks/rivals/requirements/%.txt
+	$(PYTHON) -m venv --clear .bench/$*
+	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' $<)
+	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
+bench-kernels: .venv/.bench  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
 	$(PIP) --editable '.[kernels]'
 	$(BIN)/python -m benchmarks.kernels
 
@@ -80,4 +86,8 @@ clean:  ## Remove what was installed
 
 .venv/.dev: .venv/.runtime
 	$(PIP) --editable '.[dev]' --editable clients/python
+	touch $@
+
+.venv/.bench: .venv/.dev
+	$(PIP) --editable '.[bench]'
 	touch $@

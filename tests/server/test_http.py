@@ -40,6 +40,11 @@ LENGTH = b"Content-Length: 6\r\n%b\r\nabcdef"
 CHUNKED = b"Transfer-Encoding: chunked\r\n%b\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n"
 
 
+@pytest.fixture(autouse=True)
+def clock_stands_still(monkeypatch):
+    monkeypatch.setattr(http, "monotonic", lambda: 0.0)
+
+
 def post(path=b"/echo", headers=b"", body=b"abc", request_id=b"r1"):
     head = b"POST %b HTTP/1.1\r\nX-Request-Id: %b\r\n%bContent-Length: %d\r\n\r\n"
     return head % (path, request_id, headers, len(body)) + body
@@ -82,11 +87,12 @@ def connected():
         connection.connection_lost(None)
 
 
-async def replies(*reads, count=1):
+async def replies(*reads, count=1, pause=0):
     """What is written to what is read, until so many requests are over; and whether the connection is closed then."""
     with connected() as (connection, transport, entries):
         for data in reads:
             connection.data_received(data)
+            await turns(pause)
         for _ in range(10 * count):
             if transport.closed or len(entries) == count:
                 break
@@ -161,6 +167,27 @@ async def test_pipelined_replies_keep_their_order():
         written, closed = await replies(*reads, count=20)
         assert re.findall(rb"x-request-id: r(\d+)", written) == [b"%d" % index for index in range(20)]
         assert not closed
+
+
+@in_loop
+async def test_repeated_heads_change_nothing():
+    """Reads that begin within a head are the parser's."""
+    same, by_asgi = post(), post(headers=BY_ASGI, request_id=b"r2")
+    put = b"PUT /echo HTTP/1.1\r\nX-Request-Id: r4\r\nContent-Length: %d\r\n\r\n" % len(same)
+    reads = [same, post(body=b"another size"), same, b"GET / HTTP/1.1\r\nX-Request-Id: r3\r\n\r\n", same, by_asgi, same]
+    reads += [put, same, same, same + same, b"\r\n", same, post(b"/wait"), post(b"/wait"), same]
+    cut = [part for data in reads for part in (data[:1], data[1:])]
+    whole, parsed = [await replies(*data, count=15, pause=20) for data in (reads, cut)]
+    assert whole == parsed
+    assert [whole[0].count(b" %d " % status) for status in (200, 404)] == [13, 2]
+
+
+@in_loop
+async def test_no_timer_outlasts_a_reply():
+    with connected() as (connection, _, _):
+        for data in (post(), b"\r\n", post()):
+            connection.data_received(data)
+        assert (connection._head_timer, connection._rest_timer) == (None, None)
 
 
 @in_loop
