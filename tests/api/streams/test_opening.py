@@ -39,7 +39,7 @@ def opened(write_model, tmp_path):
         request = Request("POST", "/cell/step", query.encode(), headers, "peer", "r1")
         opener = Opener(None, Limits(10, 10), sessions, SessionSteps(cache, queue, None, 1000))
         stream = await opener.open(request, message)
-        assert stream.stepper.session.record.id == session
+        assert stream.stepper._session.record.id == session
         return stream
 
     return lambda **asked: asyncio.run(open_stream(**asked))
