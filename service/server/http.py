@@ -61,6 +61,7 @@ class HttpConnection(HttpToolsProtocol):
         # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
+        self._lost = asyncio.Event()
         self._ignores_upgrade = False
         self._refusal = ""
         self._replays_head = False
@@ -76,6 +77,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._body = None
+        self._lost.set()
         self._cancel_timers()
         self._unset_keepalive_if_required()
         self._watch.stop()
@@ -87,12 +89,13 @@ class HttpConnection(HttpToolsProtocol):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
             self._rest_timer = None
-        self._received_bytes += len(data)
         self._turn_ends = monotonic() + TURN_SECONDS
         is_idle = self._body is None and not self._in_head and self._is_ready()
         if is_idle and self._known_head and (body := self._known_head.body(data)) is not None:
+            self._cancel_timers()
             self._answer(body)
             return
+        self._received_bytes += len(data)
         self._whole = data if is_idle else b""
         if not self._parse(data):
             return
@@ -111,6 +114,8 @@ class HttpConnection(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._in_head = True
+        # URL and headers are another request's from here on, and so may be what comes next: its body.
+        self._known_head = None
         self._received_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -158,7 +163,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade or self._refusal:
-            return  # the parser takes what follows for another protocol: see `_upgrade`
+            return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
         self._in_body = False
         if self._body is not None:
             # The head of a request that came whole, in a read of its own, may come again.
@@ -219,7 +224,8 @@ class HttpConnection(HttpToolsProtocol):
     def _answer(self, body: bytes) -> None:
         application = self._application
         request = application.request("POST", self.url.decode(), b"", self.headers, self.client)
-        request.body = body
+        # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
+        request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
         if reply is not None:
             self._body = None
@@ -262,12 +268,20 @@ class HttpConnection(HttpToolsProtocol):
         if body and not self.cycle.response_complete:
             super().on_body(body)
 
-    def _parse(self, data: bytes) -> bool:
+    def _parse(self, data: bytes | memoryview) -> bool:
         """Feed the parser; says whether the connection goes on as it was."""
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return self._upgrade(data[upgrade.args[0] :])
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._ignores_upgrade:
+                        self._upgrade()
+                        return False
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self._ignore_upgrade()
+                else:
+                    return True
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
             if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
@@ -276,27 +290,28 @@ class HttpConnection(HttpToolsProtocol):
             else:
                 self.send_400_response("Invalid HTTP request received.")
             return False
-        return True
 
-    def _upgrade(self, rest: bytes) -> bool:
-        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows."""
-        if not self._ignores_upgrade:
-            if self._refusal:
-                self.send_400_response(self._refusal)
-            elif not self._has_answered():
-                self._drop("upgrade_while_answering")
-            else:
-                self._cancel_timers()
-                self._watch.stop()
-                self.handle_websocket_upgrade()
-            return False
+    def _upgrade(self) -> None:
+        """Become a WebSocket."""
+        if self._refusal:
+            self.send_400_response(self._refusal)
+        elif not self._has_answered():
+            self._drop("upgrade_while_answering")
+        else:
+            self._cancel_timers()
+            self._watch.stop()
+            self.handle_websocket_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Go on without the offered protocol, as RFC 9110 (7.8) allows."""
         self._ignores_upgrade = False
+        before = self.parser
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays_head = True
-        goes_on = self._parse(head_with_framing(self.headers))
+        head = head_with_framing(self.headers, before.get_http_version(), keeps=before.should_keep_alive())
+        self.parser.feed_data(head)
         self._replays_head = False
-        return goes_on and (not rest or self._parse(rest))
 
     def _is_ready(self) -> bool:
         """Whether a reply may be written now."""
