@@ -18,6 +18,8 @@ MAX_HEADERS = 128
 MAX_LINE_BYTES = 8192 - 8
 """What the websockets library takes of a handshake, which it is given anew."""
 
+MAX_KNOWN_BYTES = 2048
+
 _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,5})\r\n", re.IGNORECASE)
 _END = b"\r\n\r\n"
 
@@ -36,7 +38,7 @@ class KnownHead(NamedTuple):
     def of(cls, data: bytes, size: int) -> "KnownHead | None":
         """The head of a request that the parser has found to be all of data, with a body of so many bytes."""
         head = data[: len(data) - size]
-        length = _LENGTH.search(head)
+        length = _LENGTH.search(head) if len(head) <= MAX_KNOWN_BYTES else None
         if length is None or int(length[1]) != size or head.find(_END) != len(head) - len(_END):
             return None
         return cls(head[: length.start(1)], head[length.end(1) :])
