@@ -30,7 +30,6 @@ from service.api.problems import STATUS, internal_reply, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
 from service.errors import (
-    BodyTooLarge,
     ClientGone,
     FieldError,
     InvalidRequest,
@@ -177,16 +176,13 @@ class Application:
             await send({"type": "http.response.body", "body": b""})
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
+        self._bodies.refuse_too_large(request)
         if admission := self._admissions.get(request.path):
             admission.enter(request, request.client)
-        if incoming is not None:
-            request.body = await self._bodies.read(request, incoming)
-        else:
+        if incoming is None:
             request.received_bytes = len(request.body)
-            if request.received_bytes > self._bodies.max_bytes:
-                raise BodyTooLarge(
-                    f"the body has {request.received_bytes} bytes; the limit is {self._bodies.max_bytes}"
-                )
+        else:
+            request.body = await self._bodies.read(request, incoming)
         return await self._handlers[request.path](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
