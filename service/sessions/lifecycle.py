@@ -12,8 +12,6 @@ from itertools import count
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
 
-import structlog
-
 from service.engine.interface import Engine, Floats
 from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailable
 from service.serving.registry import ModelVersion, Registry
@@ -55,7 +53,6 @@ class Sessions:
         self._known: set[Weights] = set()
         # Owners and weights, which many sessions have in common, are held once.
         self._interned: dict[Any, Any] = {}
-        self._log = structlog.get_logger()
         registry.sessions_on = self.on
         registry.sessions_elsewhere = cache.store.shared
 
@@ -120,13 +117,11 @@ class Sessions:
     async def keep_sweeping(self) -> None:
         """End sessions whose time is over, and release what they used; for ever."""
         for sweep in count():
-            try:
+            with suppress(StoreUnavailable):  # which the store logs
                 while await self.cache.sweep():
                     pass  # the store lets others run in between
                 if sweep % SWEEPS_PER_COUNT == 0:
                     await self._count_users()
-            except StoreUnavailable as error:
-                self._log.warning("store_unavailable", reason=str(error))
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _count_users(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -10,23 +11,25 @@ from service.errors import StoreUnavailable
 
 Call = TypeVar("Call")
 
+REPEAT_SECONDS = 60.0  # between the log's lines that the store fails
+CALM_SECONDS = 5.0  # without a failure, then the store works again
+
 
 class Batches(Generic[Call]):
-    """Hands calls to `run` in batches, one batch at a time, in order of arrival.
+    """Hands calls to `run` in batches, one at a time, in order of arrival; an answer that is an exception is raised.
 
-    run takes calls and gives their answers in order; an answer that is an exception is raised to its caller. A caller
-    that is cancelled leaves alone: its call may have run, and the others of its batch are not touched.
+    A caller that is cancelled leaves alone: its call may have run, and the others of its batch are not touched.
     """
 
     def __init__(self, run: Callable[[list[Call]], Awaitable[list[Any]]]) -> None:
         self._run = run
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._failing = False
+        self._failed_at = 0.0
+        self._logged_at: float | None = None  # None while the store works
         self._closed = False
 
     async def call(self, call: Call) -> Any:
-        """The call's answer. Raises StoreUnavailable after `close`, and whatever `run` answered."""
         if self._closed:
             raise StoreUnavailable("the store of sessions is closed")
         future = asyncio.get_running_loop().create_future()
@@ -44,10 +47,11 @@ class Batches(Generic[Call]):
 
     async def _work(self) -> None:
         while self._waiting:
-            batch = [(call, future) for call, future in self._waiting if not future.done()]
-            self._waiting = []
+            batch, self._waiting = [one for one in self._waiting if not one[1].done()], []
+            if not batch:
+                break
             try:
-                answers = await self._run([call for call, _ in batch]) if batch else []
+                answers = await self._run([call for call, _ in batch])
             except Exception as error:  # a fault of ours: those who wait must be told, and the next batch must run
                 answers = [error] * len(batch)
             self._report(answers)
@@ -61,17 +65,22 @@ class Batches(Generic[Call]):
         self._task = None
 
     def _report(self, answers: list[Any]) -> None:
-        """Log when the store begins to fail, and when it works again; not every call between."""
+        """Log when the store begins to fail, once a minute while it fails, and when it works again."""
         failure = next((answer for answer in answers if isinstance(answer, StoreUnavailable)), None)
-        if failure is not None and not self._failing:
-            structlog.get_logger().error("session_store_unavailable", reason=str(failure.__cause__))
-        elif failure is None and self._failing:
+        now = monotonic()
+        if failure is not None:
+            self._failed_at = now
+            if self._logged_at is None or now - self._logged_at >= REPEAT_SECONDS:
+                self._logged_at = now
+                structlog.get_logger().error("session_store_unavailable", reason=str(failure.__cause__))
+        # A full store may fail at writing alone, between calls that work.
+        elif self._logged_at is not None and now - self._failed_at >= CALM_SECONDS:
+            self._logged_at = None
             structlog.get_logger().info("session_store_available")
-        self._failing = failure is not None
 
 
 def unavailable(cause: Exception) -> StoreUnavailable:
-    """What callers are told; the cause, which may name paths and addresses, is for the log."""
+    """An error whose message may be shown; the cause, which may name paths and addresses, is for the log."""
     error = StoreUnavailable("the store of sessions cannot be used now")
     error.__cause__ = cause
     return error

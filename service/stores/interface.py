@@ -4,18 +4,14 @@ A store keeps bytes and numbers; it knows no models. Whoever advances a session 
 a commit from an old one is refused, so that two processes can never both advance a session.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 Reason = Literal["deleted", "expired", "evicted", "model-replaced"]
 
-SESSION_OVERHEAD_BYTES = 500
-"""What a session counts for in `Totals.bytes` beside its arrays: its record and its places in tables."""
-
-ENDED_SECONDS = 86_400.0
-"""How long an ended session is remembered."""
+SESSION_OVERHEAD_BYTES = 500  # what a session counts for in `Totals.bytes` beside its arrays
+ENDED_SECONDS = 86_400.0  # how long an ended session is remembered
 
 
 class Weights(NamedTuple):
@@ -29,8 +25,8 @@ class Weights(NamedTuple):
 class Position(NamedTuple):
     """Where a session stands; every commit replaces it whole, and counts one `revision`.
 
-    state is h (L,P), then c (L,H) of an LSTM, as little-endian float32; replies is what answers a repeated step, as
-    `sessions.replay` encodes it. Times are in seconds since the epoch, here and everywhere.
+    state is h (L,P), then c (L,H) of an LSTM, as little-endian float32; replies is as `sessions.replay` encodes it.
+    Times are in seconds since the epoch, here and everywhere.
     """
 
     revision: int
@@ -46,10 +42,7 @@ class Position(NamedTuple):
 
 @dataclass(slots=True)
 class SessionRecord:
-    """A session: what it was opened with, and its position.
-
-    owner is a digest of the key that opened it; initial is what `reset` goes back to, empty for zeros.
-    """
+    """owner is a digest of the key that opened the session; initial is what `reset` goes back to, empty for zeros."""
 
     id: str
     owner: bytes
@@ -65,13 +58,10 @@ class SessionRecord:
 
     @property
     def nbytes(self) -> int:
-        """What the session counts for in `Totals.bytes`."""
         return SESSION_OVERHEAD_BYTES + len(self.initial) + self.position.nbytes
 
 
 class Ended(NamedTuple):
-    """What is remembered of a session that has ended."""
-
     reason: Reason
     step: int
     owner: bytes
@@ -79,7 +69,7 @@ class Ended(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a store holds: live sessions, and their bytes."""
+    """Of live sessions."""
 
     sessions: int
     bytes: int
@@ -89,11 +79,11 @@ class StoreError(ValueError):
     """The store cannot be used as it is set up; the message says why, and holds no password."""
 
 
-class SessionStore(ABC):
+class SessionStore(Protocol):
     """Sessions by id. Used from one event loop; every call may raise StoreUnavailable.
 
-    Then it has changed nothing; only if its answer was lost on the way back from a server may it have: load the session
-    to know. The same holds for a caller that is cancelled. Other callers' work is not touched by either.
+    Such a call has changed nothing, unless its answer was lost on the way back from a server: load the session to know.
+    The same holds for a caller that is cancelled. Other callers' work is not touched by either.
 
     shared: several processes may use the store at once, and sessions outlive them.
     """
@@ -101,53 +91,38 @@ class SessionStore(ABC):
     shared: bool
 
     @property
-    @abstractmethod
     def totals(self) -> Totals:
         """As this process last heard of them; exact where the store is not shared."""
 
-    @abstractmethod
     async def open(self) -> None:
-        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up."""
+        """Before any other call. Raises StoreError if the store can never be used as it is set up."""
 
-    @abstractmethod
     async def close(self) -> None:
         """Finish what is under way, and let go of everything; also after an `open` that failed."""
 
-    @abstractmethod
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session; its id is new."""
 
-    @abstractmethod
     async def load(self, session: str) -> SessionRecord | Ended | None:
-        """The session, what is remembered of it if it has ended, or None if it never was.
+        """The session; None if it never was. Not to be changed; `position` may be replaced while others run."""
 
-        Not to be changed; `position` may be replaced while others run: take it once.
-        """
-
-    @abstractmethod
     async def commit(self, session: str, before: Position, position: Position) -> bool:
-        """Replace a position if its revision is still that of `before`; says whether it was. When true, it is kept."""
+        """Replace a position if its revision is still that of `before`; says whether it was."""
 
-    @abstractmethod
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        """End a session, and remember that; gives its last record, or None if it was not live."""
+        """Give the last record, or None if the session was not live."""
 
-    @abstractmethod
     async def expire(self, now: float) -> tuple[int, bool]:
-        """End some sessions whose `expires_at` is not after now; gives how many, and whether more may be due.
+        """End some sessions that are due, and forget some that ended more than `ENDED_SECONDS` ago.
 
-        Looks only at sessions that are due, or were when last looked at, and lets others run meanwhile. Also forgets
-        some of what ended more than `ENDED_SECONDS` ago.
+        Gives how many ended, and whether more may be due. Looks only at sessions that may be due.
         """
 
-    @abstractmethod
     async def evict(self, count: int, now: float) -> int:
         """End the `count` least recently used sessions, a few; gives how many there were."""
 
-    @abstractmethod
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
         """Live sessions whose ids come after `after`, by id."""
 
-    @abstractmethod
     async def in_use(self) -> Mapping[Weights, int]:
         """Live sessions by the weights that they run on."""

@@ -8,30 +8,17 @@ from contextlib import suppress
 from heapq import heappop, heappush, nsmallest
 from itertools import chain, islice
 
-from service.stores.interface import (
-    ENDED_SECONDS,
-    Ended,
-    Position,
-    Reason,
-    SessionRecord,
-    SessionStore,
-    Totals,
-    Weights,
-)
+from service.stores.interface import ENDED_SECONDS, Ended, Position, Reason, SessionRecord, Totals, Weights
 
-LOOKS = 1000
-"""Sessions that a sweep looks at before it lets others run."""
-
-MANY_SESSIONS = 10_000
-"""So many ended sessions leave memory that is worth giving back."""
+LOOKS = 1000  # sessions that a sweep looks at before it lets others run
+MANY_SESSIONS = 10_000  # so many ended sessions leave memory that is worth giving back
 
 
-class MemoryStore(SessionStore):
+class MemoryStore:
     """Dictionaries. No call waits for anything but its turn.
 
-    Ids stand in lists by the second in which their session was last known to end. When that comes the session is looked
-    at, and put into another list if it was used meanwhile; using it touches none. A heap of single sessions would be
-    simpler, and take 95 bytes of memory for each, a sixth of what a small one takes.
+    Ids stand in lists by the second in which their session was last known to end; then a session that was used
+    meanwhile is put into another list. A heap of single sessions would be simpler, and take 95 bytes for each.
     """
 
     shared = False
@@ -86,7 +73,6 @@ class MemoryStore(SessionStore):
         return record
 
     async def expire(self, now: float) -> tuple[int, bool]:
-        """As the interface says; looks at the sessions of one second."""
         while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
             self._ended.popitem(last=False)
         if not self._seconds or self._seconds[0] > now:
@@ -94,12 +80,12 @@ class MemoryStore(SessionStore):
             return 0, False
         second, ended = heappop(self._seconds), 0
         for looks, session in enumerate(self._due.pop(second), 1):
-            record = self._records.get(session)
-            if record is not None and record.expires_at > now:
-                self._look_at_end(record)
-            elif record is not None:
-                await self.end(session, "expired", now)
-                ended += 1
+            if record := self._records.get(session):
+                if record.expires_at > now:
+                    self._look_at_end(record)
+                else:
+                    await self.end(session, "expired", now)
+                    ended += 1
             if looks % LOOKS == 0:
                 await asyncio.sleep(0)
         return ended, second not in self._due  # else others end within this very second, but not yet
@@ -120,7 +106,6 @@ class MemoryStore(SessionStore):
         return self._users
 
     def _look_at_end(self, record: SessionRecord) -> None:
-        """Look whether the session has expired when the second comes in which it ends."""
         second = int(record.expires_at)
         if second not in self._due:
             self._due[second] = []

@@ -10,16 +10,13 @@ from service.stores.valkey import ValkeyStore
 
 
 def store_from(url: str, *, max_ended: int, sqlite_synchronous: Synchronous = "normal") -> SessionStore:
-    """The store of a URL, not opened yet. Raises StoreError if the URL names none.
-
-    sqlite:///sessions.db is a path from the working directory, sqlite:////var/lib/sessions.db one from the root.
-    """
-    scheme, separator, rest = url.partition("://")
+    """Make a store, not opened yet; sqlite:///a.db is a relative path. Raises StoreError if the URL names none."""
+    scheme, _, rest = url.partition("://")
     if url == "memory://":
         return MemoryStore(max_ended)
-    if scheme == "sqlite" and rest.startswith("/") and rest[1:]:
+    if scheme == "sqlite" and rest.startswith("/") and rest != "/":
         return SqliteStore(Path(rest[1:]), max_ended, sqlite_synchronous)
-    if scheme in ("valkey", "valkeys", "redis", "rediss") and separator:
+    if scheme in ("valkey", "valkeys", "redis", "rediss") and rest:
         return ValkeyStore(url, max_ended)
     # The URL itself may hold a password.
     raise StoreError("a session store is memory://, sqlite:///path or valkey://[user:password@]host[:port][/db]")

@@ -14,33 +14,28 @@ from typing import Any, TypeVar, cast
 
 from service.errors import StoreUnavailable
 from service.stores.batches import Batches, unavailable
-from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
+from service.stores.interface import Ended, Position, Reason, SessionRecord, StoreError, Totals, Weights
 from service.stores.sqlite_file import Synchronous, connect
 from service.stores.sqlite_tables import Call, Commit, SessionTables
 
 Answer = TypeVar("Answer")
 
-BUSY_SECONDS = 5.0
-LOOKS = 500
-"""Sessions that a sweep looks at in one transaction, so that commits need not wait long for it."""
+LOOKS = 500  # sessions that a sweep looks at in one transaction, so that commits need not wait long for it
 
 
-class SqliteStore(SessionStore):
-    """Sessions in a file."""
-
+class SqliteStore:
     shared = True
     totals = Totals(0, 0)  # of the last transaction
 
     def __init__(
-        self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = BUSY_SECONDS
+        self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = 5.0
     ) -> None:
         self._path = path
         self._max_ended = max_ended
-        self._synchronous: Synchronous = synchronous
-        self._busy_seconds = busy_seconds
+        self._open_file = partial(connect, path, synchronous, busy_seconds)
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._connection: sqlite3.Connection | None = None
-        self._calls: Batches[Call] = Batches(self._run)
+        self._calls: Batches[Call] = Batches(lambda calls: self._in_thread(partial(self._transact, calls)))
 
     async def open(self) -> None:
         await self._in_thread(self._connect)
@@ -84,16 +79,13 @@ class SqliteStore(SessionStore):
     async def _call(self, call: Callable[[SessionTables], Answer]) -> Answer:
         return cast("Answer", await self._calls.call(call))
 
-    async def _run(self, calls: list[Call]) -> list[Any]:
-        return await self._in_thread(lambda: self._transact(calls))
-
     async def _in_thread(self, function: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # What follows runs in the thread.
 
     def _transact(self, calls: list[Call]) -> list[Any]:
-        """Answers of all calls, which are kept together or not at all. Raises StoreUnavailable."""
+        """Run calls, which are kept together or not at all. Raises StoreUnavailable."""
         try:
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
@@ -109,11 +101,11 @@ class SqliteStore(SessionStore):
         return answers
 
     def _connect(self) -> sqlite3.Connection:
-        self._connection = connect(self._path, self._synchronous, self._busy_seconds)
+        self._connection = self._open_file()
         return self._connection
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        if self._connection is not None:
             with suppress(sqlite3.Error):
-                connection.close()
+                self._connection.close()
+            self._connection = None

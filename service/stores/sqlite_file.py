@@ -16,12 +16,9 @@ VERSION = 1
 # A page that many commits have written is copied to the database once a checkpoint: the more seldom, the less is
 # written; 16 MiB are read again in well under 0.1 s after a crash.
 CHECKPOINT_PAGES = 4000
-WAL_BYTES = 64 * 2**20
-CACHE_KIB = 16 * 1024
 
 # sweep_at and seen_at are what was known when somebody last looked; a commit moves neither, so that it writes to no
-# index. Rows of `ended` are numbered in the order in which sessions ended. IF NOT EXISTS: another process
-# may have been quicker.
+# index. `ended` is in the order in which sessions ended. IF NOT EXISTS: another process may have been quicker.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
@@ -67,12 +64,9 @@ COMMIT
 
 
 def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite3.Connection:
-    """Open the file, making it if it is not there; transactions are begun and ended by hand.
-
-    Raises StoreError if it is not ours, cannot be used as a store, or stays locked.
-    """
+    """Open or make the file. Raises StoreError if it is not ours, cannot be used as a store, or stays locked."""
     try:
-        # Made here, as what it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
+        # What it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreError(f"the session store {path} cannot be opened: {error.strerror}") from None
@@ -85,8 +79,8 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
         connection.executescript(
             f"""PRAGMA synchronous = {synchronous};
             PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
-            PRAGMA journal_size_limit = {WAL_BYTES};
-            PRAGMA cache_size = -{CACHE_KIB}"""
+            PRAGMA journal_size_limit = {64 * 2**20};
+            PRAGMA cache_size = -16384"""  # KiB
         )
     except BaseException as error:
         connection.close()
@@ -98,11 +92,10 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
 
 def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
     """Switch to write-ahead logging; where several processes do so at once, SQLite refuses without waiting."""
-    deadline = time.monotonic() + busy_seconds
-    while True:
+    mode, deadline = None, time.monotonic() + busy_seconds
+    while mode is None:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
@@ -112,17 +105,16 @@ def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
-    """True for a file of ours, False for an empty one. Raises StoreError for any other."""
+    """False for an empty file. Raises StoreError for another application's, or another version's."""
     application, version, tables = connection.execute(
         """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
         FROM pragma_application_id, pragma_user_version"""
     ).fetchone()
-    if (application, version) == (APPLICATION_ID, VERSION):
-        return True
-    if application == APPLICATION_ID:
+    ours: bool = application == APPLICATION_ID
+    if ours and version != VERSION:
         raise StoreError(
             f"the session store {path} has version {version}; this service reads version {VERSION}: give it a new file"
         )
-    if application or version or tables:
+    if not ours and (application or version or tables):
         raise StoreError(f"{path} is a database of another application: give the session store a file of its own")
-    return False
+    return ours

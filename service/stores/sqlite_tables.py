@@ -18,8 +18,6 @@ LARGEST_BATCH = 512
 
 
 class Commit(NamedTuple):
-    """A new position for a session that is still at the one before."""
-
     session: str
     before: Position
     position: Position
@@ -29,15 +27,13 @@ Call = Commit | Callable[["SessionTables"], Any]
 
 
 class SessionTables:
-    """The tables in one transaction, with what the totals have changed by so far."""
-
     def __init__(self, connection: sqlite3.Connection, max_ended: int) -> None:
         self._execute = connection.execute
         self._max_ended = max_ended
-        self._sessions = self._bytes = self._ended = 0
+        self._sessions = self._bytes = self._ended = 0  # what the totals have changed by so far
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """The answers of calls, in order; commits that come together are done together."""
+        """Run calls in order; commits that come together are done together."""
         answers: list[Any] = []
         commits: dict[str, Commit] = {}
         for call in calls:
@@ -52,20 +48,16 @@ class SessionTables:
         return answers + self._commit(commits)
 
     def create(self, record: SessionRecord) -> None:
-        position = record.position
         (weights,) = self._one(
             """INSERT INTO weights (model, version, fingerprint, sessions) VALUES (?, ?, ?, 1)
             ON CONFLICT DO UPDATE SET sessions = sessions + 1 RETURNING key""",
             record.weights,
         )
+        opened = (record.id, record.owner, weights, record.ttl_seconds, record.created_at, record.initial)
         self._execute(
             """INSERT INTO sessions (id, owner, weights, ttl_seconds, created_at, initial, revision, step, state,
                 replies, used_at, seen_at, sweep_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (
-                *(record.id, record.owner, weights, record.ttl_seconds, record.created_at, record.initial),
-                *position,
-                *(position.used_at, record.expires_at),
-            ),
+            (*opened, *record.position, record.position.used_at, record.expires_at),
         )
         self._sessions += 1
         self._bytes += record.nbytes
@@ -77,7 +69,7 @@ class SessionTables:
         return Ended(*row) if row else None
 
     def _commit(self, commits: Mapping[str, Commit]) -> list[bool]:
-        """Replace the positions of sessions; says of each whether it was kept.
+        """Say of each commit whether it was kept.
 
         One statement for many: each lets go of the interpreter, and has to wait for it again when others are busy. It
         is padded to a power of two: few statements serve all counts, and stay prepared.
@@ -96,10 +88,9 @@ class SessionTables:
         return [session in kept for session in commits]
 
     def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        row = self._one(f"{RECORD} WHERE id = ?", (session,))
-        if row is None:
+        record = self.load(session)
+        if not isinstance(record, SessionRecord):
             return None
-        record = _record(row)
         weights = self._one("DELETE FROM sessions WHERE id = ? RETURNING weights", (session,))
         self._execute("UPDATE weights SET sessions = sessions - 1 WHERE key = ?", weights)
         self._execute(
@@ -112,7 +103,6 @@ class SessionTables:
         return record
 
     def expire(self, now: float, looks: int) -> tuple[int, bool]:
-        """Look at `looks` sessions that may be due, and at as many that ended long ago."""
         self._ended -= self._execute(
             "DELETE FROM ended WHERE at <= ? AND key IN (SELECT key FROM ended ORDER BY key LIMIT ?)",
             (now - ENDED_SECONDS, looks),
@@ -127,20 +117,15 @@ class SessionTables:
         return ended, later + ended == looks
 
     def evict(self, count: int, now: float, looks: int) -> int | None:
-        """End the `count` least recently used sessions, if that order is known for the `looks` that come first.
-
-        Gives how many there were, or None if the order had to be updated: then call again.
-        """
+        """End the least recently used sessions; None if the order of the first `looks` was old: then call again."""
         used = self._execute(
             """UPDATE sessions SET seen_at = used_at WHERE seen_at <> used_at AND key IN
                 (SELECT key FROM sessions ORDER BY seen_at LIMIT ?)""",
             (looks,),
         ).rowcount
-        return (
-            None
-            if used
-            else self._end_all("SELECT id FROM sessions ORDER BY seen_at LIMIT ?", (count,), "evicted", now)
-        )
+        if used:
+            return None
+        return self._end_all("SELECT id FROM sessions ORDER BY seen_at LIMIT ?", (count,), "evicted", now)
 
     def _end_all(self, which: str, values: Sequence[Any], reason: Reason, at: float) -> int:
         sessions = self._execute(which, values).fetchall()
@@ -156,7 +141,7 @@ class SessionTables:
         return {Weights(*weights): sessions for *weights, sessions in rows}
 
     def settle(self) -> Totals:
-        """Update the totals, and forget ended sessions beyond the limit; the last call of a transaction."""
+        """The last call of a transaction."""
         if self._sessions or self._bytes or self._ended:
             self._execute(
                 "UPDATE totals SET sessions = sessions + ?, bytes = bytes + ?, ended = ended + ?",

@@ -1,7 +1,7 @@
 """Sessions on a Valkey (or Redis) server, not a cluster: several hosts may share them.
 
-The calls of one tick, and all that come while a batch is on its way, are one pipeline. How durable they are is the
-server's matter: with `appendonly yes` they outlive it.
+The calls of one tick, and all that come while a batch is on its way, are one pipeline. The server decides how durable
+they are: with `appendonly yes` they outlive it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,38 +15,29 @@ from valkey.exceptions import AuthenticationError, NoScriptError, ResponseError,
 
 from service.errors import StoreUnavailable
 from service.stores.batches import Batches, unavailable
-from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
+from service.stores.interface import Ended, Position, Reason, SessionRecord, StoreError, Totals, Weights
 from service.stores.valkey_script import DIGEST, SCRIPT
 
-Call = tuple[bytes | str | int | float, ...]
-"""A name in the script, and what it takes."""
-
-OLDEST_SERVER = 7
-CONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 2.0
-LOOKS = 500
-"""Sessions that a sweep looks at in one call, as the server runs nothing else meanwhile."""
+LOOKS = 500  # sessions that a sweep looks at in one call, as the server runs nothing else meanwhile
 
 # A connection that is closed during a read or a write raises the event loop's own errors: EOFError, RuntimeError.
 BROKEN = (ValkeyError, OSError, EOFError, RuntimeError)
 
+Call = tuple[bytes | str | float, ...]  # a name in the script, and what it takes
 
-class ValkeyStore(SessionStore):
-    """Sessions on a server. While it is away calls raise StoreUnavailable; when it is back they work again.
 
-    A batch whose answer was lost is not sent again, as it may have run: StoreUnavailable, then, means "load and see".
-    """
+class ValkeyStore:
+    """While the server is away calls raise StoreUnavailable; a batch whose answer was lost is not sent again."""
 
     shared = True
     totals = Totals(0, 0)  # of the last batch
 
     def __init__(self, url: str, max_ended: int) -> None:
-        """url: valkey://[user:password@]host[:port][/db], valkeys:// with TLS; redis:// and rediss:// are the same."""
         try:
             self._server: Valkey = Valkey.from_url(
                 url,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
+                socket_connect_timeout=1.0,
+                socket_timeout=2.0,
                 retry=Retry(NoBackoff(), 0),
                 client_name="rnn-service",
             )
@@ -62,8 +53,8 @@ class ValkeyStore(SessionStore):
             raise StoreError(f"the session store's server refuses this service: {error}") from None
         except BROKEN:  # it may be reached later
             return
-        if int(str(about.get("redis_version", OLDEST_SERVER)).partition(".")[0]) < OLDEST_SERVER:
-            raise StoreError(f"the session store's server is too old: take Valkey, or Redis {OLDEST_SERVER} or newer")
+        if int(str(about.get("redis_version", 7)).partition(".")[0]) < 7:
+            raise StoreError("the session store's server is too old: take Valkey, or Redis 7 or newer")
         if about.get("cluster_enabled"):
             raise StoreError("the session store's server is part of a cluster: take one that is not")
         if about.get("maxmemory") and str(about.get("maxmemory_policy")).startswith("allkeys"):
@@ -76,9 +67,8 @@ class ValkeyStore(SessionStore):
         await self._server.aclose()
 
     async def create(self, record: SessionRecord) -> None:
-        weights = b"\0".join(
-            (record.weights.model.encode(), record.weights.version.encode(), record.weights.fingerprint)
-        )
+        model, version, fingerprint = record.weights
+        weights = b"\0".join((model.encode(), version.encode(), fingerprint))
         values = (record.owner, weights, record.ttl_seconds, record.created_at, record.initial, *record.position)
         await self._call("create", record.id, record.expires_at, *values)
 
@@ -114,7 +104,6 @@ class ValkeyStore(SessionStore):
         return await self._calls.call(call)
 
     async def _run(self, calls: list[Call]) -> list[Any]:
-        """Answers of all calls, or StoreUnavailable in their place. Raises StoreUnavailable for all of them."""
         try:
             answers = await self._send(calls)
             unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
@@ -127,7 +116,6 @@ class ValkeyStore(SessionStore):
         return [unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        """Raw answers of the calls, in one pipeline, which updates the totals."""
         pipeline = self._server.pipeline(transaction=False)
         for values in calls:
             pipeline.execute_command("EVALSHA", DIGEST, 0, self._max_ended, *values)

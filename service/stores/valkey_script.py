@@ -58,9 +58,8 @@ if name == 'create' then
     count(1, weights, initial, state, replies)
 
 elseif name == 'load' then
-    local id = ARGV[3]
-    local found = load(id)
-    return found[1] and found or call('HGET', 'rnn:ended', id)
+    local found = load(ARGV[3])
+    return found[1] and found or call('HGET', 'rnn:ended', ARGV[3])
 
 elseif name == 'commit' then
     local id, old, growth, revision, step, state, replies, used_at = unpack(ARGV, 3)
@@ -72,8 +71,7 @@ elseif name == 'commit' then
     return 1
 
 elseif name == 'end' then
-    local id, reason, at = unpack(ARGV, 3)
-    return finish(id, reason, at)
+    return finish(unpack(ARGV, 3))
 
 elseif name == 'expire' then
     local now, looks = ARGV[3], ARGV[4]
@@ -115,4 +113,3 @@ end
 """
 
 DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
-"""By which a server that has seen the script knows it."""
