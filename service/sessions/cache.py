@@ -4,36 +4,30 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.errors import SessionGone, SessionNotFound, SessionsFull
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore
 
-CACHED_SESSIONS = 10_000
-"""Records of a shared store that are kept in this process: whether one is still right shows at the commit."""
-
-Eviction = Literal["refuse", "lru"]
+CACHED_SESSIONS = 10_000  # records of a shared store that are kept in this process
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """How many sessions, of how many bytes together, and what happens to one too many."""
-
+class SessionLimits(NamedTuple):
     sessions: int
-    bytes: int
-    eviction: Eviction
+    bytes: int  # of all together
+    eviction: Literal["refuse", "lru"]
 
 
 @dataclass(slots=True)
 class SessionCounts:
-    """What happened since the start, for the metrics. `ended` is by reason."""
+    """What happened since the start, for the metrics."""
 
     opened: int = 0
     commits: int = 0
     steps: int = 0
     replays: int = 0
     conflicts: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)  # by reason
 
 
 def steady_clock() -> Callable[[], float]:
@@ -43,9 +37,9 @@ def steady_clock() -> Callable[[], float]:
 
 
 class SessionCache:
-    """A store of sessions, and the records that this process has loaded from it; used from one event loop.
+    """A store of sessions, and the records that this process has loaded from it if it is shared.
 
-    A store that is not shared is in this process's memory already: then no records are kept here.
+    Whether such a record is still right shows at the commit.
     """
 
     def __init__(self, store: SessionStore, limits: SessionLimits, clock: Callable[[], float]) -> None:
@@ -53,10 +47,10 @@ class SessionCache:
         self.limits = limits
         self.clock = clock
         self.counts = SessionCounts()
-        self._records: OrderedDict[str, SessionRecord] = OrderedDict()
+        self._records: OrderedDict[str, SessionRecord] = OrderedDict()  # the least recently used first
 
     async def find(self, session: str, owner: bytes | None, *, fresh: bool = False) -> SessionRecord:
-        """A live session of an owner; None is the admin, whose all are. Raises SessionNotFound, SessionGone.
+        """A live session of an owner, None for the admin. Raises SessionNotFound, SessionGone.
 
         fresh: as it stands in the store; else another process may have advanced it since this one loaded it.
         """
@@ -76,16 +70,13 @@ class SessionCache:
         raise SessionGone(f"this session has ended ({found.reason}) after step {found.step}", found.reason, found.step)
 
     async def create(self, record: SessionRecord) -> None:
-        """Keep a new session. Raises SessionsFull."""
+        """Raises SessionsFull."""
         await self._make_room(1, record.nbytes)
         await self.store.create(record)
         self.counts.opened += 1
 
     async def commit(self, record: SessionRecord, before: Position, position: Position) -> bool:
-        """Advance a session to a position computed from the one before; says whether that was still right.
-
-        Raises SessionsFull if it would grow beyond the limits.
-        """
+        """Advance a session, if it still stands where it was before; says whether it did. Raises SessionsFull."""
         growth = position.nbytes - before.nbytes
         if growth > 0:
             await self._make_room(0, growth)
@@ -100,7 +91,7 @@ class SessionCache:
         return kept
 
     async def end(self, session: str, reason: Reason) -> SessionRecord | None:
-        """End a session; gives its last record, or None if it was not live any more."""
+        """Give the last record, or None if the session was not live any more."""
         self._records.pop(session, None)
         record = await self.store.end(session, reason, self.clock())
         if record is not None:
@@ -130,10 +121,9 @@ class SessionCache:
         """Raise SessionsFull unless so much more fits, by ending others if that is the policy."""
         limits = self.limits
         while True:
-            totals = self.store.totals
+            totals, evicted = self.store.totals, 0
             if totals.sessions + sessions <= limits.sessions and totals.bytes + size <= limits.bytes:
                 return
-            evicted = 0
             if limits.eviction == "lru" and size <= limits.bytes:  # what can never fit ends nobody
                 evicted = await self.store.evict(1 + limits.sessions // 10_000, self.clock())
                 self.counts.ended["evicted"] += evicted

@@ -18,36 +18,21 @@ from service.serving.registry import ModelVersion
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import (
-    decode_state,
-    encode_state,
-    keep_single,
-    keep_steps,
-    largest_step,
-    out_of_order,
-    replay,
-)
+from service.sessions.replay import decode_state, encode_state, keep_one, keep_steps, out_of_order, replay, step_bytes
 from service.sessions.stepper import Steps, check_finite, prepare
-from service.spec import ModelSpec
 from service.stores.interface import Position
 
 
 class Terms(NamedTuple):
-    """How the caller of steps wants them.
+    """How the caller of steps wants them."""
 
-    - refuse_non_finite: a result that is NaN or infinite is an error, and the state stays as it was
-    - with_state: h and c are results
-    - in_stream: of a stream, which may repeat any of its last steps, beside new ones; else a request is repeated whole
-    - book: is told the seconds that each run waited and computed
-    """
-
-    refuse_non_finite: bool
-    with_state: bool
-    in_stream: bool
-    book: Callable[[float, float], None]
+    refuse_non_finite: bool  # a result that is NaN or infinite is an error, and the state stays as it was
+    with_state: bool  # h and c are results
+    in_stream: bool  # any of the last steps may be repeated, beside new ones; else a request is repeated whole
+    book: Callable[[float, float], None]  # is told the seconds that each run waited and computed
 
     def checked(self, done: list[Steps]) -> list[Steps]:
-        """The steps, if the caller takes their results. Raises NonFinite."""
+        """Raises NonFinite, if that is refused."""
         if self.refuse_non_finite:
             check_finite(done, state=self.with_state)
         return done
@@ -68,10 +53,10 @@ class SessionSteps:
 
     def replay_steps(self, model: ModelVersion) -> int:
         """How many of a stream's latest steps can be repeated at least, however they were cut into blocks."""
-        return max(1, self._replay_bytes // largest_step(model.spec))
+        return max(1, self._replay_bytes // step_bytes(model.spec))
 
     async def again(self, session: Session, *, fresh: bool = False) -> Session:
-        """A session as it stands now. Raises SessionNotFound, SessionGone."""
+        """Raises SessionNotFound, SessionGone."""
         return session._replace(record=await self._cache.find(session.record.id, session.record.owner, fresh=fresh))
 
     async def run(
@@ -99,7 +84,6 @@ class SessionSteps:
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
-        """Judge, compute and commit, until no other process was first."""
         counts, spec = self._cache.counts, session.model.spec
         as_stored = not self._cache.store.shared  # else another process may have advanced the session
         while True:
@@ -115,7 +99,13 @@ class SessionSteps:
                 timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
                 terms.book(timings.queue, timings.compute)
                 terms.checked([*done, steps])
-                position = self._after(before, spec, new, steps, in_stream=terms.in_stream)
+                if terms.in_stream or steps.count > 1:
+                    earlier = before.replies if terms.in_stream else b""
+                    kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
+                else:
+                    kept = keep_one(new, steps)
+                state, now = encode_state(steps.h, steps.c), self._cache.clock()
+                position = Position(before.revision + 1, before.step + steps.count, state, kept, now)
                 if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
                     counts.steps += steps.count
@@ -126,22 +116,12 @@ class SessionSteps:
                     raise
             as_stored, session = True, await self.again(session, fresh=True)
 
-    def _after(self, before: Position, spec: ModelSpec, inputs: Floats, steps: Steps, *, in_stream: bool) -> Position:
-        """Where a session stands after steps, with what answers a retry of them."""
-        if steps.count == 1 and not in_stream:
-            kept = keep_single(inputs, steps)
-        else:
-            kept = keep_steps(before.replies if in_stream else b"", inputs, steps, self._replay_bytes, spec)
-        state, now = encode_state(steps.h, steps.c), self._cache.clock()
-        return Position(before.revision + 1, before.step + steps.count, state, kept, now)
-
 
 class SessionStepper:
-    """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of."""
+    """A session as the `Stepper` of a stream."""
 
     def __init__(self, steps: SessionSteps, session: Session, terms: Terms) -> None:
-        self.model = session.model
-        self.done = session.record.position.step
+        self.done = session.record.position.step  # the last that the stream has heard of
         self._steps = steps
         self._session = session
         self._terms = terms

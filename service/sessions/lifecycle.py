@@ -7,7 +7,6 @@ session uses them, and a session whose weights are not there any more, after a r
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
@@ -20,22 +19,18 @@ from service.sessions.queue import SessionQueue
 from service.sessions.replay import decode_state, encode_state, zero_state
 from service.stores.interface import Position, SessionRecord, Weights
 
-SWEEP_SECONDS = 1.0
-SWEEPS_PER_COUNT = 5
-"""Every second expired sessions are ended; every fifth time live ones are counted by weights."""
+SWEEP_SECONDS = 1.0  # between two endings of expired sessions
+SWEEPS_PER_COUNT = 5  # every fifth time live sessions are counted by weights
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
-    """Seconds that a session lives since its last step, and the most that a client may ask for."""
+class Lifetimes(NamedTuple):
+    """How long a session lives since its last step, and the most that a client may ask for."""
 
     default_seconds: float
     longest_seconds: float
 
 
 class Session(NamedTuple):
-    """A live session: its record, and the version and engine that it runs on."""
-
     record: SessionRecord
     model: ModelVersion
     engine: Engine
@@ -51,8 +46,7 @@ class Sessions:
         self._registry = registry
         self._users: Counter[Weights] = Counter()
         self._known: set[Weights] = set()
-        # Owners and weights, which many sessions have in common, are held once.
-        self._interned: dict[Any, Any] = {}
+        self._interned: dict[Any, Any] = {}  # owners and weights, which many sessions have in common
         registry.sessions_on = self.on
         registry.sessions_elsewhere = cache.store.shared
 
@@ -61,10 +55,7 @@ class Sessions:
         return self._users[weights_of(version)]
 
     async def use(self, session: str, owner: bytes | None, *, fresh: bool = False) -> Session:
-        """A live session of an owner, None for the admin. Raises SessionNotFound, SessionGone.
-
-        fresh: as it stands in the store; else it may be as this process saw it last, which a commit will tell.
-        """
+        """As `SessionCache.find`, with what it runs on. Raises SessionNotFound, SessionGone."""
         record = await self.cache.find(session, owner, fresh=fresh)
         model = await self._registry.pinned(*record.weights)
         if model is None or model.engine is None:
@@ -107,7 +98,7 @@ class Sessions:
                     return record
 
     async def delete(self, session: str, owner: bytes | None) -> SessionRecord:
-        """End a session; gives its last record. Steps that wait find it gone."""
+        """Give the last record. Steps that wait find the session gone."""
         while True:
             await self.cache.find(session, owner, fresh=True)
             if record := await self.cache.end(session, "deleted"):
@@ -115,7 +106,7 @@ class Sessions:
                 return record
 
     async def keep_sweeping(self) -> None:
-        """End sessions whose time is over, and release what they used; for ever."""
+        """For ever: end sessions whose time is over, and release what they used."""
         for sweep in count():
             with suppress(StoreUnavailable):  # which the store logs
                 while await self.cache.sweep():
@@ -138,9 +129,8 @@ class Sessions:
     ) -> SessionRecord:
         now = self.cache.clock()
         owner, weights = (self._interned.setdefault(one, one) for one in (owner, weights))
-        record = SessionRecord(
-            token_urlsafe(16), owner, weights, ttl_seconds, now, initial, Position(0, 0, state, b"", now)
-        )
+        position = Position(0, 0, state, b"", now)
+        record = SessionRecord(token_urlsafe(16), owner, weights, ttl_seconds, now, initial, position)
         await self.cache.create(record)
         self._users[weights] += 1
         return record

@@ -10,18 +10,14 @@ from service.sessions.stepper import Steps
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call of a session that waits or runs; inside `async with` it runs.
-
-    - waited: other calls ran between its arrival and its turn
-    - result: what callers of the same steps get, set by the call itself; None sends them to run on their own
-    """
+    """A call of a session, which runs inside `async with`."""
 
     queues: dict[str, list["Call"]]
     session: str
     step: int | None
     inputs: Floats | None
-    waited: bool = False
-    result: list[Steps] | None = None
+    waited: bool = False  # other calls ran between its arrival and its turn
+    result: list[Steps] | None = None  # set by the call; None sends callers of the same steps to run on their own
     ended: asyncio.Event | None = None
 
     async def __aenter__(self) -> "Call":
@@ -53,7 +49,7 @@ class Call:
 
 
 class SessionQueue:
-    """The calls of all sessions; those of one session take turns. One session has at most `max_waiting` calls."""
+    """One session has at most `max_waiting` calls, which take turns."""
 
     def __init__(self, max_waiting: int) -> None:
         self._queues: dict[str, list[Call]] = {}

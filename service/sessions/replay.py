@@ -1,8 +1,7 @@
 """What a session keeps, as bytes: its state, and what answers a repeated step.
 
-The reply of a single step is a function of the committed state, whose top layer is `outputs`: a digest of its inputs
-tells a retry from another step, and only the head's predictions are kept beside it. Of several steps, and of streams,
-the last ones are kept, as many as fit a limit, and the last block in any case.
+Of a single step, whose `outputs` is the top layer of the committed state, a digest of the inputs and the predictions
+are kept. Of several steps, and of streams, the last ones are kept, as many as fit a limit, and the last block always.
 """
 
 import struct
@@ -22,7 +21,7 @@ _HEAD = struct.Struct("<IQI")  # bytes of the block with this head, number of it
 
 
 def decode_state(spec: ModelSpec, state: bytes) -> tuple[Floats, Floats | None]:
-    """Arrays h (L,1,P), and c (L,1,H) of an LSTM, else None; they may be written to."""
+    """Arrays h (L,1,P), and c (L,1,H) of an LSTM; they may be written to."""
     values = np.frombuffer(state, "<f4").astype(np.float32)
     split = spec.num_layers * spec.state_size
     h = values[:split].reshape(spec.num_layers, 1, spec.state_size)
@@ -30,12 +29,10 @@ def decode_state(spec: ModelSpec, state: bytes) -> tuple[Floats, Floats | None]:
 
 
 def encode_state(h: Floats, c: Floats | None) -> bytes:
-    """The bytes of h (L,1,P) and c (L,1,H) or None: little-endian float32."""
     return h.tobytes() if c is None else h.tobytes() + c.tobytes()
 
 
 def zero_state(spec: ModelSpec) -> bytes:
-    """The state before the first step, if nothing else is said."""
     return bytes(4 * spec.num_layers * (spec.state_size + spec.has_cell_state * spec.hidden_size))
 
 
@@ -61,13 +58,12 @@ def _widths(spec: ModelSpec) -> tuple[int, int, int]:
     return spec.input_size, spec.output_size, spec.out_features or 0
 
 
-def largest_step(spec: ModelSpec) -> int:
-    """Bytes of a step that is a block of its own."""
+def step_bytes(spec: ModelSpec) -> int:
+    """The size of a step that is a block of its own."""
     return _HEAD.size + 4 * sum(_widths(spec)) + len(zero_state(spec))
 
 
-def keep_single(inputs: Floats, steps: Steps) -> bytes:
-    """What is kept of one step with inputs (1,I)."""
+def keep_one(inputs: Floats, steps: Steps) -> bytes:
     kept = _SINGLE + _digest(inputs)
     return kept if steps.predictions is None else kept + steps.predictions.tobytes()
 
@@ -96,7 +92,12 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
     """
     kept = position.replies
     if kept[:1] == _SINGLE and first == position.step:
-        return [_replay_single(position, spec, inputs)]
+        begin = 1 + _DIGEST_BYTES
+        if kept[1:begin] != _digest(inputs):
+            raise _other_inputs(first, position)
+        h, c = decode_state(spec, position.state)
+        predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.out_features else None
+        return [Steps(first, h[-1], predictions, h, c)]
     done: list[Steps] = []
     begin, reached, end = 1, first, first + len(inputs)
     while kept[:1] == _BLOCKS and begin < len(kept) and reached < end:
@@ -117,15 +118,6 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
     if reached < end:
         raise out_of_order(first, position, f", and the reply of step {first} is not kept any more")
     return done
-
-
-def _replay_single(position: Position, spec: ModelSpec, inputs: Floats) -> Steps:
-    kept, begin = position.replies, 1 + _DIGEST_BYTES
-    if kept[1:begin] != _digest(inputs):
-        raise _other_inputs(position.step, position)
-    h, c = decode_state(spec, position.state)
-    predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.out_features else None
-    return Steps(position.step, h[-1], predictions, h, c)
 
 
 def out_of_order(step: int, position: Position, reason: str = "") -> StepOutOfOrder:

@@ -18,25 +18,20 @@ _FIRST.flags.writeable = False
 
 @dataclass(slots=True)
 class Steps:
-    """k steps of one stream that have run.
+    """k steps of one stream that have run, and the state after the last."""
 
-    - first: the number of the first, counted from 1 over the stream's life
-    - outputs (k,P); predictions (k,O), or None
-    - h (L,1,P), c (L,1,H) or None: the state after the last
-    """
-
-    first: int
-    outputs: Floats
-    predictions: Floats | None
-    h: Floats
-    c: Floats | None
+    first: int  # counted from 1 over the stream's life
+    outputs: Floats  # (k,P)
+    predictions: Floats | None  # (k,O)
+    h: Floats  # (L,1,P)
+    c: Floats | None  # (L,1,H)
 
     @property
     def count(self) -> int:
         return len(self.outputs)
 
     def part(self, begin: int, end: int) -> "Steps":
-        """Some of these steps. Only the state after the last is known: `h` is empty in parts that end before it."""
+        """Only the state after the last step is known: `h` is empty in parts that end before it."""
         predictions = None if self.predictions is None else self.predictions[begin:end]
         h, c = (self.h, self.c) if end == self.count else (np.empty((0, 1, 0), np.float32), None)
         return Steps(self.first + begin, self.outputs[begin:end], predictions, h, c)
@@ -51,7 +46,7 @@ class NonFinite(Exception):
 
 
 def check_finite(done: Sequence[Steps], *, state: bool) -> None:
-    """Raise NonFinite at the first step whose result is not finite; `state` says that h and c are results."""
+    """Raise NonFinite at the first step whose result is not finite; h and c are results if `state`."""
     ahead = 0
     for steps in done:
         results = [steps.outputs] if steps.predictions is None else [steps.outputs, steps.predictions]
@@ -80,45 +75,38 @@ def prepare(
 
 
 class Stepper(Protocol):
-    """One stream's state, wherever it is kept. `done` is the number of the last step that ran."""
+    """One stream's state, wherever it is kept."""
 
-    model: ModelVersion
-    done: int
+    done: int  # the number of the last step that ran
 
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
         """Run inputs (k,I), in order; step numbers the first, None is the next in order.
 
-        A session may answer a repeated step from what it kept: then there are several `Steps`, replayed and new ones,
-        k steps together. deadline is a time of `monotonic()`. Raises NonFinite if a result that is not finite is to be
-        refused, or a ServiceError; nothing of this run was committed then.
+        A session may answer repeated steps from what it kept: then there are several `Steps`, k steps together.
+        deadline is a time of `monotonic()`. Raises NonFinite or a ServiceError: nothing of this run was committed then.
         """
 
 
 @dataclass(slots=True)
 class StatelessStepper:
-    """A stream that lives as long as its connection: the state is kept here. h is (L,1,P), c (L,1,H) or None.
-
-    engine is the one that the stream began with: a reload does not change the weights under it. `predictions` says
-    whether the head is to run, `with_state` whether h and c are results. book is told the seconds that each run waited
-    and computed.
-    """
+    """A stream that lives as long as its connection: the state is kept here."""
 
     model: ModelVersion
     inference: Inference
-    engine: Engine
-    h: Floats
-    c: Floats | None
-    predictions: bool
-    with_state: bool
-    book: Callable[[float, float], None]
+    engine: Engine  # the one that the stream began with: a reload does not change the weights under it
+    h: Floats  # (L,1,P)
+    c: Floats | None  # (L,1,H)
+    predictions: bool  # whether the head is to run
+    with_state: bool  # whether h and c are results
+    book: Callable[[float, float], None]  # is told the seconds that each run waited and computed
     done: int = 0
 
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
-        """As `Stepper.run`. Raises InvalidRequest for a step that is not the next."""
+        """Raises InvalidRequest for a step that is not the next."""
         if step is not None and step != self.done + 1:
             raise InvalidRequest([FieldError(("step",), f"step is {step}; this stream expects {self.done + 1}")])
         # The engine replaces the state in place: a run that fails must leave ours as it was.
