@@ -53,8 +53,7 @@ Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 def create_app(settings: Settings, log: LogRequest | None = log_request) -> Application:
     """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
-    Raises ModelFailed if there is no model repository, ValueError for a device that is not there or a store that cannot
-    serve.
+    Raises ModelFailed if there is no model repository, ValueError for a wrong device or session store.
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
     registry = Registry(
@@ -71,7 +70,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     )
     metrics.watch(inference)
     draining = Draining()
-    preload = Preload(registry, settings.preload, settings.default_model)
+    waiting = ["starting"] if settings.preload or settings.default_model else []
     limits = Limits(settings.max_input_values, settings.max_reply_values)
     bodies = Bodies(
         settings.max_body_bytes,
@@ -99,7 +98,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
         await store.open()
-        work = (preload.run(), metrics.keep_sampling(), sessions.keep_sweeping())
+        work = (_preload(registry, settings, waiting), metrics.keep_sampling(), sessions.keep_sweeping())
         tasks = [asyncio.create_task(one) for one in work]
         try:
             yield
@@ -122,7 +121,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         hot_router(),
         sessions_router(session_calls),
         models_router(registry),
-        operations_router(metrics, partial(_unready, preload, draining)),
+        operations_router(metrics, lambda: (["shutting down"] if draining.started else []) + waiting),
         home_router(),
     ):
         app.include_router(router)
@@ -150,7 +149,7 @@ def _plain(keys: tuple[SecretStr, ...]) -> list[str]:
 
 
 def _on_signals(action: Callable[[], None]) -> None:
-    """Do something at the first moment of a shutdown, before uvicorn, whose handlers are in place, does its part."""
+    """Do something at the first moment of a shutdown, then what uvicorn's handlers, which are in place, do."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         then = signal.getsignal(number)
@@ -163,30 +162,16 @@ def _on_signals(action: Callable[[], None]) -> None:
         signal.signal(number, handle)
 
 
-class Preload:
-    """The models that are loaded before the service calls itself ready, and the default, which must be there."""
-
-    def __init__(self, registry: Registry, names: tuple[str, ...], default_model: str | None) -> None:
-        self._registry = registry
-        self._names = names
-        self._default_model = default_model
-        self.waiting: str | None = "starting" if names or default_model else None
-
-    async def run(self) -> None:
-        """Load them, one after the other; the first that fails keeps the service unready, and says why."""
-        for name in filter(None, (self._default_model, *self._names)):
-            self.waiting = f"loading model {name!r}"
-            try:
-                version = self._registry.resolve(name, None)
-                if name in self._names:
-                    await self._registry.engine(version)
-            except Exception as error:  # whatever it is, it must not end in silence
-                self.waiting = str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"
-                structlog.get_logger().error("preload_failed", model=name, reason=str(error))
-                return
-        self.waiting = None
-
-
-def _unready(preload: Preload, draining: Draining) -> list[str]:
-    reasons = ["shutting down"] if draining.started else []
-    return [*reasons, preload.waiting] if preload.waiting else reasons
+async def _preload(registry: Registry, settings: Settings, waiting: list[str]) -> None:
+    """Look for the default model and load the others; the first that fails stays in `waiting`, the reasons to wait."""
+    for name in filter(None, (settings.default_model, *settings.preload)):
+        waiting[:] = [f"loading model {name!r}"]
+        try:
+            version = registry.resolve(name, None)
+            if name in settings.preload:
+                await registry.engine(version)
+        except Exception as error:  # whatever it is, it must not end in silence
+            waiting[:] = [str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"]
+            structlog.get_logger().error("preload_failed", model=name, reason=str(error))
+            return
+    waiting.clear()

@@ -11,8 +11,7 @@ class ServiceError(Exception):
     """Base of all errors that a caller is told about; the message is one sentence for the user."""
 
 
-Loc = tuple[str | int, ...]
-"""A place in a request, names and indices from the outside in."""
+Loc = tuple[str | int, ...]  # a place in a request, names and indices from the outside in
 
 
 def spell(loc: Loc) -> str:

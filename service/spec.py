@@ -17,10 +17,7 @@ GATES: dict[Kind, int] = {"rnn": 1, "gru": 3, "lstm": 4}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A `torch.nn.RNN`, `GRU` or `LSTM` and an optional linear head, by PyTorch's own argument names.
-
-    Sizes are counts of dimensionless float32 values. The spec is not checked: `models.config` checks what users write.
-    """
+    """A recurrent stack and an optional linear head, by PyTorch's argument names; `models.config` checks the values."""
 
     kind: Kind
     input_size: int
@@ -50,12 +47,11 @@ class ModelSpec:
 
     @cached_property
     def states(self) -> int:
-        """L·D: the number of hidden states of a sequence."""
+        """L·D."""
         return self.num_layers * self.directions
 
     @cached_property
     def has_cell_state(self) -> bool:
-        """Whether the state has a `c` beside `h`."""
         return self.kind == "lstm"
 
     @cached_property
