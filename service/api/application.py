@@ -26,7 +26,7 @@ from service.api.bodies import Bodies, Incoming
 from service.api.encodings import compressed
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
-from service.api.problems import STATUS, internal_reply, problem_reply
+from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
 from service.errors import (
@@ -206,10 +206,9 @@ class Application:
             error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
         elif isinstance(error, HTTPException):  # of the router
             error = self._not_routed(request, error)
-        if isinstance(error, ServiceError):
-            return problem_reply(error, request.request_id)
-        self._log.error("internal_error", request_id=request.request_id, exc_info=error)
-        return internal_reply(request.request_id)
+        if not isinstance(error, ServiceError):
+            self._log.error("internal_error", request_id=request.request_id, exc_info=error)
+        return problem_reply(error, request.request_id)
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)

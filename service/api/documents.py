@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from service.api.negotiation import JSON, SAFETENSORS, request_format
 from service.api.request import Request
-from service.api.shapes import wrong
+from service.api.shapes import invalid
 from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document
 
@@ -35,7 +35,7 @@ class Documents:
     async def decode(self, request: Request) -> tuple[Document, str]:
         """The named values of a body, and its format. Raises UnsupportedMediaType, or as the decoders do."""
         if request.query:
-            raise wrong(
+            raise invalid(
                 "query parameters are for streams (application/x-ndjson); here every field is in the body", "query"
             )
         kind = request_format(request.headers.get(b"content-type", b""))

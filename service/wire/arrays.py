@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ class Ragged:
         """Depth of the nesting."""
         return len(self.sizes)
 
+    @property
+    def size(self) -> int:
+        return self.values.size
+
 
 def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
     """An array if every depth is uniform, else `Ragged`.
@@ -59,6 +64,10 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
 
 def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
+    if values.size <= SHORT:
+        flat = values.reshape(-1)
+        if flat.dot(flat) < inf:  # squares may overflow where the values do not
+            return True
     return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
 
 

@@ -10,7 +10,6 @@ from starlette.types import Receive, Send
 
 from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON, reply_format
-from service.api.problems import problem
 from service.api.request import Request
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
@@ -38,7 +37,7 @@ class NdjsonStreams:
         except ServiceError as error:
             if not request.status:
                 raise
-            await reply.write(error_line(problem(error, request.request_id)))
+            await reply.write(error_line(error, request.request_id))
             await incoming.linger()  # closing at once could cost the client the error line
         await reply.write(b"", last=True)
 

@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from service.api.draining import Draining
-from service.api.problems import encode_problem
+from service.api.problems import encode_problem, problem
 from service.api.request import Request
-from service.api.shapes import Target, steps, wrong
+from service.api.shapes import invalid, steps
 from service.engine.interface import Floats
 from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
+from service.serving.registry import ModelVersion
 from service.sessions.stepper import NonFinite, Stepper, Steps
 from service.wire import json, json_slow, ndjson
 from service.wire.arrays import Document, Ragged
@@ -57,7 +58,6 @@ class StepStream:
     """
 
     stepper: Stepper
-    target: Target
     request: Request
     returns: frozenset[str]
     binary: str | None
@@ -69,7 +69,7 @@ class StepStream:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
         try:
-            block = Block(*ndjson.decode(lines, self.target.spec.input_size), places, "line")
+            block = Block(*ndjson.decode(lines, self.stepper.model.spec.input_size), places, "line")
         except json.Suspicious:
             block = await self._decode_each(lines, places)
         self.request.mark("decode", begun)
@@ -134,11 +134,11 @@ class StepStream:
         self.number = following
 
     async def _decode_each(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
-        vectors = np.empty((len(lines), self.target.spec.input_size), np.float32)
+        vectors = np.empty((len(lines), self.stepper.model.spec.input_size), np.float32)
         numbers: list[int | None] = []
         for index, line in enumerate(lines):
             try:
-                vectors[index], number = _step(await decode_line(line), self.target)
+                vectors[index], number = _step(await decode_line(line), self.stepper.model)
             except ServiceError as error:
                 failure = located(error, "line", places[index])
                 return Block(vectors[:index], numbers, places, "line", failure)
@@ -164,9 +164,9 @@ def located(error: ServiceError, unit: str, place: int) -> ServiceError:
     return named
 
 
-def error_line(document: dict[str, Any]) -> bytes:
-    """The last line of a stream that failed, from a problem document."""
-    return b'{"error":%b}\n' % encode_problem(document)
+def error_line(error: Exception, request_id: str) -> bytes:
+    """The last line of a stream that failed."""
+    return b'{"error":%b}\n' % encode_problem(problem(error, request_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +191,24 @@ class IdleTimeout:
         raise ServiceDraining("the service is shutting down; open the stream again, from the last state you have")
 
 
-def _step(fields: Document | Floats | Ragged, target: Target) -> tuple[Floats, int | None]:
+def _step(fields: Document | Floats | Ragged, model: ModelVersion) -> tuple[Floats, int | None]:
     """The inputs (I) of one line, and its number. Raises InvalidRequest."""
     inputs: Any = fields
     number = None
     if isinstance(fields, Mapping):
         if unknown := fields.keys() - {"inputs", "step"}:
             name = min(unknown)[:80]
-            raise wrong(f"{name} is not a field of a step; the fields are inputs, step", name)
+            raise invalid(f"{name} is not a field of a step; the fields are inputs, step", name)
         if "step" in fields:
             number = fields["step"]
             if type(number) is not int:
-                raise wrong("step: expected a whole number", "step")
+                raise invalid("step: expected a whole number", "step")
         inputs = fields.get("inputs")
     if not isinstance(inputs, np.ndarray | Ragged):
-        raise wrong("inputs: expected a list of numbers", "inputs")
+        raise invalid("inputs: expected a list of numbers", "inputs")
     if inputs.ndim != 1:
-        raise wrong(f"inputs has {inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
-    return steps(inputs, target)[0][0], number
+        raise invalid(f"inputs has {inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
+    return steps(inputs, model)[0], number
 
 
 def _values(ran: Steps, name: str) -> Floats | None:
