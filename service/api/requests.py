@@ -187,10 +187,19 @@ class StreamRequest(Request):
     )
 
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+class StepLine(BaseModel):
+    """A line of a stream that is more than the inputs alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    inputs: Annotated[Any, Numbers("(I)", 1)]
+    step: int | None = None
 
 
-def validate(kind: type[AnyRequest], fields: Mapping[str, Any], *, texts: bool = False) -> AnyRequest:
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = False) -> Fields:
     """Check fields by a pydantic model; `texts` says that plain values came as strings, as safetensors metadata does.
 
     Raises InvalidRequest with every field that is wrong.
@@ -202,7 +211,7 @@ def validate(kind: type[AnyRequest], fields: Mapping[str, Any], *, texts: bool =
         raise InvalidRequest([_field_error(kind, item) for item in errors]) from None
 
 
-def _field_error(kind: type[Request], item: Any) -> FieldError:
+def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in item["loc"])
     name = spell(loc)
     if item["type"] == "extra_forbidden":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -64,11 +63,7 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
 
 def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
-    if values.size <= SHORT:
-        flat = values.reshape(-1)
-        if flat.dot(flat) < inf:  # squares may overflow where the values do not
-            return True
-    return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
+    return bool(np.count_nonzero(np.isfinite(values)) == values.size)  # `all` takes three times as long
 
 
 def narrowed(doubles: NDArray[np.float64]) -> Floats:

@@ -8,17 +8,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from service.api.draining import Draining
 from service.api.problems import encode_problem, problem
 from service.api.request import Request
+from service.api.requests import StepLine, validate
 from service.api.shapes import invalid, steps
 from service.engine.interface import Floats
 from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
-from service.serving.registry import ModelVersion
 from service.sessions.stepper import NonFinite, Stepper, Steps
 from service.wire import json, json_slow, ndjson
 from service.wire.arrays import Document, Ragged
@@ -134,16 +134,20 @@ class StepStream:
         self.number = following
 
     async def _decode_each(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
-        vectors = np.empty((len(lines), self.stepper.model.spec.input_size), np.float32)
+        model = self.stepper.model
+        inputs = np.empty((len(lines), model.spec.input_size), np.float32)
         numbers: list[int | None] = []
         for index, line in enumerate(lines):
             try:
-                vectors[index], number = _step(await decode_line(line), self.stepper.model)
+                fields = await decode_line(line)
+                asked = validate(StepLine, fields if isinstance(fields, Mapping) else {"inputs": fields})
+                if asked.inputs.ndim != 1:
+                    raise invalid(f"inputs has {asked.inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
+                inputs[index] = steps(asked.inputs, model)[0]
             except ServiceError as error:
-                failure = located(error, "line", places[index])
-                return Block(vectors[:index], numbers, places, "line", failure)
-            numbers.append(number)
-        return Block(vectors, numbers, places, "line")
+                return Block(inputs[:index], numbers, places, "line", located(error, "line", places[index]))
+            numbers.append(asked.step)
+        return Block(inputs, numbers, places, "line")
 
 
 async def decode_line(line: bytes) -> Document | Floats | Ragged:
@@ -155,13 +159,12 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 
 
 def located(error: ServiceError, unit: str, place: int) -> ServiceError:
-    """The same error, naming the line or frame."""
-    named = type(error).__new__(type(error))  # not by its arguments, which each kind has its own of
-    named.__dict__.update(error.__dict__)
-    named.args = (f"{unit} {place}: {error}",)
+    """The error, which names the line or frame from now on."""
+    where = f"{unit} {place}: "
+    error.args = (f"{where}{error}",)
     if isinstance(error, InvalidRequest):
-        named.__dict__["errors"] = [FieldError(item.loc, f"{unit} {place}: {item.msg}") for item in error.errors]
-    return named
+        error.errors = [FieldError(item.loc, where + item.msg) for item in error.errors]
+    return error
 
 
 def error_line(error: Exception, request_id: str) -> bytes:
@@ -189,26 +192,6 @@ class IdleTimeout:
             finally:
                 self.draining.waiting.discard(timeout)
         raise ServiceDraining("the service is shutting down; open the stream again, from the last state you have")
-
-
-def _step(fields: Document | Floats | Ragged, model: ModelVersion) -> tuple[Floats, int | None]:
-    """The inputs (I) of one line, and its number. Raises InvalidRequest."""
-    inputs: Any = fields
-    number = None
-    if isinstance(fields, Mapping):
-        if unknown := fields.keys() - {"inputs", "step"}:
-            name = min(unknown)[:80]
-            raise invalid(f"{name} is not a field of a step; the fields are inputs, step", name)
-        if "step" in fields:
-            number = fields["step"]
-            if type(number) is not int:
-                raise invalid("step: expected a whole number", "step")
-        inputs = fields.get("inputs")
-    if not isinstance(inputs, np.ndarray | Ragged):
-        raise invalid("inputs: expected a list of numbers", "inputs")
-    if inputs.ndim != 1:
-        raise invalid(f"inputs has {inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
-    return steps(inputs, model)[0], number
 
 
 def _values(ran: Steps, name: str) -> Floats | None:
