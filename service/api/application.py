@@ -30,7 +30,6 @@ from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
 from service.errors import (
-    BodyTooLarge,
     ClientGone,
     FieldError,
     InvalidRequest,
@@ -177,16 +176,13 @@ class Application:
             await send({"type": "http.response.body", "body": b""})
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
+        self._bodies.refuse_too_large(request)
         if admission := self._admissions.get(request.path):
             admission.enter(request, request.client)
-        if incoming is not None:
-            request.body = await self._bodies.read(request, incoming)
-        else:
+        if incoming is None:
             request.received_bytes = len(request.body)
-            if request.received_bytes > self._bodies.max_bytes:
-                raise BodyTooLarge(
-                    f"the body has {request.received_bytes} bytes; the limit is {self._bodies.max_bytes}"
-                )
+        else:
+            request.body = await self._bodies.read(request, incoming)
         return await self._handlers[request.path](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
@@ -246,13 +242,13 @@ class Application:
         return request.path if socket else "other"
 
     async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
-        raise RouteNotFound(f"no WebSocket lives at {request.path:.80}; there is {', '.join(self._sockets)}")
+        raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self._sockets)}")
 
     def _not_routed(self, request: Request, error: HTTPException) -> ServiceError:
         if error.status_code == 405:
             allowed = self._allowed(request.path)
             return MethodNotAllowed(f"{request.path:.80} takes {allowed}, not {request.method:.20}", allowed)
-        return RouteNotFound(f"nothing lives at {request.path:.80}; /docs lists what there is")
+        return RouteNotFound(f"there is nothing at {request.path:.80}; /docs lists all calls")
 
     def _allowed(self, path: str) -> str:
         """The methods of all routes at a path; Starlette names those of the first alone."""

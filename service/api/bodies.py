@@ -142,14 +142,17 @@ class Bodies:
     budget: BodyBudget
     draining: Draining = field(default_factory=Draining)
 
+    def refuse_too_large(self, request: Request) -> None:
+        """Raise BodyTooLarge by what the head says, or what has come already."""
+        size = max(int(request.headers.get(b"content-length", b"0")), len(request.body))
+        if size > self.max_bytes:
+            raise BodyTooLarge(f"the body has {size} bytes; the limit is {self.max_bytes}")
+
     async def read(self, request: Request, incoming: Incoming) -> bytes:
         """The whole body, decompressed; it counts in the budget until that is told to release it.
 
         Raises BodyTooLarge, BodyTimeout, ServiceFull, ServiceDraining, or as `Incoming.pieces` does.
         """
-        declared = int(request.headers.get(b"content-length", b"0"))
-        if declared > self.max_bytes:
-            raise BodyTooLarge(f"the body has {declared} bytes; the limit is {self.max_bytes}")
         pieces: list[bytes] = []
         total = 0
         waiting = False
@@ -172,10 +175,10 @@ class Bodies:
                         deadline.reschedule(begun + self.grace_seconds + allowed)
         except TimeoutError:
             if self.draining.started:
-                message = "the service is shutting down and waits for no more of this body"
+                message = "the service is shutting down and does not wait for the rest of this body"
                 raise ServiceDraining(message) from None
             if waiting or incoming.complete:
-                raise ServiceFull("bodies of other requests fill the memory; try again in a second") from None
+                raise ServiceFull("the limit for all bodies together is reached; try again in a second") from None
             rate = f"{self.grace_seconds:g} s and {self.min_bytes_per_second:g} bytes/s"
             message = f"the body came more slowly than {rate}; {request.received_bytes} bytes had arrived"
             raise BodyTimeout(message) from None

@@ -76,7 +76,8 @@ async def run_call(
     values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
     body = await documents.encode(request, fields, kind, values)
     # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
-    if kind == JSON and call.non_finite == "error" and (len(body) > SHORT_BYTES or b"null" in body):
+    is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
+    if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
         for name, results in call.results().items():
             refuse_non_finite(name, results, rows.starts)
     return Reply(200, kind.encode(), body)

@@ -16,7 +16,7 @@ from .running import ANSWER_SECONDS, until
 from .sessions import opened, steps_done, vectors
 from .sockets import BINARY, TEXT, closing, frame, received, upgraded
 from .step_streams import KINDS, Refused, StepStream
-from .watching import memory_returns, others_are_served
+from .watching import RSS_TOLERANCE_MIB, memory_returns, others_are_served
 
 NAME = "gru"
 WIDTH = SPECS[NAME].hidden_size
@@ -253,7 +253,7 @@ def test_answered_steps_outlive_the_process(launch, tmp_path):
 
 def test_unread_stream_holds_up_nobody(short_timeouts, kind):
     service = short_timeouts
-    session, inputs = opened(service, NAME), vectors(NAME, 500)
+    session, inputs, before = opened(service, NAME), vectors(NAME, 500), service.rss_mib
 
     def send_on(stream):
         for _ in range(5000):
@@ -262,10 +262,11 @@ def test_unread_stream_holds_up_nobody(short_timeouts, kind):
     with (
         others_are_served(service),
         memory_returns(service),
-        StepStream(service, kind, f"session={session}", seconds=0.5, receive_buffer=4096) as stream,
+        StepStream(service, kind, f"session={session}", seconds=1, receive_buffer=4096) as stream,
     ):
         with pytest.raises((TimeoutError, ConnectionError)):  # the service reads no more, or has closed
             send_on(stream)
+        assert service.rss_mib < before + RSS_TOLERANCE_MIB
         taken = steps_done(service, session)
         # A block of steps holds the session, and sending its answers does not.
         with StepStream(service, kind, f"session={session}") as other:
