@@ -46,8 +46,6 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The handler, and what it needs."""
-
     inference: Inference
     documents: Documents
     limits: Limits

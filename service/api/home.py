@@ -12,7 +12,6 @@ _SERIES = "{{series}}"
 
 
 def home_router() -> APIRouter:
-    """The route of the page."""
     page, headers = document()
     router = APIRouter()
 

@@ -93,7 +93,6 @@ class Metrics:
             run[1] += request.steps
 
     def count_turn(self, rows: int) -> None:
-        """Account for rows that ran together."""
         self._batch.observe(rows)
 
     def fold(self) -> None:
@@ -138,7 +137,6 @@ class Sampler:
         self._counted: Count[tuple[Counter, str]] = Count()
 
     def sample(self) -> None:
-        """Bring all metrics to what is now."""
         self._metrics.fold()
         inference, cache = self._inference, self._sessions.cache
         self._loaded.set(inference.registry.loaded_bytes)

@@ -72,7 +72,6 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
 
 
 def problem_reply(error: Exception, request_id: str) -> Reply:
-    """What a client gets for an error."""
     status = STATUS.get(type(error), 500)
     return Reply(status, MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error, status))
 

@@ -31,19 +31,9 @@ _HEADERS = [
         minimum=0,
         maximum=999_999_999,
     ),
-    _parameter(
-        "X-Request-Id",
-        "header",
-        "The reply and the log carry it; one is made if it is left out.",
-        pattern="^[A-Za-z0-9._-]{1,64}$",
-    ),
+    _parameter("X-Request-Id", "header", "The reply and the log carry it.", pattern="^[A-Za-z0-9._-]{1,64}$"),
 ]
-_SESSION_ID = _parameter(
-    "X-Session-Id",
-    "header",
-    "The session, instead of `session` in the body or the query.",
-    pattern="^[A-Za-z0-9_-]{1,64}$",
-)
+_SESSION_ID = _parameter("X-Session-Id", "header", "Instead of `session`.", pattern="^[A-Za-z0-9_-]{1,64}$")
 STREAM_PARAMETERS = [
     _parameter("model", "query", "Streams only: name of the model."),
     _parameter("version", "query", "Streams only: version of the model."),
@@ -96,7 +86,6 @@ Called = Annotated[Request, Depends(_request_of)]
 
 
 def admin_only(request: Called) -> None:
-    """A dependency of routes. Raises Forbidden."""
     require_admin(request)
 
 

@@ -133,7 +133,6 @@ def sessions_router(handlers: SessionHandlers) -> APIRouter:
 
 
 def _response(reply: Reply) -> Response:
-    """A reply for FastAPI's router."""
     assert isinstance(reply.body, bytes)  # noqa: S101  # of a session's size
     response = Response(reply.body, reply.status, media_type=reply.media_type.decode())
     response.raw_headers.extend(reply.headers)

@@ -12,7 +12,7 @@ from service.api.negotiation import JSON, SAFETENSORS, reply_format
 from service.api.request import Reply, Request
 from service.api.requests import SessionStepRequest, StepRequest, validate
 from service.api.shapes import ROW, ROWS, Limits, initial_state, invalid, returned, steps, whole_rows
-from service.api.stepping import STREAM_RETURNS, refuse_another_model, session_id, steppable, with_session
+from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
 from service.engine.interface import Floats, Rows
 from service.errors import NonFiniteOutput
 from service.serving.inference import Inference
@@ -31,8 +31,6 @@ DEFAULT_RETURNS = ("outputs", "h", "c", "predictions")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The handler, and what it needs."""
-
     inference: Inference
     documents: Documents
     limits: Limits
@@ -51,8 +49,7 @@ class Step:
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
     async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
-        """One step or several, run and kept exactly once."""
-        session = await self.sessions.use(session_id(fields), request.session_owner)
+        session = await self.sessions.use(fields["session"], request.session_owner)
         model = session.model
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)

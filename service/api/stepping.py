@@ -21,22 +21,14 @@ def steppable(model: ModelVersion) -> ModelVersion:
 
 
 def with_session(request: Request, fields: Document) -> Document:
-    """The fields of a request, with the session that a header may name. Raises InvalidRequest if both do, apart."""
+    """The fields of a request, with the session that a header may name. Raises InvalidRequest."""
     header = request.header(b"x-session-id")
-    if not header:
-        return fields
-    named = fields.get("session", header)
-    if not isinstance(named, str) or named != header:  # an array is compared number by number
-        raise invalid("session is not the one of X-Session-Id; name one", "session")
-    return {**fields, "session": header}
-
-
-def session_id(fields: Document) -> str:
-    """The session that a request names. Raises InvalidRequest."""
-    session = fields.get("session")
+    session = fields.get("session", header)
     if not isinstance(session, str):
         raise invalid("session is no string; expected the id that POST /cell/sessions gave", "session")
-    return session
+    if header and session != header:
+        raise invalid("session is not the one of X-Session-Id; name one", "session")
+    return {**fields, "session": header} if header else fields
 
 
 def refuse_another_model(on: ModelVersion, model: str | None, version: str | None) -> None:

@@ -33,7 +33,7 @@ class Opener:
         Raises InvalidRequest, NotSteppable, what `Registry.resolve` and the sessions raise.
         """
         fields = with_session(request, {**_from_query(request.query), **message})
-        if fields.get("session") is None:
+        if "session" not in fields:
             model = steppable(self.inference.registry.resolve_fields(fields))
             asked = validate(StreamRequest, fields)
             stepper = await self._stateless(request, asked, model)

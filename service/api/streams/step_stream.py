@@ -168,7 +168,6 @@ def located(error: ServiceError, unit: str, place: int) -> ServiceError:
 
 
 def error_line(error: Exception, request_id: str) -> bytes:
-    """The last line of a stream that failed."""
     return b'{"error":%b}\n' % encode_problem(problem(error, request_id))
 
 

@@ -7,8 +7,8 @@ is read while answers are not taken.
 import asyncio
 import re
 from base64 import urlsafe_b64decode
-from binascii import Error
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -86,10 +86,8 @@ def authorization_of(scope: Scope) -> bytes | None:
     for offered in scope.get("subprotocols", ()):
         if offered.startswith("bearer."):
             key = offered.removeprefix("bearer.")
-            try:
+            with suppress(ValueError):
                 return b"Bearer " + urlsafe_b64decode(key + "=" * (-len(key) % 4))
-            except (Error, ValueError):
-                break
     return None
 
 
@@ -136,7 +134,6 @@ class _Connection:
             await self._run()
 
     async def write(self, data: bytes, *, text: bool = True) -> None:
-        """Send a frame. Raises ClientGone."""
         self._request.sent_bytes += len(data)
         content = {"text": data.decode("utf-8", "replace")} if text else {"bytes": data}
         await self.send({"type": "websocket.send", **content})
