@@ -103,9 +103,8 @@ class Application:
             reply = self._reply_to(error, request)
         return await compressed(reply, request)
 
-    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, receive: Receive, send: Send) -> None:
+    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, __: Receive, send: Send) -> None:
         """Wait for the reply of an `answer` that a connection has begun, and send it by ASGI."""
-        request.watch = Incoming(request, receive).hung_up
 
         async def serve() -> None:
             await self.send(request, await running, send)
@@ -161,7 +160,7 @@ class Application:
             (b"x-request-id", request.request_id.encode()),
             *reply.headers,
         ]
-        declared = int(request.headers.get(b"content-length", b"0"))
+        declared = request.declared_bytes
         interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
         interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
         if interrupts:

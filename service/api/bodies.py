@@ -138,7 +138,7 @@ class Bodies:
 
     def refuse_too_large(self, request: Request) -> None:
         """Raise BodyTooLarge by what the head says, or what has come already."""
-        size = max(int(request.headers.get(b"content-length", b"0")), len(request.body))
+        size = max(request.declared_bytes, len(request.body))
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body has {size} bytes; the limit is {self.max_bytes}")
 

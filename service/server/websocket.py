@@ -60,7 +60,8 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
         if self._turn is None:
             self._parse()
-        self._pace()
+        else:
+            self._pace()
 
     def _parse(self) -> None:
         """Parse for `TURN_SECONDS`, and go on in the event loop's next turn."""
