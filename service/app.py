@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
-from service.api.application import Application, Calls
+from service.api.application import Application, Handlers
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
@@ -128,8 +128,8 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
-        calls=Calls(
-            handlers={
+        handlers=Handlers(
+            posts={
                 "/rnn/forward": Forward(inference, documents, limits),
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
                 "/cell/sessions": session_handlers.open,

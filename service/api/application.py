@@ -54,10 +54,10 @@ READ_TO_THE_END_BYTES = 256 * 1024
 _REQUEST = "rnn.request"
 
 
-class Calls(NamedTuple):
+class Handlers(NamedTuple):
     """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
 
-    handlers: Mapping[str, Handler]
+    posts: Mapping[str, Handler]
     streams: Mapping[str, StreamHandler]
     sockets: Mapping[str, SocketHandler]
 
@@ -69,7 +69,7 @@ class Application:
         self,
         router: FastAPI,
         *,
-        calls: Calls,
+        handlers: Handlers,
         admissions: Mapping[str, Admission],
         bodies: Bodies,
         keys: Keys,
@@ -77,13 +77,13 @@ class Application:
     ) -> None:
         self._fastapi = router
         self._router = AsyncExitStackMiddleware(router.router)
-        self._handlers, self._streams, self._sockets = calls
+        self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
-        self.direct_paths = frozenset(path.encode() for path in calls.handlers)
+        self.direct_paths = frozenset(path.encode() for path in handlers.posts)
         """What a connection may give to `answer` itself."""
 
     def request(
