@@ -13,7 +13,6 @@ from service.api.shapes import (
     SEQUENCE,
     SEQUENCES,
     Limits,
-    Sequences,
     initial_state,
     refuse_non_finite,
     returned,
@@ -31,11 +30,8 @@ DEFAULT_RETURNS = ("outputs", "h_n", "c_n", "predictions")
 class Call(Protocol):
     """A valid request as rows with room for their results."""
 
-    @property
-    def rows(self) -> Rows: ...
-
-    @property
-    def non_finite(self) -> str: ...
+    rows: Rows
+    non_finite: str
 
     def results(self) -> dict[str, Floats]:
         """What was asked for: one vector of each step (N,·) or row (B,·), or a state (L·D,B,·)."""
@@ -56,7 +52,7 @@ class Forward:
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
         asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
-        call = ForwardCall.of(asked, model, self.limits)
+        call = ForwardCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
 
@@ -81,44 +77,37 @@ async def run_call(
     return Reply(200, kind.encode(), body)
 
 
-@dataclass(slots=True)
 class ForwardCall:
     """Whole sequences as a `Call`."""
 
-    rows: Rows
-    inputs: Sequences
-    returns: frozenset[str]
-    non_finite: str
-    batch_first: bool
-    bidirectional: bool
-
-    @classmethod
-    def of(cls, request: ForwardRequest, model: ModelVersion, limits: Limits) -> "ForwardCall":
+    def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits) -> None:
         """Check the shapes and make room. Raises InvalidRequest."""
         spec = model.spec
         limits.check_inputs(request.inputs)
-        inputs = sequences(request.inputs, request.lengths, model, batch_first=request.batch_first)
-        returns = returned(request.returns, DEFAULT_RETURNS, model)
+        self.inputs = inputs = sequences(request.inputs, request.lengths, model, batch_first=request.batch_first)
+        self.returns = returns = returned(request.returns, DEFAULT_RETURNS, model)
+        self.non_finite: str = request.non_finite
+        self.batch_first = request.batch_first
         # The last output of a reverse direction is not in h_n, which has its first.
-        wants_outputs = "outputs" in returns or ("last" in returns and spec.bidirectional)
+        self.last_of_outputs = "last" in returns and spec.bidirectional
+        wants_outputs = "outputs" in returns or self.last_of_outputs
         steps, batch = len(inputs.steps), inputs.lengths.size
         limits.check_reply(spec, batch, steps, returns | {"outputs"} if wants_outputs else returns)
         forms = SEQUENCES if inputs.batched else SEQUENCE
         h, c = initial_state(request.h0, request.c0, model, batch, forms, ("h0", "c0"))
-        rows = Rows(inputs.steps, inputs.starts, inputs.lengths, h, c)
+        self.rows = rows = Rows(inputs.steps, inputs.starts, inputs.lengths, h, c)
         room = np.zeros if inputs.padded else np.empty
         if wants_outputs:
             rows.outputs = room((steps, spec.output_size), np.float32)
         if "predictions" in returns and spec.out_features:
             rows.predictions = room((steps, spec.out_features), np.float32)
-        return cls(rows, inputs, returns, request.non_finite, request.batch_first, spec.bidirectional)
 
     def results(self) -> dict[str, Floats]:
         """As `Call` says."""
         rows, last = self.rows, None
         if "last" in self.returns:
             last = rows.h[-1]
-            if self.bidirectional and rows.outputs is not None:
+            if self.last_of_outputs and rows.outputs is not None:
                 last = rows.outputs[rows.starts + rows.lengths - 1]
         found = {"outputs": rows.outputs, "last": last, "h_n": rows.h, "c_n": rows.c, "predictions": rows.predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}

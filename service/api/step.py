@@ -45,7 +45,7 @@ class Step:
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
         asked = validate(StepRequest, document, texts=came_as == SAFETENSORS)
-        call = StepCall.of(asked, model, self.limits)
+        call = StepCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
     async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
@@ -74,36 +74,26 @@ class Step:
         return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
-@dataclass(slots=True)
 class StepCall:
-    """One step of each row as a `Call`: a forward of one step, in shapes without the time axis.
+    """One step of each row as a `Call`: a forward of one step, in shapes without the time axis."""
 
-    state_shapes are those in which h and c came.
-    """
-
-    rows: Rows
-    returns: frozenset[str]
-    non_finite: str
-    batched: bool
-    state_shapes: dict[str, tuple[int, ...]]
-
-    @classmethod
-    def of(cls, request: StepRequest, model: ModelVersion, limits: Limits) -> "StepCall":
+    def __init__(self, request: StepRequest, model: ModelVersion, limits: Limits) -> None:
         """Check the shapes and make room. Raises InvalidRequest."""
         spec = model.spec
         inputs = steps(request.inputs, model)
-        batch, batched = len(inputs), request.inputs.ndim == 2
-        returns = returned(request.returns, DEFAULT_RETURNS, model)
+        batch = len(inputs)
+        self.batched = request.inputs.ndim == 2
+        self.returns = returned(request.returns, DEFAULT_RETURNS, model)
+        self.non_finite: str = request.non_finite
         limits.check_inputs(inputs)
-        limits.check_reply(spec, batch, batch, returns)
-        h, c = initial_state(request.h, request.c, model, batch, ROWS if batched else ROW)
-        rows = Rows(inputs, *whole_rows(batch, 1), h, c)
-        if "predictions" in returns and spec.out_features:
-            rows.predictions = np.empty((batch, spec.out_features), np.float32)
-        came = {} if request.h is None else {"h": request.h.shape}
+        limits.check_reply(spec, batch, batch, self.returns)
+        h, c = initial_state(request.h, request.c, model, batch, ROWS if self.batched else ROW)
+        self.rows = Rows(inputs, *whole_rows(batch, 1), h, c)
+        if "predictions" in self.returns and spec.out_features:
+            self.rows.predictions = np.empty((batch, spec.out_features), np.float32)
+        self.state_shapes = {} if request.h is None else {"h": request.h.shape}
         if request.c is not None:
-            came["c"] = request.c.shape
-        return cls(rows, returns, request.non_finite, batched, came)
+            self.state_shapes["c"] = request.c.shape
 
     def results(self) -> dict[str, Floats]:
         """As `Call` says. `outputs` is the top layer of the new state."""
