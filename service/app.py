@@ -20,7 +20,6 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
-from service.api.home import home_router
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
@@ -122,7 +121,6 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         sessions_router(session_handlers),
         models_router(registry),
         operations_router(sampler, partial(_unready, preload, draining)),
-        home_router(),
     ):
         app.include_router(router)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -1,4 +1,4 @@
-"""What operators and tools read: health, metrics, and the pages behind the problems' types."""
+"""What people, operators and tools read: the page, health, metrics, and the pages behind the problems' types."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
+from service.api.home import document
 from service.api.metrics import Sampler
 from service.errors import RouteNotFound
 
@@ -25,6 +26,11 @@ class Health(BaseModel):
 def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> APIRouter:
     """The routes; `unready` gives the reasons for not being ready, none if it is."""
     router = APIRouter(tags=["operations"])
+    page, headers = document()
+
+    @router.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
     @router.get("/health/live", summary="Is the process alive?")
     async def live() -> Health:
