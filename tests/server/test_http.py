@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.api.accounting import Accounting
-from service.api.application import Application, Calls
+from service.api.application import Application, Handlers
 from service.api.bodies import Bodies, BodyBudget
 from service.api.keys import Keys
 from service.api.metrics import Metrics
@@ -71,7 +71,7 @@ def connected():
     entries = []
     application = Application(
         FastAPI(),
-        calls=Calls({"/echo": echo, "/wait": wait, "/work": work}, {}, {}),
+        handlers=Handlers({"/echo": echo, "/wait": wait, "/work": work}, {}, {}),
         admissions={},
         bodies=Bodies(10**6, 5, 1000, BodyBudget(10**9)),
         keys=Keys([], []),
