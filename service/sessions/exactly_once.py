@@ -121,6 +121,7 @@ class SessionStepper:
     """A session as the `Stepper` of a stream."""
 
     def __init__(self, steps: SessionSteps, session: Session, terms: Terms) -> None:
+        self.model = session.model
         self.done = session.record.position.step  # the last that the stream has heard of
         self._steps = steps
         self._session = session

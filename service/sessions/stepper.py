@@ -77,6 +77,7 @@ def prepare(
 class Stepper(Protocol):
     """One stream's state, wherever it is kept."""
 
+    model: ModelVersion
     done: int  # the number of the last step that ran
 
     async def run(

@@ -69,14 +69,12 @@ class Ended(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Of live sessions."""
-
-    sessions: int
+    sessions: int  # live ones
     bytes: int
 
 
 class StoreError(ValueError):
-    """The store cannot be used as it is set up; the message says why, and holds no password."""
+    """The store cannot be used as it is set up; the message holds no password."""
 
 
 class SessionStore(Protocol):

@@ -33,7 +33,6 @@ class SessionTables:
         self._sessions = self._bytes = self._ended = 0  # what the totals have changed by so far
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Run calls in order; commits that come together are done together."""
         answers: list[Any] = []
         commits: dict[str, Commit] = {}
         for call in calls:

@@ -42,6 +42,10 @@ class Ragged:
         """Depth of the nesting."""
         return len(self.sizes)
 
+    @property
+    def size(self) -> int:
+        return self.values.size
+
 
 def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
     """An array if every depth is uniform, else `Ragged`.
@@ -59,7 +63,7 @@ def assemble(values: Floats, sizes: list[list[int]]) -> Floats | Ragged:
 
 def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
-    return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
+    return bool(np.count_nonzero(np.isfinite(values)) == values.size)  # `all` takes three times as long
 
 
 def narrowed(doubles: NDArray[np.float64]) -> Floats:
