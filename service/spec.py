@@ -17,7 +17,7 @@ GATES: dict[Kind, int] = {"rnn": 1, "gru": 3, "lstm": 4}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A recurrent stack and an optional linear head, by PyTorch's argument names; `models.config` checks the values."""
+    """A recurrent stack and an optional linear head, by PyTorch's argument names; `models.config` checks the sizes."""
 
     kind: Kind
     input_size: int

@@ -28,7 +28,7 @@ class SqliteStore:
     totals = Totals(0, 0)  # of the last transaction
 
     def __init__(
-        self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = 5.0
+        self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = 5
     ) -> None:
         self._path = path
         self._max_ended = max_ended
