@@ -121,10 +121,10 @@ def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> 
 
 def vectors(values: Ragged, loc: str, target: Target) -> None:
     """Check that every innermost list has `input_size` numbers. Raises InvalidRequest with the place of the first."""
-    wrong_ones = np.flatnonzero(values.sizes[-1] != target.spec.input_size)
-    if wrong_ones.size:
-        index = int(wrong_ones[0])
-        raise _wrong_width(_place(values, index, loc), int(values.sizes[-1][index]), target)
+    widths = values.sizes[-1]
+    if widths.count(target.spec.input_size) != len(widths):
+        index = next(index for index, width in enumerate(widths) if width != target.spec.input_size)
+        raise _wrong_width(_place(values, index, loc), widths[index], target)
 
 
 def refuse_cell_state(value: Any, loc: str, target: Target) -> None:
@@ -194,12 +194,12 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, target: Target, *, batch_fi
         raise wrong("inputs is ragged, which needs batch_first true", "inputs")
     if inputs.ndim == 3 and lengths is not None:
         raise wrong("lengths is for padded inputs; ragged ones have their own", "lengths")
-    if inputs.ndim == 3 and not inputs.sizes[1].all():
-        row = int(np.flatnonzero(inputs.sizes[1] == 0)[0])
+    if inputs.ndim == 3 and 0 in inputs.sizes[1]:
+        row = inputs.sizes[1].index(0)
         raise wrong(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
     vectors(inputs, "inputs", target)
     # Vectors of one size in two axes would have been an array: what is left is rows of unequal length.
-    counts = inputs.sizes[1]
+    counts = np.array(inputs.sizes[1], np.int64)
     steps = inputs.values.reshape(-1, target.spec.input_size)
     return Sequences(steps, np.cumsum(counts) - counts, counts, None, batched=True)
 
