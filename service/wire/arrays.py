@@ -37,7 +37,6 @@ class Ragged:
 
     @property
     def ndim(self) -> int:
-        """Depth of the nesting."""
         return len(self.sizes)
 
 

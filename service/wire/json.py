@@ -21,9 +21,6 @@ _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 SLICE_VALUES = 32 * 1024
 """Most numbers that `slices` prints at a time: less than a millisecond's work."""
 
-SLICE_BYTES = 64 * 1024
-"""Less than this waits for what follows."""
-
 MAX_NAMES = 32
 """Strings in a list of names: no field of the contract has as many."""
 
@@ -106,43 +103,28 @@ def encode(fields: Document) -> bytes:
 
 def slices(fields: Document) -> Iterator[bytes]:
     """What `encode` gives, byte for byte, in pieces between which the caller may do something else."""
-    waiting: list[bytes | memoryview] = []
-    size = 0
-    for part in _parts(fields):
-        waiting.append(part)
-        size += len(part)
-        if size >= SLICE_BYTES:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    yield b"".join(waiting)
-
-
-def _parts(fields: Document) -> Iterator[bytes | memoryview]:
-    yield b"{"
-    for index, (name, value) in enumerate(fields.items()):
-        yield (b"," if index else b"") + orjson.dumps(name) + b":"
-        if _count(value) <= SLICE_VALUES:
-            yield orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    before = b"{"
+    for name, value in fields.items():
+        before += orjson.dumps(name) + b":"
+        if _count(value) > SLICE_VALUES:
+            yield from _items(value, before + b"[", b"]")
         else:
-            yield b"["
-            yield from _items(value)
-            yield b"]"
-    yield b"}"
+            yield before + orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        before = b","
+    yield b"}" if fields else b"{}"
 
 
-def _items(value: Any) -> Iterator[bytes | memoryview]:
-    """The items of an array, or of a list of arrays, cut in halves until few numbers are left."""
+def _items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
+    """The items of an array, or of a list of arrays, in pieces: it is cut in halves until few numbers are left."""
     half = len(value) // 2
     if _count(value) <= SLICE_VALUES:
-        yield memoryview(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))[1:-1]
+        text = memoryview(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+        yield b"".join((before, text[1:-1], after))
     elif half:
-        yield from _items(value[:half])
-        yield b","
-        yield from _items(value[half:])
+        yield from _items(value[:half], before, b",")
+        yield from _items(value[half:], b"", after)
     else:
-        yield b"["
-        yield from _items(value[0])
-        yield b"]"
+        yield from _items(value[0], before + b"[", b"]" + after)
 
 
 def _count(value: Any) -> int:

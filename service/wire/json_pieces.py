@@ -52,25 +52,25 @@ def decode(body: bytes) -> Iterator[Document | None]:
 def _decode(body: bytes) -> Iterator[Document | None]:
     found = _long_lists(body)
     texts, end = [], 0
-    for _, (begin, stop) in found:
+    for _, begin, following in found:
         texts += [body[end:begin], b"[]"]
-        end = stop
+        end = following
     fields = dict(json.decode(b"".join((*texts, body[end:]))))
-    for name, place in found:
+    for name, begin, end in found:
         # A name that stands twice was refused, and so were objects within: this is the list that was cut out.
         empty = fields.get(name)
         if not isinstance(empty, np.ndarray) or empty.size:
             raise Suspicious
-        fields[name] = yield from _list(body, *place)
+        fields[name] = yield from _list(body, begin, end)
     yield fields
 
 
-def _long_lists(body: bytes) -> list[tuple[str, tuple[int, int]]]:
+def _long_lists(body: bytes) -> list[tuple[str, int, int]]:
     """Lists that follow a name, with the name, up to the last bracket before the next string. Raises Suspicious.
 
     In valid JSON that has no backslash in its strings, quotes are beginnings and ends of strings by turns.
     """
-    found: list[tuple[str, tuple[int, int]]] = []
+    found: list[tuple[str, int, int]] = []
     quote = body.find(b'"')
     for _ in range(4 * MAX_FIELDS):
         if quote < 0:
@@ -84,7 +84,7 @@ def _long_lists(body: bytes) -> list[tuple[str, tuple[int, int]]]:
             colon = _AS_A_FIELD.match(body, closing + 1)
             end = body.rfind(b"]", closing, stop) + 1
             if colon and end:
-                found.append((name.decode("ascii", "replace"), (colon.end(), end)))
+                found.append((name.decode("ascii", "replace"), colon.end(), end))
         quote = following
     raise Suspicious
 

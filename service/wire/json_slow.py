@@ -88,7 +88,7 @@ def _verdict(body: bytes) -> ServiceError:
     except (ValueError, RuntimeError) as error:
         if "NUMBER_ERROR" not in str(error) and b"NaN" not in body and b"Infinity" not in body:
             return MalformedBody(f"not JSON: {error}; {advice}")
-    message = f"the body holds something that is no 32-bit number where numbers belong, or a name twice; {advice}"
+    message = f"the body holds an empty list, no 32-bit number where numbers belong, or a name twice; {advice}"
     return InvalidRequest([FieldError((), message)])
 
 

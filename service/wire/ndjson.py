@@ -59,19 +59,15 @@ def _unwrapped(line: bytes) -> tuple[bytes, int | None]:
         if not (text.startswith(b"[") and text.endswith(b"]")):
             raise Suspicious
         return text, None
-    step = before[1] or after[1]
     if before[1] and after[1]:
         raise Suspicious
+    step = before[1] or after[1]
     return line[before.end() : end], None if step is None else int(step)
 
 
 def _texts(values: Floats) -> list[bytes]:
     """Each of k arrays as JSON text."""
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
     if len(values) == 1:
-        return [_printed(values[0])]
-    rows = _printed(values)[2:-2].split(b"],[")
-    return [b"[%b]" % row for row in rows]
-
-
-def _printed(values: Floats) -> bytes:
-    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+        return [text[1:-1]]
+    return [b"[%b]" % row for row in text[2:-2].split(b"],[")]
