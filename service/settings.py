@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: Port = Field(8000, description="Port to listen on; 0 picks a free one.")
 
-    workers: PositiveInt = Field(1, description="Processes that share the port; the cores are shared out among them.")
+    workers: PositiveInt = Field(1, description="Processes that share the port, and the cores.")
 
     models: Path = Field(Path("models"), description="The model repository: one folder per model.")
     default_model: str | None = Field(None, description="Model of requests that name none.")
@@ -39,17 +39,17 @@ class Settings(BaseSettings):
     max_queued_requests: PositiveInt = Field(
         128, description="Forwards under way at once, more get 503; of one client three quarters, more get 429."
     )
-    max_underway_bytes: PositiveInt = Field(64 * MIB, description="Their bodies, more get 503; one is always taken.")
-    max_queued_bytes: PositiveInt = Field(512 * MIB, description="Their arrays that wait for compute.")
+    max_underway_bytes: PositiveInt = Field(64 * MIB, description="Bodies that have come; at the bound reading pauses.")
+    max_queued_bytes: PositiveInt = Field(512 * MIB, description="Arrays that wait for compute; more get 503.")
 
     header_timeout_seconds: PositiveFloat = Field(10, description="Time for a request's headers to arrive.")
-    body_timeout_seconds: PositiveFloat = Field(10, description="Grace before min_bytes_per_second counts.")
+    body_timeout_seconds: PositiveFloat = Field(10, description="Time for a body before min_bytes_per_second counts.")
     min_bytes_per_second: PositiveInt = Field(1024, description="Slowest body, and slowest reader of a reply.")
     stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between the lines of a stream.")
     max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")
-    heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and to answer one.")
+    heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and time to answer one.")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins of other hosts' pages that may open WebSockets, as https://example.org; * for all."
+        (), description="Other origins whose pages may open WebSockets, as https://example.org; * for all."
     )
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
     shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
@@ -57,11 +57,11 @@ class Settings(BaseSettings):
     session_store: str = Field(
         "memory://",
         pattern=r"^(memory://|sqlite:///.+|valkeys?://.+|rediss?://.+)$",
-        description="Where sessions live: memory://, sqlite:///path, or valkey://host:port/0.",
+        description="Where sessions are kept: memory://, sqlite:///path, or valkey://host:port/0.",
         repr=False,  # it may hold a password
     )
     sqlite_synchronous: Literal["normal", "full"] = Field(
-        "normal", description="normal survives kill -9; full survives a power cut, too."
+        "normal", description="normal survives kill -9; full also survives a power cut."
     )
     session_ttl_seconds: Ttl = Field(3600, description="Life of a session since its last step.")
     max_session_ttl_seconds: Ttl = Field(604_800, description="The longest life that a client may ask for.")
@@ -75,9 +75,9 @@ class Settings(BaseSettings):
     ended_sessions: PositiveInt = Field(100_000, description="Ended sessions that are remembered, for a day at most.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens; none: open to all.")
-    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Tokens for reload and unload.")
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens for admin calls.")
 
-    request_log: bool = Field(True, description="One log line a request.")
+    request_log: bool = Field(True, description="One log line for each request.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else json."
     )

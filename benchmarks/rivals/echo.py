@@ -1,24 +1,22 @@
 """The floor of the web layer: bare ASGI under uvicorn that reads the whole body and writes a reply prepared beforehand.
 
-`/<file>` is answered with that file of `--replies`, which holds the right answer. Run as
-`python -m benchmarks.rivals.echo --replies DIR --port P`.
+`/<file>` is answered with that file of REPLIES, which holds the right answer. Run as
+`python -m benchmarks.rivals.echo REPLIES PORT`.
 """
 
-import argparse
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-CONTENT_TYPES = {".json": b"application/json", ".safetensors": b"application/vnd.safetensors"}
-
 
 class Echo:
     """Answers by path with bytes that were there before the request came."""
 
     def __init__(self, replies: Path) -> None:
-        self._replies = {f"/{file.name}": (CONTENT_TYPES[file.suffix], file.read_bytes()) for file in replies.iterdir()}
+        self._replies = {f"/{file.name}": file.read_bytes() for file in replies.iterdir()}
 
     async def __call__(
         self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -30,29 +28,12 @@ class Echo:
             parts.append(message["body"])
             message = await receive()
         b"".join([*parts, message["body"]])
-        content_type, body = self._replies.get(scope["path"], (b"text/plain", b"ready"))
-        headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        body = self._replies.get(scope["path"], b"ready")
+        headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replies", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    arguments = parser.parse_args()
-    uvicorn.run(
-        Echo(arguments.replies),
-        host="127.0.0.1",
-        port=arguments.port,
-        loop="uvloop",
-        http="httptools",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-    )
-
-
 if __name__ == "__main__":
-    main()
+    options = {"loop": "uvloop", "http": "httptools", "lifespan": "off", "access_log": False, "server_header": False}
+    uvicorn.run(Echo(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", **options)

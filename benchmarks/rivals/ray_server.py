@@ -1,14 +1,12 @@
-"""Ray Serve: one replica, JSON read and written in it; `--batch` joins up to 16 requests that wait within 2 ms.
+"""Ray Serve: one replica, JSON read and written in it; /batch joins up to 16 requests that wait within 2 ms.
 
 Replies are Starlette's, printed by pydantic: a plain object would go through FastAPI's encoder, which takes many times
-as long for nested lists.
-
-Run as `python -m benchmarks.rivals.ray_server --models DIR --port P [--batch]`; RAY_SERVE_ENABLE_HA_PROXY=1 puts
-HAProxy in the place of Ray's own HTTP proxy.
+as long for nested lists. Run as `python -m benchmarks.rivals.ray_server MODELS PORT`, with
+RAY_SERVE_ENABLE_HA_PROXY=1 for HAProxy in the place of Ray's own, slower HTTP proxy.
 """
 
-import argparse
 import signal
+import sys
 from pathlib import Path
 
 import ray
@@ -17,11 +15,9 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.modules import Models, Reply
-from benchmarks.modules import Request as Body
+from benchmarks.rivals.modules import BATCH_WAIT_SECONDS, MAX_BATCH_SIZE, Models, Reply
+from benchmarks.rivals.modules import Request as Body
 
-MAX_BATCH_SIZE = 16
-BATCH_WAIT_SECONDS = 0.002
 # The default of 5 would let requests wait in the proxy; the documentation says to raise it for replicas that batch.
 MAX_ONGOING_REQUESTS = 256
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -29,16 +25,14 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=MAX_ONGOING_REQUESTS)
 class Rnn:
-    """Both calls on every path."""
+    """Sequences and steps on every path."""
 
-    def __init__(self, models: Path, batch: bool) -> None:
+    def __init__(self, models: Path) -> None:
         self._models = Models(models)
-        self._batch = batch
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one HTTP request."""
         body: Body = from_json(await request.body())
-        reply = await self._together(body) if self._batch else self._models.answer(body)
+        reply = await self._together(body) if request.url.path == "/batch" else self._models.answer(body)
         return Response(to_json(reply), media_type="application/json")
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
@@ -46,30 +40,12 @@ class Rnn:
         return self._models.answer_together(bodies)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--batch", action="store_true")
-    arguments = parser.parse_args()
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
-    serve.start(
-        http_options={"host": "127.0.0.1", "port": arguments.port},
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
-    serve.run(
-        Rnn.bind(arguments.models, arguments.batch), route_prefix="/", logging_config={"enable_access_log": False}
-    )
+if __name__ == "__main__":
+    more = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **more)
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])}, logging_config=quiet)
+    serve.run(Rnn.bind(Path(sys.argv[1])), route_prefix="/", logging_config=quiet)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()
-
-
-if __name__ == "__main__":
-    main()

@@ -247,13 +247,13 @@ class Application:
         return request.path if socket else "other"
 
     async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
-        raise RouteNotFound(f"no WebSocket lives at {request.path:.80}; there is {', '.join(self._sockets)}")
+        raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self._sockets)}")
 
     def _not_routed(self, request: Request, error: HTTPException) -> ServiceError:
         if error.status_code == 405:
             allowed = self._allowed(request.path)
             return MethodNotAllowed(f"{request.path:.80} takes {allowed}, not {request.method:.20}", allowed)
-        return RouteNotFound(f"nothing lives at {request.path:.80}; /docs lists what there is")
+        return RouteNotFound(f"there is nothing at {request.path:.80}; /docs lists all calls")
 
     def _allowed(self, path: str) -> str:
         """The methods of all routes at a path; Starlette names those of the first alone."""

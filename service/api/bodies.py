@@ -172,10 +172,10 @@ class Bodies:
                         deadline.reschedule(begun + self.grace_seconds + allowed)
         except TimeoutError:
             if self.draining.started:
-                message = "the service is shutting down and waits for no more of this body"
+                message = "the service is shutting down and does not wait for the rest of this body"
                 raise ServiceDraining(message) from None
             if waiting or incoming.complete:
-                raise ServiceFull("bodies of other requests fill the memory; try again in a second") from None
+                raise ServiceFull("the limit for all bodies together is reached; try again in a second") from None
             rate = f"{self.grace_seconds:g} s and {self.min_bytes_per_second:g} bytes/s"
             message = f"the body came more slowly than {rate}; {request.received_bytes} bytes had arrived"
             raise BodyTimeout(message) from None

@@ -74,7 +74,8 @@ async def run_call(
     values = request.steps * model.spec.output_size if "outputs" in fields or "predictions" in fields else 0
     body = await documents.encode(request, fields, kind, values + request.rows * model.spec.state_values)
     # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
-    if kind == JSON and call.non_finite == "error" and (len(body) > SHORT_BYTES or b"null" in body):
+    is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
+    if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
         call.refuse_non_finite()
     return Reply(200, kind.encode(), body)
 

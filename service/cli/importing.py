@@ -42,10 +42,14 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     """
     # torch takes seconds to import
     from service.cli.verify import verify  # noqa: PLC0415
+    from service.models.folder import NAME, VERSION  # noqa: PLC0415
     from service.models.importing.staging import staged  # noqa: PLC0415
 
     root = read_settings({"models": models}).models
-    _check_names(name, version)
+    if not NAME.fullmatch(name):
+        fail(f"--name: expected {NAME.pattern}, and got {name!r:.120}", USAGE)
+    if version is not None and not VERSION.fullmatch(version):
+        fail(f"--version: expected a whole number without leading zeros, and got {version!r:.120}", USAGE)
     stdout = console()
     try:
         found = _find(checkpoint, layer, nonlinearity, head)
@@ -63,15 +67,6 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
         fail(f"{checkpoint.name}: the file asks for more memory than there is", FAILED)
     stdout.print(Text(f"verified: {verdict}"), style="green", soft_wrap=True)
     stdout.print(Text(f"imported: {folder}"), soft_wrap=True)
-
-
-def _check_names(name: str, version: str | None) -> None:
-    from service.models.folder import NAME, VERSION  # noqa: PLC0415  # torch takes seconds to import
-
-    if not NAME.fullmatch(name):
-        fail(f"--name: expected {NAME.pattern}, and got {name!r:.120}", USAGE)
-    if version is not None and not VERSION.fullmatch(version):
-        fail(f"--version: expected a whole number without leading zeros, and got {version!r:.120}", USAGE)
 
 
 def _find(path: Path, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None) -> "CheckpointModel":
@@ -100,13 +95,12 @@ def _show(stdout: Console, checkpoint: Path, found: "CheckpointModel") -> None:
         source = terminal_text(found.sources.get(array, "(zeros)"), 120)
         table.add_row(array, Text(source), str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
     if len(found.arrays) > MAX_LISTED:
-        table.add_row(f"and {len(found.arrays) - MAX_LISTED} more", "", "", "")
+        table.add_row(f"and {len(found.arrays) - MAX_LISTED} more")
     stdout.print(table)
     if found.ignored:
-        listed = [terminal_text(entry, 200) for entry in found.ignored[:MAX_LISTED]]
-        if len(found.ignored) > MAX_LISTED:
-            listed.append(f"and {len(found.ignored) - MAX_LISTED} more")
-        stdout.print(Text(f"ignored: {'; '.join(listed)}"), soft_wrap=True)
+        more = [f"and {len(found.ignored) - MAX_LISTED} more"] if len(found.ignored) > MAX_LISTED else []
+        entries = [terminal_text(entry, 200) for entry in found.ignored[:MAX_LISTED]]
+        stdout.print(Text(f"ignored: {'; '.join(entries + more)}"), soft_wrap=True)
     for note in found.notes:
         stdout.print(Text(f"note: {terminal_text(note)}"), style="yellow", soft_wrap=True)
 

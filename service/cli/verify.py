@@ -1,12 +1,12 @@
 """Compares what a model folder computes, run as the service runs it, with the checkpoint's own layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from service.engine.interface import Engine, Rows
+from service.engine.interface import Engine, Floats, Rows
 from service.engine.load import EngineFactory
 from service.errors import ModelFailed
 from service.models.folder import read_folder
@@ -37,8 +37,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """False for NaN, too."""
-        return self.error <= self.allowed
+        return self.error <= self.allowed  # not for NaN
 
     def __str__(self) -> str:
         measured = f"{self.error:.1e} (allowed {self.allowed:.1e}, largest value {self.largest:.3g})"
@@ -52,8 +51,14 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     Returns the verdict on the sequence that failed or, if none did, on the one with the largest error. Raises
     ModelFailed if the folder cannot be served, CheckpointRefused if the checkpoint's layer cannot run.
     """
-    engine = _load(root, name, model.spec)
-    sequences = _random_sequences(model.spec)
+    spec, folder = model.spec, read_folder(root, name)
+    failure = folder.failure or folder.versions[0].failure
+    if failure or folder.config is None or folder.config.spec() != spec:
+        raise ModelFailed(failure or f"config.json does not read as {spec}")
+    # On the CPU, so that an import needs no GPU and disturbs none.
+    factory = EngineFactory.configure("cpu", threads=1)
+    engine = factory.load(spec, read_weights(folder.versions[0].weights, spec).arrays)
+    sequences = _random_sequences(spec)
     exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
     verdicts = []
     for served, true, near in zip(_run(engine, sequences), exact, rounded, strict=True):
@@ -63,49 +68,35 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error))
 
 
-def _load(root: Path, name: str, spec: ModelSpec) -> Engine:
-    folder = read_folder(root, name)
-    failure = folder.failure or folder.versions[0].failure
-    if failure or folder.config is None or folder.config.spec() != spec:
-        raise ModelFailed(failure or f"config.json does not read as {spec}")
-    # On the CPU, so that an import needs no GPU and disturbs none.
-    return EngineFactory.configure("cpu", threads=1).load(spec, read_weights(folder.versions[0].weights, spec).arrays)
-
-
-def _random_sequences(spec: ModelSpec) -> list[Arrays]:
+def _random_sequences(spec: ModelSpec) -> list[dict[str, Floats]]:
+    """Sequences x (T, I), h (L·D, P), c (L·D, H) of numbers that a 32-bit float holds: both sides read the same."""
     random = np.random.default_rng(0)
-    sequences: list[Arrays] = []
-    for length in LENGTHS:
-        shapes = {"x": (length, spec.input_size), "h": (spec.states, spec.state_size)}
-        if spec.has_cell_state:
-            shapes["c"] = (spec.states, spec.hidden_size)
-        # Numbers that a 32-bit float holds, so that both sides read the same.
-        sequences.append({name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
-    return sequences
+    state_shapes = {"h": (spec.states, spec.state_size), "c": (spec.states, spec.hidden_size)}
+    if not spec.has_cell_state:
+        del state_shapes["c"]
+    return [
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        for shapes in ({"x": (length, spec.input_size), **state_shapes} for length in LENGTHS)
+    ]
 
 
-def _run(engine: Engine, sequences: Sequence[Arrays]) -> list[Arrays]:
-    batches = [_rows(engine.spec, sequence) for sequence in sequences]
-    engine.run(batches)
-    results: list[Arrays] = []
-    for rows in batches:
-        states = {"h": rows.h[:, 0], "c": None if rows.c is None else rows.c[:, 0]}
-        named = {"outputs": rows.outputs, "predictions": rows.predictions, **states}
-        results.append({name: array for name, array in named.items() if array is not None})
+def _run(engine: Engine, sequences: Sequence[Mapping[str, Floats]]) -> list[dict[str, Floats]]:
+    spec = engine.spec
+    batches: list[Rows] = []
+    results: list[dict[str, Floats]] = []
+    for sequence in sequences:
+        steps = len(sequence["x"])
+        result = {name: array.copy() for name, array in sequence.items() if name != "x"}
+        states = {name: array[:, None] for name, array in result.items()}
+        result["outputs"] = np.zeros((steps, spec.output_size), np.float32)
+        if spec.out_features:
+            result["predictions"] = np.zeros((steps, spec.out_features), np.float32)
+        rows = Rows(sequence["x"], np.zeros(1, np.int64), np.array([steps]), **states)
+        rows.outputs, rows.predictions = result["outputs"], result.get("predictions")
+        batches.append(rows)
+        results.append(result)
+    engine.run(batches)  # writes states, outputs and predictions in place
     return results
-
-
-def _rows(spec: ModelSpec, sequence: Arrays) -> Rows:
-    x, h, *c = (sequence[name].astype(np.float32) for name in ("x", "h", "c") if name in sequence)
-    return Rows(
-        inputs=x,
-        starts=np.zeros(1, np.int64),
-        lengths=np.array([len(x)], np.int64),
-        h=h[:, None],
-        c=c[0][:, None] if c else None,
-        outputs=np.zeros((len(x), spec.output_size), np.float32),
-        predictions=np.zeros((len(x), spec.out_features), np.float32) if spec.out_features else None,
-    )
 
 
 def _largest(arrays: Arrays) -> float:

@@ -1,9 +1,8 @@
 """What an engine is: something that runs rows of unequal length through one model's weights.
 
-Rows, not requests, are the unit of work. A `Rows` describes many sequences over flat buffers, so that a padded batch,
-a ragged batch, a slice in time of either, and a batch of single steps are the same thing to an engine and need no
-copy. State is updated in place: running the first half of a row's steps and then the second half with the same
-`Rows.h` is running the whole row.
+`Rows` are sequences over flat buffers, so that a padded batch, a ragged batch, a slice in time of either, and a batch
+of single steps need no copy. State is updated in place: running the first half of a row's steps and then the second
+half with the same `Rows.h` is running the whole row.
 """
 
 from abc import ABC, abstractmethod
@@ -51,24 +50,17 @@ class Rows:
 class Engine(ABC):
     """One model's weights on one device.
 
-    An engine may be called from several threads at once and keeps no state between calls; what it is given was
-    validated above it. Subclasses hold the weights in whatever layout their kernels want.
+    It may be called from several threads at once, keeps no state between calls, and trusts what it is given.
     """
 
     name: str
     spec: ModelSpec
-    nbytes: int
-    """Bytes of memory that the loaded weights take."""
-    step_seconds: float
-    """Time that one time step of the longest row takes at least, however small the model; measured per engine."""
-    flops_per_second: float
-    """Rate of the arithmetic on one thread, where it is more than that; measured per engine."""
-    call_seconds: float = 0.0
-    """Time that a call takes at least, whatever it has to do; infinite if it must not run on the event loop."""
-    turn_seconds: float = 2e-3
-    """What a turn of the scheduler is cut to: the longest that a short job waits for one that is under way."""
-    turn_rows: int = 512
-    """Most rows in a turn: everybody in it waits for its end."""
+    nbytes: int  # of the loaded weights in memory
+    step_seconds: float  # least time of one step of the longest row, however small the model; measured per engine
+    flops_per_second: float  # rate of the arithmetic on one thread, where it takes more than that; measured per engine
+    call_seconds: float = 0.0  # least time of a call; infinite if it must not run on the event loop
+    turn_seconds: float = 2e-3  # what a scheduler's turn is cut to: the longest that a short job waits for another's
+    turn_rows: int = 512  # most rows in a turn: everybody in it waits for its end
 
     def estimate(self, rows: Rows) -> float:
         """Seconds that rows will take on one thread, roughly and rather too many."""
@@ -79,7 +71,4 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch together; results are written into the batches' own arrays.
-
-        A row's result does not depend on the rows beside it (DESIGN's law 3).
-        """
+        """Run every row of every batch together; results are written into the batches' own arrays."""

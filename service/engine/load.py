@@ -22,8 +22,7 @@ EngineChoice = Literal["auto", "native", "torch"]
 class EngineFactory:
     """Makes engines for one device. `workers` threads may call them at once, and the native engine uses as many itself.
 
-    auto is the native engine on a CPU, and torch where the native one cannot be used: on a GPU, or on a processor that
-    LLVM cannot generate code for.
+    auto is the native engine, or torch on a GPU and on a processor that LLVM cannot generate code for.
     """
 
     device: torch.device
@@ -34,8 +33,8 @@ class EngineFactory:
     def configure(cls, device: str, threads: int, choice: EngineChoice = "auto", processes: int = 1) -> "EngineFactory":
         """Choose the device and set torch's own threads, for the whole process.
 
-        device is `auto`, `cpu` or `cuda:N`; threads is the number of compute threads, 0 for one per available core (and
-        one alone on a GPU, which does one thing at a time); processes share the cores.
+        device is `auto`, `cpu` or `cuda:N`; threads is the number of compute threads, 0 for one per available core or
+        one on a GPU; processes share the cores.
 
         Raises ValueError for a device that is not there, or for the native engine on a GPU.
         """
@@ -52,7 +51,6 @@ class EngineFactory:
         return cls(chosen, workers, choice)
 
     def load(self, spec: ModelSpec, weights: Mapping[str, Floats]) -> Engine:
-        """An engine that is ready to run."""
         if self.device.type == "cpu" and self.choice != "torch":
             try:
                 return NativeEngine(spec, weights, threads=self.workers)
@@ -69,18 +67,13 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     Source: sched_getaffinity, and `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` (v1).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return max(1, min(cores, ceil(quota))) if quota else cores
-
-
-def _quota(cgroup: Path) -> float | None:
-    """Cores that the cgroup's CPU bandwidth amounts to; None without a limit."""
     try:
         if (cgroup / "cpu.max").exists():
             limit, period = (cgroup / "cpu.max").read_text().split()
         else:
             limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
-        return int(limit) / int(period) if limit.strip() != "max" and int(limit) > 0 else None
-    except (OSError, ValueError):
-        return None
+        quota = ceil(int(limit) / int(period))
+    except (OSError, ValueError):  # no cgroup, or no limit: "max"
+        return cores
+    return min(cores, quota) if quota > 0 else cores  # -1: no limit

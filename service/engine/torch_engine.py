@@ -20,9 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from service.engine.interface import Engine, Floats, Integers, Rows
 from service.spec import GATES, ModelSpec
 
-CALL_BYTES = 64 * 2**20
-"""What the steps of one call may take."""
-
+CALL_BYTES = 64 * 2**20  # what the steps of one call may take
 _MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
 
@@ -71,11 +69,7 @@ class TorchEngine(Engine):
         self._module.load_state_dict(tensors)
         self._module.to(device).requires_grad_(requires_grad=False)
         self._module.flatten_parameters()  # cuDNN wants the weights in one piece, else each call copies them
-        self._head: torch.nn.Linear | None = None
-        if spec.out_features is not None:
-            self._head = torch.nn.Linear(spec.output_size, spec.out_features).eval()
-            self._head.load_state_dict(head)
-            self._head.to(device).requires_grad_(requires_grad=False)
+        self._head = {name: tensor.to(device) for name, tensor in head.items()}
         self.nbytes = sum(array.nbytes for array in weights.values())
         if device.type == "cuda":
             self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop
@@ -105,7 +99,9 @@ class TorchEngine(Engine):
         pieces = torch.from_numpy(sent).to(self._device).split(sizes)
         x, *h = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
         outputs, final = self._forward(x, h, packing)
-        results = self._asked_for(outputs, batches)
+        results = {"outputs": outputs} if any(rows.outputs is not None for rows in batches) else {}
+        if self._head and any(rows.predictions is not None for rows in batches):
+            results["predictions"] = torch.nn.functional.linear(outputs, **self._head)
         tensors = [*results.values(), *final]
         received = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
         arrays = _split(received, [tuple(tensor.shape) for tensor in tensors])
@@ -128,15 +124,6 @@ class TorchEngine(Engine):
             sequence = PackedSequence(inputs, torch.from_numpy(packing.active))
             (outputs, *_), final = self._module(sequence, initial)
         return outputs, final if self.spec.has_cell_state else (final,)
-
-    def _asked_for(self, outputs: torch.Tensor, batches: Sequence[Rows]) -> dict[str, torch.Tensor]:
-        """What a row asks for, by the name of its place in `Rows`."""
-        results = {}
-        if any(rows.outputs is not None for rows in batches):
-            results["outputs"] = outputs
-        if self._head is not None and any(rows.predictions is not None for rows in batches):
-            results["predictions"] = self._head(outputs)
-        return results
 
 
 class Packing:
@@ -166,7 +153,7 @@ class Packing:
         self._own = [slice(first, last) for first, last in pairwise(np.concatenate([[0], ends])[counts].tolist())]
 
     def steps(self) -> Iterator[tuple[Rows, Integers]]:
-        """Each batch, and where the steps of its rows are in its arrays."""
+        """Each batch, and the places of its rows' steps in its arrays."""
         return ((rows, self._steps[own]) for rows, own in zip(self.batches, self._own, strict=True))
 
     def deliver(self, values: Floats, name: str) -> None:
@@ -177,7 +164,6 @@ class Packing:
                 target[steps] = values[own]
 
     def deliver_states(self, states: Floats, name: str) -> None:
-        """Write the states (L·D, ·, ·) of all rows to their batches."""
         for rows, own in zip(self.batches, self._rows, strict=True):
             getattr(rows, name)[...] = states[:, own]
 
@@ -190,34 +176,21 @@ def bytes_per_step(spec: ModelSpec) -> int:
 
 
 def _groups(batches: Sequence[Rows], most_steps: int) -> Iterator[list[Rows]]:
-    """All rows that have steps, in groups of at most most_steps steps, or of one row."""
-    if sum(rows.steps for rows in batches) <= most_steps:
-        yield list(batches)
-        return
+    """All rows in groups of at most most_steps steps, or of one row."""
     group: list[Rows] = []
     steps = 0
     for rows in batches:
         first = 0
-        while first < len(rows.lengths):
-            ends = np.cumsum(rows.lengths[first:])
-            fitting = int(np.searchsorted(ends, most_steps - steps, side="right"))
-            if not fitting and not steps:
-                fitting = 1
-            if fitting:
-                last = first + fitting
-                group.append(_rows_between(rows, first, last))
-                steps += int(ends[fitting - 1])
-                first = last
-            if first < len(rows.lengths):
-                if steps:
-                    yield group
-                group, steps = [], 0
-    if steps:
-        yield group
+        for row, length in enumerate(rows.lengths.tolist()):
+            if steps and steps + length > most_steps:
+                yield [*group, _rows_between(rows, first, row)]
+                group, steps, first = [], 0, row
+            steps += length
+        group.append(_rows_between(rows, first, len(rows.lengths)))
+    yield group
 
 
 def _rows_between(rows: Rows, first: int, last: int) -> Rows:
-    """Some of the rows, over the same arrays."""
     which = slice(first, last)
     c = None if rows.c is None else rows.c[:, which]
     return replace(rows, starts=rows.starts[which], lengths=rows.lengths[which], h=rows.h[:, which], c=c)

@@ -1,7 +1,7 @@
 """The model repository: `<root>/<name>/config.json` and `<root>/<name>/<version>/model.safetensors`.
 
 A folder that is not a model is listed with the reason, so that one broken model never keeps the others from serving.
-Names and versions of requests are looked up among the folders listed here; no path is ever built from a request.
+No path is ever built from a request.
 """
 
 import re
@@ -81,9 +81,9 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_version(folder: Path, config: ModelConfig) -> VersionFolder:
-    weights = folder / FILE
+    failure = None
     try:
-        verify_header(weights, config.spec())
+        verify_header(folder / FILE, config.spec())
     except ModelFailed as error:
-        return VersionFolder(folder.name, weights, failure=str(error))
-    return VersionFolder(folder.name, weights)
+        failure = str(error)
+    return VersionFolder(folder.name, folder / FILE, failure)

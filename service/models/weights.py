@@ -1,6 +1,6 @@
 """`model.safetensors` of a model version: checked by its header alone, and read into float32 arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -68,10 +68,10 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 def _verify(file: safe_open, spec: ModelSpec) -> None:
     expected, found = spec.weight_shapes(), set(file.keys())
-    if missing := expected.keys() - found:
-        raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
-    if unknown := found - expected.keys():
-        raise ModelFailed(f"{FILE} has {_listed(unknown)}, which config.json does not call for")
+    if missing := sorted(expected.keys() - found):
+        raise ModelFailed(f"{FILE} lacks {listed(missing, 4)}, which config.json calls for")
+    if unknown := sorted(found - expected.keys()):
+        raise ModelFailed(f"{FILE} has {listed(unknown, 4)}, which config.json does not call for")
     for name, shape in expected.items():
         entry = file.get_slice(name)
         if tuple(entry.get_shape()) != shape:
@@ -80,6 +80,6 @@ def _verify(file: safe_open, spec: ModelSpec) -> None:
             raise ModelFailed(f"{name} is {entry.get_dtype()}; expected F32, or one of {', '.join(_CONVERTED)}")
 
 
-def _listed(names: set[str]) -> str:
-    first = ", ".join(sorted(names)[:4])
-    return first if len(names) <= 4 else f"{first} and {len(names) - 4} more"
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

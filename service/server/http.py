@@ -16,13 +16,13 @@ from typing import Any
 
 import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
 from service.server.flow import PipelineFlow, ReaderWatch
-from service.server.upgrades import handshake_fault, head_with_framing
+from service.server.heads import KnownHead, handshake_fault, head_with_framing, is_plain, reply_head
 
 DIRECT_BYTES = 64 * 1024
 """Largest body of a request that is answered directly."""
@@ -45,11 +45,11 @@ class HttpConnection(HttpToolsProtocol):
     of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
     """
 
+    config: Any
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._application: Application = config.loaded_app
-        self._header_seconds: float = config.header_seconds
-        self._min_bytes_per_second: float = config.min_bytes_per_second
         self._head_timer: asyncio.TimerHandle | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
         self._in_head = False
@@ -64,12 +64,14 @@ class HttpConnection(HttpToolsProtocol):
         self._ignores_upgrade = False
         self._refusal = ""
         self._replays_head = False
+        self._known_head: KnownHead | None = None
+        self._whole = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = PipelineFlow(transport, self.pipeline)
         stalled = partial(self._drop, "reader_too_slow")
-        self._watch = ReaderWatch(transport, self.loop, self._min_bytes_per_second, stalled)
+        self._watch = ReaderWatch(transport, self.loop, self.config.min_bytes_per_second, stalled)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -87,6 +89,11 @@ class HttpConnection(HttpToolsProtocol):
             self._rest_timer = None
         self._received_bytes += len(data)
         self._turn_ends = monotonic() + TURN_SECONDS
+        is_idle = self._body is None and not self._in_head and self._is_ready()
+        if is_idle and self._known_head and (body := self._known_head.body(data)) is not None:
+            self._answer(body)
+            return
+        self._whole = data if is_idle else b""
         if not self._parse(data):
             return
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
@@ -154,6 +161,8 @@ class HttpConnection(HttpToolsProtocol):
             return  # the parser takes what follows for another protocol: see `_upgrade`
         self._in_body = False
         if self._body is not None:
+            # The head of a request that came whole, in a read of its own, may come again.
+            self._known_head = KnownHead.of(self._whole, len(self._body)) if self._whole else None
             self._answer(self._body)
             return
         super().on_message_complete()
@@ -163,7 +172,6 @@ class HttpConnection(HttpToolsProtocol):
             self._await_next()
 
     def on_response_complete(self) -> None:
-        """The reply is written, but perhaps not read: closing, too, would wait for that."""
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._watch.start()
@@ -172,7 +180,6 @@ class HttpConnection(HttpToolsProtocol):
             self._await_head()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the reply comes: look in a while whether it reads at all."""
         super().pause_writing()
         self._watch.start()
 
@@ -203,18 +210,11 @@ class HttpConnection(HttpToolsProtocol):
             self.url not in self._application.direct_paths
             or self.parser.get_method() != b"POST"
             or self.expect_100_continue
-            or not self._has_answered()
-            or self.flow.write_paused
-            or self.transport.is_closing()
+            or not self._is_ready()
             or monotonic() > self._turn_ends
         ):
             return False
-        for name, value in self.headers:
-            if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
-                return False
-            if name == b"content-length" and (len(value) > 6 or int(value) > DIRECT_BYTES):
-                return False
-        return True
+        return is_plain(self.headers, DIRECT_BYTES)
 
     def _answer(self, body: bytes) -> None:
         application = self._application
@@ -234,18 +234,8 @@ class HttpConnection(HttpToolsProtocol):
         """Send a whole reply, and account for it."""
         body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        self.transport.write(
-            b"".join(
-                (
-                    STATUS_LINE[reply.status],
-                    b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-                    % (reply.media_type, len(body), request.request_id.encode()),
-                    *(b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *reply.headers)),
-                    b"\r\n" if keeps else b"connection: close\r\n\r\n",
-                    body,
-                )
-            )
-        )
+        head = reply_head(reply, len(body), request.request_id, self.server_state.default_headers, keeps=keeps)
+        self.transport.write(head + body)
         request.status, request.sent_bytes = reply.status, len(body)
         self._application.finish(request)
         self.server_state.total_requests += 1
@@ -308,11 +298,15 @@ class HttpConnection(HttpToolsProtocol):
         self._replays_head = False
         return goes_on and (not rest or self._parse(rest))
 
+    def _is_ready(self) -> bool:
+        """Whether a reply may be written now."""
+        return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()
+
     def _has_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._header_seconds, self._head_is_late)
+        self._head_timer = self.loop.call_later(self.config.header_seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self.flow.read_paused:  # by us, while requests before it wait

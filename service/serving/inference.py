@@ -11,8 +11,8 @@ from service.errors import ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
 
+# Work of up to this runs where it stands: handing it to another thread and back costs about as much under load.
 INLINE_SECONDS = 200e-6
-"""Work of up to this runs where it stands: handing it to another thread and back costs about as much under load."""
 
 HungUp = Callable[[], Awaitable[None]]
 
@@ -66,7 +66,6 @@ class Inference:
 
     @contextmanager
     def _queued(self, rows: Rows) -> Iterator[None]:
-        """Count rows as waiting, or raise ServiceFull."""
         arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions)
         size = sum(array.nbytes for array in arrays if array is not None)
         if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:

@@ -75,9 +75,8 @@ class Registry:
         self._models: dict[str, Model] = {}
         self._loaded: OrderedDict[ModelVersion, None] = OrderedDict()
         self._retired: list[ModelVersion] = []  # replaced while sessions run on them
-        # How many live sessions run on a version, which is then not unloaded.
+        # How many live sessions run on a version, which is then not unloaded; out of date if other processes have some.
         self.sessions_on: Callable[[ModelVersion], int] = lambda _: 0
-        # Whether other processes open sessions too, so that `sessions_on` can be out of date.
         self.sessions_elsewhere = False
         self._adopting = asyncio.Lock()
         self._log = structlog.get_logger()
@@ -108,7 +107,12 @@ class Registry:
 
     def resolve(self, name: str | None, version: str | None) -> ModelVersion:
         """The version that a request means. Raises ModelNotFound, VersionNotFound, ModelFailed, InvalidRequest."""
-        name = self._default_name() if name is None else name
+        name = self._default_model if name is None else name
+        if name is None and len(self._models) == 1:
+            [name] = self._models
+        if name is None:
+            there = f"there are {len(self._models)} and no default (RNN_DEFAULT_MODEL)"
+            raise InvalidRequest([FieldError(("model",), f"the request must name a model: {there}")])
         model = self.model(name)
         if model.failure:
             raise ModelFailed(f"model {name!r} cannot be served: {model.failure}")
@@ -121,11 +125,10 @@ class Registry:
 
     def resolve_fields(self, fields: Mapping[str, Any]) -> ModelVersion:
         """`resolve` by a request's fields `model` and `version`, before they are validated. Raises as it does."""
-        name, version = fields.get("model"), fields.get("version")
-        for field_name, value in (("model", name), ("version", version)):
-            if value is not None and not isinstance(value, str):
-                raise InvalidRequest([FieldError((field_name,), f"{field_name} must be a string")])
-        return self.resolve(name, version)
+        for name in ("model", "version"):
+            if not isinstance(fields.get(name), str | None):
+                raise InvalidRequest([FieldError((name,), f"{name} must be a string")])
+        return self.resolve(fields.get("model"), fields.get("version"))
 
     def loaded(self, version: ModelVersion) -> Engine | None:
         """The engine of a version if it is loaded; it counts as used now."""
@@ -149,7 +152,17 @@ class Registry:
         if current and not current.failure and (await self.engine(current)) and current.fingerprint == fingerprint:
             return current
         async with self._adopting:
-            return self.pinned_loaded(name, version, fingerprint) or await self._adopt(name, version, fingerprint)
+            if found := self.pinned_loaded(name, version, fingerprint):
+                return found
+            # For sessions alone: another process has reloaded the model, and this one has not.
+            folder = await asyncio.to_thread(self._read, name)
+            found = self._model(folder).versions.get(version) if folder else None
+            if found:
+                await self._load(found)
+            if found is None or found.fingerprint != fingerprint:
+                return None
+            self._retired.append(found)
+            return found
 
     def pinned_loaded(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
         """As `pinned`, if the weights are loaded."""
@@ -174,7 +187,6 @@ class Registry:
                 self._log.info("model_released", model=version.name, version=version.version)
 
     def retired(self, name: str) -> list[ModelVersion]:
-        """Replaced versions of a model that sessions still use."""
         return [version for version in self._retired if version.name == name]
 
     async def reload(self, name: str) -> Model:
@@ -205,7 +217,7 @@ class Registry:
         return new
 
     def unload(self, name: str) -> Model:
-        """Drop a model's engines, except of versions that sessions use. Raises ModelNotFound."""
+        """Drop a model's engines, except those that sessions use. Raises ModelNotFound."""
         model = self.model(name)
         for version in model.versions.values():
             if not self.sessions_on(version):
@@ -229,9 +241,7 @@ class Registry:
         self._loaded[version] = None
         self._log.info("model_loaded", model=version.name, version=version.version, bytes=version.engine.nbytes)
         for old in [old for old in self._loaded if old is not version]:
-            if self.loaded_bytes <= self._cache_bytes:
-                break
-            if not self.sessions_on(old):
+            if self.loaded_bytes > self._cache_bytes and not self.sessions_on(old):
                 self._drop(old)
                 self._log.info("model_evicted", model=old.name, version=old.version)
 
@@ -243,18 +253,6 @@ class Registry:
                 self._retired.append(version)
             else:
                 self._drop(version)
-
-    async def _adopt(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
-        """Load the files for sessions alone: another process has reloaded the model, and this one has not."""
-        folder = await asyncio.to_thread(self._read, name)
-        found = self._model(folder).versions.get(version) if folder else None
-        if found is None:
-            return None
-        await self._load(found)
-        if found.fingerprint != fingerprint:
-            return None
-        self._retired.append(found)
-        return found
 
     def _drop(self, version: ModelVersion) -> None:
         self._loaded.pop(version, None)
@@ -275,16 +273,7 @@ class Registry:
             return model
         spec = folder.config.spec()
         for entry in folder.versions:
-            version = ModelVersion(folder.name, entry.version, spec, entry.weights, entry.failure)
-            model.versions[entry.version] = version
+            model.versions[entry.version] = ModelVersion(model.name, entry.version, spec, entry.weights, entry.failure)
             if entry.failure:
                 self._log.warning("model_failed", model=folder.name, version=entry.version, reason=entry.failure)
         return model
-
-    def _default_name(self) -> str:
-        if self._default_model is not None:
-            return self._default_model
-        if len(self._models) == 1:
-            return next(iter(self._models))
-        there = f"there are {len(self._models)} and no default (RNN_DEFAULT_MODEL)"
-        raise InvalidRequest([FieldError(("model",), f"the request must name a model: {there}")])

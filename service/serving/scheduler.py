@@ -20,14 +20,12 @@ import numpy as np
 from service.engine.interface import Engine, Rows
 from service.errors import DeadlinePassed
 
+# Rows of at most so many steps go before longer ones.
 SHORT_STEPS = 8
-"""Rows of at most so many steps go before longer ones."""
-
+# Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends.
 MIN_SLICE_STEPS = 16
-"""Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends."""
-
+# Weight of the newest turn in what a step costs.
 LEARNING_RATE = 0.2
-"""Weight of the newest turn in what a step costs."""
 
 
 @dataclass(slots=True)
@@ -59,12 +57,17 @@ class Job:
         lengths = np.clip(rows.lengths - self.advanced, 0, steps)
         return Rows(rows.inputs, rows.starts + self.advanced, lengths, rows.h, rows.c, rows.outputs, rows.predictions)
 
-
-@dataclass(frozen=True, slots=True)
-class TurnResult:
-    begun: float
-    seconds: float
-    failures: list[Exception | None]
+    def advance(self, steps: int, begun: float, seconds: float, failure: Exception | None) -> None:
+        """Take note of a turn; tell the client if this was the last one."""
+        self.begun = begun if self.begun is None else self.begun
+        self.advanced += steps
+        self.compute += seconds
+        if self.done.done():
+            return
+        if failure is not None:
+            self.done.set_exception(failure)
+        elif self.advanced >= self.longest:
+            self.done.set_result(Timings(queue=self.begun - self.submitted, compute=self.compute))
 
 
 class Scheduler:
@@ -116,11 +119,12 @@ class Scheduler:
                 if self.engine.spec.bidirectional:  # cannot be cut: the backward direction begins at the end
                     steps = max(job.longest for job in jobs)
                 slices = [job.slice(steps) for job in jobs]
-                result = await loop.run_in_executor(self._pool, run_turn, self.engine, slices, self._clock)
+                turn = loop.run_in_executor(self._pool, run_turn, self.engine, slices, self._clock)
+                begun, seconds, failures = await turn
                 if total := sum(slice_.steps for slice_ in slices):
-                    self._step_seconds += LEARNING_RATE * (result.seconds / total - self._step_seconds)
-                for job, failure in zip(jobs, result.failures, strict=True):
-                    _advance(job, steps, result, failure)
+                    self._step_seconds += LEARNING_RATE * (seconds / total - self._step_seconds)
+                for job, failure in zip(jobs, failures, strict=True):
+                    job.advance(steps, begun, seconds, failure)
                 self._on_turn(rows)
         except Exception as error:  # not of one job: everybody who waits must hear of it
             for job in self._jobs:
@@ -151,41 +155,33 @@ class Scheduler:
         return chosen
 
 
-def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]) -> TurnResult:
-    """Run slices together; one that fails does not take the others with it."""
+def run_turn(
+    engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]
+) -> tuple[float, float, list[Exception | None]]:
+    """Run slices together; one that fails does not take the others with it.
+
+    Returns when it began, the seconds that it took, and the failure of each slice.
+    """
+
+    def failure(slices: Sequence[Rows]) -> Exception | None:
+        try:
+            engine.run(slices)
+        except Exception as error:
+            return error
+        return None
+
     begun = clock()
     kept = [(rows.h.copy(), None if rows.c is None else rows.c.copy()) for rows in slices]
-    failures = [_failure(engine, slices)] * len(slices)
+    failures = [failure(slices)] * len(slices)
     if failures[0] and len(slices) > 1:  # whose fault it was shows when each runs alone, from the state before
         for rows, (h, c) in zip(slices, kept, strict=True):
             rows.h[...] = h
             if rows.c is not None:
                 rows.c[...] = c
-        failures = [_failure(engine, [rows]) for rows in slices]
-    return TurnResult(begun, clock() - begun, failures)
-
-
-def _failure(engine: Engine, slices: Sequence[Rows]) -> Exception | None:
-    try:
-        engine.run(slices)
-    except Exception as error:
-        return error
-    return None
+        failures = [failure([rows]) for rows in slices]
+    return begun, clock() - begun, failures
 
 
 def passed() -> DeadlinePassed:
     """The error of a request whose time was up before its turn came."""
     return DeadlinePassed("the deadline in X-Request-Timeout-Ms passed before the request ran; it did not run")
-
-
-def _advance(job: Job, steps: int, result: TurnResult, failure: Exception | None) -> None:
-    """Move a job on by a turn; tell its client if it has ended."""
-    job.begun = result.begun if job.begun is None else job.begun
-    job.advanced += steps
-    job.compute += result.seconds
-    if job.done.done():
-        return
-    if failure is not None:
-        job.done.set_exception(failure)
-    elif job.advanced >= job.longest:
-        job.done.set_result(Timings(queue=job.begun - job.submitted, compute=job.compute))

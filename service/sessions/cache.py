@@ -64,7 +64,7 @@ class SessionCache:
         if found is None or owner not in (None, found.owner):
             raise SessionNotFound(
                 "there is no such session; it may have ended long ago, or belong to another key"
-                + ("" if self.store.durable else ", and sessions do not outlive the process (RNN_SESSION_STORE)")
+                + ("" if self.store.shared else ", and sessions do not outlive the process (RNN_SESSION_STORE)")
             )
         if isinstance(found, SessionRecord):
             if found.expires_at > self.clock():
@@ -73,8 +73,7 @@ class SessionCache:
                 return await self.find(session, owner, fresh=True)
             await self.end(session, "expired")
             found = Ended("expired", found.position.step, found.owner, self.clock())
-        message = f"this session has ended ({found.reason}) after step {found.step}"
-        raise SessionGone(message, found.reason, found.step)
+        raise SessionGone(f"this session has ended ({found.reason}) after step {found.step}", found.reason, found.step)
 
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session. Raises SessionsFull."""
@@ -82,17 +81,17 @@ class SessionCache:
         await self.store.create(record)
         self.counts.opened += 1
 
-    async def commit(self, record: SessionRecord, position: Position) -> bool:
-        """Advance a session to a position computed from the revision before; says whether that was still right.
+    async def commit(self, record: SessionRecord, before: Position, position: Position) -> bool:
+        """Advance a session to a position computed from the one before; says whether that was still right.
 
         Raises SessionsFull if it would grow beyond the limits.
         """
-        growth = len(position.replies) - len(record.position.replies)
+        growth = position.nbytes - before.nbytes
         if growth > 0:
             await self._make_room(0, growth)
         kept = False
         try:
-            kept = await self.store.commit(record.id, position.revision - 1, position)
+            kept = await self.store.commit(record.id, before, position)
         finally:
             if kept:
                 record.position = position
@@ -108,11 +107,11 @@ class SessionCache:
             self.counts.ended[reason] += 1
         return record
 
-    async def sweep(self, limit: int) -> bool:
-        """End sessions whose time is over, at most `limit`; says whether there may be more."""
-        ended = await self.store.expire(self.clock(), limit)
+    async def sweep(self) -> bool:
+        """End some sessions whose time is over; says whether there may be more."""
+        ended, more = await self.store.expire(self.clock())
         self.counts.ended["expired"] += ended
-        return ended == limit
+        return more
 
     async def _load(self, session: str, *, fresh: bool) -> SessionRecord | Ended | None:
         if not fresh and (record := self._records.get(session)):

@@ -9,7 +9,6 @@ commit names the revision that the step was computed from: if another process wa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service.engine.interface import Floats
@@ -19,7 +18,15 @@ from service.serving.registry import ModelVersion
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import decode_state, encode_state, keep_single, keep_steps, out_of_order, replay
+from service.sessions.replay import (
+    decode_state,
+    encode_state,
+    keep_single,
+    keep_steps,
+    largest_step,
+    out_of_order,
+    replay,
+)
 from service.sessions.stepper import Steps, check_finite, prepare
 from service.spec import ModelSpec
 from service.stores.interface import Position
@@ -39,6 +46,16 @@ class Terms(NamedTuple):
     in_stream: bool
     book: Callable[[float, float], None]
 
+    def checked(self, done: list[Steps]) -> list[Steps]:
+        """The steps, if the caller takes their results. Raises NonFinite."""
+        if self.refuse_non_finite:
+            check_finite(done, state=self.with_state)
+        return done
+
+    def met_by(self, done: list[Steps]) -> bool:
+        """Whether the states that the caller wants are known."""
+        return not self.with_state or all(steps.h.size for steps in done)
+
 
 class SessionSteps:
     """Runs steps of sessions; replay_bytes is how much of a stream's replies is kept for each."""
@@ -51,10 +68,7 @@ class SessionSteps:
 
     def replay_steps(self, model: ModelVersion) -> int:
         """How many of a stream's latest steps can be repeated at least, however they were cut into blocks."""
-        spec = model.spec
-        state = spec.num_layers * (spec.state_size + spec.has_cell_state * spec.hidden_size)
-        per_step = 4 * (spec.input_size + spec.output_size + (spec.out_features or 0) + state) + 16
-        return max(1, self._replay_bytes // per_step)
+        return max(1, self._replay_bytes // largest_step(model.spec))
 
     async def again(self, session: Session, *, fresh: bool = False) -> Session:
         """A session as it stands now. Raises SessionNotFound, SessionGone."""
@@ -72,9 +86,9 @@ class SessionSteps:
         # Other inputs, or fewer, wait for their turn and are judged then: a stream may be cut anew after a broken line.
         while step is not None and (same := self._queue.same(name, step, inputs)):
             done = await same.outcome()
-            if done is not None and not _lack_state(done, terms):
+            if done is not None and terms.met_by(done):
                 self._cache.counts.replays += 1
-                return _checked(done, terms)
+                return terms.checked(done)
             session = await self.again(session)
         async with self._queue.turn(name, step, inputs) as call:
             if call.waited:
@@ -86,84 +100,64 @@ class SessionSteps:
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
         """Judge, compute and commit, until no other process was first."""
-        counts, spec, fresh = self._cache.counts, session.model.spec, False
+        counts, spec = self._cache.counts, session.model.spec
+        as_stored = not self._cache.store.shared  # else another process may have advanced the session
         while True:
             before = session.record.position
             try:
                 done = _done_already(session, inputs, step, terms)
-            except (StepConflict, StepOutOfOrder):
-                if fresh or not self._cache.store.shared:
-                    counts.conflicts += 1
-                    raise
-            else:
                 new = inputs[sum(steps.count for steps in done) :] if done else inputs
                 if not len(new):
                     counts.replays += 1
-                    return _checked(done, terms)
+                    return terms.checked(done)
                 h, c = decode_state(spec, before.state)
                 steps, rows = prepare(spec, before.step + 1, new, h, c)
                 timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
                 terms.book(timings.queue, timings.compute)
-                _checked([*done, steps], terms)
+                terms.checked([*done, steps])
                 position = self._after(before, spec, new, steps, in_stream=terms.in_stream)
-                if await self._cache.commit(session.record, position):
+                if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
                     counts.steps += steps.count
                     return [*done, steps]
-            fresh = True
-            session = await self.again(session, fresh=True)
+            except (StepConflict, StepOutOfOrder):
+                if as_stored:
+                    counts.conflicts += 1
+                    raise
+            as_stored, session = True, await self.again(session, fresh=True)
 
     def _after(self, before: Position, spec: ModelSpec, inputs: Floats, steps: Steps, *, in_stream: bool) -> Position:
         """Where a session stands after steps, with what answers a retry of them."""
         if steps.count == 1 and not in_stream:
             kept = keep_single(inputs, steps)
         else:
-            kept_before = before.replies if in_stream else b""
-            kept = keep_steps(kept_before, inputs, steps, self._replay_bytes, spec)
-        state = encode_state(steps.h, steps.c)
-        return Position(before.revision + 1, before.step + steps.count, state, kept, self._cache.clock())
+            kept = keep_steps(before.replies if in_stream else b"", inputs, steps, self._replay_bytes, spec)
+        state, now = encode_state(steps.h, steps.c), self._cache.clock()
+        return Position(before.revision + 1, before.step + steps.count, state, kept, now)
 
 
-@dataclass(slots=True)
 class SessionStepper:
     """A session as the `Stepper` of a stream; `done` is the last step that the stream has heard of."""
 
-    steps: SessionSteps
-    session: Session
-    terms: Terms
-    model: ModelVersion = field(init=False)
-    done: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.model = self.session.model
-        self.done = self.session.record.position.step
+    def __init__(self, steps: SessionSteps, session: Session, terms: Terms) -> None:
+        self.model = session.model
+        self.done = session.record.position.step
+        self._steps = steps
+        self._session = session
+        self._terms = terms
 
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
-        session = await self.steps.again(self.session)
-        terms = self.terms._replace(refuse_non_finite=refuse_non_finite)
-        ran = await self.steps.run(session, inputs, step, terms, deadline)
+        session = await self._steps.again(self._session)
+        terms = self._terms._replace(refuse_non_finite=refuse_non_finite)
+        ran = await self._steps.run(session, inputs, step, terms, deadline)
         self.done = ran[-1].first + ran[-1].count - 1
         return ran
 
 
-def _checked(done: list[Steps], terms: Terms) -> list[Steps]:
-    """The steps, if the caller takes their results. Raises NonFinite."""
-    if terms.refuse_non_finite:
-        check_finite(done, state=terms.with_state)
-    return done
-
-
-def _lack_state(done: list[Steps], terms: Terms) -> bool:
-    return terms.with_state and not all(steps.h.size for steps in done)
-
-
 def _done_already(session: Session, inputs: Floats, step: int | None, terms: Terms) -> list[Steps]:
-    """The steps among the asked ones that have been done, from what is kept.
-
-    Raises StepConflict, and StepOutOfOrder for steps that can neither run nor be answered again.
-    """
+    """The steps among the asked ones that have been done. Raises StepConflict, StepOutOfOrder."""
     position = session.record.position
     if step is None or step == position.step + 1:
         return []
@@ -171,6 +165,6 @@ def _done_already(session: Session, inputs: Floats, step: int | None, terms: Ter
     if repeated < 1 or step < 1 or (repeated != len(inputs) and not terms.in_stream):
         raise out_of_order(step, position)
     done = replay(position, session.model.spec, step, inputs[:repeated])
-    if _lack_state(done, terms):
+    if not terms.met_by(done):
         raise out_of_order(step, position, f", and the state after step {step} is not kept")
     return done

@@ -23,9 +23,8 @@ from service.sessions.replay import decode_state, encode_state, zero_state
 from service.stores.interface import Position, SessionRecord, Weights
 
 SWEEP_SECONDS = 1.0
-SWEEP_SESSIONS = 1_000
 SWEEPS_PER_COUNT = 5
-"""Every second expired sessions are ended, so many in one call; every fifth time live ones are counted by weights."""
+"""Every second expired sessions are ended; every fifth time live ones are counted by weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Sessions:
                 record = await self.cache.find(session, owner, fresh=True)
                 before, state = record.position, record.initial or zero_state(found.model.spec)
                 position = Position(before.revision + 1, before.step, state, b"", self.cache.clock())
-                if await self.cache.commit(record, position):
+                if await self.cache.commit(record, before, position):
                     return record
 
     async def delete(self, session: str, owner: bytes | None) -> SessionRecord:
@@ -122,7 +121,7 @@ class Sessions:
         """End sessions whose time is over, and release what they used; for ever."""
         for sweep in count():
             try:
-                while await self.cache.sweep(SWEEP_SESSIONS):
+                while await self.cache.sweep():
                     pass  # the store lets others run in between
                 if sweep % SWEEPS_PER_COUNT == 0:
                     await self._count_users()

@@ -7,7 +7,6 @@ the last ones are kept, as many as fit a limit, and the last block in any case.
 
 import struct
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 
@@ -40,33 +39,31 @@ def zero_state(spec: ModelSpec) -> bytes:
     return bytes(4 * spec.num_layers * (spec.state_size + spec.has_cell_state * spec.hidden_size))
 
 
-class Block(NamedTuple):
-    """Steps that were committed together, and the state after the last.
-
-    arrays: inputs (k,I), outputs (k,P), predictions (k,O), where O is 0 if there is no head.
-    """
-
-    first: int
-    arrays: list[Floats]
-    state: bytes
-
-    def encode(self) -> bytes:
-        arrays = b"".join(array.tobytes() for array in self.arrays)
-        size = _HEAD.size + len(arrays) + len(self.state)
-        return _HEAD.pack(size, self.first, len(self.arrays[0])) + arrays + self.state
+def _encode(inputs: Floats, steps: Steps) -> bytes:
+    """A block: steps that were committed together, their inputs (k,I), and the state after the last."""
+    arrays = [inputs, steps.outputs] if steps.predictions is None else [inputs, steps.outputs, steps.predictions]
+    body = b"".join(array.tobytes() for array in arrays) + encode_state(steps.h, steps.c)
+    return _HEAD.pack(_HEAD.size + len(body), steps.first, steps.count) + body
 
 
-def _decode(kept: bytes, begin: int, spec: ModelSpec) -> Block:
+def _decode(kept: bytes, begin: int, spec: ModelSpec) -> tuple[Floats, Steps]:
     size, first, count = _HEAD.unpack_from(kept, begin)
     place, arrays = begin + _HEAD.size, []
     for width in _widths(spec):
         arrays.append(np.frombuffer(kept, "<f4", count * width, place).reshape(count, width))
         place += count * width * 4
-    return Block(first, arrays, kept[place : begin + size])
+    inputs, outputs, predictions = arrays
+    h, c = decode_state(spec, kept[place : begin + size])
+    return inputs, Steps(first, outputs, predictions if spec.out_features else None, h, c)
 
 
 def _widths(spec: ModelSpec) -> tuple[int, int, int]:
     return spec.input_size, spec.output_size, spec.out_features or 0
+
+
+def largest_step(spec: ModelSpec) -> int:
+    """Bytes of a step that is a block of its own."""
+    return _HEAD.size + 4 * sum(_widths(spec)) + len(zero_state(spec))
 
 
 def keep_single(inputs: Floats, steps: Steps) -> bytes:
@@ -77,18 +74,16 @@ def keep_single(inputs: Floats, steps: Steps) -> bytes:
 
 def keep_steps(before: bytes, inputs: Floats, steps: Steps, limit: int, spec: ModelSpec) -> bytes:
     """What is kept after more steps: they, and of those before them the last that fit into limit bytes with them."""
-    predictions = np.empty((steps.count, 0), np.float32) if steps.predictions is None else steps.predictions
-    added = Block(steps.first, [inputs, steps.outputs, predictions], encode_state(steps.h, steps.c)).encode()
+    added = _encode(inputs, steps)
     if before[:1] != _BLOCKS:
         return _BLOCKS + added
     begin, surplus = 1, len(before) - 1 + len(added) - limit
     while begin < len(before) and surplus > 0:
-        size, first, count = _HEAD.unpack_from(before, begin)
+        size, _, count = _HEAD.unpack_from(before, begin)
         cut = -(-surplus // (4 * sum(_widths(spec))))
         if cut < count:
-            block = _decode(before, begin, spec)
-            rest = Block(first + cut, [array[cut:] for array in block.arrays], block.state).encode()
-            return _BLOCKS + rest + before[begin + size :] + added
+            old_inputs, old = _decode(before, begin, spec)
+            return _BLOCKS + _encode(old_inputs[cut:], old.part(cut, count)) + before[begin + size :] + added
         begin += size
         surplus -= size
     return _BLOCKS + before[begin:] + added
@@ -97,8 +92,7 @@ def keep_steps(before: bytes, inputs: Floats, steps: Steps, limit: int, spec: Mo
 def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> list[Steps]:
     """The results of steps that a session at this position has done: number `first` and on, with inputs (k,I).
 
-    Where they end within a block, the state after them is not known, and `Steps.h` is empty. Raises StepConflict for
-    other inputs, StepOutOfOrder if the results are not kept.
+    Raises StepConflict for other inputs, StepOutOfOrder if the results are not kept.
     """
     kept = position.replies
     if kept[:1] == _SINGLE and first == position.step:
@@ -106,21 +100,19 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
     done: list[Steps] = []
     begin, reached, end = 1, first, first + len(inputs)
     while kept[:1] == _BLOCKS and begin < len(kept) and reached < end:
-        block = _decode(kept, begin, spec)
+        kept_inputs, steps = _decode(kept, begin, spec)
         begin += _HEAD.unpack_from(kept, begin)[0]
-        count = len(block.arrays[0])
-        here, stop = reached - block.first, min(end - block.first, count)
+        here, stop = reached - steps.first, min(end - steps.first, steps.count)
         if here < 0:
             break
         if here >= stop:
             continue
-        kept_inputs, outputs, predictions = (array[here:stop] for array in block.arrays)
         asked = inputs[reached - first :][: stop - here]
-        same = (kept_inputs.view(np.uint32) == asked.view(np.uint32)).all(axis=-1)  # as bits, NaN equals itself
+        # As bits, NaN equals itself.
+        same = (kept_inputs[here:stop].view(np.uint32) == asked.view(np.uint32)).all(axis=-1)
         if not same.all():
             raise _other_inputs(reached + int(np.argmin(same)), position)
-        h, c = decode_state(spec, block.state) if stop == count else (np.empty((0, 1, 0), np.float32), None)
-        done.append(Steps(reached, outputs, predictions if spec.out_features else None, h, c))
+        done.append(steps.part(here, stop))
         reached += stop - here
     if reached < end:
         raise out_of_order(first, position, f", and the reply of step {first} is not kept any more")

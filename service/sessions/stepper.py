@@ -35,6 +35,12 @@ class Steps:
     def count(self) -> int:
         return len(self.outputs)
 
+    def part(self, begin: int, end: int) -> "Steps":
+        """Some of these steps. Only the state after the last is known: `h` is empty in parts that end before it."""
+        predictions = None if self.predictions is None else self.predictions[begin:end]
+        h, c = (self.h, self.c) if end == self.count else (np.empty((0, 1, 0), np.float32), None)
+        return Steps(self.first + begin, self.outputs[begin:end], predictions, h, c)
+
 
 class NonFinite(Exception):
     """A result is NaN or infinite and the stream refuses that; nothing was committed. index counts from 0."""

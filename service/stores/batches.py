@@ -52,9 +52,11 @@ class Batches(Generic[Call]):
                 answers = [error] * len(batch)
             self._report(answers)
             for (_, future), answer in zip(batch, answers, strict=True):
-                if isinstance(answer, Exception) and not future.done():
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
                     future.set_exception(answer)
-                elif not future.done():
+                else:
                     future.set_result(answer)
         self._task = None
 

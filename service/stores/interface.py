@@ -27,13 +27,10 @@ class Weights(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a session stands; every commit replaces it whole.
+    """Where a session stands; every commit replaces it whole, and counts one `revision`.
 
-    - revision: counts commits; a commit names the one that it was computed from
-    - step: steps done
-    - state: h (L,P), then c (L,H) of an LSTM, as little-endian float32
-    - replies: what answers a repeated step, as `sessions.replay` encodes it
-    - used_at: time of the last commit, in seconds since the epoch
+    state is h (L,P), then c (L,H) of an LSTM, as little-endian float32; replies is what answers a repeated step, as
+    `sessions.replay` encodes it. Times are in seconds since the epoch, here and everywhere.
     """
 
     revision: int
@@ -41,6 +38,10 @@ class Position(NamedTuple):
     state: bytes
     replies: bytes
     used_at: float
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.state) + len(self.replies)
 
 
 @dataclass(slots=True)
@@ -60,17 +61,16 @@ class SessionRecord:
 
     @property
     def expires_at(self) -> float:
-        """When the session ends if nobody uses it, in seconds since the epoch."""
         return self.position.used_at + self.ttl_seconds
 
     @property
     def nbytes(self) -> int:
         """What the session counts for in `Totals.bytes`."""
-        return SESSION_OVERHEAD_BYTES + len(self.initial) + len(self.position.state) + len(self.position.replies)
+        return SESSION_OVERHEAD_BYTES + len(self.initial) + self.position.nbytes
 
 
 class Ended(NamedTuple):
-    """What is remembered of a session that has ended: why, at which step, whose it was, and when that was."""
+    """What is remembered of a session that has ended."""
 
     reason: Reason
     step: int
@@ -95,23 +95,19 @@ class SessionStore(ABC):
     Then it has changed nothing; only if its answer was lost on the way back from a server may it have: load the session
     to know. The same holds for a caller that is cancelled. Other callers' work is not touched by either.
 
-    durable: sessions outlive the process. shared: several processes may use the store at once.
+    shared: several processes may use the store at once, and sessions outlive them.
     """
 
-    durable: bool
     shared: bool
 
     @property
     @abstractmethod
     def totals(self) -> Totals:
-        """What the store held when this process last heard of it; exact where it is not shared."""
+        """As this process last heard of them; exact where the store is not shared."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up.
-
-        A server that merely does not answer is no reason: calls raise StoreUnavailable until it does.
-        """
+        """Get ready; before any other call. Raises StoreError if the store can never be used as it is set up."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -129,24 +125,24 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        """Replace the position if it is still that of `revision`; says whether it was. When true, it is kept."""
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        """Replace a position if its revision is still that of `before`; says whether it was. When true, it is kept."""
 
     @abstractmethod
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         """End a session, and remember that; gives its last record, or None if it was not live."""
 
     @abstractmethod
-    async def expire(self, now: float, limit: int) -> int:
-        """End at most `limit` sessions whose `expires_at` is not after now, with reason `expired`; gives how many.
+    async def expire(self, now: float) -> tuple[int, bool]:
+        """End some sessions whose `expires_at` is not after now; gives how many, and whether more may be due.
 
-        Fewer than `limit`: nothing more is due. Looks only at sessions that are due, or were when last looked at, and
-        lets others run meanwhile. Also forgets some of what ended more than `ENDED_SECONDS` ago.
+        Looks only at sessions that are due, or were when last looked at, and lets others run meanwhile. Also forgets
+        some of what ended more than `ENDED_SECONDS` ago.
         """
 
     @abstractmethod
     async def evict(self, count: int, now: float) -> int:
-        """End the `count` least recently used sessions, a few, with reason `evicted`; gives how many there were."""
+        """End the `count` least recently used sessions, a few; gives how many there were."""
 
     @abstractmethod
     async def page(self, after: str, limit: int) -> list[SessionRecord]:

@@ -22,8 +22,8 @@ from service.stores.interface import (
 LOOKS = 1000
 """Sessions that a sweep looks at before it lets others run."""
 
-MANY_SESSIONS = 50_000
-"""So many ended sessions leave memory that is worth giving back to the system."""
+MANY_SESSIONS = 10_000
+"""So many ended sessions leave memory that is worth giving back."""
 
 
 class MemoryStore(SessionStore):
@@ -34,22 +34,17 @@ class MemoryStore(SessionStore):
     simpler, and take 95 bytes of memory for each, a sixth of what a small one takes.
     """
 
-    durable = False
     shared = False
 
     def __init__(self, max_ended: int) -> None:
-        # In order of use, the least recent first.
-        self._records: OrderedDict[str, SessionRecord] = OrderedDict()
-        self._most_records = 0
-        # In order of end.
-        self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self._records: OrderedDict[str, SessionRecord] = OrderedDict()  # the least recently used first
+        self._ended: OrderedDict[str, Ended] = OrderedDict()  # in order of end
         self._max_ended = max_ended
-        self._ended_since_trim = 0
+        self._left_behind = 0  # sessions that ended since memory was last freed
         self._bytes = 0
         self._users: Counter[Weights] = Counter()
         self._due: dict[int, list[str]] = {}
         self._seconds: list[int] = []  # a heap of the keys of `_due`
-        self._due_ids = 0  # in all lists together
 
     @property
     def totals(self) -> Totals:
@@ -63,20 +58,18 @@ class MemoryStore(SessionStore):
 
     async def create(self, record: SessionRecord) -> None:
         self._records[record.id] = record
-        self._most_records = max(self._most_records, len(self._records))
         self._bytes += record.nbytes
         self._users[record.weights] += 1
-        self._await_end(record)
+        self._look_at_end(record)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
         record = self._records.get(session)
-        if record is None or record.position.revision != revision:
+        if record is None or record.position.revision != before.revision:
             return False
-        old = record.position
-        self._bytes += len(position.state) + len(position.replies) - len(old.state) - len(old.replies)
+        self._bytes += position.nbytes - before.nbytes
         record.position = position
         self._records.move_to_end(session)
         return True
@@ -86,40 +79,30 @@ class MemoryStore(SessionStore):
         if record is not None:
             self._bytes -= record.nbytes
             self._users[record.weights] -= 1
-            self._ended_since_trim += 1
+            self._left_behind += 1
             self._ended[session] = Ended(reason, record.position.step, record.owner, at)
             if len(self._ended) > self._max_ended:
                 self._ended.popitem(last=False)
         return record
 
-    async def expire(self, now: float, limit: int) -> int:
-        self._forget(now)
-        ended = looks = 0
-        while self._seconds and self._seconds[0] <= now and ended < limit:
-            second = heappop(self._seconds)
-            ids, later = self._due[second], []
-            while ids and ended < limit:
-                record = self._records.get(ids.pop())
-                if record is not None and record.expires_at > now:
-                    later.append(record)
-                elif record is not None:
-                    await self.end(record.id, "expired", now)
-                    ended += 1
-                looks += 1
-                if looks % LOOKS == 0:
-                    await asyncio.sleep(0)
-            if ids:
-                heappush(self._seconds, second)
-            else:
-                del self._due[second]
-            for record in later:
-                self._await_end(record)
-            if second in self._due:  # what ends within this very second, but not yet
-                break
-        self._due_ids -= looks
-        if ended < limit:
+    async def expire(self, now: float) -> tuple[int, bool]:
+        """As the interface says; looks at the sessions of one second."""
+        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
+            self._ended.popitem(last=False)
+        if not self._seconds or self._seconds[0] > now:
             await self._free_memory()
-        return ended
+            return 0, False
+        second, ended = heappop(self._seconds), 0
+        for looks, session in enumerate(self._due.pop(second), 1):
+            record = self._records.get(session)
+            if record is not None and record.expires_at > now:
+                self._look_at_end(record)
+            elif record is not None:
+                await self.end(session, "expired", now)
+                ended += 1
+            if looks % LOOKS == 0:
+                await asyncio.sleep(0)
+        return ended, second not in self._due  # else others end within this very second, but not yet
 
     async def evict(self, count: int, now: float) -> int:
         oldest = list(islice(self._records, count))
@@ -136,36 +119,26 @@ class MemoryStore(SessionStore):
         self._users = +self._users
         return self._users
 
-    def _forget(self, now: float) -> None:
-        while self._ended and next(iter(self._ended.values())).at <= now - ENDED_SECONDS:
-            self._ended.popitem(last=False)
-
-    def _await_end(self, record: SessionRecord) -> None:
+    def _look_at_end(self, record: SessionRecord) -> None:
+        """Look whether the session has expired when the second comes in which it ends."""
         second = int(record.expires_at)
         if second not in self._due:
             self._due[second] = []
             heappush(self._seconds, second)
         self._due[second].append(record.id)
-        self._due_ids += 1
 
     async def _free_memory(self) -> None:
-        """Drop what ended sessions leave behind, where that is as much as what lives: it costs little for each."""
-        if self._due_ids > 2 * len(self._records) + LOOKS:
-            old, self._due, self._seconds, self._due_ids = self._due, {}, [], 0
-            for looks, session in enumerate(chain.from_iterable(old.values())):
-                if session in self._records:
-                    self._await_end(self._records[session])
-                if looks % LOOKS == 0:
-                    await asyncio.sleep(0)
-        if len(self._records) < self._most_records // 8:
-            self._records = OrderedDict(self._records)  # a dictionary that has grown does not shrink by itself
-            self._most_records = len(self._records)
-        if self._ended_since_trim > MANY_SESSIONS:
-            self._ended_since_trim = 0
-            trim()
-
-
-def trim() -> None:
-    """Return free memory to the system; takes some milliseconds. Source: malloc_trim(3), which glibc alone has."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        """Drop what ended sessions leave behind, when they are many, and more than live: it costs little for each."""
+        if self._left_behind <= len(self._records) + MANY_SESSIONS:
+            return
+        self._left_behind = 0
+        if len(self._records) < MANY_SESSIONS:  # a dictionary that has grown does not shrink by itself
+            self._records = OrderedDict(self._records)
+        old, self._due, self._seconds = self._due, {}, []
+        for looks, session in enumerate(chain.from_iterable(old.values())):
+            if record := self._records.get(session):
+                self._look_at_end(record)
+            if looks % LOOKS == 0:
+                await asyncio.sleep(0)
+        with suppress(OSError, AttributeError):  # malloc_trim(3), which glibc alone has, takes some milliseconds
+            ctypes.CDLL(None).malloc_trim(0)

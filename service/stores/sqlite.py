@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,9 +16,8 @@ from service.errors import StoreUnavailable
 from service.stores.batches import Batches, unavailable
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
 from service.stores.sqlite_file import Synchronous, connect
-from service.stores.sqlite_tables import Commit, SessionTables
+from service.stores.sqlite_tables import Call, Commit, SessionTables
 
-Call = Commit | Callable[[SessionTables], Any]
 Answer = TypeVar("Answer")
 
 BUSY_SECONDS = 5.0
@@ -28,10 +26,10 @@ LOOKS = 500
 
 
 class SqliteStore(SessionStore):
-    """Sessions in a file. Raises StoreError at `open` if the file cannot be used."""
+    """Sessions in a file."""
 
-    durable = True
     shared = True
+    totals = Totals(0, 0)  # of the last transaction
 
     def __init__(
         self, path: Path, max_ended: int, synchronous: Synchronous = "normal", busy_seconds: float = BUSY_SECONDS
@@ -42,12 +40,7 @@ class SqliteStore(SessionStore):
         self._busy_seconds = busy_seconds
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._connection: sqlite3.Connection | None = None
-        self._totals = Totals(0, 0)
         self._calls: Batches[Call] = Batches(self._run)
-
-    @property
-    def totals(self) -> Totals:
-        return self._totals  # as of this process's last transaction
 
     async def open(self) -> None:
         await self._in_thread(self._connect)
@@ -67,19 +60,14 @@ class SqliteStore(SessionStore):
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return await self._call(lambda tables: tables.load(session))
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        return cast("bool", await self._calls.call(Commit(session, revision, position)))
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        return cast("bool", await self._calls.call(Commit(session, before, position)))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
         return await self._call(lambda tables: tables.end(session, reason, at))
 
-    async def expire(self, now: float, limit: int) -> int:
-        ended, more = 0, True
-        while more and ended < limit:
-            call = partial(SessionTables.expire, now=now, limit=limit - ended, looks=LOOKS)
-            some, more = await self._call(call)
-            ended += some
-        return ended
+    async def expire(self, now: float) -> tuple[int, bool]:
+        return await self._call(lambda tables: tables.expire(now, LOOKS))
 
     async def evict(self, count: int, now: float) -> int:
         looks = count
@@ -97,46 +85,32 @@ class SqliteStore(SessionStore):
         return cast("Answer", await self._calls.call(call))
 
     async def _run(self, calls: list[Call]) -> list[Any]:
-        answers, totals = await self._in_thread(lambda: self._transact(calls))
-        self._totals = totals or self._totals
-        return answers
+        return await self._in_thread(lambda: self._transact(calls))
 
     async def _in_thread(self, function: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     # What follows runs in the thread.
 
-    def _transact(self, calls: list[Call]) -> tuple[list[Any], Totals | None]:
-        """Answers of all calls, which are kept together or, if the file cannot be written, not at all."""
-        answers: list[Any] = []
+    def _transact(self, calls: list[Call]) -> list[Any]:
+        """Answers of all calls, which are kept together or not at all. Raises StoreUnavailable."""
         try:
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
             tables = SessionTables(connection, self._max_ended)
-            for are_commits, group in groupby(calls, key=lambda call: isinstance(call, Commit)):
-                some: list[Any] = list(group)
-                answers += tables.commit(some) if are_commits else [call(tables) for call in some]
-            totals = tables.settle()
+            answers, totals = tables.run(calls), tables.settle()
             connection.execute("COMMIT")
-        except (sqlite3.Error, StoreError) as error:
-            self._undo()
-            return [unavailable(error) for _ in calls], None
-        except BaseException:
-            self._undo()
+        except BaseException as error:
+            self._disconnect()  # which undoes what was begun
+            if isinstance(error, sqlite3.Error | StoreError):
+                raise unavailable(error) from error
             raise
-        return answers, totals
+        self.totals = totals
+        return answers
 
     def _connect(self) -> sqlite3.Connection:
         self._connection = connect(self._path, self._synchronous, self._busy_seconds)
         return self._connection
-
-    def _undo(self) -> None:
-        """End a transaction that failed; a connection that cannot even do that is given up, and another made."""
-        if self._connection is not None and self._connection.in_transaction:
-            try:
-                self._connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                self._disconnect()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

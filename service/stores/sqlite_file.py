@@ -20,11 +20,13 @@ WAL_BYTES = 64 * 2**20
 CACHE_KIB = 16 * 1024
 
 # sweep_at and seen_at are what was known when somebody last looked; a commit moves neither, so that it writes to no
-# index. Rows of `ended` are numbered in the order in which sessions ended.
-SCHEMA = """
-CREATE TABLE totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
-INSERT INTO totals VALUES (0, 0, 0);
-CREATE TABLE weights (
+# index. Rows of `ended` are numbered in the order in which sessions ended. IF NOT EXISTS: another process
+# may have been quicker.
+SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS totals (sessions INTEGER NOT NULL, bytes INTEGER NOT NULL, ended INTEGER NOT NULL);
+INSERT INTO totals SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
+CREATE TABLE IF NOT EXISTS weights (
     key INTEGER PRIMARY KEY,
     model TEXT NOT NULL,
     version TEXT NOT NULL,
@@ -32,7 +34,7 @@ CREATE TABLE weights (
     sessions INTEGER NOT NULL,
     UNIQUE (model, version, fingerprint)
 );
-CREATE TABLE sessions (
+CREATE TABLE IF NOT EXISTS sessions (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     owner BLOB NOT NULL,
@@ -48,23 +50,26 @@ CREATE TABLE sessions (
     replies BLOB NOT NULL,
     initial BLOB NOT NULL
 );
-CREATE INDEX sessions_by_sweep ON sessions (sweep_at);
-CREATE INDEX sessions_by_use ON sessions (seen_at);
-CREATE TABLE ended (
+CREATE INDEX IF NOT EXISTS sessions_by_sweep ON sessions (sweep_at);
+CREATE INDEX IF NOT EXISTS sessions_by_use ON sessions (seen_at);
+CREATE TABLE IF NOT EXISTS ended (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     reason TEXT NOT NULL,
     step INTEGER NOT NULL,
     owner BLOB NOT NULL,
     at REAL NOT NULL
-)
-"""
+);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+COMMIT
+"""  # noqa: S608  # of constants alone
 
 
 def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite3.Connection:
     """Open the file, making it if it is not there; transactions are begun and ended by hand.
 
-    Raises StoreError if it is not ours or cannot be used as a store, or stays locked.
+    Raises StoreError if it is not ours, cannot be used as a store, or stays locked.
     """
     try:
         # Made here, as what it holds is nobody else's to read; SQLite gives the files beside it the same permissions.
@@ -76,26 +81,18 @@ def connect(path: Path, synchronous: Synchronous, busy_seconds: float) -> sqlite
         ours = _is_ours(connection, path)  # before anything is written
         _use_wal(connection, path, busy_seconds)
         if not ours:
-            connection.execute("BEGIN IMMEDIATE")
-            if not _is_ours(connection, path):  # another process may have been quicker
-                marks = f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"
-                for statement in (*SCHEMA.split(";"), *marks):
-                    connection.execute(statement)
-            connection.execute("COMMIT")
-        for pragma in (
-            f"synchronous = {synchronous}",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
-            f"journal_size_limit = {WAL_BYTES}",
-            f"cache_size = -{CACHE_KIB}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+            connection.executescript(SCHEMA)
+        connection.executescript(
+            f"""PRAGMA synchronous = {synchronous};
+            PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+            PRAGMA journal_size_limit = {WAL_BYTES};
+            PRAGMA cache_size = -{CACHE_KIB}"""
+        )
     except BaseException as error:
         connection.close()
-        if not isinstance(error, sqlite3.DatabaseError):
-            raise
-        if _is_busy(error):
-            raise StoreError(f"the session store {path} is locked by another process") from None
-        raise StoreError(f"the session store {path} cannot be used: {error}") from None
+        if isinstance(error, sqlite3.DatabaseError):
+            raise StoreError(f"the session store {path} cannot be used: {error}") from None
+        raise
     return connection
 
 
@@ -105,21 +102,21 @@ def _use_wal(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-        else:
-            break
     if mode != "wal":
         raise StoreError(f"the session store {path} lies where SQLite cannot use write-ahead logging")
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """True for a file of ours, False for an empty one. Raises StoreError for any other."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    application, version, tables = connection.execute(
+        """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+        FROM pragma_application_id, pragma_user_version"""
+    ).fetchone()
     if (application, version) == (APPLICATION_ID, VERSION):
         return True
     if application == APPLICATION_ID:
@@ -129,7 +126,3 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     if application or version or tables:
         raise StoreError(f"{path} is a database of another application: give the session store a file of its own")
     return False
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

@@ -6,8 +6,7 @@ server's matter: with `appendonly yes` they outlive it.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from valkey.asyncio import Valkey
 from valkey.asyncio.retry import Retry
@@ -15,26 +14,21 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import AuthenticationError, NoScriptError, ResponseError, ValkeyError
 
 from service.errors import StoreUnavailable
-from service.stores import valkey_scripts as scripts
 from service.stores.batches import Batches, unavailable
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore, StoreError, Totals, Weights
-from service.stores.valkey_scripts import Script
+from service.stores.valkey_script import DIGEST, SCRIPT
 
-Value = bytes | str | int | float
+Call = tuple[bytes | str | int | float, ...]
+"""A name in the script, and what it takes."""
 
 OLDEST_SERVER = 7
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 2.0
 LOOKS = 500
-"""Sessions that a script looks at, as the server runs nothing else meanwhile."""
+"""Sessions that a sweep looks at in one call, as the server runs nothing else meanwhile."""
 
 # A connection that is closed during a read or a write raises the event loop's own errors: EOFError, RuntimeError.
 BROKEN = (ValkeyError, OSError, EOFError, RuntimeError)
-
-
-class Call(NamedTuple):
-    script: Script
-    values: Sequence[Value]
 
 
 class ValkeyStore(SessionStore):
@@ -43,8 +37,8 @@ class ValkeyStore(SessionStore):
     A batch whose answer was lost is not sent again, as it may have run: StoreUnavailable, then, means "load and see".
     """
 
-    durable = True
     shared = True
+    totals = Totals(0, 0)  # of the last batch
 
     def __init__(self, url: str, max_ended: int) -> None:
         """url: valkey://[user:password@]host[:port][/db], valkeys:// with TLS; redis:// and rediss:// are the same."""
@@ -59,12 +53,7 @@ class ValkeyStore(SessionStore):
         except ValueError:  # its message may hold a part of the password
             raise StoreError("the session store's URL is not valkey://[user:password@]host[:port][/db]") from None
         self._max_ended = max_ended
-        self._totals = Totals(0, 0)
         self._calls: Batches[Call] = Batches(self._run)
-
-    @property
-    def totals(self) -> Totals:
-        return self._totals  # as of this process's last batch
 
     async def open(self) -> None:
         try:
@@ -87,69 +76,66 @@ class ValkeyStore(SessionStore):
         await self._server.aclose()
 
     async def create(self, record: SessionRecord) -> None:
-        weights, position = _packed(record.weights), record.position
-        values = (record.owner, weights, record.ttl_seconds, record.created_at, record.initial, *position)
-        fields: list[Any] = list(chain.from_iterable(zip(scripts.FIELDS, values, strict=True)))
-        await self._call(scripts.CREATE, record.id, record.expires_at, position.used_at, weights, *fields)
+        weights = b"\0".join(
+            (record.weights.model.encode(), record.weights.version.encode(), record.weights.fingerprint)
+        )
+        values = (record.owner, weights, record.ttl_seconds, record.created_at, record.initial, *record.position)
+        await self._call("create", record.id, record.expires_at, *values)
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
-        found = await self._call(scripts.LOAD, session)
+        found = await self._call("load", session)
         if isinstance(found, bytes):
             reason, step, at, owner = found.split(b":", 3)
             return Ended(cast("Reason", reason.decode()), int(step), owner, float(at))
         return _record(session, found) if found else None
 
-    async def commit(self, session: str, revision: int, position: Position) -> bool:
-        return bool(await self._call(scripts.COMMIT, session, revision, *position))
+    async def commit(self, session: str, before: Position, position: Position) -> bool:
+        return bool(await self._call("commit", session, before.revision, position.nbytes - before.nbytes, *position))
 
     async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        found = await self._call(scripts.END, session, reason, at, self._max_ended)
+        found = await self._call("end", session, reason, at)
         return _record(session, found) if found else None
 
-    async def expire(self, now: float, limit: int) -> int:
-        ended, looked_at = 0, LOOKS
-        while looked_at == LOOKS and ended < limit:
-            some, looked_at = await self._call(scripts.EXPIRE, now, limit - ended, LOOKS, self._max_ended)
-            ended += some
-        return ended
+    async def expire(self, now: float) -> tuple[int, bool]:
+        ended, looked_at = await self._call("expire", now, LOOKS)
+        return ended, looked_at == LOOKS
 
     async def evict(self, count: int, now: float) -> int:
-        return int(await self._call(scripts.EVICT, count, now, self._max_ended))
+        return int(await self._call("evict", count, now))
 
     async def page(self, after: str, limit: int) -> list[SessionRecord]:
-        return [_record(session.decode(), found) for session, found in await self._call(scripts.PAGE, after, limit)]
+        return [_record(session.decode(), found) for session, found in await self._call("page", after, limit)]
 
     async def in_use(self) -> Mapping[Weights, int]:
-        flat: list[bytes] = await self._call(scripts.IN_USE)
-        return {_weights(weights): int(sessions) for weights, sessions in zip(flat[::2], flat[1::2], strict=True)}
+        flat: list[bytes] = await self._call("in_use")
+        return {_weights(packed): int(sessions) for packed, sessions in zip(flat[::2], flat[1::2], strict=True)}
 
-    async def _call(self, script: Script, *values: Value) -> Any:
-        return await self._calls.call(Call(script, values))
+    async def _call(self, *call: bytes | str | float) -> Any:
+        return await self._calls.call(call)
 
     async def _run(self, calls: list[Call]) -> list[Any]:
-        """Answers of all calls, or StoreUnavailable in their place."""
+        """Answers of all calls, or StoreUnavailable in their place. Raises StoreUnavailable for all of them."""
         try:
-            answers = await self._send(calls, known=True)
+            answers = await self._send(calls)
             unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if unknown:  # a server that has started anew knows no scripts; none of these has run
-                again = await self._send([calls[i] for i in unknown], known=False)
-                for i, answer in zip(unknown, again, strict=True):
+            if unknown:  # a server that has started anew knows no script; none of these has run
+                await self._server.script_load(SCRIPT)
+                for i, answer in zip(unknown, await self._send([calls[i] for i in unknown]), strict=True):
                     answers[i] = answer
         except BROKEN as error:
-            return [unavailable(error) for _ in calls]
+            raise unavailable(error) from error
         return [unavailable(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
-    async def _send(self, calls: Sequence[Call], known: bool) -> list[Any]:
+    async def _send(self, calls: Sequence[Call]) -> list[Any]:
         """Raw answers of the calls, in one pipeline, which updates the totals."""
         pipeline = self._server.pipeline(transaction=False)
-        for script, values in calls:
-            how = ("EVALSHA", script.digest) if known else ("EVAL", script.text)
-            pipeline.execute_command(*how, 0, *values)
+        for values in calls:
+            pipeline.execute_command("EVALSHA", DIGEST, 0, self._max_ended, *values)
         pipeline.execute_command("HMGET", "rnn:totals", "sessions", "bytes")
         answers: list[Any]
         *answers, totals = await pipeline.execute(raise_on_error=False)
         if not isinstance(totals, Exception):
-            self._totals = Totals(*(int(total or 0) for total in totals))
+            self.totals = Totals(*(int(total or 0) for total in totals))
         return answers
 
 
@@ -164,7 +150,3 @@ def _record(session: str, found: Sequence[bytes]) -> SessionRecord:
 def _weights(packed: bytes) -> Weights:
     model, version, fingerprint = packed.split(b"\0", 2)
     return Weights(model.decode(), version.decode(), fingerprint)
-
-
-def _packed(weights: Weights) -> bytes:
-    return b"\0".join((weights.model.encode(), weights.version.encode(), weights.fingerprint))

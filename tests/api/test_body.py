@@ -7,9 +7,9 @@ import pytest
 from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
-
 from service.api.body import BodyLimits, read_body
 from service.api.exchange import Exchange
+
 from service.errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedBody, ServiceDraining, UnsupportedMediaType
 
 LIMITS = BodyLimits(max_bytes=100_000, grace_seconds=5, min_bytes_per_second=1000)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from .formats import SAFETENSORS, safetensors
+from .problems import assert_problem
 from .raw import Wire, chunk, head, post
 
 BINARY = {"Content-Type": SAFETENSORS}
@@ -56,3 +57,9 @@ def test_declared_size_takes_no_memory(service, path):
             wire.send(bytes(1000))
         assert service.get("/health/live").status_code == 200
         assert service.rss_mib < before + 30
+
+
+def test_infinity_in_a_reply_in_pieces_is_refused(service):
+    """The reply is printed in pieces, and refused whole."""
+    request = {"model": "explodes", "inputs": np.ones((1, 60_000, 1)).tolist(), "returns": ["outputs"]}
+    assert_problem(service.post("/rnn/forward", json=request), 422, "non-finite-output", "outputs of row 0")

@@ -84,7 +84,7 @@ class Process:
             record = await self.cache.find(name, OWNER, fresh=True)
             before = record.position
             position = Position(before.revision + 1, before.step, zero_state(self.engine.spec), b"", self.now)
-            if await self.cache.commit(record, position):
+            if await self.cache.commit(record, before, position):
                 return
 
 
@@ -229,10 +229,10 @@ async def test_step_loads_its_record_once(shared):
 class SlowStore(SharedStore):
     """A store whose commits take until the next turns of the loop."""
 
-    async def commit(self, session, revision, position):
+    async def commit(self, session, before, position):
         for _ in range(3):
             await asyncio.sleep(0)
-        return await super().commit(session, revision, position)
+        return await super().commit(session, before, position)
 
 
 @in_loop

@@ -14,7 +14,7 @@ async def count(store, times):
     for _ in range(times):
         while True:
             found = await store.load("counter")
-            if await store.commit("counter", found.position.revision, after(found.position, time.time())):
+            if await store.commit("counter", found.position, after(found.position, time.time())):
                 break
 
 
@@ -25,7 +25,7 @@ async def confirm(store, _):
         position = record().position
         while True:
             new = after(position, time.time(), state=b"%d" % (position.step + 1))
-            assert await store.commit(session, position.revision, new)
+            assert await store.commit(session, position, new)
             position = new
             os.write(1, f"{session} {position.step}\n".encode())
 

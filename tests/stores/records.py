@@ -19,6 +19,15 @@ def record(session="one", **changes):
     return SessionRecord(id=session, position=position, **{**values, **changes})
 
 
+async def expire(store, now):
+    """End all that are due; gives how many."""
+    total, more = 0, True
+    while more:
+        ended, more = await store.expire(now)
+        total += ended
+    return total
+
+
 def after(position, used_at, **changes):
     """The position one step later."""
     return position._replace(revision=position.revision + 1, step=position.step + 1, used_at=used_at, **changes)

@@ -8,7 +8,7 @@ from service.errors import StoreUnavailable
 from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
 from tests.loop import in_loop
 from tests.stores.conftest import on_each_store, opened
-from tests.stores.records import OWNER, T0, WEIGHTS, after, record
+from tests.stores.records import OWNER, T0, WEIGHTS, after, expire, record
 
 
 @on_each_store()
@@ -24,10 +24,10 @@ async def test_load_returns_what_was_created(store):
 async def test_commit_from_an_old_revision_is_refused(store):
     await store.create(record())
     first = after(record().position, T0 + 1, state=b"", replies=b"\x00" * 1000)
-    assert await store.commit("one", 0, first)
-    assert not await store.commit("one", 0, after(first, T0 + 2))
-    assert not await store.commit("one", 2, after(first, T0 + 2))
-    assert not await store.commit("two", 0, first)
+    assert await store.commit("one", record().position, first)
+    assert not await store.commit("one", record().position, after(first, T0 + 2))
+    assert not await store.commit("one", first._replace(revision=2), after(first, T0 + 2))
+    assert not await store.commit("two", record().position, first)
     found = await store.load("one")
     assert found.position == first
     assert store.totals == Totals(1, found.nbytes)
@@ -39,8 +39,8 @@ async def test_one_of_many_equal_commits_is_kept(store):
     await asyncio.gather(*(store.create(other) for other in [record(), *others]))
     position = after(record().position, T0 + 1)
     kept = await asyncio.gather(
-        *(store.commit("one", 0, position._replace(step=i)) for i in range(20)),
-        *(store.commit(other.id, 0, position) for other in others),
+        *(store.commit("one", record().position, position._replace(step=i)) for i in range(20)),
+        *(store.commit(other.id, record().position, position) for other in others),
     )
     assert kept[:20].count(True) == 1
     assert all(kept[20:])
@@ -54,7 +54,7 @@ async def test_ended_session_is_remembered(store):
     assert await store.end("one", "model-replaced", T0 + 0.125) == session
     assert await store.end("one", "deleted", T0 + 1) is None
     assert await store.load("one") == Ended("model-replaced", 7, OWNER, T0 + 0.125)
-    assert not await store.commit("one", 0, after(session.position, T0))
+    assert not await store.commit("one", record().position, after(session.position, T0))
     assert store.totals == Totals(0, 0)
     assert await store.in_use() == {}
 
@@ -65,7 +65,7 @@ async def test_newest_ended_are_remembered_for_a_day(store):
         await store.create(record(str(i)))
         await store.end(str(i), "deleted", T0 + i)
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
-    assert await store.expire(T0 + 3 + ENDED_SECONDS, 10) == 0
+    assert await expire(store, T0 + 3 + ENDED_SECONDS) == 0
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
 
 
@@ -73,34 +73,33 @@ async def test_newest_ended_are_remembered_for_a_day(store):
 async def test_session_expires_after_its_last_commit(store):
     await store.create(record("idle"))
     await store.create(record("used"))
-    await store.commit("used", 0, after(record().position, T0 + 30))
-    assert await store.expire(T0 + 59.99, 10) == 0
-    assert await store.expire(T0 + 60, 10) == 1
+    await store.commit("used", record().position, after(record().position, T0 + 30))
+    assert await expire(store, T0 + 59.99) == 0
+    assert await expire(store, T0 + 60) == 1
     assert (await store.load("idle")).reason == "expired"
-    assert await store.expire(T0 + 89.99, 10) == 0
-    assert await store.expire(T0 + 90, 10) == 1
+    assert await expire(store, T0 + 89.99) == 0
+    assert await expire(store, T0 + 90) == 1
 
 
 @on_each_store()
-async def test_sweep_keeps_its_limit(store):
+async def test_sweep_ends_all_that_are_due(store):
     await asyncio.gather(*(store.create(record(f"{i:05}")) for i in range(2500)))
     for i in range(1500):
-        await store.commit(f"{i:05}", 0, after(record().position, T0 + 60))
-    assert await store.expire(T0 + 100, 300) == 300
-    assert await store.expire(T0 + 100, 1000) == 700
-    assert await store.expire(T0 + 100, 1000) == 0
+        await store.commit(f"{i:05}", record().position, after(record().position, T0 + 60))
+    assert await expire(store, T0 + 100) == 1000
+    assert await expire(store, T0 + 100) == 0
     assert store.totals.sessions == 1500
-    assert await store.expire(T0 + 200, 10_000) == 1500
+    assert await expire(store, T0 + 200) == 1500
 
 
 @on_each_store()
 async def test_sessions_expire_though_the_clock_jumps(store):
     await store.create(record("before"))
-    assert await store.expire(T0 + 1e9, 10) == 1
-    assert await store.expire(T0, 10) == 0
+    assert await expire(store, T0 + 1e9) == 1
+    assert await expire(store, T0) == 0
     await store.create(record("after"))
-    assert await store.expire(T0 - 1e9, 10) == 0
-    assert await store.expire(T0 + 60, 10) == 1
+    assert await expire(store, T0 - 1e9) == 0
+    assert await expire(store, T0 + 60) == 1
 
 
 @on_each_store()
@@ -109,7 +108,7 @@ async def test_least_recently_used_are_evicted(store):
         await store.create(record(str(i), used_at=T0 + i))
     for i, used_at in ((0, 10), (1, 11), (2, 12), (0, 13)):
         position = (await store.load(str(i))).position
-        assert await store.commit(str(i), position.revision, after(position, T0 + used_at))
+        assert await store.commit(str(i), position, after(position, T0 + used_at))
     assert await store.evict(2, T0 + 20) == 2
     assert [found.id for found in await store.page("", 10)] == ["0", "1", "2", "5"]
     assert await store.load("3") == Ended("evicted", 0, OWNER, T0 + 20)
@@ -123,7 +122,9 @@ async def test_least_recently_used_are_evicted(store):
 async def test_eviction_order_follows_late_use(store):
     await asyncio.gather(*(store.create(record(f"{i:04}", used_at=T0 + i)) for i in range(1200)))
     position = record().position
-    await asyncio.gather(*(store.commit(f"{i:04}", 0, after(position, T0 + 9000 - i)) for i in range(1199, -1, -1)))
+    await asyncio.gather(
+        *(store.commit(f"{i:04}", record().position, after(position, T0 + 9000 - i)) for i in range(1199, -1, -1))
+    )
     assert await store.evict(1100, T0 + 10_000) == 1100
     assert [found.id for found in await store.page("", 1000)] == [f"{i:04}" for i in range(100)]
 
@@ -153,7 +154,7 @@ async def test_sessions_are_counted_by_weights(store):
 async def test_cancelled_caller_harms_no_other(store):
     await asyncio.gather(*(store.create(record(str(i))) for i in range(100)))
     position = after(record().position, T0 + 1)
-    tasks = [asyncio.create_task(store.commit(str(i), 0, position)) for i in range(100)]
+    tasks = [asyncio.create_task(store.commit(str(i), record().position, position)) for i in range(100)]
     for round_ in range(2):  # before and while the batch is under way
         await asyncio.sleep(0)
         for task in tasks[round_::4]:

@@ -56,7 +56,10 @@ def test_full_disk_changes_nothing(path):
             for _ in range(3):
                 with pytest.raises(StoreUnavailable):
                     await asyncio.gather(
-                        *(store.commit(created[-1], 0, after(record().position, T0 + i)) for i in range(20)),
+                        *(
+                            store.commit(created[-1], record().position, after(record().position, T0 + i))
+                            for i in range(20)
+                        ),
                         store.create(record("late", state=b"\x01" * 400_000)),
                     )
             assert await store.load(created[-1]) == record(created[-1], state=b"\x01" * 4000)
@@ -138,7 +141,7 @@ async def test_write_ahead_log_stays_bounded(path):
     position = record().position
     for i in range(200):
         new = after(position, T0 + i, state=b"\x02" * 3000)
-        assert all(await asyncio.gather(*(store.commit(f"s{i:03}", position.revision, new) for i in range(200))))
+        assert all(await asyncio.gather(*(store.commit(f"s{i:03}", position, new) for i in range(200))))
         position = new
     log = path.with_name(path.name + "-wal").stat().st_size
     assert log < 2 * CHECKPOINT_PAGES * 4096

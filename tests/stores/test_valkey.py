@@ -14,7 +14,7 @@ from service.stores.open import store_from
 from service.stores.valkey import ValkeyStore
 from tests.loop import in_loop
 from tests.stores.conftest import opened
-from tests.stores.records import T0, after, record
+from tests.stores.records import T0, after, expire, record
 from tests.stores.servers import PROGRAM, Server
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="neither valkey-server nor redis-server is on the PATH")
@@ -44,10 +44,10 @@ async def test_calls_work_when_the_server_is_back(start):
         server.stop()
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
-                await store.commit("one", 0, after(record().position, T0 + 1))
+                await store.commit("one", record().position, after(record().position, T0 + 1))
         server.start()
         assert await store.load("one") == record()
-        assert await store.commit("one", 0, after(record().position, T0 + 1))
+        assert await store.commit("one", record().position, after(record().position, T0 + 1))
 
 
 @in_loop
@@ -70,13 +70,13 @@ async def test_lost_answer_is_not_mixed_up(start):
         os.kill(server.process.pid, signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable):
-                await store.commit("one", 0, new)
+                await store.commit("one", record().position, new)
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
         assert await store.load("never was") is None
         found = await store.load("one")
         assert found.position in (new, record().position)
-        assert await store.commit("one", found.position.revision, after(found.position, T0 + 2))
+        assert await store.commit("one", found.position, after(found.position, T0 + 2))
         assert (await store.load("one")).position.step == found.position.step + 1
 
 
@@ -88,7 +88,7 @@ async def test_scripts_are_sent_again(start):
         with Valkey.from_url(server.url) as client:
             client.script_flush()
         position = after(record().position, T0 + 1)
-        assert all(await asyncio.gather(*(store.commit(str(i), 0, position) for i in range(20))))
+        assert all(await asyncio.gather(*(store.commit(str(i), record().position, position) for i in range(20))))
         assert store.totals.sessions == 20
 
 
@@ -97,18 +97,21 @@ async def test_server_without_memory_loses_nothing(start):
     server = start("--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
     async with opened(server.url) as store:
         created = 0
+        await store.create(record("-used", ttl_seconds=30.0))
+        assert await store.commit("-used", record().position, after(record().position, T0 + 1e9))
         with suppress(StoreUnavailable):
             while created < 1000:
                 await store.create(record(str(created), state=b"\x01" * 10_000))
                 created += 1
         with pytest.raises(StoreUnavailable) as raised:
-            await store.commit("0", 0, after(record().position, T0, state=b"\x01" * 20_000))
+            await store.commit("0", record().position, after(record().position, T0, state=b"\x01" * 20_000))
         assert "memory" in str(raised.value.__cause__)
         assert (await store.load("0")).position.revision == 0
-        assert store.totals.sessions == created == len(await store.page("", 1000))
+        assert store.totals.sessions == created + 1 == len(await store.page("", 1000))
+        assert await expire(store, T0 + 30) == 0  # "-used" is due later
         assert await store.end("0", "deleted", T0)
         assert await store.evict(1, T0) == 1
-        assert await store.expire(T0 + 1e9, 1000) == created - 2
+        assert await expire(store, T0 + 1e9) == created - 2
         await store.create(record("again"))
 
 

@@ -1,15 +1,13 @@
 """What a recurrent cell computes from its sums; docs/native-engine.md tells how to add one.
 
-A cell has G gates. For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on
-from there over W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own. What is left,
-`update`, is elementwise in the units.
+For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's x-part), and goes on from there over
+W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from service.engine.native.ir import Value
-from service.engine.native.vectors import Vectors
+from service.engine.native.ir import Value, Vectors
 
 # tanh(x) = x·P(x²)/Q(x²) on [-8, 8]: numerator and denominator of degree 4, fitted by reweighted least squares for the
 # smallest largest relative error. Beyond 8 the value at 8 stands for 1: it differs by less than 3e-7, and
@@ -21,16 +19,17 @@ DENOMINATOR = (1, 0.46777825, 0.02616444, 0.00034112909, 8.5224404e-07)
 
 @dataclass(frozen=True)
 class Unit:
-    """One vector of units of one row, inside the step.
+    """One vector of units of one row before the step; what an update does not read costs nothing.
 
     - sums: for each gate, its sum over h: on top of the x-part, or alone if the gate is one of `Cell.apart`
-    - x_part(gate), h(), c(): read the x-part of a gate, and the units' hidden and cell state before the step
+    - x: the x-part of each gate
+    - h, c: hidden and cell state
     """
 
     sums: list[Value]
-    x_part: Callable[[int], Value]
-    h: Callable[[], Value]
-    c: Callable[[], Value]
+    x: list[Value]
+    h: Value
+    c: Value
 
 
 @dataclass(frozen=True)
@@ -80,22 +79,22 @@ def _rnn_tanh(v: Vectors, unit: Unit) -> tuple[Value, None]:
 
 
 def _rnn_relu(v: Vectors, unit: Unit) -> tuple[Value, None]:
-    """The same with relu: h' = max(0, W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
+    """Elman's cell with relu: h' = max(0, W_ih x + b_ih + W_hh h + b_hh). Source: torch.nn.RNN."""
     return relu(v, unit.sums[0]), None
 
 
 def _gru(v: Vectors, unit: Unit) -> tuple[Value, None]:
     """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU."""
     r, z = sigmoid(v, unit.sums[0]), sigmoid(v, unit.sums[1])
-    n = tanh(v, v.fma(r, unit.sums[2], unit.x_part(2)))
-    return v.fma(z, v.sub(unit.h(), n), n), None
+    n = tanh(v, v.fma(r, unit.sums[2], unit.x[2]))
+    return v.fma(z, v.sub(unit.h, n), n), None
 
 
 def _lstm(v: Vectors, unit: Unit) -> tuple[Value, Value]:
     """Gates i, f, g, o: c' = f·c + i·g, h' = o·tanh(c'). Source: torch.nn.LSTM."""
     i, f, o = (sigmoid(v, unit.sums[gate]) for gate in (0, 1, 3))
     g = tanh(v, unit.sums[2])
-    c = v.fma(f, unit.c(), v.mul(i, g))
+    c = v.fma(f, unit.c, v.mul(i, g))
     return v.mul(o, tanh(v, c)), c
 
 

@@ -1,27 +1,76 @@
-"""Turns a kernel's text into machine code in this process, and keeps it for the next model of the same shape."""
+"""The processor, and machine code for it from a kernel's text, kept for the next model of the same shape."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 import llvmlite.binding as llvm
 
-from service.engine.native.processor import Processor
-
+MOST_ROWS = 8  # of the tallest tile; each needs an address of its own
+# Kernels that are remembered, some tens of kilobytes each; models that are loaded keep theirs in any case.
 KEPT = 1024
-"""Kernels that are remembered, some tens of kilobytes each; models that are loaded keep theirs in any case."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A target of LLVM, and how its vector registers are best used.
+
+    - name, features: LLVM's names of the processor and of what is switched on beyond it
+    - width: float32 values in a vector
+    - registers: how many vector registers there are
+    - has_fma: whether it multiplies and adds in one instruction
+    """
+
+    name: str
+    features: str
+    width: int
+    registers: int
+    has_fma: bool
+
+    @classmethod
+    def host(cls) -> "Processor":
+        """The processor that this process runs on."""
+        present = llvm.get_host_cpu_features()
+        features = {name for name, on in present.items() if on}
+        return cls.with_features(llvm.get_host_cpu_name(), present.flatten(), features)
+
+    @classmethod
+    def with_features(cls, name: str, flags: str, features: set[str]) -> "Processor":
+        if "avx512f" in features:
+            return cls(name, flags, width=16, registers=32, has_fma=True)
+        if "avx2" in features:
+            return cls(name, flags, width=8, registers=16, has_fma="fma" in features)
+        if "neon" in features:
+            return cls(name, flags, width=4, registers=32, has_fma=True)
+        return cls(name, flags, width=4, registers=16, has_fma=False)
+
+    @property
+    def panel_vectors(self) -> int:
+        """Columns of a panel, in vectors: each broadcast of an input is used that many times."""
+        return 4 if self.registers >= 32 else 2
+
+    def tile_rows(self, vectors: int) -> int:
+        """M: the rows of the tallest tile on a panel of that many vectors."""
+        sums = 24 if self.registers >= 32 else 12  # the other registers hold weights and an input
+        return min(MOST_ROWS, sums // vectors)
+
+    def width_for(self, columns: int) -> int:
+        """The vector width for a matrix of that many columns: no wider than they need, so little is padded."""
+        width = 4
+        while width < min(columns, self.width):
+            width *= 2
+        return width
 
 
 class Source(Protocol):
-    """A function to be compiled: hashable, so that equal ones are compiled once."""
+    """A function to be compiled, by its text in LLVM's language: hashable, so that equal ones are compiled once."""
 
     name: str
 
     @property
-    def processor(self) -> Processor:
-        """What it is compiled for."""
+    def processor(self) -> Processor: ...
 
-    def text(self) -> str:
-        """The module in LLVM's language."""
+    def text(self) -> str: ...
 
 
 class Code:
@@ -41,7 +90,6 @@ def compiled(source: Source) -> Code:
 
 
 def target_machine(processor: Processor) -> Any:
-    """LLVM's code generator for a processor of this process's architecture."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()

@@ -1,23 +1,23 @@
 """The native engine: a model's rows through kernels that were compiled for its very shape and this processor."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
-from service.engine.native.layers import Head, Layer, Stack
-from service.engine.native.passes import Pass, ThreadPool
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor
 from service.engine.native.rows import check_layout
+from service.engine.native.stack import Head, Layer, Pass, Stack
 from service.spec import ModelSpec
 
 
 class NativeEngine(Engine):
     """One model on the CPU.
 
-    Rows of different batches and lengths run side by side without being copied together. On one machine a row's bits
-    are the same whether it runs whole, in pieces, step by step, alone or with others.
+    On one machine a row's bits are the same whether it runs whole, in pieces, step by step, alone or with others.
     """
 
     name = "native"
@@ -30,7 +30,9 @@ class NativeEngine(Engine):
         processor = processor or Processor.host()
         check_layout(processor)
         self.spec = spec
-        pool = ThreadPool(threads)
+        # Its threads start when first needed, and end when it is collected with the engine.
+        pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="rnn-kernel")
+        new_pass = partial(Pass, processor=processor, pool=pool, threads=threads)
         layers = [
             Layer(spec, weights, suffix, processor)
             for layer in range(spec.num_layers)
@@ -41,48 +43,42 @@ class NativeEngine(Engine):
             head = Head(weights["head.weight"], weights["head.bias"], spec.weights_dtype, processor)
         self._head_pass: Pass | None = None
         if not spec.bidirectional:
-            self._passes = [Pass(Stack(layers, head), pool, processor, spec.flops_per_step)]
+            self._passes = [new_pass(Stack(layers, head), flops_per_step=spec.flops_per_step)]
         else:
             # A bidirectional layer needs the whole sequence of the layer below, so each direction is a pass of its own.
             flops = spec.flops_per_step // len(layers)
             self._passes = [
-                Pass(Stack([layer]), pool, processor, flops, first_state=number, backwards=number % 2 == 1)
+                new_pass(Stack([layer]), flops_per_step=flops, first_state=number, backwards=number % 2 == 1)
                 for number, layer in enumerate(layers)
             ]
             if head:
-                self._head_pass = Pass(Stack([], head), pool, processor, flops)
+                self._head_pass = new_pass(Stack([], head), flops_per_step=flops)
         self.nbytes = sum(each.nbytes for each in (*self._passes, self._head_pass) if each)
 
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch together; results are written into the batches' own arrays."""
         if self.spec.bidirectional:
             self._run_both_ways(batches)
         else:
             self._passes[0].run(batches)
 
     def _run_both_ways(self, batches: Sequence[Rows]) -> None:
-        width, last = self.spec.state_size, self.spec.num_layers - 1
-        for layer in range(self.spec.num_layers):
-            wanted = [_layer_outputs(batch, self.spec, is_last=layer == last) for batch in batches]
-            for direction in range(2):
-                half = slice(direction * width, (direction + 1) * width)
-                rows = [
-                    replace(batch, outputs=None if out is None else out[:, half], predictions=None)
-                    for batch, out in zip(batches, wanted, strict=True)
-                ]
-                self._passes[2 * layer + direction].run(rows)
-            batches = [
-                batch if out is None else replace(batch, inputs=out) for batch, out in zip(batches, wanted, strict=True)
+        spec = self.spec
+        for layer in range(spec.num_layers):
+            layer_outputs = [
+                np.empty((len(batch.inputs), spec.output_size), np.float32)
+                if layer < spec.num_layers - 1 or batch.outputs is None
+                else batch.outputs
+                for batch in batches
             ]
+            for direction in range(2):
+                half = slice(direction * spec.state_size, (direction + 1) * spec.state_size)
+                self._passes[2 * layer + direction].run(
+                    [
+                        replace(batch, outputs=outputs[:, half], predictions=None)
+                        for batch, outputs in zip(batches, layer_outputs, strict=True)
+                    ]
+                )
+            batches = [replace(batch, inputs=outputs) for batch, outputs in zip(batches, layer_outputs, strict=True)]
         if self._head_pass:
             asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
             self._head_pass.run(asked)
-
-
-def _layer_outputs(batch: Rows, spec: ModelSpec, *, is_last: bool) -> Floats | None:
-    """Where a bidirectional layer writes, (N, 2·P): the batch's outputs for the last, if somebody reads them."""
-    if is_last and batch.outputs is not None:
-        return batch.outputs
-    if is_last and batch.predictions is None:
-        return None
-    return np.empty((len(batch.inputs), spec.output_size), np.float32)

@@ -1,4 +1,4 @@
-"""Writes LLVM IR as text: one `Function` is one function's body, with structured loops and mutable variables.
+"""Writes LLVM IR as text: a `Module` of `Function`s, each with structured loops and mutable variables.
 
 A method that computes something emits instructions and returns the name of the result, so that a kernel reads as the
 arithmetic that it does. Loop counters and variables live in stack slots; LLVM's `sroa` pass turns them into registers.
@@ -6,13 +6,37 @@ arithmetic that it does. Loop counters and variables live in stack slots; LLVM's
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
 
 Value = str
 """The name of a result (`%12`, `%rows`) or a constant, as it stands in the text."""
 
 
+class Module:
+    """Functions that are compiled together."""
+
+    def __init__(self) -> None:
+        self._functions: list[Function] = []
+
+    def function(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> "Function":
+        """A new function, with the LLVM type of each parameter."""
+        self._functions.append(Function(name, parameters, internal=internal))
+        return self._functions[-1]
+
+    def text(self) -> str:
+        declarations = ["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"]
+        for width in (4, 8, 16):
+            vector = f"<{width} x float>"
+            declarations.append(f"declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})")
+        # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
+        attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
+        return "\n".join([*(function.text() for function in self._functions), *declarations, attributes])
+
+
 class Function:
-    """One LLVM function under construction; `text()` is the finished definition.
+    """One LLVM function under construction.
 
     All integers are i64, all pointers are opaque. Loads and stores assume no alignment but that of their element, so
     callers' arrays may lie anywhere.
@@ -21,31 +45,28 @@ class Function:
     def __init__(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> None:
         self.name = name
         self.types = list(parameters.values())
-        self.arguments = [f"%{parameter}" for parameter in parameters]
         self._linkage = "internal " if internal else ""
         self._signature = ", ".join(f"{type_} %{parameter}" for parameter, type_ in parameters.items())
         self._slots: list[str] = []
         self._lines: list[str] = []
-        self._names = 0
+        self._count = 0
 
     def text(self) -> str:
-        """The definition; it returns at the end of what was emitted."""
         body = "\n".join(["entry:", *self._slots, *self._lines, "ret void"])
         return f"define {self._linkage}void @{self.name}({self._signature}) #0 {{\n{body}\n}}\n"
 
     def value(self, instruction: str) -> Value:
-        """Emit an instruction that has a result; return the result's name."""
-        name = self._name()
+        """Emit an instruction; return the name of its result."""
+        name = self._new_name()
         self._lines.append(f"{name} = {instruction}")
         return name
 
     def do(self, instruction: str) -> None:
-        """Emit an instruction without a result."""
         self._lines.append(instruction)
 
-    def _name(self) -> Value:
-        self._names += 1
-        return f"%v{self._names}"
+    def _new_name(self) -> Value:
+        self._count += 1
+        return f"%v{self._count}"
 
     # Integers
 
@@ -76,7 +97,6 @@ class Function:
         return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
 
     def negated(self, condition: Value) -> Value:
-        """An i1: not `condition`."""
         return self.value(f"xor i1 {condition}, true")
 
     # Memory
@@ -95,6 +115,9 @@ class Function:
         """Read the i64 number `index` of a table."""
         return self.load("i64", self.at(pointer, 8 * index), 8)
 
+    def set_word(self, pointer: Value, index: int, value: Value | int) -> None:
+        self.store("i64", value, self.at(pointer, 8 * index), 8)
+
     def pointer(self, pointer: Value, index: int = 0) -> Value:
         """Read the pointer number `index` of a table."""
         return self.load("ptr", self.at(pointer, 8 * index), 8)
@@ -104,14 +127,13 @@ class Function:
         return self.at(base, self.mul(self.add(self.mul(row, columns), column), 4))
 
     def copy(self, target: Value, source: Value, size: Value | int) -> None:
-        """Copy `size` bytes."""
         self.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {target}, ptr {source}, i64 {size}, i1 false)")
 
     # Variables
 
     def variable(self, type_: str, initial: Value | int) -> "Variable":
         """A mutable local, set to `initial` where it is declared."""
-        name = self._name()
+        name = self._new_name()
         self._slots.append(f"{name} = alloca {type_}")
         variable = Variable(self, type_, name)
         variable.set(initial)
@@ -119,7 +141,7 @@ class Function:
 
     def buffer(self, size: int) -> Value:
         """The address of `size` bytes of this call's own, aligned to a cache line."""
-        name = self._name()
+        name = self._new_name()
         self._slots.append(f"{name} = alloca [{size} x i8], align 64")
         return name
 
@@ -138,13 +160,13 @@ class Function:
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:
         """Repeat the block until the yielded function is called with a condition that holds."""
-        self._names += 1
-        head, end = f"head{self._names}", f"end{self._names}"
+        self._count += 1
+        head, end = f"head{self._count}", f"end{self._count}"
 
         def stop(condition: Value) -> None:
-            self._names += 1
-            self.do(f"br i1 {condition}, label %{end}, label %on{self._names}")
-            self._lines.append(f"on{self._names}:")
+            self._count += 1
+            self.do(f"br i1 {condition}, label %{end}, label %on{self._count}")
+            self._lines.append(f"on{self._count}:")
 
         self._enter(head)
         yield stop
@@ -154,8 +176,8 @@ class Function:
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """Run the block only if the i1 holds."""
-        self._names += 1
-        then, end = f"then{self._names}", f"end{self._names}"
+        self._count += 1
+        then, end = f"then{self._count}", f"end{self._count}"
         self.do(f"br i1 {condition}, label %{then}, label %{end}")
         self._lines.append(f"{then}:")
         yield
@@ -183,12 +205,83 @@ class Variable:
         return self._function.value(f"load {self._type}, ptr {self._name}")
 
     def set(self, value: Value | int) -> None:
-        """Change it from here on."""
         self._function.do(f"store {self._type} {value}, ptr {self._name}")
 
 
-def module(functions: Sequence[Function], declarations: Sequence[str]) -> str:
-    memcpy = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
-    # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
-    attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
-    return "\n".join([*(f.text() for f in functions), memcpy, *declarations, attributes])
+@dataclass(frozen=True)
+class Vectors:
+    """Emits operations on `width` float32 values at a time into `function`."""
+
+    function: Function
+    width: int
+    has_fma: bool
+
+    @property
+    def type(self) -> str:
+        return f"<{self.width} x float>"
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.width
+
+    def load(self, pointer: Value, offset: int = 0) -> Value:
+        """Read the vector `offset` bytes after `pointer`."""
+        return self.function.load(self.type, self.function.at(pointer, offset))
+
+    def load_bf16(self, pointer: Value, offset: int = 0) -> Value:
+        """Read `width` bfloat16 values as float32: they are the upper halves of float32's bits."""
+        f, w = self.function, self.width
+        raw = f.load(f"<{w} x i16>", f.at(pointer, offset), 2)
+        wide = f.value(f"zext <{w} x i16> {raw} to <{w} x i32>")
+        bits = f.value(f"shl <{w} x i32> {wide}, {_all(w, 'i32', '16')}")
+        return f.value(f"bitcast <{w} x i32> {bits} to {self.type}")
+
+    def store(self, value: Value, pointer: Value, offset: int = 0) -> None:
+        self.function.store(self.type, value, self.function.at(pointer, offset))
+
+    def broadcast(self, pointer: Value, offset: int = 0) -> Value:
+        """Read one float and repeat it in every element."""
+        f = self.function
+        scalar = f.load("float", f.at(pointer, offset))
+        first = f.value(f"insertelement {self.type} poison, float {scalar}, i64 0")
+        return f.value(f"shufflevector {self.type} {first}, {self.type} poison, <{self.width} x i32> zeroinitializer")
+
+    def constant(self, value: float) -> Value:
+        """The same float32 in every element, written as LLVM wants it: the bits of the float64 of its value."""
+        bits = np.float64(np.float32(value)).view(np.uint64)
+        return _all(self.width, "float", f"0x{bits:016X}")
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        if self.has_fma:
+            t = self.type
+            return self.function.value(f"call {t} @llvm.fma.v{self.width}f32({t} {a}, {t} {b}, {t} {c})")
+        # llvm.fma would be a slow library call.
+        return self.add(self.mul(a, b), c)
+
+    def add(self, a: Value, b: Value) -> Value:
+        return self.function.value(f"fadd {self.type} {a}, {b}")
+
+    def sub(self, a: Value, b: Value) -> Value:
+        return self.function.value(f"fsub {self.type} {a}, {b}")
+
+    def mul(self, a: Value, b: Value) -> Value:
+        return self.function.value(f"fmul {self.type} {a}, {b}")
+
+    def div(self, a: Value, b: Value) -> Value:
+        return self.function.value(f"fdiv {self.type} {a}, {b}")
+
+    def at_most(self, a: Value, limit: Value) -> Value:
+        """The smaller of each pair; NaN in `a` stays NaN."""
+        return self._limited(a, "ogt", limit)
+
+    def at_least(self, a: Value, limit: Value) -> Value:
+        """The larger of each pair; NaN in `a` stays NaN."""
+        return self._limited(a, "olt", limit)
+
+    def _limited(self, a: Value, beyond: str, limit: Value) -> Value:
+        condition = self.function.value(f"fcmp {beyond} {self.type} {a}, {limit}")
+        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {limit}, {self.type} {a}")
+
+
+def _all(width: int, type_: str, value: str) -> str:
+    return "<" + ", ".join([f"{type_} {value}"] * width) + ">"

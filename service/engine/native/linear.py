@@ -1,12 +1,12 @@
-"""A matrix product as a kernel, for the x-parts of many steps at once and for the head."""
+"""A matrix product as a kernel: for the x-parts of many steps at once, for the head, and for a projected state."""
 
 from dataclasses import dataclass
+from functools import cache, partial
 
-from service.engine.native.ir import Function, module
+from service.engine.native.compiler import Processor
+from service.engine.native.ir import Function, Module, Vectors
 from service.engine.native.panels import Panels
-from service.engine.native.processor import Processor
-from service.engine.native.tile import Product, Tiles, TileShape, accumulate
-from service.engine.native.vectors import Vectors
+from service.engine.native.tile import Product, TileShape, accumulate
 from service.spec import WeightsDtype
 
 
@@ -26,28 +26,30 @@ class Linear:
 
     @property
     def panels(self) -> Panels:
-        """The layout of W."""
         width = self.processor.width_for(self.columns)
         vectors = -(-self.columns // width)
         per_panel = min(vectors, self.processor.panel_vectors)
         return Panels(self.depth, vectors, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
 
     def text(self) -> str:
-        """The module in LLVM's language."""
-        f = Function("linear", {"panels": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
-        tiles = Tiles(self._tile)
-        Product(f, self.panels, "%n", tiles).emit(
+        module = Module()
+        self.write(module)
+        return module.text()
+
+    def write(self, module: Module) -> Function:
+        """Add the kernel to a module."""
+        f = module.function(self.name, {"panels": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
+        Product(f, self.panels, "%n", cache(partial(self._tile, module))).emit(
             lambda row, column: [
                 f.at("%inputs", f.mul(row, 8)),
                 f.element("%y", row, self.panels.columns, column),
             ]
         )
-        v = Vectors(f, self.panels.width, self.processor.has_fma)
-        return module([f, *tiles.functions], v.declarations)
+        return f
 
-    def _tile(self, shape: TileShape) -> Function:
+    def _tile(self, module: Module, shape: TileShape) -> Function:
         panels = self.panels
-        f = Function(f"tile_{shape}", {"panel": "ptr", "inputs": "ptr", "y": "ptr"}, internal=True)
+        f = module.function(f"linear_{shape}", {"panel": "ptr", "inputs": "ptr", "y": "ptr"}, internal=True)
         v = Vectors(f, panels.width, self.processor.has_fma)
         addresses = shape.panels(f, panels)
         bias = [v.load(panel, j * v.bytes) for panel in addresses for j in range(shape.vectors)]

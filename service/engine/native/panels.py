@@ -1,13 +1,6 @@
 """The layout of weights in memory: panel after panel, each its bias and then its columns, k by k.
 
-    panel 0                          panel 1
-    ┌─────────────────────────────┐  ┌──────────
-    │ bias   of columns 0 … 63    │  │ bias of columns 64 …
-    │ k = 0: columns 0 … 63       │  │ k = 0
-    │ k = 1: columns 0 … 63       │  │ k = 1
-    │ …                           │  │ …
-
-The inner loop reads a panel from front to back, once.
+The inner loop reads a panel from front to back, once. docs/native-engine.md draws it.
 """
 
 from collections.abc import Iterator
@@ -50,7 +43,6 @@ class Panels:
 
     @property
     def full(self) -> int:
-        """Number of full panels."""
         return self.vectors // self.per_panel
 
     @property
@@ -63,11 +55,9 @@ class Panels:
         return 4 * self.width * vectors
 
     def row_bytes(self, vectors: int) -> int:
-        """Bytes of one k of a panel."""
         return WEIGHT_BYTES[self.weights] * self.width * vectors
 
     def panel_bytes(self, vectors: int) -> int:
-        """Bytes of a panel of so many vectors."""
         return self.bias_bytes(vectors) + self.depth * self.row_bytes(vectors)
 
     def __iter__(self) -> Iterator[int]:
@@ -97,9 +87,9 @@ class Panels:
         return out
 
     def cell_order(self, gates: int, hidden: int) -> Integers:
-        """Rows of a (gates·H, ·) weight in the order of a recurrent kernel's columns; -1 for padding.
+        """Rows of a (gates·H, ·) weight in the order of a recurrent kernel's columns, gate by gate in each panel.
 
-        Each panel has its units' vectors for the first gate, then for the second …
+        -1 is padding.
         """
         order: list[Integers] = []
         first = 0

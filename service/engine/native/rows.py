@@ -14,22 +14,14 @@ from enum import IntEnum
 import numpy as np
 
 from service.engine.interface import Integers, Rows
-from service.engine.native.compiler import compiled
-from service.engine.native.ir import Function, Value, module
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor, compiled
+from service.engine.native.ir import Function, Module, Value
 
-
-class HeaderWord(IntEnum):
-    """Words ahead of the rows: the next row to draw, the number of rows, their steps in all, and how they are to run.
-
-    `FIRST_STATE` counts along L·D: the state of the first layer; `BACKWARDS` is 1 for rows that run from their end.
-    """
-
-    NEXT = 0
-    COUNT = 1
-    STEPS = 2
-    FIRST_STATE = 3
-    BACKWARDS = 4
+# Words ahead of the rows: the next row to draw, the number of rows, their steps in all, the most rows that a thread has
+# under way, where along L·D the state of the first layer is, and 1 for rows that run from their end.
+NEXT, COUNT, STEPS, LANE_COUNT, FIRST_STATE, BACKWARDS, HEADER_WORDS = range(7)
+# Rows that a thread has under way at once: a panel is read from the further caches once a step for all of them.
+LANES = 48
 
 
 class RowWord(IntEnum):
@@ -52,11 +44,8 @@ class RowWord(IntEnum):
     STEPS = 10
 
 
-NEXT, COUNT, STEPS = range(3)  # of the header; plain integers are read sooner
-HEADER_BYTES = 8 * len(HeaderWord)
+HEADER_BYTES = 8 * HEADER_WORDS
 ROW_BYTES = 8 * len(RowWord)
-
-FIRST_CAPACITY = 64
 
 # In words of 8 bytes: a tuple's first item; an array's data, dimensions and strides. Source: numpy's C-API, "Python
 # types and C-structures"; an object's own fields come after those that all objects have.
@@ -75,32 +64,34 @@ class AddRows:
     name = "add_rows"
 
     def text(self) -> str:
-        """The module in LLVM's language."""
-        f = Function("add_rows", {"table": "ptr", "arrays": "ptr"})
+        module = Module()
+        f = module.function(self.name, {"table": "ptr", "arrays": "ptr"})
         inputs, starts, lengths, outputs, predictions, h, c = (f.pointer("%arrays", _ITEMS + i) for i in range(7))
         count = f.word(f.pointer(lengths, _DIMENSIONS))
-        before, total = f.word("%table", HeaderWord.COUNT), f.variable("i64", f.word("%table", HeaderWord.STEPS))
-        first_state, backwards = (f.word("%table", word) for word in (HeaderWord.FIRST_STATE, HeaderWord.BACKWARDS))
+        before, total = f.word("%table", COUNT), f.variable("i64", f.word("%table", STEPS))
+        first_state, backwards = (f.word("%table", word) for word in (FIRST_STATE, BACKWARDS))
         direction = f.sub(1, f.mul(backwards, 2))
         with f.loop(count) as i:
             row = f.at("%table", f.add(f.mul(f.add(before, i), ROW_BYTES), HEADER_BYTES))
-            start, steps = _integer(f, starts, i), _integer(f, lengths, i)
+            start, steps = (
+                f.load("i64", f.at(f.pointer(array, _DATA), f.mul(i, _stride(f, array)))) for array in (starts, lengths)
+            )
             begin = f.add(start, f.mul(backwards, f.sub(steps, 1)))
             for word, array in ((RowWord.X, inputs), (RowWord.OUT, outputs), (RowWord.PREDICTION, predictions)):
                 with _given(f, row, word, array):
-                    stride = _stride(f, array, 0)
+                    stride = _stride(f, array)
                     place = f.add(f.word(array, _DATA), f.mul(begin, stride))
                     _put(f, row, word, place, f.mul(stride, direction))
             for word, array in ((RowWord.H, h), (RowWord.C, c)):
                 with _given(f, row, word, array):
-                    layer = _stride(f, array, 0)
+                    layer = _stride(f, array)
                     place = f.add(f.word(array, _DATA), f.mul(i, _stride(f, array, 1)))
                     _put(f, row, word, f.add(place, f.mul(first_state, layer)), layer)
-            f.store("i64", steps, f.at(row, 8 * RowWord.STEPS), 8)
+            f.set_word(row, RowWord.STEPS, steps)
             total.set(f.add(total.get(), steps))
-        f.store("i64", f.add(before, count), f.at("%table", 8 * HeaderWord.COUNT), 8)
-        f.store("i64", total.get(), f.at("%table", 8 * HeaderWord.STEPS), 8)
-        return module([f], [])
+        f.set_word("%table", COUNT, f.add(before, count))
+        f.set_word("%table", STEPS, total.get())
+        return module.text()
 
 
 @contextmanager
@@ -112,16 +103,12 @@ def _given(f: Function, row: Value, word: RowWord, array: Value) -> Iterator[Non
 
 
 def _put(f: Function, row: Value, word: RowWord, first: Value | int, second: Value | int) -> None:
-    f.store("i64", first, f.at(row, 8 * word), 8)
-    f.store("i64", second, f.at(row, 8 * word + 8), 8)
+    f.set_word(row, word, first)
+    f.set_word(row, word + 1, second)
 
 
-def _stride(f: Function, array: Value, axis: int) -> Value:
+def _stride(f: Function, array: Value, axis: int = 0) -> Value:
     return f.word(f.pointer(array, _STRIDES), axis)
-
-
-def _integer(f: Function, array: Value, index: Value) -> Value:
-    return f.load("i64", f.at(f.pointer(array, _DATA), f.mul(index, _stride(f, array, 0))))
 
 
 class RowTable:
@@ -131,13 +118,13 @@ class RowTable:
         self._code = compiled(AddRows(processor))
         self._add = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.py_object)(self._code.address)
         self._direction = first_state, backwards
-        self._allocate(FIRST_CAPACITY)
+        self._allocate(64)
 
     def _allocate(self, capacity: int) -> None:
         self._capacity = capacity
         self._array = np.zeros((HEADER_BYTES + capacity * ROW_BYTES) // 8, np.int64)
         self._words = memoryview(self._array)  # type: ignore[arg-type]  # its elements are read sooner than an array's
-        self._words[HeaderWord.FIRST_STATE], self._words[HeaderWord.BACKWARDS] = self._direction
+        self._words[FIRST_STATE], self._words[BACKWARDS] = self._direction
         self.address = int(self._array.ctypes.data)
 
     def __len__(self) -> int:
@@ -146,24 +133,26 @@ class RowTable:
     @property
     def rows(self) -> Integers:
         """The `RowWord`s of each row, (B, 11)."""
-        return self._array[len(HeaderWord) :].reshape(-1, len(RowWord))[: len(self)]
+        return self._array[HEADER_WORDS:].reshape(-1, len(RowWord))[: len(self)]
 
     def fill(self, batches: Sequence[Rows]) -> int:
         """Replace the rows by all rows of all batches; return their steps in all."""
         count = 0
-        for rows in batches:
+        for rows in batches:  # a loop is quicker than sum()
             count += len(rows.lengths)
         if count > self._capacity:
             self._allocate(count)
         words = self._words
         words[NEXT] = words[COUNT] = words[STEPS] = 0
+        words[LANE_COUNT] = LANES
         for rows in batches:
             arrays = rows.inputs, rows.starts, rows.lengths, rows.outputs, rows.predictions, rows.h, rows.c
             self._add(self.address, arrays)
         return words[STEPS]
 
-    def sort(self) -> None:
-        """Put the longest first: rows that run beside each other then end together, and threads too."""
+    def share(self, threads: int) -> None:
+        """Let each thread take an equal part, longest rows first: those that run side by side then end together."""
+        self._words[LANE_COUNT] = min(LANES, -(-len(self) // threads))
         steps = self.rows[:, RowWord.STEPS]
         if steps.min() != steps.max():
             self.rows[:] = self.rows[np.argsort(-steps, kind="stable")]

@@ -2,27 +2,21 @@
 
 A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
 Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
-shortest row has left, through one layer after the other:
+shortest row has left, through one layer after the other. Several threads may work on one table of rows: they draw row
+numbers from a counter in it.
 
-    inputs ──linear──► x-parts ──recurrent──► h ──(inputs of the next layer)──► …  ──► outputs, head ──► predictions
-                                 ▲  ▼
-                              state of the row, in the caller's memory
-
-Because sums have one order whatever the tile, neither the blocks nor the lanes show in the results. Several threads may
-work on one table of rows: they draw row numbers from a counter in it.
-
-The functions below emit that code. The tables it reads are arrays of 64-bit words, laid out as the enums say.
+The tables that the kernel reads are arrays of 64-bit words, laid out as the enums say.
 """
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 
-from service.engine.native.ir import Function, Value, Variable, module
-from service.engine.native.processor import Processor
-from service.engine.native.rows import HEADER_BYTES, ROW_BYTES, HeaderWord, RowWord
+from service.engine.native.compiler import Processor
+from service.engine.native.ir import Function, Module, Value, Variable
+from service.engine.native.rows import COUNT, HEADER_BYTES, LANE_COUNT, ROW_BYTES, RowWord
 
-LINEAR = ["ptr", "ptr", "ptr", "i64"]
-RECURRENT = ["ptr"] * 6 + ["i64"] * 2
+LINEAR = ["ptr"] * 3 + ["i64"]
+RECURRENT = ["ptr"] * 7 + ["i64"] * 2
 
 
 class StackWord(IntEnum):
@@ -66,16 +60,9 @@ class BufferWord(IntEnum):
     H_NEXT = 3
     C = 4
     UNITS = 5
-    LANES = 6
-    LANE_COUNT = 7
+    UNIT_TABLE = 6
+    LANES = 7
     ROW_STEPS = 8
-
-
-class State(Enum):
-    """The words that tell where a state stands: address and way to the next layer's in a row, sizes in a layer."""
-
-    H = (RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES)
-    C = (RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES)
 
 
 @dataclass(frozen=True)
@@ -86,27 +73,22 @@ class StackKernel:
     name = "run_stack"
 
     def text(self) -> str:
-        """The module in LLVM's language."""
-        return _text()
+        module = Module()
+        f = module.function(self.name, {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
+        lanes, live = f.pointer("%buffers", BufferWord.LANES), f.variable("i64", 0)
+        with f.repeat() as done:
+            _fill_lanes(f, lanes, live)
+            rows = live.get()
+            done(f.compare("eq", rows, 0))
+            block = Block(f, lanes, rows)
+            block.run()
+            block.advance(live)
+        return module.text()
 
 
-def _text() -> str:
-    f = Function("run_stack", {"stack": "ptr", "buffers": "ptr", "rows": "ptr"})
-    lanes, capacity = f.pointer("%buffers", BufferWord.LANES), f.word("%buffers", BufferWord.LANE_COUNT)
-    count = f.word("%rows", HeaderWord.COUNT)
-    live = f.variable("i64", 0)
-    with f.repeat() as done:
-        _fill_lanes(f, lanes, capacity, count, live)
-        rows = live.get()
-        done(f.compare("eq", rows, 0))
-        block = Block(f, lanes, rows)
-        block.run()
-        block.advance(live)
-    return module([f], [])
-
-
-def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: Variable) -> None:
+def _fill_lanes(f: Function, lanes: Value, live: Variable) -> None:
     """Draw rows until the lanes are full or no row is left; rows of no steps are passed over."""
+    capacity, count = f.word("%rows", LANE_COUNT), f.word("%rows", COUNT)
     with f.repeat() as full:
         full(f.compare("sge", live.get(), capacity))
         # A look before the draw: late threads must not push the counter on without end.
@@ -120,10 +102,7 @@ def _fill_lanes(f: Function, lanes: Value, capacity: Value, count: Value, live: 
 
 
 class Block:
-    """Emits a block: all lanes advance by the same number of steps.
-
-    As many as all of them have left, and as scratch memory holds.
-    """
+    """Emits a block: all lanes advance by as many steps as all of them have left, and as scratch memory holds."""
 
     def __init__(self, function: Function, lanes: Value, rows: Value) -> None:
         f = self.f = function
@@ -138,7 +117,6 @@ class Block:
         self.c = f.pointer("%buffers", BufferWord.C)
 
     def lane(self, number: Value) -> Value:
-        """The address of a lane's row."""
         return self.f.at(self.lanes, self.f.mul(number, ROW_BYTES))
 
     def run(self) -> None:
@@ -165,19 +143,15 @@ class Block:
     def advance(self, live: Variable) -> None:
         """Move every lane on; the last lane takes the place of one that has ended."""
         f = self.f
-        moving = (
-            (RowWord.X, RowWord.X_STEP),
-            (RowWord.OUT, RowWord.OUT_STEP),
-            (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
-        )
         with f.loop(self.rows) as i:
             lane = self.lane(i)
-            f.store("i64", f.sub(f.word(lane, RowWord.STEPS), self.steps), f.at(lane, 8 * RowWord.STEPS), 8)
-            for address, stride in moving:
-                now = f.word(lane, address)
-                moved = f.add(now, f.mul(self.steps, f.word(lane, stride)))
-                # 0 is "not asked for", and stays it.
-                f.store("i64", f.select(f.compare("eq", now, 0), 0, moved), f.at(lane, 8 * address), 8)
+            f.set_word(lane, RowWord.STEPS, f.sub(f.word(lane, RowWord.STEPS), self.steps))
+            for address, stride in (
+                (RowWord.X, RowWord.X_STEP),
+                (RowWord.OUT, RowWord.OUT_STEP),
+                (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
+            ):
+                f.set_word(lane, address, f.add(f.word(lane, address), f.mul(self.steps, f.word(lane, stride))))
         place = f.variable("i64", 0)
         with f.repeat() as stop:
             stop(f.compare("sge", place.get(), live.get()))
@@ -193,31 +167,31 @@ class Block:
         f = self.f
         products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
         f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
-        stride = f.word(layer, LayerWord.H_STRIDE)
-        for state, scratch in ((State.H, h), (State.C, self.c)):
-            self._move(state, layer, number, scratch, inward=True)
+        self._move_states(layer, number, h, inward=True)
         panels, projection = f.pointer(layer, LayerWord.PANELS), f.pointer(layer, LayerWord.PROJECTION)
-        arrays = [panels, projection, self.x_parts, h, self.c, f.pointer("%buffers", BufferWord.UNITS)]
+        scratch = [f.pointer("%buffers", word) for word in (BufferWord.UNITS, BufferWord.UNIT_TABLE)]
+        arrays = [panels, projection, self.x_parts, h, self.c, *scratch]
         f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
-        last = f.at(h, f.mul(self.row_steps, stride))
-        for state, scratch in ((State.H, last), (State.C, self.c)):
-            self._move(state, layer, number, scratch, inward=False)
+        last = f.at(h, f.mul(self.row_steps, f.word(layer, LayerWord.H_STRIDE)))
+        self._move_states(layer, number, last, inward=False)
 
-    def _move(self, state: "State", layer: Value, number: Value, scratch: Value, *, inward: bool) -> None:
-        """Copy the layer's state of every lane from the caller's memory into scratch, or back."""
+    def _move_states(self, layer: Value, number: Value, h: Value, *, inward: bool) -> None:
+        """Copy the layer's state of every lane from the caller's memory to scratch, or back."""
         f = self.f
-        address, way, strides, sizes = state.value
-        size, stride = f.word(layer, sizes), f.word(layer, strides)
-        with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
-            lane = self.lane(i)
-            theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, way)))
-            ours = f.at(scratch, f.mul(i, stride))
-            f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
+        for scratch, address, between_layers, strides, sizes in (
+            (h, RowWord.H, RowWord.H_LAYER, LayerWord.H_STRIDE, LayerWord.H_BYTES),
+            (self.c, RowWord.C, RowWord.C_LAYER, LayerWord.C_STRIDE, LayerWord.C_BYTES),
+        ):
+            stride, size = f.word(layer, strides), f.word(layer, sizes)
+            with f.when(f.compare("ne", size, 0)), f.loop(self.rows) as i:
+                lane = self.lane(i)
+                theirs = f.at(f.pointer(lane, address), f.mul(number, f.word(lane, between_layers)))
+                ours = f.at(scratch, f.mul(i, stride))
+                f.copy(*((ours, theirs) if inward else (theirs, ours)), size)
 
     def _entry(self, step: Value, lane: Value) -> Value:
-        """The address of the table entry of a step of a lane: steps first, then lanes."""
-        f = self.f
-        return f.at(self.inputs, f.mul(f.add(f.mul(step, self.rows), lane), 8))
+        """The address of a lane's step in the table of inputs, where steps come first, then lanes."""
+        return self.f.at(self.inputs, self.f.mul(self.f.add(self.f.mul(step, self.rows), lane), 8))
 
     def _point_at_rows(self) -> None:
         """Let the table of inputs point at the rows' own."""

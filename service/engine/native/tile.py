@@ -1,10 +1,5 @@
 """The register tile, M rows times the columns of one panel, and the loops that take all rows through all panels.
 
-    rows × k          panel: k × columns           sums: rows × columns, in registers
-    x0 ────►      ┌ v0 ┬ v1 ┬ v2 ┬ v3 ┐
-    x1 ────►   k  │    │    │    │    │      sums[m][j] = fma(broadcast(x_m[k]), v_j[k], sums[m][j])
-    x2 ────►   ↓  └────┴────┴────┴────┘
-
 Each sum is a chain of fused multiply-adds that starts from a given value and takes k = 0, 1, 2 … in order. The promise
 "the same bits, whole or split, alone or batched" rests on that order: no tile shape may split k into partial sums.
 """
@@ -12,18 +7,11 @@ Each sum is a chain of fused multiply-adds that starts from a given value and ta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.native.ir import Function, Value
+from service.engine.native.ir import Function, Value, Vectors
 from service.engine.native.panels import WEIGHT_BYTES, Panels
-from service.engine.native.vectors import Vectors
 
-UNROLL = 4
-"""Values of k that one round of the inner loop takes."""
-
-CHAINS = 8
-"""Independent sums that keep the multiply-add units busy: 2 units with 4 cycles of latency."""
-
-Arguments = Callable[[Value | int, Value | int], list[Value]]
-"""What a tile is called with after its panel, for its first row and column."""
+UNROLL = 4  # values of k that one round of the inner loop takes
+CHAINS = 8  # independent sums that keep the multiply-add units busy: 2 units with 4 cycles of latency
 
 
 @dataclass(frozen=True)
@@ -42,35 +30,18 @@ class TileShape:
         return [f.at("%panel", number * panels.panel_bytes(self.vectors)) for number in range(self.abreast)]
 
 
-class Tiles:
-    """The tile functions of a matrix, written when first asked for."""
-
-    def __init__(self, write: Callable[[TileShape], Function]) -> None:
-        self._write = write
-        self._functions: dict[TileShape, Function] = {}
-
-    @property
-    def functions(self) -> list[Function]:
-        """The tiles that were needed."""
-        return list(self._functions.values())
-
-    def __call__(self, shape: TileShape) -> Function:
-        """The function for a shape."""
-        if shape not in self._functions:
-            self._functions[shape] = self._write(shape)
-        return self._functions[shape]
-
-
 class Product:
-    """The loops over `rows` rows and the panels at `base`, emitted into `f` as often as `emit` is called.
+    """The loops over `rows` rows and the panels at `%panels`, emitted into `f` by `emit`.
 
     Panel by panel, and in a panel tile by tile, so that a panel comes into the nearest cache once for all rows. A
     single row takes several panels abreast: with one panel it would have too few sums under way, and each multiply-add
     would wait for the one before it (AVX2, one row of H = 256: 1.29 ms against 0.82).
+
+    `tile(shape)` is the function for a shape. It is called with its panel and then `arguments(row, column)`.
     """
 
-    def __init__(self, f: Function, panels: Panels, rows: Value, tiles: Tiles, base: Value = "%panels") -> None:
-        self._f, self._panels, self._rows, self._base, self._tiles = f, panels, rows, base, tiles
+    def __init__(self, f: Function, panels: Panels, rows: Value, tile: Callable[[TileShape], Function]) -> None:
+        self._f, self._panels, self._rows, self._tile = f, panels, rows, tile
         self._abreast = min(panels.full, -(-CHAINS // panels.per_panel))
         most = panels.rows
         # At least 1, so that the division is sound; a tile of no rows matches no height.
@@ -78,30 +49,28 @@ class Product:
         self._low = f.div(rows, self._count)
         self._taller = f.sub(rows, f.mul(self._low, self._count))
 
-    def emit(self, arguments: Arguments) -> None:
-        """Emit the loops; `arguments(row, column)` are a tile's after the panel."""
+    def emit(self, arguments: Callable[[Value | int, Value | int], list[Value]]) -> None:
         f = self._f
-        one = f.compare("eq", self._rows, 1)
-        with f.when(one):
-            self._over_panels(
-                self._abreast,
-                lambda panel, column, shape: f.call(self._tiles(shape), [panel, *arguments(0, column)]),
-            )
-        with f.when(f.negated(one)):
-            self._over_panels(1, lambda panel, column, shape: self._over_rows(panel, column, shape.vectors, arguments))
 
-    def _over_rows(self, panel: Value, column: Value | int, vectors: int, arguments: Arguments) -> None:
-        """Rows in the fewest tiles of at most `Panels.rows` rows, as equal as can be."""
-        f = self._f
-        first = f.variable("i64", 0)
-        with f.loop(self._count) as i:
-            height = f.add(self._low, f.select(f.compare("slt", i, self._taller), 1, 0))
-            row = first.get()
-            # Two rows or more in equal tiles of at most 3 rows or more never leave a tile of one row.
-            for rows in range(1 if self._panels.rows < 3 else 2, self._panels.rows + 1):
-                with f.when(f.compare("eq", height, rows)):
-                    f.call(self._tiles(TileShape(rows, vectors)), [panel, *arguments(row, column)])
-            first.set(f.add(row, height))
+        def one_row(panel: Value, column: Value | int, shape: TileShape) -> None:
+            f.call(self._tile(shape), [panel, *arguments(0, column)])
+
+        def all_rows(panel: Value, column: Value | int, shape: TileShape) -> None:
+            """Rows in the fewest tiles of at most `Panels.rows` rows, as equal as can be."""
+            first = f.variable("i64", 0)
+            with f.loop(self._count) as i:
+                height = f.add(self._low, f.select(f.compare("slt", i, self._taller), 1, 0))
+                row = first.get()
+                # Two rows or more in equal tiles of at most 3 rows or more never leave a tile of one row.
+                for rows in range(1 if self._panels.rows < 3 else 2, self._panels.rows + 1):
+                    with f.when(f.compare("eq", height, rows)):
+                        f.call(self._tile(TileShape(rows, shape.vectors)), [panel, *arguments(row, column)])
+                first.set(f.add(row, height))
+
+        with f.when(f.compare("eq", self._rows, 1)):
+            self._over_panels(self._abreast, one_row)
+        with f.when(f.compare("ne", self._rows, 1)):
+            self._over_panels(1, all_rows)
 
     def _over_panels(self, abreast: int, body: Callable[[Value, Value | int, TileShape], None]) -> None:
         """Emit `body(address, first column, shape for one row)` for panels side by side, then for what is left."""
@@ -109,13 +78,12 @@ class Product:
         each, size = panels.per_panel, panels.panel_bytes(panels.per_panel)
         groups = panels.full // abreast
         with f.loop(groups) as p:
-            address = f.at(self._base, f.mul(p, abreast * size))
+            address = f.at("%panels", f.mul(p, abreast * size))
             body(address, f.mul(p, abreast * each * panels.width), TileShape(1, each, abreast))
         done = groups * abreast
         for vectors, count, before in ((each, panels.full - done, done), (panels.rest, 1, panels.full)):
             if vectors and count:
-                address = f.at(self._base, before * size)
-                body(address, before * each * panels.width, TileShape(1, vectors, count))
+                body(f.at("%panels", before * size), before * each * panels.width, TileShape(1, vectors, count))
 
 
 def accumulate(
@@ -143,9 +111,7 @@ def accumulate(
                     total.set(v.fma(x, column, total.get()))
 
     whole = panels.depth - panels.depth % UNROLL
-    if whole:
-        with f.loop(whole, UNROLL) as k:
-            add(k, UNROLL)
-    if panels.depth > whole:
-        add(whole, panels.depth - whole)
+    with f.loop(whole, UNROLL) as k:
+        add(k, UNROLL)
+    add(whole, panels.depth - whole)
     return [[total.get() for total in row] for row in sums]

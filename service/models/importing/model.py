@@ -24,7 +24,6 @@ Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 """Runs sequences through the checkpoint's own arrays."""
 
 _LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-_CELLS = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +44,29 @@ class CheckpointModel:
     notes: list[str]
 
 
-def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], *, cell: bool) -> tuple[Reference, str]:
-    """`torch.nn.RNN`, `GRU`, `LSTM` (or, with cell, `RNNCell` …) with the head as a reference, and its name."""
-    make: Any = (_CELLS if cell else _LAYERS)[spec.kind]
-
-    options: dict[str, Any] = {"bias": spec.bias}
-    if spec.kind == "rnn":
-        options["nonlinearity"] = spec.nonlinearity
-    if not cell:
-        options |= {"num_layers": spec.num_layers, "bidirectional": spec.bidirectional}
+def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor]) -> tuple[Reference, str]:
+    """`torch.nn.RNN`, `GRU` or `LSTM` with the head as a reference, and its name."""
+    make: Any = _LAYERS[spec.kind]
+    options: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
     if spec.proj_size:
         options["proj_size"] = spec.proj_size
+    own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
 
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
         dtype = torch.from_numpy(np.zeros(1, precision)).dtype
-        module = make(spec.input_size, spec.hidden_size, **options).to(dtype)
-        own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
-        module.load_state_dict({name.removesuffix("_l0") if cell else name: array for name, array in own.items()})
+        sizes = (spec.input_size, spec.hidden_size, spec.num_layers)
+        module = make(*sizes, bias=spec.bias, bidirectional=spec.bidirectional, **options).to(dtype)
+        module.load_state_dict(own)
         head = [arrays[name].to(dtype) for name in ("head.weight", "head.bias") if name in arrays]
-        with torch.no_grad():
-            return [_run(module, head, sequence, dtype) for sequence in sequences]
+        results: list[Arrays] = []
+        for sequence in sequences:
+            x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
+            with torch.no_grad():
+                outputs, state = module(x, (h, *c) if c else h)
+                tensors = {"outputs": outputs, **dict(zip(("h", "c"), state if c else (state,), strict=False))}
+                if head:
+                    tensors["predictions"] = torch.nn.functional.linear(outputs, *head)
+            results.append({name: tensor.numpy() for name, tensor in tensors.items()})
+        return results
 
     return run, f"torch.nn.{make.__name__}"
-
-
-def _run(module: torch.nn.Module, head: list[torch.Tensor], sequence: Arrays, dtype: torch.dtype) -> Arrays:
-    x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
-    state: Any = (h, *c) if c else h
-    if isinstance(module, torch.nn.RNNCellBase):
-        steps = []
-        for row in x.unsqueeze(1):
-            state = module(row, state)
-            steps.append(state[0] if c else state)
-        outputs = torch.cat(steps)
-    else:
-        outputs, state = module(x, state)
-    results = {"outputs": outputs} | dict(zip(("h", "c"), state if c else (state,), strict=False))
-    if head:
-        results["predictions"] = torch.nn.functional.linear(outputs, *head)
-    return {name: tensor.numpy() for name, tensor in results.items()}

@@ -44,14 +44,13 @@ def refusing(what: str) -> Iterator[None]:
 
 def choose(names: Sequence[str], wanted: str | None, *, option: str, what: str) -> str:
     """The only one of names, or `wanted`, or the only one that ends in `.wanted`. Raises ChoiceNeeded."""
-    matches = [name for name in names if wanted in (None, name)] or [
-        name for name in names if name.endswith(f".{wanted}")
-    ]
+    matches = [name for name in names if wanted in (None, name)]
+    matches = matches or [name for name in names if name.endswith(f".{wanted}")]
     if len(matches) == 1:
         return matches[0]
-    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+    there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
     if wanted is None:
-        raise ChoiceNeeded(f"the file has {len(names)} {what}s: {listed}; say which with {option}")
+        raise ChoiceNeeded(f"the file has {len(names)} {what}s: {there}; say which with {option}")
     if matches:
         raise ChoiceNeeded(f"{option} {wanted} fits {', '.join(matches[:8])}; give the whole name")
-    raise ChoiceNeeded(f"{option} {wanted} is not in the file; it has {listed or f'no {what}'}")
+    raise ChoiceNeeded(f"{option} {wanted} is not in the file; it has {there or f'no {what}'}")

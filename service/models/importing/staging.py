@@ -1,7 +1,6 @@
 """Writes a model folder so that it appears whole or not at all: staged under a hidden name, verified, then renamed."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -58,22 +57,20 @@ def staged(
     created = not root.exists()
     if not created and not root.is_dir():
         raise CheckpointRefused(f"{root} is not a folder")
-    staging = None
     try:
         root.mkdir(exist_ok=True)
         config, chosen = _placed(root, name, spec, version, description)
-        staging = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
-        folder = staging / name / chosen
-        folder.mkdir(parents=True)
-        _write(staging / name / CONFIG, config)
-        # save(), not save_file(): that one makes the file readable to its owner alone, and a service has its own user.
-        _write(folder / FILE, save({key: array.float().contiguous().numpy() for key, array in arrays.items()}))
-        yield StagedModel(staging, name, chosen, root / name)
+        with tempfile.TemporaryDirectory(prefix=".import-", dir=root, ignore_cleanup_errors=True) as staging:
+            model = StagedModel(Path(staging), name, chosen, root / name)
+            folder = model.root / name / chosen
+            folder.mkdir(parents=True)
+            _write(model.root / name / CONFIG, config)
+            # Not save_file(), which makes the file readable to its owner alone: a service has its own user.
+            _write(folder / FILE, save({key: array.float().contiguous().numpy() for key, array in arrays.items()}))
+            yield model
     except OSError as error:
         raise CheckpointRefused(f"{root} cannot be written: {error.strerror}") from None
     finally:
-        if staging:
-            shutil.rmtree(staging, ignore_errors=True)
         if created:
             with suppress(OSError):  # not empty: the import succeeded
                 root.rmdir()

@@ -8,7 +8,7 @@ import torch
 from service.models.importing.model import CheckpointModel, torch_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose
 from service.models.importing.tensors import Tensors, check_tensor
-from service.spec import GATES, Kind, ModelSpec, Nonlinearity
+from service.spec import GATES, ModelSpec, Nonlinearity
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")
 
@@ -49,7 +49,7 @@ def model_from_tensors(
     _check(spec, arrays, sources)
     used = set(sources.values())
     unused = [_described(other, tensor, spec) for other, tensor in tensors.by_name.items() if other not in used]
-    reference, reference_name = torch_reference(spec, arrays, cell=cell)
+    reference, reference_name = torch_reference(spec, arrays)
     return CheckpointModel(
         layer="" if name == _TOP else name,
         spec=spec,
@@ -73,11 +73,8 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
 
 
 def _head_sources(tensors: Mapping[str, torch.Tensor], head: str) -> dict[str, str]:
-    linear = [
-        name.removesuffix(".weight")
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and tensor.dim() == 2
-    ]
+    matrices = [name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.dim() == 2]
+    linear = [name.removesuffix(".weight") for name in matrices]
     chosen = choose(linear, head.removesuffix(".weight"), option="--head", what="linear layer")
     sources = {f"head.{array}": f"{chosen}.{array}" for array in ("weight", "bias")}
     return {array: source for array, source in sources.items() if source in tensors}
@@ -87,13 +84,12 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
     ih, hh = (_matrix(arrays, f"weight_{which}_l0") for which in ("ih", "hh"))
     projection = _matrix(arrays, "weight_hr_l0") if "weight_hr_l0" in arrays else None
     hidden = (projection if projection is not None else hh).shape[1]
-    kinds: list[Kind] = [kind for kind, gates in GATES.items() if hidden and hh.shape[0] == gates * hidden]
-    if not kinds:
+    kind = next((kind for kind, gates in GATES.items() if hidden and hh.shape[0] == gates * hidden), None)
+    if kind is None:
         raise CheckpointRefused(
             f"weight_hh_l0 has {hh.shape[0]} rows and hidden_size is {hidden}; "
             "an RNN has hidden_size rows, a GRU 3 times and an LSTM 4 times as many"
         )
-    kind = kinds[0]
     if kind == "rnn" and nonlinearity is None:
         raise ChoiceNeeded(
             f"{'the layer' if name == _TOP else name} is an RNN, and weights do not tell the nonlinearity: "

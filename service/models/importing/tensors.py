@@ -72,7 +72,13 @@ def _load(path: Path) -> Any:
             # Only the zip format can be mapped; a mapped tensor is read when it is used.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
-            raise CheckpointRefused(_unpickling_reason(str(error))) from None
+            # torch's own message advises to load the file without protection; that advice is not passed on.
+            found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S{1,120})", str(error))
+            raise CheckpointRefused(
+                f"the file holds the Python object {found[1]}, which only running its code could load; {_EXPORT}"
+                if found
+                else f"the file is not a PyTorch checkpoint, is damaged, or holds more than weights; {_EXPORT}"
+            ) from None
 
 
 def _check_archive(path: Path) -> None:
@@ -85,13 +91,6 @@ def _check_archive(path: Path) -> None:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
-
-
-def _unpickling_reason(message: str) -> str:
-    # torch's own message advises to load the file without protection; that advice is not passed on.
-    if found := re.search(r"Unsupported (?:global: GLOBAL|class) (\S{1,120})", message):
-        return f"the file holds the Python object {found[1]}, which only running its code could load; {_EXPORT}"
-    return f"the file is not a PyTorch checkpoint, is damaged, or holds more than weights; {_EXPORT}"
 
 
 def _flattened(nested: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import llvmlite.binding as llvm
 
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor
 
 NEEDS = {
     "x86-64-v2": {"sse4.2", "ssse3", "popcnt"},
@@ -14,4 +14,9 @@ NEEDS = {
 def runnable() -> list[Processor]:
     """The host, and the levels of x86-64 whose code it can run."""
     present = {name for name, on in llvm.get_host_cpu_features().items() if on}
-    return [Processor.host(), *(Processor.level(name) for name, needs in NEEDS.items() if needs <= present)]
+    return [Processor.host(), *(level(name) for name, needs in NEEDS.items() if needs <= present)]
+
+
+def level(name: str) -> Processor:
+    """One of the x86-64 levels: `x86-64-v2` (SSE4), `x86-64-v3` (AVX2 and FMA), `x86-64-v4` (AVX-512)."""
+    return Processor.with_features(name, "", NEEDS[name])

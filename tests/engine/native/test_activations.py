@@ -9,10 +9,8 @@ import pytest
 
 from service.engine.interface import Floats
 from service.engine.native.cells import relu, sigmoid, tanh
-from service.engine.native.compiler import Code
-from service.engine.native.ir import Function, Value, module
-from service.engine.native.processor import Processor
-from service.engine.native.vectors import Vectors
+from service.engine.native.compiler import Code, Processor
+from service.engine.native.ir import Module, Value, Vectors
 from tests.engine.native.processors import runnable
 
 SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e30, -1e30, np.inf, -np.inf, 8.0, -8.0], np.float32)
@@ -27,12 +25,13 @@ class Elementwise:
     name = "elementwise"
 
     def text(self) -> str:
-        f = Function("elementwise", {"data": "ptr", "vectors": "i64"})
+        module = Module()
+        f = module.function("elementwise", {"data": "ptr", "vectors": "i64"})
         v = Vectors(f, self.processor.width, self.processor.has_fma)
         with f.loop("%vectors") as i:
             place = f.at("%data", f.mul(i, v.bytes))
             v.store(self.operation(v, v.load(place)), place)
-        return module([f], v.declarations)
+        return module.text()
 
 
 def apply(operation: Callable[[Vectors, Value], Value], values: Floats, processor: Processor) -> Floats:

@@ -155,8 +155,9 @@ def test_loads_and_unloads_take_no_memory() -> None:
 
 def test_models_are_compiled_side_by_side() -> None:
     specs = [ModelSpec(kind, 3, hidden) for kind in ("rnn", "gru", "lstm") for hidden in (11, 12, 11)]
+    weights = [weights_of(spec) for spec in specs]  # one after the other: they share torch's random generator
     with ThreadPoolExecutor(len(specs)) as pool:
-        engines = list(pool.map(engine, specs))
+        engines = list(pool.map(lambda spec, arrays: NativeEngine(spec, arrays, threads=1), specs, weights))
     for model in engines:
         x, h, c = random_rows(model.spec, [5])
         expected = reference(model.spec, weights_of(model.spec), x, h, c)

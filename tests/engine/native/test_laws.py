@@ -1,4 +1,4 @@
-"""The laws of DESIGN.md on the native engine: values as torch's in float64; the same bits however rows are run."""
+"""Laws 1 to 4 of docs/architecture.md on the native engine: values as torch's in float64, the same bits in any cut."""
 
 from dataclasses import replace
 

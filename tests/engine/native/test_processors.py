@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from service.engine.native import NativeEngine
-from service.engine.native.compiler import optimised, target_machine
-from service.engine.native.processor import Processor
+from service.engine.native.compiler import Processor, optimised, target_machine
 from service.engine.native.recurrent import Recurrent
 from service.spec import ModelSpec
+from tests.engine.native import processors
 from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
 from tests.engine.native.processors import runnable
 from tests.reference import weights_of
@@ -44,7 +44,7 @@ def test_every_processor_obeys_the_laws(spec: ModelSpec, processor: Processor) -
     ],
 )
 def test_levels_use_their_own_instructions(level: str, has: list[str], has_not: list[str]) -> None:
-    processor = Processor.level(level)
+    processor = processors.level(level)
     machine = target_machine(processor)
     assembly = machine.emit_assembly(optimised(Recurrent("rnn_tanh", 64, 64, "f32", processor).text(), machine))
     assert all(word in assembly for word in has)

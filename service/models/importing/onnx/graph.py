@@ -17,7 +17,6 @@ Node = Any
 Array = NDArray[np.floating[Any]]
 
 # Operators that exporters put between a stored parameter and its use. None makes a large value of a small one.
-UNDEFINED = onnx.TensorProto.UNDEFINED
 MOVING = ("Constant", "Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Slice", "Concat")
 _MAX_FOLDS = 64
 _MAX_CONSTANT_BYTES = 2**32
@@ -72,7 +71,9 @@ def node_input(node: Node, place: int) -> str:
 
 def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list[str]) -> list[Array]:
     """Run nodes with onnx's reference implementation, by the operator versions that the model states."""
-    untyped = {name: helper.make_tensor_value_info(name, UNDEFINED, None) for name in (*feed, *outputs)}
+    untyped = {
+        name: helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in (*feed, *outputs)
+    }
     graph = helper.make_graph(nodes, "part", [untyped[name] for name in feed], [untyped[name] for name in outputs])
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     return list(ReferenceEvaluator(part, new_ops=[RNN]).run(outputs, feed))

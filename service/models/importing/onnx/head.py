@@ -22,11 +22,10 @@ class OnnxHead:
     def run(self, graph: Graph, outputs: Array) -> Array:
         """Predictions (T, O) of outputs (T, D·P), by the graph's own nodes and the reference implementation."""
         feed = {self.nodes[0].input[0]: outputs}
-        for node in self.nodes:
-            for value in node.input:
-                constant = graph.constant(value) if value not in feed else None
-                if constant is not None:
-                    feed[value] = constant.astype(outputs.dtype)
+        for value in (value for node in self.nodes for value in node.input):
+            constant = graph.constant(value) if value not in feed else None
+            if constant is not None:
+                feed[value] = constant.astype(outputs.dtype)
         return run_nodes(graph.model, self.nodes, feed, [self.nodes[-1].output[0]])[0]
 
 
@@ -43,37 +42,34 @@ def find_head(graph: Graph, name: str) -> OnnxHead:
         count = "more than one" if found else "no"
         listed = ", ".join(node.name or node.output[0] for node in found or linear) or "none"
         raise ChoiceNeeded(f"--head {name} fits {count} linear layer of the graph; it has {listed}")
-    node = found[0]
+    node, given = found[0], attributes(found[0])
     weight = graph.constant(node.input[1])
     if weight is None or weight.ndim != 2 or weight.dtype.kind != "f":
         raise CheckpointRefused(f"--head {name}: its weights are not a matrix of floats")
-    if node.op_type == "MatMul":
-        add, bias_name = _added_bias(graph, node)
-        return _head(graph, [node, add] if add else [node], weight.T, bias_name)
-    given = attributes(node)
     if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0 or given.get("transA", 0):
         raise CheckpointRefused(f"--head {name} scales or transposes: it is no linear layer of PyTorch")
-    return _head(graph, [node], weight if given.get("transB", 0) else weight.T, node_input(node, 2))
+    weight = weight if given.get("transB", 0) else weight.T
+    add, bias_name = _bias(graph, node)
+    bias = graph.constant(bias_name)
+    if bias is None:
+        bias, bias_name = np.zeros(1, weight.dtype), ZEROS
+    rows = weight.shape[0]
+    if bias.size not in (1, rows):
+        raise CheckpointRefused(f"the head's bias has shape {bias.shape}; its weights are {weight.shape}")
+    bias = np.broadcast_to(np.ravel(bias), (rows,))
+    return OnnxHead([node, *add], weight, bias, node.input[1], bias_name)
 
 
-def _added_bias(graph: Graph, node: Node) -> tuple[Node | None, str]:
-    """The Add of a constant to what a node gives, and the constant's name."""
+def _bias(graph: Graph, node: Node) -> tuple[list[Node], str]:
+    """A MatMul's Add of a constant, if there is one, and the name of the bias: "" for none."""
+    if node.op_type == "Gemm":
+        return [], node_input(node, 2)
     for add in graph.nodes:
         if add.op_type == "Add" and node.output[0] in add.input:
             for value in add.input:
                 if value != node.output[0] and graph.constant(value) is not None:
-                    return add, value
-    return None, ""
-
-
-def _head(graph: Graph, nodes: list[Node], weight: Array, bias_name: str) -> OnnxHead:
-    rows = weight.shape[0]
-    bias = graph.constant(bias_name)
-    if bias is None:
-        bias, bias_name = np.zeros(1, weight.dtype), ZEROS
-    if bias.size not in (1, rows):
-        raise CheckpointRefused(f"the head's bias has shape {bias.shape}; its weights are {weight.shape}")
-    return OnnxHead(nodes, weight, np.broadcast_to(np.ravel(bias), (rows,)), nodes[0].input[1], bias_name)
+                    return [add], value
+    return [], ""
 
 
 def _stored(graph: Graph, node: Node) -> set[str]:
@@ -81,4 +77,4 @@ def _stored(graph: Graph, node: Node) -> set[str]:
     value = node.input[1]
     producer = graph.producers.get(value)
     behind = producer.input[:1] if producer is not None and producer.op_type in ("Transpose", "Identity") else ()
-    return {value, *behind, node_input(node, 2), _added_bias(graph, node)[1]}
+    return {value, *behind, _bias(graph, node)[1]}

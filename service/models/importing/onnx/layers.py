@@ -24,8 +24,6 @@ _ACTIVATIONS = {"rnn": ["tanh"], "gru": ["sigmoid", "tanh"], "lstm": ["sigmoid",
 
 _MAX_LINKS = 16
 
-Axes = tuple[str, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayer:
@@ -168,16 +166,16 @@ def _below(graph: Graph, layer: OnnxLayer, by_output: dict[str, OnnxLayer]) -> O
     width = below.directions * below.hidden_size
     if any(getattr(below, name) != getattr(layer, name) for name in same) or layer.w.shape[2] != width:
         return None
-    axes: Axes | None = ("T", "D", "B", "H") if below.layout == 0 else ("B", "T", "D", "H")
+    axes: tuple[str, ...] | None = ("T", "D", "B", "H") if below.layout == 0 else ("B", "T", "D", "H")
     for node in reversed(between):
         axes = _rearranged(graph, node, axes, below) if axes else None
     first = ("T", "B") if layer.layout == 0 else ("B", "T")
     return below if axes == (*first, "H" if below.directions == 1 else "DH") else None
 
 
-def _rearranged(graph: Graph, node: Node, axes: Axes, below: OnnxLayer) -> Axes | None:
+def _rearranged(graph: Graph, node: Node, axes: tuple[str, ...], below: OnnxLayer) -> tuple[str, ...] | None:
     """The axes after one node, or None if it does more than rearrange them."""
-    after: Axes | None = None
+    after: tuple[str, ...] | None = None
     without_d = tuple(axis for axis in axes if axis != "D")
     match node.op_type:
         case "Identity" | "Dropout" | "Cast":

@@ -26,15 +26,28 @@ def model_from_onnx(
     """
     graph = Graph.read(path)
     stack = _choose_stack(graph, layer)
-    spec = _spec(stack)
+    first = stack[0]
+    spec = ModelSpec(
+        kind=first.kind,
+        input_size=int(first.w.shape[2]),
+        hidden_size=first.hidden_size,
+        num_layers=len(stack),
+        nonlinearity=first.nonlinearity,
+        bias=any(layer.b is not None for layer in stack),
+        bidirectional=first.directions == 2,
+    )
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
     arrays: dict[str, Numbers] = {}
     sources: dict[str, str] = {}
+    notes: list[str] = []
     for index, entry in enumerate(stack):
         for name, array, source in entry.arrays(index, bias=spec.bias):
             arrays[name], sources[name] = array, source
-    notes = _state_notes(graph, stack)
+        for place, letter in ((5, "h0"), (6, "c0")):
+            stored = graph.constant(node_input(entry.node, place))
+            if stored is not None and np.any(stored):  # the service starts from zeros
+                notes.append(f"{entry.name} starts from a stored {letter} that is not zero: requests must send it")
     if ZEROS in sources.values():
         notes.append("some layers have no bias; zeros were written")
     linear = find_head(graph, head) if head is not None else None
@@ -49,79 +62,45 @@ def model_from_onnx(
         sources |= {"head.weight": linear.weight_name, "head.bias": linear.bias_name}
         if linear.bias_name == ZEROS:
             notes.append("--head has no bias; zeros were written")
+    others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
+    others.sort(key=lambda node: node.op_type in MOVING)  # those that only move numbers come last
     return CheckpointModel(
-        layer=stack[0].name,
+        layer=first.name,
         spec=spec,
         arrays={name: torch.from_numpy(np.array(arrays[name])) for name in spec.weight_shapes()},
         sources=sources,
         reference=_reference(graph, stack, linear),
-        reference_name=f"onnx.reference {stack[0].node.op_type}",
-        ignored=_ignored(graph, used),
+        reference_name=f"onnx.reference {first.node.op_type}",
+        ignored=[f"{node.op_type} {node_name(node)}" for node in others],
         notes=notes,
     )
 
 
 def _choose_stack(graph: Graph, wanted: str | None) -> list[OnnxLayer]:
-    layers, refused = _read_layers(graph)
-    grouped = stacks(graph, layers)
-    named = {layer.name: stack for stack in grouped for layer in stack}
-    fitting = [name for name in (*named, *refused) if wanted is None or wanted in (name, *name.split("/"))]
-    for name in fitting:
-        if name in refused:  # a stack with a refused layer in it is not a smaller model
-            raise refused[name]
-    found = [stack for stack in grouped if any(layer.name in fitting for layer in stack)]
-    if len(found) == 1:
-        return found[0]
-    return named[choose([stack[0].name for stack in grouped], wanted, option="--layer", what="recurrent layer")]
-
-
-def _read_layers(graph: Graph) -> tuple[list[OnnxLayer], dict[str, CheckpointRefused]]:
-    """The layers that PyTorch can express, and by name the reason for each layer that it cannot."""
-    layers: list[OnnxLayer] = []
-    refused: dict[str, CheckpointRefused] = {}
-    for node in graph.nodes:
-        if node.op_type in KINDS:
-            try:
-                layers.append(read_layer(graph, node))
-            except CheckpointRefused as error:
-                refused[node_name(node)] = error
-    if not layers and not refused:
+    nodes = [node for node in graph.nodes if node.op_type in KINDS]
+    if not nodes:
         raise CheckpointRefused(
             f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; "
             "layers that an exporter has taken apart into smaller operators cannot be imported"
         )
-    return layers, refused
+    layers: list[OnnxLayer] = []
+    for node in nodes:
+        try:
+            layers.append(read_layer(graph, node))
+        except CheckpointRefused:
+            # A stack with a refused layer in it is not a smaller model.
+            if _fits(node_name(node), wanted):
+                raise
+    grouped = stacks(graph, layers)
+    found = [stack for stack in grouped if any(_fits(layer.name, wanted) for layer in stack)]
+    if len(found) == 1:
+        return found[0]
+    name = choose([stack[0].name for stack in grouped], wanted, option="--layer", what="recurrent layer")
+    return next(stack for stack in grouped if stack[0].name == name)
 
 
-def _spec(stack: list[OnnxLayer]) -> ModelSpec:
-    first = stack[0]
-    return ModelSpec(
-        kind=first.kind,
-        input_size=int(first.w.shape[2]),
-        hidden_size=first.hidden_size,
-        num_layers=len(stack),
-        nonlinearity=first.nonlinearity,
-        bias=any(layer.b is not None for layer in stack),
-        bidirectional=first.directions == 2,
-    )
-
-
-def _state_notes(graph: Graph, stack: list[OnnxLayer]) -> list[str]:
-    """Notes on initial states that the graph stores: the service starts from zeros unless a request sends a state."""
-    notes = []
-    for layer in stack:
-        for place, letter in ((5, "h0"), (6, "c0")):
-            stored = graph.constant(node_input(layer.node, place))
-            if stored is not None and np.any(stored):
-                notes.append(f"{layer.name} starts from a stored {letter} that is not zero: requests must send it")
-    return notes
-
-
-def _ignored(graph: Graph, used: list[Node]) -> list[str]:
-    """The other nodes; those that only move numbers come last."""
-    others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
-    others.sort(key=lambda node: node.op_type in MOVING)
-    return [f"{node.op_type} {node_name(node)}" for node in others]
+def _fits(name: str, wanted: str | None) -> bool:
+    return wanted is None or wanted in (name, *name.split("/"))
 
 
 def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None) -> Reference:
@@ -129,36 +108,36 @@ def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None) -> R
 
     @refusing("the file's nodes do not run in onnx.reference")
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
-        return [_run(graph, stack, head, sequence, precision) for sequence in sequences]
+        results: list[Arrays] = []
+        for sequence in sequences:
+            outputs, *states = (sequence[name].astype(precision) for name in ("x", "h", "c") if name in sequence)
+            finals = [np.empty_like(state) for state in states]
+            for index, layer in enumerate(stack):
+                own = slice(index * layer.directions, (index + 1) * layer.directions)
+                outputs, *last = _run_layer(graph, layer, outputs, [state[own] for state in states])
+                for final, state in zip(finals, last, strict=True):
+                    final[own] = state
+            result = {"outputs": outputs, **dict(zip(("h", "c"), finals, strict=False))}
+            results.append(result | ({"predictions": head.run(graph, outputs)} if head else {}))
+        return results
 
     return run
 
 
-def _run(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None, sequence: Arrays, precision: Precision) -> Arrays:
-    outputs, directions = sequence["x"].astype(precision), stack[0].directions
-    states = {name: sequence[name].astype(precision) for name in ("h", "c") if name in sequence}
-    finals: dict[str, list[Numbers]] = {name: [] for name in states}
-    for index, layer in enumerate(stack):
-        own = slice(index * directions, (index + 1) * directions)
-        outputs, *last = _run_layer(graph, layer, outputs, {name: state[own] for name, state in states.items()})
-        for name, state in zip(finals, last, strict=True):
-            finals[name].append(state)
-    results = {"outputs": outputs} | {name: np.concatenate(parts) for name, parts in finals.items()}
-    return results | {"predictions": head.run(graph, outputs)} if head else results
-
-
-def _run_layer(graph: Graph, layer: OnnxLayer, x: Numbers, states: Arrays) -> list[Numbers]:
+def _run_layer(graph: Graph, layer: OnnxLayer, x: Numbers, states: list[Numbers]) -> list[Numbers]:
     """One node of the file on one sequence, x (T, ·) and states (D, H): outputs (T, D·H) and the final states."""
     node: Node = NodeProto()
     node.CopyFrom(layer.node)
     del node.input[:], node.output[:]
-    node.input.extend(["x", "w", "r", "b" if layer.b is not None else "", "", *states])
-    node.output.extend(["y", *(f"y_{name}" for name in states)])
+    state_names = ["h", "c"][: len(states)]
+    node.input.extend(["x", "w", "r", "b" if layer.b is not None else "", "", *state_names])
+    node.output.extend(["y", *(f"y_{name}" for name in state_names)])
     # With layout 1 the batch, of one here, comes first; with layout 0 it follows time or direction.
     batch = 0 if layer.layout else 1
-    weights = {"w": layer.w, "r": layer.r} | ({} if layer.b is None else {"b": layer.b})
-    feed = {name: np.expand_dims(array, batch) for name, array in {"x": x, **states}.items()}
-    feed |= {name: array.astype(x.dtype) for name, array in weights.items()}
+    feed = {"x": np.expand_dims(x, batch), "w": layer.w.astype(x.dtype), "r": layer.r.astype(x.dtype)}
+    if layer.b is not None:
+        feed["b"] = layer.b.astype(x.dtype)
+    feed |= {name: np.expand_dims(state, batch) for name, state in zip(state_names, states, strict=True)}
     outputs, *last = run_nodes(graph.model, [node], feed, list(node.output))
     # (T, D, 1, H) or, with layout 1, (1, T, D, H)
     return [outputs.reshape(len(x), -1), *(np.squeeze(state, batch) for state in last)]

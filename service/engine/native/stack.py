@@ -1,0 +1,187 @@
+"""A stack of layers: kernels and packed weights, and rows through them in one call, on as many threads as pay."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from service.engine.interface import Floats, Rows
+from service.engine.native.cells import CELLS
+from service.engine.native.compiler import Processor, compiled
+from service.engine.native.linear import Linear
+from service.engine.native.panels import aligned
+from service.engine.native.recurrent import Recurrent
+from service.engine.native.rows import LANES, ROW_BYTES, RowTable
+from service.engine.native.stack_kernel import BufferWord, LayerWord, StackKernel, StackWord
+from service.spec import ModelSpec, WeightsDtype
+
+# Floats of x-parts in a block, so that they stay in the second-level cache beside the weights.
+BLOCK_FLOATS = 65_536
+# Rows times steps of a block of narrow layers; a longer block would bring nothing.
+MOST_ROW_STEPS = 512
+# Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them.
+SHARED_FLOPS = 16_000_000
+# Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more.
+HELD_FLOPS = 200_000
+
+
+class Layer:
+    """One direction of one layer: its code, its packed weights and its `LayerWord` table.
+
+    weights are the arrays of PyTorch's state_dict whose names end in `suffix`.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], suffix: str, processor: Processor) -> None:
+        name = f"rnn_{spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
+        cell, hidden, state = CELLS[name], spec.hidden_size, spec.state_size
+        ih, hh = weights[f"weight_ih_{suffix}"], weights[f"weight_hh_{suffix}"]
+        zeros = np.zeros(len(hh), np.float32)
+        bias_ih, bias_hh = (weights.get(f"bias_{part}_{suffix}", zeros) for part in ("ih", "hh"))
+        self.recurrent = recurrent = Recurrent(name, hidden, state, spec.weights_dtype, processor)
+        linear = recurrent.x_parts(ih.shape[1])
+        order = recurrent.panels.cell_order(cell.gates, hidden)
+        apart = np.repeat([gate in cell.apart for gate in range(cell.gates)], hidden)
+        with_x = (bias_ih.astype(np.float64) + np.where(apart, 0, bias_hh)).astype(np.float32)
+        self.code = [compiled(linear), compiled(recurrent)]
+        self.weights = [linear.panels.pack(ih, with_x, order), recurrent.panels.pack(hh, bias_hh, order)]
+        if recurrent.projection:
+            no_bias = np.zeros(state, np.float32)
+            self.weights.append(
+                recurrent.projection.panels.pack(weights[f"weight_hr_{suffix}"], no_bias, np.arange(state))
+            )
+        words = {
+            LayerWord.LINEAR: self.code[0].address,
+            LayerWord.LINEAR_PANELS: self.weights[0].ctypes.data,
+            LayerWord.RECURRENT: self.code[1].address,
+            LayerWord.PANELS: self.weights[1].ctypes.data,
+            LayerWord.PROJECTION: self.weights[2].ctypes.data if recurrent.projection else 0,
+            LayerWord.H_STRIDE: 4 * recurrent.h_columns,
+            LayerWord.H_BYTES: 4 * state,
+            LayerWord.C_STRIDE: 4 * recurrent.c_columns,
+            LayerWord.C_BYTES: 4 * hidden if cell.has_cell_state else 0,
+        }
+        self.words = [words[word] for word in LayerWord]
+
+
+class Head:
+    """The linear layer over the outputs: code and packed weights (O, D·P), (O)."""
+
+    def __init__(self, weight: Floats, bias: Floats, dtype: WeightsDtype, processor: Processor) -> None:
+        self.size, depth = weight.shape
+        linear = Linear(depth, self.size, dtype, processor)
+        self.columns = linear.panels.columns
+        self.code = compiled(linear)
+        self.weights = linear.panels.pack(weight, bias, np.arange(self.size))
+
+
+class Stack:
+    """Layers that rows go through in one call, each reading the one before; and the head, if it is part of the call."""
+
+    def __init__(self, layers: Sequence[Layer], head: Head | None = None) -> None:
+        self.layers, self.head = layers, head
+        self._layer_words = np.array([layer.words for layer in layers], np.int64)
+        words = np.zeros(len(StackWord), np.int64)
+        words[StackWord.LAYERS] = len(layers)
+        words[StackWord.LAYER_TABLE] = self._layer_words.ctypes.data
+        words[StackWord.OUTPUT_BYTES] = 4 * layers[-1].recurrent.state if layers else 0
+        if head:
+            words[StackWord.HEAD] = head.code.address
+            words[StackWord.HEAD_PANELS] = head.weights.ctypes.data
+            words[StackWord.HEAD_STRIDE] = 4 * head.columns
+            words[StackWord.HEAD_BYTES] = 4 * head.size
+        self._words = words
+        self.address = int(words.ctypes.data)
+        self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [head.columns if head else 0])
+        self.h_columns = max((layer.recurrent.h_columns for layer in layers), default=0)
+        self.c_columns = max((layer.recurrent.c_columns for layer in layers), default=0)
+        self.nbytes = sum(array.nbytes for layer in layers for array in layer.weights)
+        self.nbytes += head.weights.nbytes if head else 0
+
+
+class Buffers:
+    """A table of rows, and a thread's scratch memory for a stack. One call at a time may use them."""
+
+    def __init__(self, stack: Stack, table: RowTable) -> None:
+        self.table = table
+        row_steps = max(LANES, min(MOST_ROW_STEPS, BLOCK_FLOATS // stack.x_columns))
+        states = 4 * (row_steps + LANES) * stack.h_columns
+        cells = 4 * LANES * stack.c_columns
+        sizes = {
+            BufferWord.INPUTS: 8 * row_steps,
+            BufferWord.X_PARTS: 4 * row_steps * stack.x_columns,
+            BufferWord.H: states,
+            BufferWord.H_NEXT: states if len(stack.layers) > 1 else 0,
+            BufferWord.C: cells,
+            BufferWord.UNITS: cells,
+            BufferWord.UNIT_TABLE: 8 * LANES,
+            BufferWord.LANES: LANES * ROW_BYTES,
+        }
+        self._parts = {word: aligned(size) for word, size in sizes.items()}
+        words = {word: part.ctypes.data for word, part in self._parts.items()} | {BufferWord.ROW_STEPS: row_steps}
+        self._words = np.array([words[word] for word in BufferWord], np.int64)
+        self.address = int(self._words.ctypes.data)
+
+
+class Pass:
+    """A stack of layers, and the buffers that calls through it use.
+
+    pool: the threads beside the caller's, `threads` in all; first_state: where along L·D the state of the first layer
+    is; backwards: rows run from their end.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        processor: Processor,
+        flops_per_step: int,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        *,
+        first_state: int = 0,
+        backwards: bool = False,
+    ) -> None:
+        self.nbytes = stack.nbytes
+        self._stack = stack
+        self._pool, self._threads = pool, threads
+        self._new_table = partial(RowTable, processor, first_state, backwards=backwards)
+        self._flops_per_step = flops_per_step
+        self._code = compiled(StackKernel(processor))
+        self._kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        self._kernel_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
+        # Those that no call uses now; list.append and list.pop are atomic.
+        self._idle: list[Buffers] = []
+
+    def run(self, batches: Sequence[Rows]) -> None:
+        """Run every row of every batch."""
+        buffers = self._take()
+        table = buffers.table
+        flops = table.fill(batches) * self._flops_per_step
+        if flops < HELD_FLOPS:
+            self._kernel_held(self._stack.address, buffers.address, table.address)
+        elif flops < SHARED_FLOPS or len(table) == 1 or self._threads == 1:
+            self._kernel(self._stack.address, buffers.address, table.address)
+        else:
+            self._run_shared(buffers)
+        self._idle.append(buffers)
+
+    def _run_shared(self, own: Buffers) -> None:
+        """Run the rows on several threads, which draw them from the table."""
+        table = own.table
+        others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
+        table.share(len(others) + 1)
+        futures = [
+            self._pool.submit(self._kernel, self._stack.address, buffers.address, table.address) for buffers in others
+        ]
+        self._kernel(self._stack.address, own.address, table.address)
+        for future in futures:
+            if not future.cancel():  # one that has not begun has nothing left to do
+                future.result()
+        self._idle.extend(others)
+
+    def _take(self) -> Buffers:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Buffers(self._stack, self._new_table())

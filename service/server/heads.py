@@ -1,0 +1,88 @@
+"""Heads of requests, above all those that offer another protocol and those that come again and again; of replies.
+
+The parser stops after a head that offers another protocol, and takes the body for that protocol's. A new parser that is
+given a head with the same framing goes on where it has stopped.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service.api.request import Reply
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+MAX_HEADERS = 128
+MAX_LINE_BYTES = 8192 - 8
+"""What the websockets library takes of a handshake, which it is given anew."""
+
+MAX_KNOWN_BYTES = 2048
+
+_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,5})\r\n", re.IGNORECASE)
+_END = b"\r\n\r\n"
+
+
+class KnownHead(NamedTuple):
+    """The bytes of a head, but for the digits of its Content-Length: most clients of a kept connection send no others.
+
+    What is known of the request that it came with holds for each that repeats it, so the parser can be left out, whose
+    calls into Python take a tenth of a step's time.
+    """
+
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, data: bytes, size: int) -> "KnownHead | None":
+        """The head of a request that the parser has found to be all of data, with a body of so many bytes."""
+        head = data[: len(data) - size]
+        length = _LENGTH.search(head) if len(head) <= MAX_KNOWN_BYTES else None
+        if length is None or int(length[1]) != size or head.find(_END) != len(head) - len(_END):
+            return None
+        return cls(head[: length.start(1)], head[length.end(1) :])
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body of a request that is all of data and has this head; None of any other."""
+        begin = len(self.before)
+        end = data.find(self.after, begin, begin + 5 + len(self.after))
+        if end < 0 or not data.startswith(self.before) or not (digits := data[begin:end]).isdigit():
+            return None
+        body = data[end + len(self.after) :]
+        return body if len(body) == int(digits) else None
+
+
+def handshake_fault(headers: Headers) -> str:
+    """What is wrong with the head of a WebSocket's handshake; empty if nothing is."""
+    if {name for name, _ in headers} & {b"content-length", b"transfer-encoding"}:
+        return "A WebSocket handshake has no body."
+    if len(headers) > MAX_HEADERS or max(len(name) + len(value) for name, value in headers) > MAX_LINE_BYTES:
+        return "The headers of this WebSocket handshake are too many or too long."
+    return ""
+
+
+def head_with_framing(headers: Headers) -> bytes:
+    """A head that offers nothing, and whose body is framed as that of a request with these headers."""
+    framing = (b"%b: %b\r\n" % line for line in headers if line[0] in (b"content-length", b"transfer-encoding"))
+    return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing)
+
+
+def is_plain(headers: Headers, max_bytes: int) -> bool:
+    """Whether a body is neither compressed nor a stream nor known to be larger than max_bytes."""
+    for name, value in headers:
+        if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
+            return False
+        if name == b"content-length" and int(value) > max_bytes:
+            return False
+    return True
+
+
+def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:
+    """The head of a reply with a body of so many bytes, on a connection that is kept or closed after it."""
+    lines = [b"%b: %b\r\n" % header for header in (*default, *reply.headers)]
+    if not keeps:
+        lines.append(b"connection: close\r\n")
+    framing = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+    framing %= (reply.media_type, size, request_id.encode())
+    return b"".join((STATUS_LINE[reply.status], *lines, framing))
