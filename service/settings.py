@@ -83,17 +83,6 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
-    def plain(self) -> dict[str, str]:
-        """Every field that has a value, as its variable would hold it."""
-        plain = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                value = ",".join(part.get_secret_value() if isinstance(part, SecretStr) else part for part in value)
-            if value is not None:
-                plain[name] = str(value)
-        return plain
-
     @model_validator(mode="after")
     def _workers_share_sessions(self) -> Self:
         if self.workers > 1 and self.session_store == "memory://":
