@@ -33,7 +33,6 @@ DOT_VALUES = 4096
 VECTOR_BYTES = 4 * 1024
 """From here on numpy, which needs a copy, counts faster than bytes do."""
 
-_BRACKET = ord("[")
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -150,7 +149,7 @@ def _brackets(text: bytes) -> int:
     """How many opening brackets there are."""
     if len(text) < VECTOR_BYTES:
         return text.count(b"[")
-    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == _BRACKET))
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("[")))
 
 
 def _numbers(array: Any, first: Any) -> tuple[Floats, Sizes]:

@@ -58,7 +58,9 @@ def pieces(fields: Document) -> list[bytes | memoryview]:
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
     ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    entries: dict[str, Any] = {"__metadata__": {name: _text(fields[name]) for name in fields if name not in arrays}}
+    others = ((name, value) for name, value in fields.items() if name not in arrays)
+    metadata = {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in others}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in ordered:
         array = arrays[name]
@@ -90,7 +92,3 @@ def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
     if overflowed:
         raise too_large((name, *overflowed[0]), values[tuple(overflowed[0])])
     return floats
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
