@@ -30,7 +30,6 @@ from service.api.problems import STATUS, internal_reply, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
 from service.errors import (
-    BodyTooLarge,
     ClientGone,
     FieldError,
     InvalidRequest,
@@ -104,9 +103,8 @@ class Application:
             reply = self._reply_to(error, request)
         return await compressed(reply, request)
 
-    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, receive: Receive, send: Send) -> None:
+    async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, __: Receive, send: Send) -> None:
         """Wait for the reply of an `answer` that a connection has begun, and send it by ASGI."""
-        request.watch = Incoming(request, receive).hung_up
 
         async def serve() -> None:
             await self.send(request, await running, send)
@@ -162,7 +160,7 @@ class Application:
             (b"x-request-id", request.request_id.encode()),
             *reply.headers,
         ]
-        declared = int(request.headers.get(b"content-length", b"0"))
+        declared = request.declared_bytes
         interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
         interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
         if interrupts:
@@ -177,16 +175,13 @@ class Application:
             await send({"type": "http.response.body", "body": b""})
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
+        self._bodies.refuse_too_large(request)
         if admission := self._admissions.get(request.path):
             admission.enter(request, request.client)
-        if incoming is not None:
-            request.body = await self._bodies.read(request, incoming)
-        else:
+        if incoming is None:
             request.received_bytes = len(request.body)
-            if request.received_bytes > self._bodies.max_bytes:
-                raise BodyTooLarge(
-                    f"the body has {request.received_bytes} bytes; the limit is {self._bodies.max_bytes}"
-                )
+        else:
+            request.body = await self._bodies.read(request, incoming)
         return await self._handlers[request.path](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:

@@ -142,14 +142,17 @@ class Bodies:
     budget: BodyBudget
     draining: Draining = field(default_factory=Draining)
 
+    def refuse_too_large(self, request: Request) -> None:
+        """Raise BodyTooLarge by what the head says, or what has come already."""
+        size = max(request.declared_bytes, len(request.body))
+        if size > self.max_bytes:
+            raise BodyTooLarge(f"the body has {size} bytes; the limit is {self.max_bytes}")
+
     async def read(self, request: Request, incoming: Incoming) -> bytes:
         """The whole body, decompressed; it counts in the budget until that is told to release it.
 
         Raises BodyTooLarge, BodyTimeout, ServiceFull, ServiceDraining, or as `Incoming.pieces` does.
         """
-        declared = int(request.headers.get(b"content-length", b"0"))
-        if declared > self.max_bytes:
-            raise BodyTooLarge(f"the body has {declared} bytes; the limit is {self.max_bytes}")
         pieces: list[bytes] = []
         total = 0
         waiting = False

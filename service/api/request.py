@@ -44,7 +44,7 @@ class Request:
     peer: str
     request_id: str
     body: bytes = b""
-    watch: Callable[[], Awaitable[None]] | None = None
+    watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
     owner: bytes = b""
     admin: bool = False
@@ -61,6 +61,11 @@ class Request:
         """A header's value, empty if it is missing."""
         value = self.headers.get(name)
         return "" if value is None else value.decode("latin-1")
+
+    @property
+    def declared_bytes(self) -> int:
+        """Content-Length, 0 without one; a sound one may have more leading zeros than `int` takes digits."""
+        return int(self.headers.get(b"content-length", b"").lstrip(b"0") or b"0")
 
     @property
     def client(self) -> str:

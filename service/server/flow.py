@@ -12,6 +12,33 @@ from uvicorn.protocols.http.flow_control import FlowControl
 CHECK_SECONDS = 5.0
 
 
+class Timer:
+    """A call that is due some seconds after each start, unless it is cancelled before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._call = call
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self._handle is not None
+
+    def start(self) -> None:
+        self.cancel()
+        self._handle = self._loop.call_later(self._seconds, self._due)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _due(self) -> None:
+        self._handle = None
+        self._call()
+
+
 class PipelineFlow(FlowControl):
     """Reads no further while pipelined requests wait for the one before them; uvicorn reads on after every reply."""
 
@@ -41,8 +68,8 @@ class ReaderWatch:
         self._caught_up = False
 
     def start(self) -> None:
-        """Check in a while: more was written than the client takes."""
-        if self._timer is None:
+        """Check in a while, if more was written than the client takes."""
+        if self._timer is None and self._transport.get_write_buffer_size():
             self._caught_up = False
             self._timer = self._loop.call_later(CHECK_SECONDS, self._check, self._unread())
 

@@ -62,10 +62,12 @@ def handshake_fault(headers: Headers) -> str:
     return ""
 
 
-def head_with_framing(headers: Headers) -> bytes:
+def head_with_framing(headers: Headers, version: str, *, keeps: bool) -> bytes:
     """A head that offers nothing, and whose body is framed as that of a request with these headers."""
-    framing = (b"%b: %b\r\n" % line for line in headers if line[0] in (b"content-length", b"transfer-encoding"))
-    return b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing)
+    lines = [b"%b: %b\r\n" % line for line in headers if line[0] in (b"content-length", b"transfer-encoding")]
+    if not keeps:
+        lines.append(b"connection: close\r\n")
+    return b"POST / HTTP/%b\r\n%b\r\n" % (version.encode(), b"".join(lines))
 
 
 def is_plain(headers: Headers, max_bytes: int) -> bool:
@@ -73,16 +75,16 @@ def is_plain(headers: Headers, max_bytes: int) -> bool:
     for name, value in headers:
         if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
             return False
-        if name == b"content-length" and int(value) > max_bytes:
+        if name == b"content-length" and int(value.lstrip(b"0") or b"0") > max_bytes:
             return False
     return True
 
 
 def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:
-    """The head of a reply with a body of so many bytes, on a connection that is kept or closed after it."""
-    lines = [b"%b: %b\r\n" % header for header in (*default, *reply.headers)]
-    if not keeps:
-        lines.append(b"connection: close\r\n")
-    framing = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+    """The head of a reply with a body of so many bytes, on a connection that is kept or closed after it; as by ASGI."""
+    framing = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
     framing %= (reply.media_type, size, request_id.encode())
-    return b"".join((STATUS_LINE[reply.status], *lines, framing))
+    before, after = (b"".join([b"%b: %b\r\n" % header for header in headers]) for headers in (default, reply.headers))
+    return b"".join(
+        (STATUS_LINE[reply.status], before, framing, after, b"\r\n" if keeps else b"connection: close\r\n\r\n")
+    )

@@ -1,11 +1,9 @@
 """One HTTP connection: uvicorn's, with a direct way to the application, and with limits that uvicorn leaves out.
 
 A POST that may be answered directly is read whole and given to `Application.answer` in the call that read its last
-byte. If that has to wait for something, the request goes on as uvicorn's requests do, with the rest of `answer` in
-place of the application: their order on the connection, a client that hangs up and the end of the process are uvicorn's
-matter. Everything else comes to the application by ASGI.
-
-Written for uvicorn 0.54 and httptools 0.9; tests/server/test_http.py fails if a name that is overridden is not there.
+byte. If that has to wait, the request goes on as uvicorn's requests do, with the rest of `answer` for an application:
+the order of replies, clients that hang up and the end of the process are uvicorn's matter. Everything else comes to the
+application by ASGI. tests/server/test_http.py holds this to the uvicorn that it is written for.
 """
 
 import asyncio
@@ -21,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
-from service.server.flow import PipelineFlow, ReaderWatch
+from service.server.flow import PipelineFlow, ReaderWatch, Timer
 from service.server.heads import KnownHead, handshake_fault, head_with_framing, is_plain, reply_head
 
 DIRECT_BYTES = 64 * 1024
@@ -38,11 +36,9 @@ MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 
 
 class HttpConnection(HttpToolsProtocol):
-    """One connection.
+    """The head timer runs whenever bytes came and no request is being handled.
 
-    The head timer runs whenever bytes came and no request is being handled: before a head is complete, but also when a
-    body goes on after its reply, or when empty lines are all that follows. The limits stand in uvicorn's configuration,
-    of which ours is a subclass: `header_seconds` and `min_bytes_per_second`.
+    That is before a head is complete, but also when a body goes on after its reply or when only empty lines follow.
     """
 
     config: Any
@@ -50,8 +46,8 @@ class HttpConnection(HttpToolsProtocol):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._application: Application = config.loaded_app
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._rest_timer: asyncio.TimerHandle | None = None
+        self._head_timer = Timer(self.loop, config.header_seconds, self._head_is_late)
+        self._rest_timer = Timer(self.loop, REST_SECONDS, self._use_asgi)
         self._in_head = False
         self._in_body = False
         self._is_handshake = False
@@ -61,6 +57,7 @@ class HttpConnection(HttpToolsProtocol):
         # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
+        self._lost = asyncio.Event()
         self._ignores_upgrade = False
         self._refusal = ""
         self._replays_head = False
@@ -72,11 +69,13 @@ class HttpConnection(HttpToolsProtocol):
         self.flow = PipelineFlow(transport, self.pipeline)
         stalled = partial(self._drop, "reader_too_slow")
         self._watch = ReaderWatch(transport, self.loop, self.config.min_bytes_per_second, stalled)
-        self._await_head()
+        self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._body = None
-        self._cancel_timers()
+        self._lost.set()
+        self._head_timer.cancel()
+        self._rest_timer.cancel()
         self._unset_keepalive_if_required()
         self._watch.stop()
         super().connection_lost(exc)
@@ -84,24 +83,23 @@ class HttpConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._unset_keepalive_if_required()
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
-            self._rest_timer = None
-        self._received_bytes += len(data)
+        self._rest_timer.cancel()
         self._turn_ends = monotonic() + TURN_SECONDS
         is_idle = self._body is None and not self._in_head and self._is_ready()
         if is_idle and self._known_head and (body := self._known_head.body(data)) is not None:
+            self._head_timer.cancel()
             self._answer(body)
             return
+        self._received_bytes += len(data)
         self._whole = data if is_idle else b""
         if not self._parse(data):
             return
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
         elif self._body is not None:
-            self._rest_timer = self.loop.call_later(REST_SECONDS, self._use_asgi)
-        elif (self._in_head or self._has_answered()) and not (self._head_timer or self.timeout_keep_alive_task):
-            self._await_head()
+            self._rest_timer.start()
+        elif (self._in_head or self._has_answered()) and not (self._head_timer.runs or self.timeout_keep_alive_task):
+            self._head_timer.start()
 
     def on_message_begin(self) -> None:
         """A request line has begun; unless its head came with it, `data_received` starts to wait for that."""
@@ -111,6 +109,8 @@ class HttpConnection(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._in_head = True
+        # URL and headers are another request's from here on, and so may be what comes next: its body.
+        self._known_head = None
         self._received_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -130,7 +130,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._replays_head:
             return
         self._in_head = False
-        self._cancel_timers()
+        self._head_timer.cancel()
         # Armed if the request before this one came in the same read and has been answered.
         self._unset_keepalive_if_required()
         self._in_body = True
@@ -158,7 +158,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade or self._refusal:
-            return  # the parser takes what follows for another protocol: see `_upgrade`
+            return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
         self._in_body = False
         if self._body is not None:
             # The head of a request that came whole, in a read of its own, may come again.
@@ -166,18 +166,17 @@ class HttpConnection(HttpToolsProtocol):
             self._answer(self._body)
             return
         super().on_message_complete()
-        if self._head_timer is not None and self._has_answered():
+        if self._head_timer.runs and self._has_answered():
             # A body that outlasted its reply is over: the connection is idle, as after any reply.
-            self._cancel_timers()
+            self._head_timer.cancel()
             self._await_next()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.get_write_buffer_size():
-            self._watch.start()
+        self._watch.start()
         if self._in_body and self.timeout_keep_alive_task is not None:  # the rest of it must come, too
             self._unset_keepalive_if_required()
-            self._await_head()
+            self._head_timer.start()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -219,7 +218,8 @@ class HttpConnection(HttpToolsProtocol):
     def _answer(self, body: bytes) -> None:
         application = self._application
         request = application.request("POST", self.url.decode(), b"", self.headers, self.client)
-        request.body = body
+        # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
+        request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
         if reply is not None:
             self._body = None
@@ -231,7 +231,6 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     def _write(self, request: Request, reply: Reply) -> None:
-        """Send a whole reply, and account for it."""
         body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         head = reply_head(reply, len(body), request.request_id, self.server_state.default_headers, keeps=keeps)
@@ -239,8 +238,7 @@ class HttpConnection(HttpToolsProtocol):
         request.status, request.sent_bytes = reply.status, len(body)
         self._application.finish(request)
         self.server_state.total_requests += 1
-        if self.transport.get_write_buffer_size():
-            self._watch.start()
+        self._watch.start()
         if keeps:
             self._await_next()
         else:
@@ -257,17 +255,25 @@ class HttpConnection(HttpToolsProtocol):
     def _use_asgi(self) -> None:
         """Go on by ASGI with a request that was about to be answered directly."""
         body, self._body = self._body, None
-        self._cancel_timers()
+        self._rest_timer.cancel()
         self._begin_asgi()
         if body and not self.cycle.response_complete:
             super().on_body(body)
 
-    def _parse(self, data: bytes) -> bool:
+    def _parse(self, data: bytes | memoryview) -> bool:
         """Feed the parser; says whether the connection goes on as it was."""
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return self._upgrade(data[upgrade.args[0] :])
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as upgrade:
+                    if not self._ignores_upgrade:
+                        self._upgrade()
+                        return False
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self._ignore_upgrade()
+                else:
+                    return True
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
             if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
@@ -276,27 +282,28 @@ class HttpConnection(HttpToolsProtocol):
             else:
                 self.send_400_response("Invalid HTTP request received.")
             return False
-        return True
 
-    def _upgrade(self, rest: bytes) -> bool:
-        """Become a WebSocket, or ignore the offer of another protocol, as RFC 9110 (7.8) allows."""
-        if not self._ignores_upgrade:
-            if self._refusal:
-                self.send_400_response(self._refusal)
-            elif not self._has_answered():
-                self._drop("upgrade_while_answering")
-            else:
-                self._cancel_timers()
-                self._watch.stop()
-                self.handle_websocket_upgrade()
-            return False
+    def _upgrade(self) -> None:
+        """Become a WebSocket."""
+        if self._refusal:
+            self.send_400_response(self._refusal)
+        elif not self._has_answered():
+            self._drop("upgrade_while_answering")
+        else:
+            self._head_timer.cancel()
+            self._watch.stop()
+            self.handle_websocket_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Go on without the offered protocol, as RFC 9110 (7.8) allows."""
         self._ignores_upgrade = False
+        before = self.parser
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays_head = True
-        goes_on = self._parse(head_with_framing(self.headers))
+        head = head_with_framing(self.headers, before.get_http_version(), keeps=before.should_keep_alive())
+        self.parser.feed_data(head)
         self._replays_head = False
-        return goes_on and (not rest or self._parse(rest))
 
     def _is_ready(self) -> bool:
         """Whether a reply may be written now."""
@@ -305,27 +312,17 @@ class HttpConnection(HttpToolsProtocol):
     def _has_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.config.header_seconds, self._head_is_late)
-
     def _head_is_late(self) -> None:
         if self.flow.read_paused:  # by us, while requests before it wait
-            self._await_head()
+            self._head_timer.start()
         else:
             self._drop("headers_too_slow")
 
     def _await_next(self) -> None:
-        """The connection is idle, and closed after a while."""
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def _cancel_timers(self) -> None:
-        for timer in (self._head_timer, self._rest_timer):
-            if timer is not None:
-                timer.cancel()
-        self._head_timer = self._rest_timer = None
 
     def _drop(self, reason: str) -> None:
         """Cut the connection: closing would wait for the very client that does not move."""
-        self._cancel_timers()
+        self._head_timer.cancel()
         structlog.get_logger().info("connection_dropped", reason=reason)
         self.transport.abort()

@@ -4,31 +4,22 @@ import asyncio
 
 import pytest
 
-from service.server import eager
+from service.server.eager import start
+from tests.loop import in_loop
 
 
-def ran(body):
-    """What `body(trace)` traced at once, and in the end; and the tasks that it took."""
+def test_coroutine_that_never_waits_is_done_at_once():
+    async def body():
+        return 7
 
-    async def main():
-        trace, tasks = [], []
-        eager.start(body(trace), lambda rest: tasks.append(asyncio.get_running_loop().create_task(rest)))
-        at_once = list(trace)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return at_once, trace, tasks
-
-    return asyncio.run(main())
+    assert start(body()) == (7, None)
 
 
-def test_what_never_waits_takes_no_task():
-    async def body(trace):
-        trace.append("done")
+@in_loop
+async def test_coroutine_that_waits_goes_on_in_a_task():
+    trace = []
 
-    assert ran(body) == (["done"], ["done"], [])
-
-
-def test_what_waits_goes_on_in_a_task():
-    async def body(trace):
+    async def body():
         trace.append("begun")
         await asyncio.sleep(0)
         async with asyncio.timeout(10):  # which asks for a task
@@ -37,60 +28,55 @@ def test_what_waits_goes_on_in_a_task():
         asyncio.get_running_loop().call_soon(future.set_exception, KeyError("x"))
         with pytest.raises(KeyError):
             await future
-        trace.append("done")
+        return "done"
 
-    at_once, trace, tasks = ran(body)
-    assert (at_once, trace) == (["begun"], ["begun", "from a thread", "done"])
-    assert len(tasks) == 1
-
-
-def test_two_wait_for_one_future():
-    async def main():
-        loop = asyncio.get_running_loop()
-        future, results, tasks = loop.create_future(), [], []
-
-        async def body():
-            results.append(await future)
-
-        other = loop.create_task(body())
-        eager.start(body(), lambda rest: tasks.append(loop.create_task(rest)))
-        loop.call_later(0.01, future.set_result, 7)
-        await asyncio.gather(other, *tasks)
-        return results
-
-    assert asyncio.run(main()) == [7, 7]
+    result, rest = start(body())
+    assert (result, trace) == (None, ["begun"])
+    assert await asyncio.create_task(rest) == "done"
+    assert trace == ["begun", "from a thread"]
 
 
-def test_cancelling_the_task_cancels_the_coroutine():
-    async def main():
-        trace, tasks = [], []
+@in_loop
+async def test_two_wait_for_one_future():
+    future = asyncio.get_running_loop().create_future()
 
-        async def body():
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                trace.append("cancelled")
-                raise
+    async def body():
+        return await future
 
-        eager.start(body(), lambda rest: tasks.append(asyncio.get_running_loop().create_task(rest)))
-        await asyncio.sleep(0)
-        tasks[0].cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await tasks[0]
-        return trace
-
-    assert asyncio.run(main()) == ["cancelled"]
+    other = asyncio.create_task(body())
+    _, rest = start(body())
+    asyncio.get_running_loop().call_soon(future.set_result, 7)
+    assert await asyncio.gather(other, rest) == [7, 7]
 
 
-def test_what_is_raised_at_once_is_raised_here_and_later_in_the_task():
-    async def at_once(trace):
-        raise LookupError
+@in_loop
+async def test_cancelled_task_cancels_the_coroutine():
+    trace = []
 
-    async def later(trace):
-        await asyncio.sleep(0)
+    async def body():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            trace.append("ended")
+
+    task = asyncio.create_task(start(body())[1])
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    start(body())[1].close()  # one that no task ever goes on with
+    assert trace == ["ended", "ended"]
+
+
+@in_loop
+async def test_errors_are_raised_where_the_coroutine_is():
+    async def body(waits):
+        if waits:
+            await asyncio.sleep(0)
         raise LookupError
 
     with pytest.raises(LookupError):
-        ran(at_once)
-    _, _, (task,) = ran(later)
-    assert isinstance(task.exception(), LookupError)
+        start(body(waits=False))
+    _, rest = start(body(waits=True))
+    with pytest.raises(LookupError):
+        await asyncio.create_task(rest)

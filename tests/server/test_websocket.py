@@ -13,6 +13,8 @@ from service.api.streams.websocket import WAITING
 from service.server import websocket
 from service.server.websocket import MAX_EMPTY_FRAMES, MAX_MESSAGES, GuardedWebSocket
 
+from .transport import Transport, turns
+
 HANDSHAKE = (
     b"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n%b"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -24,33 +26,6 @@ def frame(opcode, data=b""):
     """A client's frame, masked with zeros."""
     size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xff" + struct.pack("!Q", len(data))
     return bytes([0x80 | opcode]) + size + bytes(4) + data
-
-
-class Transport(asyncio.Transport):
-    def __init__(self, own):
-        super().__init__({"socket": own})
-        self.written = b""
-        self.reading, self.closed = True, False
-
-    def get_write_buffer_size(self):
-        return 0
-
-    def write(self, data):
-        self.written += data
-
-    def pause_reading(self):
-        self.reading = False
-
-    def resume_reading(self):
-        self.reading = True
-
-    def is_closing(self):
-        return self.closed
-
-    def close(self):
-        self.closed = True
-
-    abort = close
 
 
 class App:
@@ -90,11 +65,6 @@ def attacked(attack, handshake=HANDSHAKE % b""):
         other.close()
 
     asyncio.run(run())
-
-
-async def turns(count):
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

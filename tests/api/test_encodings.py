@@ -1,0 +1,70 @@
+"""gzip and zstd: the same bytes however they are cut; what is no such data, or grows without end, is refused."""
+
+import gzip
+
+import pytest
+from backports import zstd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.encodings import MAX_EMPTY_FRAMES, PIECE_BYTES, Decoder, _compress
+from service.errors import MalformedBody, UnsupportedMediaType
+
+PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
+each_encoding = pytest.mark.parametrize("encoding", PACK)
+
+
+def unpacked(encoding, *chunks):
+    decoder = Decoder(encoding)
+    data = b"".join(piece for chunk in chunks for piece in decoder.feed(chunk))
+    decoder.finish()
+    return data
+
+
+@given(st.lists(st.binary(max_size=900), min_size=1, max_size=3), st.sampled_from([*PACK]), st.integers(0, 3000))
+def test_cuts_and_members_change_nothing(parts, encoding, place):
+    whole = b"".join(parts)
+    for packed in (b"".join(map(PACK[encoding], parts)), _compress(parts, encoding)):
+        assert unpacked(encoding, packed[:place], packed[place:]) == whole
+        assert unpacked(encoding, *(packed[index : index + 1] for index in range(len(packed)))) == whole
+
+
+@each_encoding
+def test_bomb_comes_in_pieces(encoding):
+    sizes = [len(piece) for piece in Decoder(encoding).feed(PACK[encoding](bytes(5_000_000)))]
+    assert max(sizes) <= PIECE_BYTES
+    assert sum(sizes) == 5_000_000
+
+
+@each_encoding
+def test_truncated_and_garbled_data(encoding):
+    packed = PACK[encoding](b"some text that is long enough" * 9)
+    with pytest.raises(MalformedBody, match="ends too early"):
+        unpacked(encoding, packed[:-3])
+    for garbled in (b"no such data at all", packed + b"nor this"):
+        with pytest.raises(MalformedBody, match=f"is not {encoding} data"):
+            unpacked(encoding, garbled)
+
+
+@each_encoding
+def test_empty_frames_have_a_limit(encoding):
+    empty, full = PACK[encoding](b""), PACK[encoding](b"x")
+    assert unpacked(encoding, full + empty * MAX_EMPTY_FRAMES + full) == b"xx"
+    with pytest.raises(MalformedBody, match="more than 16 empty frames"):
+        unpacked(encoding, empty * (MAX_EMPTY_FRAMES + 1) + full)
+
+
+@pytest.mark.parametrize("window", [23, 24])
+def test_window_is_at_most_8_mib(window):
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window})
+    packed = packer.compress(b"x") + packer.flush()
+    if window == 23:
+        assert unpacked("zstd", packed) == b"x"
+    else:
+        with pytest.raises(MalformedBody):
+            unpacked("zstd", packed)
+
+
+def test_other_encodings_are_refused():
+    with pytest.raises(UnsupportedMediaType, match="'br'"):
+        Decoder("br")
