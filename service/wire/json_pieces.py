@@ -14,19 +14,25 @@ lists are those of the pieces, one after the other.
 """
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import TypeVar
 
 import numpy as np
 
-from service.wire import json
+from service.wire import json, json_slow
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, Sizes, assemble
 from service.wire.json import Suspicious
+
+T = TypeVar("T")
 
 PIECE_BYTES = 256 * 1024
 """About so much is parsed at a time, half a millisecond; less where it would be more than `MOST_LISTS`."""
 
 MOST_LISTS = 2000
 """Innermost lists in a piece, about: the length of each is looked at."""
+
+WHOLE_BYTES = 8 * 2**20
+"""Longest text that is read in one go, for which others wait some 10 ms."""
 
 SAMPLE_BYTES = 16 * 1024
 """Of a piece, to see how long its lists are."""
@@ -40,11 +46,14 @@ _BETWEEN = re.compile(rb"\]\s{0,64}+,\s{0,64}+(?=\[\s{0,64}+(\[)?)")
 def decode(body: bytes) -> Iterator[Document | None]:
     """None after each piece, and at the end what `json.decode` gives. Raises Suspicious as it does.
 
-    A body that only this reader is not sure of is read in one go.
+    A body that only this reader is not sure of is read in one go, unless others would wait too long for that: then it
+    raises MalformedBody or InvalidRequest.
     """
     try:
         yield from _decode(body)
-    except Suspicious:
+    except Suspicious as error:
+        if len(body) > WHOLE_BYTES:
+            raise json_slow.verdict(*error.args) from None
         yield None
         yield json.decode(body)
 
@@ -55,7 +64,7 @@ def _decode(body: bytes) -> Iterator[Document | None]:
     for _, begin, following in found:
         texts += [body[end:begin], b"[]"]
         end = following
-    fields = dict(json.decode(b"".join((*texts, body[end:]))))
+    fields = dict(_read(json.decode, b"".join((*texts, body[end:]))))
     for name, begin, end in found:
         # A name that stands twice was refused, and so were objects within: this is the list that was cut out.
         empty = fields.get(name)
@@ -66,9 +75,10 @@ def _decode(body: bytes) -> Iterator[Document | None]:
 
 
 def _long_lists(body: bytes) -> list[tuple[str, int, int]]:
-    """Lists that follow a name, with the name, up to the last bracket before the next string. Raises Suspicious.
+    """Names and the long lists of lists that follow them, up to the last bracket before the next string.
 
-    In valid JSON that has no backslash in its strings, quotes are beginnings and ends of strings by turns.
+    In valid JSON that has no backslash in its strings, quotes are beginnings and ends of strings by turns. Raises
+    Suspicious.
     """
     found: list[tuple[str, int, int]] = []
     quote = body.find(b'"')
@@ -83,23 +93,31 @@ def _long_lists(body: bytes) -> list[tuple[str, int, int]]:
         if stop - closing > 2 * PIECE_BYTES:
             colon = _AS_A_FIELD.match(body, closing + 1)
             end = body.rfind(b"]", closing, stop) + 1
-            if colon and end:
+            if colon and end and _OPENING.match(body, colon.end()):
                 found.append((name.decode("ascii", "replace"), colon.end(), end))
         quote = following
     raise Suspicious
 
 
+def _read(decode: Callable[[bytes], T], text: bytes) -> T:
+    """Read a part of the body. Raises Suspicious with the part, or without it if it is too long to look at."""
+    if len(text) > WHOLE_BYTES:
+        raise Suspicious
+    try:
+        return decode(text)
+    except Suspicious:
+        raise Suspicious(text) from None
+
+
 def _list(body: bytes, begin: int, end: int) -> Generator[None, None, Floats | Ragged]:
     """The value of the list of lists of numbers between two places. Raises Suspicious."""
     opening = _OPENING.match(body, begin)
-    if opening is None:
-        raise Suspicious
     values: list[Floats] = []
-    sizes: Sizes = [[], []] if opening[1] else [[]]
+    sizes: Sizes = [[], []] if opening and opening[1] else [[]]
     for text, goes_on in _pieces(body, begin + 1, end - 1, len(sizes) + 1):
         if values:
             yield
-        numbers, (_, *these) = json.decode_list(text)
+        numbers, (_, *these) = _read(json.decode_list, text)
         # An empty list at a cut could be nothing but its brackets, which are ours.
         if len(these) != len(sizes) or not these[0][0] or not these[0][-1]:
             raise Suspicious

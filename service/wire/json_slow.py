@@ -64,7 +64,7 @@ def _parse(body: bytes, name: Loc = ()) -> Any:
     Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
     """
     if len(body) > MAX_BYTES:
-        raise _verdict(body)
+        raise verdict(body)
     try:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
         return json.loads(body, object_pairs_hook=unique)
@@ -80,16 +80,16 @@ def _parse(body: bytes, name: Loc = ()) -> Any:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
 
 
-def _verdict(body: bytes) -> ServiceError:
-    """The error of a body too large to look for the place in it, or to make Python objects of."""
+def verdict(text: bytes = b"[]") -> ServiceError:
+    """The error of a body too large to look for the place in it, from the text, all of it or a part, that is wrong."""
     advice = f"in a body of up to {MAX_BYTES // 2**20} MiB the place would be named"
     try:
-        simdjson.Parser().parse(body)
+        simdjson.Parser().parse(text)
     except (ValueError, RuntimeError) as error:
-        if "NUMBER_ERROR" not in str(error) and b"NaN" not in body and b"Infinity" not in body:
+        if "NUMBER_ERROR" not in str(error) and b"NaN" not in text and b"Infinity" not in text:
             return MalformedBody(f"not JSON: {error}; {advice}")
-    message = f"the body holds an empty list, no 32-bit number where numbers belong, or a name twice; {advice}"
-    return InvalidRequest([FieldError((), message)])
+    what = "an empty list, something that is no 32-bit number where numbers belong, a name twice, or much white space"
+    return InvalidRequest([FieldError((), f"the body holds {what}; {advice}")])
 
 
 def _locate(text: str) -> Loc:
