@@ -8,8 +8,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
 
-Port = Annotated[int, Field(ge=0, le=65_535)]
-
 Ttl = Annotated[float, Field(gt=0, le=1e10)]
 """Seconds; the calendar ends some 8,000 years from now."""
 
@@ -20,7 +18,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RNN_", env_file=".env", frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
-    port: Port = Field(8000, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
 
     workers: PositiveInt = Field(1, description="Processes that share the port, and the cores.")
 
@@ -82,17 +80,6 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
-
-    def plain(self) -> dict[str, str]:
-        """Every field that has a value, as its variable would hold it."""
-        plain = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                value = ",".join(part.get_secret_value() if isinstance(part, SecretStr) else part for part in value)
-            if value is not None:
-                plain[name] = str(value)
-        return plain
 
     @model_validator(mode="after")
     def _workers_share_sessions(self) -> Self:
