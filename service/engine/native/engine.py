@@ -15,10 +15,7 @@ from service.spec import ModelSpec
 
 
 class NativeEngine(Engine):
-    """One model on the CPU.
-
-    On one machine a row's bits are the same whether it runs whole, in pieces, step by step, alone or with others.
-    """
+    """On one machine a row's bits are the same whether it runs whole, in pieces, step by step, alone or with others."""
 
     name = "native"
     step_seconds = 5e-7  # the chain of dependent multiply-adds, and an activation
@@ -56,13 +53,10 @@ class NativeEngine(Engine):
         self.nbytes = sum(each.nbytes for each in (*self._passes, self._head_pass) if each)
 
     def run(self, batches: Sequence[Rows]) -> None:
-        if self.spec.bidirectional:
-            self._run_both_ways(batches)
-        else:
-            self._passes[0].run(batches)
-
-    def _run_both_ways(self, batches: Sequence[Rows]) -> None:
         spec = self.spec
+        if not spec.bidirectional:
+            self._passes[0].run(batches)
+            return
         for layer in range(spec.num_layers):
             layer_outputs = [
                 np.empty((len(batch.inputs), spec.output_size), np.float32)
@@ -80,5 +74,4 @@ class NativeEngine(Engine):
                 )
             batches = [replace(batch, inputs=outputs) for batch, outputs in zip(batches, layer_outputs, strict=True)]
         if self._head_pass:
-            asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
-            self._head_pass.run(asked)
+            self._head_pass.run([replace(batch, outputs=None) for batch in batches if batch.predictions is not None])
