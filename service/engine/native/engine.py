@@ -53,10 +53,13 @@ class NativeEngine(Engine):
         self.nbytes = sum(each.nbytes for each in (*self._passes, self._head_pass) if each)
 
     def run(self, batches: Sequence[Rows]) -> None:
-        spec = self.spec
-        if not spec.bidirectional:
+        if self.spec.bidirectional:
+            self._run_both_ways(batches)
+        else:
             self._passes[0].run(batches)
-            return
+
+    def _run_both_ways(self, batches: Sequence[Rows]) -> None:
+        spec = self.spec
         for layer in range(spec.num_layers):
             layer_outputs = [
                 np.empty((len(batch.inputs), spec.output_size), np.float32)
