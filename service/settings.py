@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
 
-Ttl = Annotated[float, Field(gt=0, le=1e10)]  # the calendar ends some 8,000 years from now
+Ttl = Annotated[float, Field(gt=0, le=1e10)]  # seconds; the calendar ends some 8,000 years from now
 
 
 class Settings(BaseSettings):
@@ -79,17 +79,6 @@ class Settings(BaseSettings):
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
-
-    def plain(self) -> dict[str, str]:
-        """Every field that has a value, as its variable would hold it."""
-        plain = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                value = ",".join(part.get_secret_value() if isinstance(part, SecretStr) else part for part in value)
-            if value is not None:
-                plain[name] = str(value)
-        return plain
 
     @model_validator(mode="after")
     def _workers_share_sessions(self) -> Self:

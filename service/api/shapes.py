@@ -202,10 +202,10 @@ def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: Mode
         raise invalid(f"inputs {came}; expected {form}, with I = {width}", "inputs")
     if isinstance(inputs, Ragged):
         widths = inputs.sizes[-1]
-        if np.count_nonzero(widths == width) == widths.size:
+        if widths.count(width) == len(widths):
             return
-        index = int(np.flatnonzero(widths != width)[0])
-        got, place = int(widths[index]), _place(inputs, index)
+        index = next(index for index, got in enumerate(widths) if got != width)
+        got, place = widths[index], _place(inputs, index)
     elif inputs.shape[-1] == width:
         return
     else:
@@ -220,9 +220,9 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, bat
         raise invalid("inputs is ragged, which needs batch_first true", "inputs")
     if lengths is not None:
         raise invalid("lengths is for padded inputs; ragged ones have their own", "lengths")
-    counts = inputs.sizes[1]
-    if np.count_nonzero(counts) < counts.size:
-        row = int(np.argmin(counts))
+    counts = np.array(inputs.sizes[1], np.int64)
+    if 0 in inputs.sizes[1]:
+        row = inputs.sizes[1].index(0)
         raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
     steps = inputs.values.reshape(-1, model.spec.input_size)
     return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)

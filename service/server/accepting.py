@@ -28,7 +28,6 @@ class SharingLoop(uvloop.Loop):
     """An event loop whose servers share their sockets with those of other processes."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
-        """As in asyncio; a server on a socket that is there already takes few connections at a time."""
         sock = options.get("sock")
         if sock is None:
             return await super().create_server(protocol_factory, *args, **options)
@@ -50,10 +49,9 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         listener.listen(backlog)
-        self._wait()
+        loop.add_reader(listener, self._take)
 
     def close(self) -> None:
-        """Take no more connections."""
         self._loop.remove_reader(self._listener)
         if self._timer is not None:
             self._timer.cancel()
@@ -61,28 +59,21 @@ class Acceptor:
     async def wait_closed(self) -> None:
         """Nothing is left to wait for: uvicorn waits for the connections itself."""
 
-    def _wait(self) -> None:
-        self._loop.add_reader(self._listener, self._take)
-
     def _take(self) -> None:
         self._loop.remove_reader(self._listener)
-        rest = min(MAX_REST_SECONDS, REST_SECONDS * (1 + self._count()))
-        for _ in range(1 + self._count() // MANY):
-            try:
+        count = len(self._connections) + len(self._tasks)
+        rest = min(MAX_REST_SECONDS, REST_SECONDS * (1 + count))
+        try:
+            for _ in range(1 + count // MANY):
                 connection, _address = self._listener.accept()
                 connection.setblocking(False)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another was quicker; it has gone
-                break
-            except OSError as error:
-                structlog.get_logger().error("connection_not_taken", reason=str(error))
-                rest = RETRY_SECONDS
-                break
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._factory, connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._timer = self._loop.call_later(rest, self._wait)
-
-    def _count(self) -> int:
-        """Connections of this worker, and those that are about to be."""
-        return len(self._connections) + len(self._tasks)
+                task = self._loop.create_task(self._loop.connect_accepted_socket(self._factory, connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            pass  # another worker was quicker, or the client has gone
+        except OSError as error:
+            structlog.get_logger().error("connection_not_taken", reason=str(error))
+            rest = RETRY_SECONDS
+        self._timer = self._loop.call_later(rest, self._loop.add_reader, self._listener, self._take)

@@ -6,6 +6,7 @@ Python 3.12 has eager tasks for this; the code is written for 3.11 too.
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from functools import partial
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -31,16 +32,16 @@ def _rest(running: Coroutine[Any, None, T], awaited: Any) -> Generator[Any, Any,
     """What is left of a coroutine that waits for a future, or for the next turn (None)."""
     _set_awaited(awaited, True)
     while True:
-        failure: BaseException | None = None
+        go_on = partial(running.send, None)
         try:
-            result = yield awaited
+            yield awaited
         except GeneratorExit:
             running.close()
             raise
         except BaseException as error:
-            failure = error
+            go_on = partial(running.throw, error)
         try:
-            awaited = running.send(result) if failure is None else running.throw(failure)
+            awaited = go_on()
         except StopIteration as end:
             value: T = end.value
             return value

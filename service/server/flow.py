@@ -84,10 +84,12 @@ class ReaderWatch:
     def _check(self, before: int) -> None:
         self._timer = None
         unread = self._unread()
-        if unread and not self._caught_up and before - unread < self._min_bytes:
-            self._stalled()
-        elif unread:
+        if not unread:
+            return
+        if self._caught_up or before - unread >= self._min_bytes:
             self.start()
+        else:
+            self._stalled()
 
     def _unread(self) -> int:
         waiting = array("i", [0])

@@ -32,21 +32,18 @@ class LogFile:
         self.dropped = 0
 
     def write(self, text: str) -> None:
-        """Write text now, as a file does."""
         self.flush()
         self._put(text.encode("utf-8", "replace"))
 
     def flush(self) -> None:
-        """Write the lines that wait."""
         lines, self._lines = self._lines, []
-        begin = size = 0
-        for index, line in enumerate(lines):
-            if size and size + len(line) > PIPE_BYTES:
-                self._put(b"".join(lines[begin:index]))
-                begin, size = index, 0
-            size += len(line)
-        if lines:
-            self._put(b"".join(lines[begin:]))
+        data = b""
+        for line in lines:
+            if data and len(data) + len(line) > PIPE_BYTES:
+                self._put(data)
+                data = b""
+            data += line
+        self._put(data)
 
     def later(self, entry: dict[str, Any]) -> None:
         """Write an entry as a line of JSON, with others at the end of this turn of the event loop."""
@@ -80,21 +77,17 @@ def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | 
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
-    tail: list[Any] = [structlog.processors.format_exc_info, _json_line]
-    if console:
-        tail = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    as_json: list[Any] = [structlog.processors.format_exc_info, _json_line]
+    tail = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())] if console else as_json
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file),  # type: ignore[arg-type]  # all that it asks of a file
         cache_logger_on_first_use=True,
     )
+    formatter = structlog.stdlib.ProcessorFormatter
     handler = logging.StreamHandler(file)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]
-        )
-    )
+    handler.setFormatter(formatter(foreign_pre_chain=shared, processors=[formatter.remove_processors_meta, *tail]))
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
     if not settings.request_log or level > logging.INFO:
         return None

@@ -1,10 +1,13 @@
 """The process, or the processes: uvicorn around the application, from the settings to the exit code."""
 
 import asyncio
+import ctypes
 import gc
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +20,6 @@ from service.errors import ModelFailed
 from service.server.accepting import SharingLoop
 from service.server.http import HttpConnection
 from service.server.logs import configure_logging
-from service.server.memory import share_arenas
 from service.server.websocket import GuardedWebSocket
 from service.settings import Settings
 
@@ -27,13 +29,17 @@ if TYPE_CHECKING:
 WORKER_SILENCE_SECONDS = 30
 """How long a worker may leave the supervisor without an answer before it counts as hung."""
 
+_M_ARENA_MAX = -8
+ARENAS = 2
+"""Arenas of memory that all threads share: glibc gives each its own, and keeps what each had at its largest."""
+
 
 class Config(uvicorn.Config):
     """Uvicorn's configuration, from ours. It is copied to every worker, which makes its own application."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
-            "service.server.process:application",
+            partial(application, settings),
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -66,7 +72,6 @@ class Server(uvicorn.Server):
     """A uvicorn server that exits with 0 after a signal that it obeyed: uvicorn would raise it again."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop."""
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
@@ -74,7 +79,6 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
-    _export(settings)
     if not settings.models.is_dir():  # the commonest mistake is found at once, by the supervisor itself
         _cannot_start("the model repository cannot be listed: there is no such folder", settings)
     if settings.workers == 1:
@@ -90,13 +94,13 @@ def serve(settings: Settings) -> None:
             raise SystemExit(STARTUP_FAILURE)
 
 
-def application() -> "Application":
-    """The application of this process, from its environment. Raises SystemExit if it cannot be made."""
+def application(settings: Settings) -> "Application":
+    """The application of this process. Raises SystemExit if it cannot be made."""
     # Here, not above: the supervisor needs no torch, and a worker answers it while this is imported.
     from service.app import create_app  # noqa: PLC0415
 
-    share_arenas()
-    settings = Settings()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log_request = configure_logging(settings)
     try:
         app = create_app(settings, log_request)
@@ -110,9 +114,3 @@ def application() -> "Application":
 def _cannot_start(reason: str, settings: Settings) -> NoReturn:
     structlog.get_logger().error("cannot_start", reason=reason, models=str(settings.models))
     raise SystemExit(STARTUP_FAILURE)
-
-
-def _export(settings: Settings) -> None:
-    """Put settings that came as flags into the environment, from which `application` and all workers read them."""
-    for name, value in settings.plain().items():
-        os.environ[f"RNN_{name.upper()}"] = value

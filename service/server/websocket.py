@@ -31,13 +31,14 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     Nothing is read while bytes wait to be parsed or messages wait for the application.
     """
 
+    config: Any  # `server.process.Config`
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         # uvicorn logs every path with its query, which may name a session; the application has a log of its own.
         self.logger = self.conn.logger = logging.getLogger("service.server.websocket")
         self.logger.setLevel(logging.WARNING)
         self.close_timeout = CLOSE_SECONDS
-        self._min_bytes_per_second: float = config.min_bytes_per_second
         self._unparsed = memoryview(b"")
         self._turn: asyncio.Handle | None = None
         self._cut: asyncio.TimerHandle | None = None
@@ -46,7 +47,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         stalled = partial(self._drop, "reader_too_slow", "answers are read too slowly")
-        self._watch = ReaderWatch(transport, self.loop, self._min_bytes_per_second, stalled)
+        self._watch = ReaderWatch(transport, self.loop, self.config.min_bytes_per_second, stalled)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.stop()
@@ -91,7 +92,6 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             (self.transport.pause_reading if pause else self.transport.resume_reading)()
 
     def handle_connect(self, event: Request) -> None:
-        """Let the application see how many messages wait."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
             extensions: dict[str, Any] = self.scope["extensions"]
@@ -104,19 +104,16 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self._fail(CloseCode.MESSAGE_TOO_BIG, f"a message has more than {MAX_FRAGMENTS} fragments")
 
     def send_receive_event_to_app(self) -> None:
-        """Hand a whole message on."""
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
+        data, self.frames = b"".join(self.frames), []
         if self.close_sent:
             return
-        if self.curr_msg_data_type == "bytes":
-            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
-        else:
-            try:
-                self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
-            except UnicodeDecodeError:
-                self._fail(CloseCode.INVALID_DATA, "a text message is not UTF-8")
-                return
+        try:
+            content = data if self.curr_msg_data_type == "bytes" else data.decode()
+        except UnicodeDecodeError:
+            self._fail(CloseCode.INVALID_DATA, "a text message is not UTF-8")
+            return
+        message: Any = {"type": "websocket.receive", self.curr_msg_data_type: content}
+        self.queue.put_nowait(message)
         if data and not data.isspace():
             self._empty_frames = 0
         else:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import orjson
+import simdjson
 
 from service.errors import DuplicateName, FieldError, InvalidRequest, Loc, MalformedBody, ServiceError, spell
-from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
+from service.wire import arrays
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, Sizes, bad
 
 MAX_BYTES = 2**20
 """Larger bodies get the error without the place."""
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
@@ -30,72 +30,69 @@ def decode(body: bytes) -> Document:
     Raises MalformedBody (not JSON, with line, column and field), DuplicateName, or InvalidRequest (a value that is no
     finite 32-bit number where numbers belong).
     """
-    value = parse(body)
+    value = _parse(body)
     if not isinstance(value, dict):
         raise MalformedBody(f"the body is {_kind(value)}; expected an object")
     if len(value) > MAX_FIELDS:
         raise MalformedBody(f"the body has {len(value)} fields; no request has more than {MAX_FIELDS}")
-    return {name: field(item, (name,)) if isinstance(item, list) else item for name, item in value.items()}
+    for name, item in value.items():
+        if isinstance(item, list) and not (item and isinstance(item[0], str)):  # a list of names stays one
+            value[name] = _numbers(item, (name,))
+    return value
 
 
 def decode_steps(line: bytes) -> Document | Floats | Ragged:
     """One line of a stream: an object, or an array of numbers alone. Raises as `decode` does."""
     if line.lstrip()[:1] != b"[":
         return decode(line)
-    values = field(parse(line, ("inputs",)), ("inputs",))
-    if isinstance(values, list):
-        raise _invalid(("inputs", 0), "is a string; expected a number")
-    return values
+    return _numbers(_parse(line, ("inputs",)), ("inputs",))
 
 
-def parse(body: bytes, name: Loc = ()) -> Any:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text, for `object_pairs_hook`. Raises DuplicateName."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DuplicateName(f"the name {twice!r:.80} stands twice in one object")
+    return fields
+
+
+def _parse(body: bytes, name: Loc = ()) -> Any:
     """A JSON text as Python values; name is what the whole is called in errors.
 
     Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
     """
     if len(body) > MAX_BYTES:
-        raise _verdict(body)
+        raise verdict(body)
     try:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
         return json.loads(body, object_pairs_hook=unique)
     except orjson.JSONDecodeError as error:
-        place = name + locate(error.doc[: error.pos])
-        at = f", in {spell(place)}" if place else ""
+        place = name + _locate(error.doc[: error.pos])
         number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
         if number:
             sign = "-" if error.doc[: error.pos].endswith("-") else ""
-            raise _invalid(place, f"is {sign}{number[0]:.40}; expected a finite number") from None
+            raise bad(place, f"is {sign}{number[0]:.40}; expected a finite number") from None
+        at = f", in {spell(place)}" if place else ""
         raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
     except RecursionError:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
 
 
-def _verdict(body: bytes) -> ServiceError:
-    """The error of a body too large to look for the place in it."""
+def verdict(text: bytes = b"[]") -> ServiceError:
+    """The error of a body too large to look for the place in it, from the text, all of it or a part, that is wrong."""
     advice = f"in a body of up to {MAX_BYTES // 2**20} MiB the place would be named"
     try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "infinity" not in error.msg and not _NOT_FINITE.match(error.doc, error.pos):
-            return MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}; {advice}")
-    message = f"the body holds something that is no 32-bit number where numbers belong, or a name twice; {advice}"
-    return InvalidRequest([FieldError((), message)])
+        simdjson.Parser().parse(text)
+    except (ValueError, RuntimeError) as error:
+        if "NUMBER_ERROR" not in str(error) and b"NaN" not in text and b"Infinity" not in text:
+            return MalformedBody(f"not JSON: {error}; {advice}")
+    what = "an empty list, something that is no 32-bit number where numbers belong, a name twice, or much white space"
+    return InvalidRequest([FieldError((), f"the body holds {what}; {advice}")])
 
 
-def field(items: list[Any], loc: Loc) -> Floats | Ragged | list[str]:
-    """A list of numbers, or of lists of them, as an array; a list of strings as it is.
-
-    loc is the field's name, for errors. Raises InvalidRequest.
-    """
-    if items and isinstance(items[0], str):
-        return items
-    values: list[float] = []
-    sizes: list[list[int]] = []
-    _collect(items, loc, values, sizes)
-    return assemble(np.array(values, np.float64).astype(np.float32), sizes)
-
-
-def locate(text: str) -> Loc:
+def _locate(text: str) -> Loc:
     """Which value a JSON text was in where it broke off: `("inputs", 3, 17)`; empty at the top, or too deep to say."""
     path: list[str | int] = []
     key = ""
@@ -115,14 +112,22 @@ def locate(text: str) -> Loc:
     return tuple(step for step in path if step != "") if len(path) <= MAX_DEPTH + 1 else ()
 
 
-def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[int]]) -> None:
+def _numbers(items: list[Any], loc: Loc) -> Floats | Ragged:
+    """A list of numbers, or of lists of them; loc is the field's name, for errors. Raises InvalidRequest."""
+    values: list[float] = []
+    sizes: Sizes = []
+    _collect(items, loc, values, sizes)
+    return arrays.assemble(np.array(values, np.float64).astype(np.float32), sizes)
+
+
+def _collect(items: list[Any], loc: Loc, values: list[float], sizes: Sizes) -> None:
     """Gather numbers in order and lengths by depth. Raises InvalidRequest at the first thing out of place."""
     depth = len(loc)  # the field's name counts for its own list
     if depth > MAX_DEPTH:
-        raise _invalid(loc, f"is nested deeper than the {MAX_DEPTH} lists that a field can have")
+        raise bad(loc, f"is nested deeper than the {MAX_DEPTH} lists that a field can have")
     if len(sizes) < depth:
         if values:
-            raise _invalid(loc, "is a list; expected a number, as in the places before it")
+            raise bad(loc, "is a list; expected a number, as in the places before it")
         sizes.append([])
     sizes[depth - 1].append(len(items))
     for index, item in enumerate(items):
@@ -130,27 +135,13 @@ def _collect(items: list[Any], loc: Loc, values: list[float], sizes: list[list[i
         if isinstance(item, list):
             _collect(item, place, values, sizes)
         elif isinstance(item, bool) or not isinstance(item, int | float):
-            raise _invalid(place, f"is {_kind(item)}; expected a number")
+            raise bad(place, f"is {_kind(item)}; expected a number")
         elif len(sizes) > depth:
-            raise _invalid(place, "is a number; expected a list, as in the places before it")
-        elif abs(item) >= OVERFLOW:
-            raise _invalid(place, f"is {item:.9g}; the largest 32-bit float is {FLOAT32_MAX:.9g}")
+            raise bad(place, "is a number; expected a list, as in the places before it")
+        elif abs(item) >= arrays.OVERFLOW:
+            raise arrays.too_large(place, item)
         else:
             values.append(item)
-
-
-def _invalid(loc: Loc, what: str) -> InvalidRequest:
-    return InvalidRequest([FieldError(loc, f"{spell(loc)} {what}")])
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON text, for `object_pairs_hook`. Raises DuplicateName."""
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DuplicateName(f"the name {twice!r:.80} stands twice in one object")
-    return fields
 
 
 def _kind(value: Any) -> str:

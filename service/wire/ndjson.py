@@ -1,8 +1,8 @@
 """Blocks of NDJSON lines, each one step of a stream: many lines read in one go, and many answers printed in one.
 
 A line that is a plain list, or an object of `inputs` and `step`, is cut out of its line by marks alone; all lists
-together are then one JSON text. What that leaves open is asked of the parsed whole: it must be lists of numbers, and
-as many as all lines should have. A block that does not add up is `Suspicious`, and its lines are read one by one.
+together are then one JSON text. It must hold as many lists of numbers as there are lines; as each of these begins and
+ends with a bracket, each is one list. A block that does not add up is `Suspicious`, and its lines are read one by one.
 """
 
 import re
@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from service.wire.arrays import Floats
-from service.wire.json import Suspicious, flat
+from service.wire.json import Suspicious, decode_list
 
 _BEFORE = re.compile(rb'\s*\{\s*(?:"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*,\s*)?"inputs"\s*:\s*(?=\[)')
 _AFTER = re.compile(rb'\s*(?:,\s*"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*)?\}\s*')
@@ -21,25 +21,15 @@ _AFTER = re.compile(rb'\s*(?:,\s*"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*)?\}\s*')
 def decode(lines: Sequence[bytes], width: int) -> tuple[Floats, list[int | None]]:
     """The inputs (k, width) of k lines, and the numbers that they give their steps. Raises Suspicious."""
     lists, numbers = [], []
-    commas = width - 1
     for line in lines:
-        text = line
-        number = None
-        if not (line.startswith(b"[") and line.endswith(b"]")):
-            text, number = _unwrapped(line)
-        # In valid JSON that has no string and no list within, so many commas are so many numbers.
-        if text.count(b",") != commas:
-            raise Suspicious
+        plain = line.startswith(b"[") and line.endswith(b"]")
+        text, number = (line, None) if plain else _unwrapped(line)
         lists.append(text)
         numbers.append(number)
-    together = b"[%b]" % b",".join(lists)
-    count = len(lists)
-    if together.count(b"[") != count + 1 or together.count(b"]") != count + 1:
+    values, sizes = decode_list(b"[%b]" % b",".join(lists))
+    if sizes != [[len(lines)], [width] * len(lines)]:
         raise Suspicious
-    values = flat(together)
-    if values.size != count * width:
-        raise Suspicious
-    return values.reshape(count, width), numbers
+    return values.reshape(-1, width), numbers
 
 
 def encode(fields: Mapping[str, Floats], first: int, count: int) -> list[bytes]:
@@ -69,19 +59,15 @@ def _unwrapped(line: bytes) -> tuple[bytes, int | None]:
         if not (text.startswith(b"[") and text.endswith(b"]")):
             raise Suspicious
         return text, None
-    step = before[1] or after[1]
     if before[1] and after[1]:
         raise Suspicious
+    step = before[1] or after[1]
     return line[before.end() : end], None if step is None else int(step)
 
 
 def _texts(values: Floats) -> list[bytes]:
     """Each of k arrays as JSON text."""
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
     if len(values) == 1:
-        return [_printed(values[0])]
-    rows = _printed(values)[2:-2].split(b"],[")
-    return [b"[%b]" % row for row in rows]
-
-
-def _printed(values: Floats) -> bytes:
-    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+        return [text[1:-1]]
+    return [b"[%b]" % row for row in text[2:-2].split(b"],[")]

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 import safetensors
 
-from service.errors import FieldError, InvalidRequest, MalformedBody, spell
-from service.wire.arrays import Document, Floats, Integers, narrowed
-from service.wire.json_slow import FLOAT32_MAX, unique
+from service.errors import MalformedBody
+from service.wire.arrays import Document, Floats, Integers, too_large
+from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
 """Enough for every field of the contract a hundred times."""
@@ -58,7 +58,9 @@ def pieces(fields: Document) -> list[bytes | memoryview]:
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
     ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    entries: dict[str, Any] = {"__metadata__": {name: _text(fields[name]) for name in fields if name not in arrays}}
+    others = ((name, value) for name, value in fields.items() if name not in arrays)
+    metadata = {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in others}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in ordered:
         array = arrays[name]
@@ -66,11 +68,8 @@ def pieces(fields: Document) -> list[bytes | memoryview]:
         entries[name] = {"dtype": _WRITTEN[array.dtype.str], "shape": array.shape, "data_offsets": (begin, end)}
     header = orjson.dumps(entries)
     header += b" " * (-len(header) % 8)
-    return [len(header).to_bytes(8, "little") + header, *(_bytes(arrays[name]) for name in ordered)]
-
-
-def _bytes(array: Floats | Integers) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    data = (arrays[name].reshape(-1).view(np.uint8).data for name in ordered)
+    return [len(header).to_bytes(8, "little") + header, *data]
 
 
 def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
@@ -87,14 +86,9 @@ def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
         return values.astype(np.int64, copy=False)
     if dtype != "<f8":
         return values.astype(np.float32, copy=False)
-    floats = narrowed(values)
-    too_large = np.argwhere(np.isinf(floats) & np.isfinite(values))
-    if too_large.size:
-        loc = (name, *too_large[0].tolist())
-        message = f"{spell(loc)} is {values[tuple(too_large[0])]:.9g}; the largest 32-bit float is {FLOAT32_MAX:.9g}"
-        raise InvalidRequest([FieldError(loc, message)])
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    overflowed = np.argwhere(np.isinf(floats) & np.isfinite(values)).tolist()
+    if overflowed:
+        raise too_large((name, *overflowed[0]), values[tuple(overflowed[0])])
     return floats
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
