@@ -114,12 +114,23 @@ def test_rows_of_unequal_length_keep_their_lengths():
         (b"[1]", MalformedBody, "the body is a list; expected an object"),
         (b'{"inputs": [[1, 2], [3', MalformedBody, "in inputs[1][0]"),
         (b'{"inputs": [[1, 2], [3,]]}', MalformedBody, "line 1 column 23, in inputs[1][0]"),
+        (b"null", MalformedBody, "null"),
+        (b'{"x": 1}{}', MalformedBody, "line 1 column 9"),
+        (b"{'x': 1}", MalformedBody, "line 1 column 2"),
+        (b'{"x": "a\x00"}', MalformedBody, "line 1 column 9"),
+        (b'{"x": "\\ud800"}', MalformedBody, "surrogate"),
+        ('{"x": 1}'.encode("utf-16"), MalformedBody, ""),
         (b"[" * 100_000, MalformedBody, "depth limit"),
+        (b'{"x": [[1, 2, ' + b"[" * 100_000 + b"]" * 100_000 + b"]]}", MalformedBody, ""),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, MalformedBody, ""),
+        (b'{"x": [[[[1]]]]}', InvalidRequest, "x[0][0][0]"),
         (b'{"x": ' + b"[" * 900 + b"]" * 900 + b"}", InvalidRequest, "nested deeper"),
         (b'{"x": [1, NaN]}', InvalidRequest, "x[1] is NaN"),
         (b'{"x": [1, -Infinity]}', InvalidRequest, "x[1] is -Infinity"),
         (b'{"x": [[1, 1e999]]}', InvalidRequest, "x[0][1] is 1e999"),
+        (b'{"x": [1, -1e999]}', InvalidRequest, "x[1] is -1e999"),
         (b'{"x": [1, 1e39]}', InvalidRequest, "x[1] is 1e+39"),
+        (b'{"x": [1, 1' + b"0" * 400 + b"]}", InvalidRequest, "x[1] is 10000"),
         (b'{"x": [3.4028236e38]}', InvalidRequest, "x[0] is 3.4028236e+38; the largest 32-bit float is 3.40282347e+38"),
         (b'{"x": {"a": 1, "a": 2}}', DuplicateName, "'a' stands twice"),
         (b'{"x": [1, null]}', InvalidRequest, "x[1] is null"),
@@ -138,6 +149,13 @@ def test_errors_name_the_place(body, error, says):
     with pytest.raises(error) as caught:
         read(body)
     assert says in str(caught.value)
+
+
+def test_every_truncation_is_malformed():
+    whole = b'{"model":"tanh","inputs":[[1,2.5,-3e1,4]],"batch_first":true,"returns":["last"]}'
+    for size in range(len(whole)):
+        with pytest.raises(MalformedBody):
+            read(whole[:size])
 
 
 def test_integers_beyond_the_doubles_are_rounded():
