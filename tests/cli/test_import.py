@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -175,9 +174,8 @@ def test_missing_onnx_package_is_named(tmp_path, monkeypatch):
 )
 def test_files_that_are_no_checkpoints(tmp_path, name, content, code):
     (tmp_path / name).write_bytes(content)
-    command = [sys.executable, "-m", "service", "import", name, "--name", "m", "--models", "models"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    result = run(tmp_path / name, "--name", "m", "--models", tmp_path / "models")
+    assert result.exit_code == code
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "models").exists()

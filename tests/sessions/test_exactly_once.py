@@ -180,31 +180,6 @@ async def test_stream_repeats_any_of_its_last_steps(engine):
     assert (await process.store.load("s")).position.step == 12
 
 
-@in_loop
-async def test_retry_returns_predictions_and_states():
-    process = Process(ENGINES[1], MemoryStore(10))
-    await process.open()
-    inputs = vectors(SPECS[1], 2, seed=5)
-    for part, first in ((inputs[:1], 1), (inputs, 2)):
-        _, ran = await process.run(part, first)
-        _, again = await process.run(part, first)
-        for one, other in zip(ran, again, strict=True):
-            assert one.first == other.first
-            for name in ("outputs", "predictions", "h", "c"):
-                assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
-
-
-@in_loop
-async def test_of_fifty_copies_one_runs():
-    process = Process(ENGINES[0], MemoryStore(10))
-    await process.open()
-    inputs = vectors(SPECS[0], 1, seed=7)
-    replies = await asyncio.gather(*(process.run(inputs, 1) for _ in range(50)))
-    assert len({outputs.tobytes() for outputs, _ in replies}) == 1
-    assert process.cache.counts.commits == 1
-    assert (await process.store.load("s")).position.step == 1
-
-
 class CountingStore(MemoryStore):
     loads = 0
 

@@ -30,12 +30,6 @@ def test_runs_are_the_longest_that_follow_one_another(numbers, size):
         assert end - begin == size or not follows
 
 
-def test_a_block_in_order_is_one_run():
-    assert list(_runs([None] * 64, 1024)) == [(0, 64)]
-    assert list(_runs(list(range(7, 71)), 1024)) == [(0, 64)]
-    assert list(_runs([], 1024)) == []
-
-
 def answers(spoken, lines, first=1):
     """All answers, and the error that ended them."""
     found = []
