@@ -199,7 +199,7 @@ def stepped_until_stopped(service, kind, session, inputs, enough):
 
 
 def test_answered_steps_outlive_the_process(launch, tmp_path):
-    store, inputs, enough = f"sqlite:///{tmp_path / 'sessions.db'}", vectors(NAME, 4000), threading.Semaphore(0)
+    store, inputs, enough = f"sqlite:///{tmp_path / 'sessions.db'}", vectors(NAME, 2000), threading.Semaphore(0)
     service = launch(session_store=store)
     sessions = {kind: opened(service, NAME) for kind in KINDS}
     with ThreadPoolExecutor(len(KINDS)) as pool:

@@ -109,7 +109,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100)
 @given(
     engine=st.sampled_from(ENGINES), script=st.lists(st.tuples(st.integers(0, 1), OPERATIONS), min_size=1, max_size=25)
 )

@@ -126,6 +126,7 @@ def test_stream_of_ended_session(begin):
         list(session.stream(inputs))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("returns", ["outputs", None])
 @pytest.mark.parametrize("ahead", [1, 16])
 def test_stream_runs_once_despite_cuts(connect, service, cutter, returns, ahead, row):
@@ -142,6 +143,7 @@ def test_stream_runs_once_despite_cuts(connect, service, cutter, returns, ahead,
     assert cutter.cuts > 5
 
 
+@pytest.mark.integration
 def test_stream_leaves_silent_connection(connect, cutter, begin):
     cutter.stalling = True
     session, inputs, whole = begin("gru", 60)
@@ -150,6 +152,7 @@ def test_stream_leaves_silent_connection(connect, cutter, begin):
     assert cutter.cuts > 1
 
 
+@pytest.mark.integration
 def test_inputs_slower_than_idle_timeout(connect, repository, tmp_path, row):
     running = start(repository, tmp_path, stream_idle_seconds=1)
     inputs = row("gru", 2)
