@@ -47,7 +47,7 @@ def test_other_content_types_are_refused(content_type):
         ("text/html, */*;q=0.1", SAFETENSORS),
     ],
 )
-def test_accept_chooses_and_the_request_decides_ties(accept, expected):
+def test_accept_chooses_the_format(accept, expected):
     assert reply_format(accept.encode(), SAFETENSORS) == expected
 
 

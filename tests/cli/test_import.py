@@ -65,7 +65,7 @@ def test_every_model_comes_through(spec, suffix, seed):
     assert all(np.array_equal(written[name], weights[name]) for name in weights)
 
 
-def test_what_a_user_reads(tmp_path):
+def test_output_of_an_import(tmp_path):
     result = run_on(tmp_path, LSTM, weights_of(LSTM), "--description", "a test", prefix="module.lstm.")
     assert result.exit_code == 0
     found = "found in model.pt: module.lstm, kind lstm, input_size 3, hidden_size 4, num_layers 1, head of 2"
@@ -86,7 +86,7 @@ def test_long_lists_are_cut(tmp_path):
     assert "and 12 more" in result.stdout
 
 
-def test_names_in_a_file_cannot_command_a_terminal(tmp_path):
+def test_terminal_codes_in_names_are_escaped(tmp_path):
     weights = weights_of(LSTM) | {"\x1b[2Jevil\n": np.zeros(1, np.float32)}
     result = run_on(tmp_path, LSTM, weights, prefix="\x1b[2J.")
     assert result.exit_code == 0
@@ -119,7 +119,7 @@ def test_weights_beyond_float32_are_refused(tmp_path, value):
     assert not (tmp_path / "models").exists()
 
 
-def test_chaotic_network_may_lose_what_torch_loses(tmp_path, monkeypatch):
+def test_chaotic_network_may_err_as_torch_does(tmp_path, monkeypatch):
     spec = ModelSpec("rnn", 8, 64)
     rng = np.random.default_rng(0)
     weights = {name: 8 * rng.standard_normal(shape).astype(np.float32) for name, shape in spec.weight_shapes().items()}
@@ -143,7 +143,7 @@ def test_chaotic_network_may_lose_what_torch_loses(tmp_path, monkeypatch):
         ([], "name"),
     ],
 )
-def test_options_that_do_not_fit_are_usage_errors(tmp_path, options, message):
+def test_unfit_options_are_usage_errors(tmp_path, options, message):
     spec = ModelSpec("rnn", 3, 4)
     save(tmp_path / "model.pt", spec, weights_of(spec))
     result = run(tmp_path / "model.pt", "--models", tmp_path / "models", *options)

@@ -192,7 +192,7 @@ async def test_no_timer_outlasts_a_reply():
 
 
 @in_loop
-async def test_a_turn_of_direct_answers_ends(monkeypatch):
+async def test_turn_of_direct_answers_ends(monkeypatch):
     """By a clock that goes on by 0.6 ms at each look: once when the bytes come, then for each request."""
     ticks = count()
     monkeypatch.setattr(http, "monotonic", lambda: 6e-4 * next(ticks))

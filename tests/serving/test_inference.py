@@ -67,7 +67,7 @@ def parts(write_model, tmp_path):
     inference.close()
 
 
-def test_full_queue_refuses_and_serves_those_before(parts):
+def test_full_queue_refuses_newcomers(parts):
     inference, model, engine = parts
 
     async def run():

@@ -158,7 +158,7 @@ def test_reload_replaces_the_loaded_version(write_model, registry_of, tmp_path):
     assert registry.resolve("m", None).version == "1"
 
 
-def test_broken_reload_leaves_the_old_one_serving(write_model, registry_of, tmp_path):
+def test_broken_reload_keeps_the_old_model(write_model, registry_of, tmp_path):
     write_model("m", CONFIG)
     registry = registry_of()
     engine = load(registry, "m")
@@ -181,7 +181,7 @@ def test_reload_adds_and_removes_models(write_model, registry_of, tmp_path):
         registry.resolve("old", None)
 
 
-def test_sessions_keep_their_weights_over_a_reload(write_model, registry_of):
+def test_sessions_keep_their_weights(write_model, registry_of):
     write_model("m", CONFIG)
     registry = registry_of()
     load(registry, "m")

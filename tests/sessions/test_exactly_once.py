@@ -294,7 +294,7 @@ async def test_copy_of_a_cancelled_step_runs():
 
 
 @in_loop
-async def test_refused_result_leaves_session_unchanged():
+async def test_refused_result_changes_nothing():
     process = Process(exploding(), MemoryStore(10))
     await process.open()
     ones = np.ones((3, 1), np.float32)
@@ -372,7 +372,7 @@ async def test_step_beyond_the_byte_limit_is_refused():
 
 
 @in_loop
-async def test_what_never_fits_evicts_nobody():
+async def test_step_that_never_fits_evicts_nobody():
     process = Process(ENGINES[0], MemoryStore(10), SessionLimits(10**6, 2000, "lru"))
     for name in ("a", "b"):
         await process.open(name)

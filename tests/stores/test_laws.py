@@ -56,7 +56,7 @@ async def test_sweep_ends_all_that_are_due(store):
 
 
 @on_each_store()
-async def test_sessions_expire_though_the_clock_jumps(store):
+async def test_sessions_expire_though_clock_jumps(store):
     await store.create(record("before"))
     assert await expire(store, T0 + 1e9) == 1
     assert await expire(store, T0) == 0

@@ -26,14 +26,14 @@ def test_every_bit_survives(array):
     ),
     lengths=st.none() | arrays(np.int64, array_shapes(max_dims=1, max_side=5)),
 )
-def test_what_is_written_is_what_the_library_writes(values, lengths):
+def test_written_bytes_are_the_library_s(values, lengths):
     fields = {f"x{index}": value for index, value in reversed(list(enumerate(values)))}
     fields |= {} if lengths is None else {"lengths": lengths}
     written = safetensors.encode(fields | {"model": 'a "name"'})
     assert written == save(fields, {"model": 'a "name"'})
 
 
-def test_the_pieces_are_the_arrays_themselves():
+def test_pieces_are_the_arrays_themselves():
     array = np.zeros((3, 4), np.float32)
     header, data = safetensors.pieces({"x": array})
     array[0, 0] = 7
@@ -99,7 +99,7 @@ def tensor(dtype, shape, size, end=None):
         save({"x": np.zeros(1, np.float32)}, {"x": "twice"}),
     ],
 )
-def test_a_lying_header_is_refused(body):
+def test_lying_header_is_refused(body):
     with pytest.raises(MalformedBody):
         safetensors.decode(body)
 

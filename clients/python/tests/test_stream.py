@@ -67,7 +67,7 @@ def test_input_longer_than_frame(begin):
 
 
 @pytest.mark.parametrize("ahead", [1, 8])
-def test_stream_left_early_keeps_session_usable(begin, ahead):
+def test_stream_left_early_keeps_its_session(begin, ahead):
     session, inputs, whole = begin("gru", 30)
     with closing(session.stream(inputs, ahead=ahead)) as results:
         for result in results:
@@ -77,7 +77,7 @@ def test_stream_left_early_keeps_session_usable(begin, ahead):
     assert_array_equal(session.step(inputs[session.done :]).outputs[-1], whole.outputs[-1])
 
 
-def test_step_is_refused_while_steps_are_in_flight(begin):
+def test_step_during_a_stream_is_refused(begin):
     session, inputs, _ = begin("gru", 9)
     with closing(session.stream(inputs[:8], ahead=8)) as results:
         next(results)
