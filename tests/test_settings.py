@@ -17,14 +17,6 @@ def no_env_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_arguments_override_variables(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text("RNN_PORT=1\nRNN_MODELS=/from/file\nRNN_PRELOAD=a, b\n")
-    monkeypatch.setenv("RNN_PORT", "2")
-    settings = Settings(max_body_bytes=3)
-    assert (settings.port, settings.models, settings.preload) == (2, Path("/from/file"), ("a", "b"))
-    assert settings.max_body_bytes == 3
-
-
 def test_keys_are_not_printed(monkeypatch):
     monkeypatch.setenv("RNN_API_KEYS", "one,two")
     settings = Settings()

@@ -52,7 +52,7 @@ def test_chunks_become_one_body():
         ([gzip.compress(bytes(10**7))] * 3, {"content_encoding": b"gzip"}, 3),
     ],
 )
-def test_size_is_limited_before_the_body_is_whole(chunks, headers, unread):
+def test_size_is_limited_while_reading(chunks, headers, unread):
     receive = sent(*chunks)
     with pytest.raises(BodyTooLarge, match="10000"):
         read(receive, **headers)
@@ -95,7 +95,7 @@ async def test_shutdown_ends_the_wait_for_a_body():
 
 
 @in_loop
-async def test_at_the_bound_only_the_oldest_body_is_read_on():
+async def test_only_oldest_body_is_read_at_the_bound():
     budget = BodyBudget(100)
     first, second, third = requests = [request(peer) for peer in "abc"]
     for asked in requests:

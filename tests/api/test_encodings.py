@@ -41,6 +41,8 @@ def test_truncated_and_garbled_data(encoding):
     packed = PACK[encoding](b"some text that is long enough" * 9)
     with pytest.raises(MalformedBody, match="ends too early"):
         unpacked(encoding, packed[:-3])
+    with pytest.raises(MalformedBody, match="ends too early"):
+        unpacked(encoding)
     for garbled in (b"no such data at all", packed + b"nor this"):
         with pytest.raises(MalformedBody, match=f"is not {encoding} data"):
             unpacked(encoding, garbled)
@@ -65,6 +67,7 @@ def test_window_is_at_most_8_mib(window):
             unpacked("zstd", packed)
 
 
-def test_other_encodings_are_refused():
-    with pytest.raises(UnsupportedMediaType, match="'br'"):
-        Decoder("br")
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip"])
+def test_other_encodings_are_refused(encoding):
+    with pytest.raises(UnsupportedMediaType, match=f"'{encoding}'"):
+        Decoder(encoding)

@@ -18,7 +18,7 @@ def page():
     return html.decode(), headers
 
 
-def test_policy_allows_own_script_and_style_only(page):
+def test_policy_allows_only_own_script_and_style(page):
     html, headers = page
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"

@@ -16,6 +16,7 @@ from service.errors import NotAcceptable, UnsupportedMediaType
         ("", JSON),
         ("application/json", JSON),
         ("Application/JSON; charset=UTF-8", JSON),
+        ('application/json;charset="UTF-8"', JSON),
         ("application/vnd.safetensors", SAFETENSORS),
     ],
 )
@@ -24,7 +25,8 @@ def test_request_format(content_type, expected):
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "application/json; charset=latin-1", ";", "application/x-ndjson"]
+    "content_type",
+    ["text/plain", "json", "application/json; charset=latin-1", ";", "application/x-ndjson", "application/x-ndjsonx"],
 )
 def test_other_content_types_are_refused(content_type):
     with pytest.raises(UnsupportedMediaType):
@@ -38,16 +40,18 @@ def test_other_content_types_are_refused(content_type):
         ("*/*", SAFETENSORS),
         ("application/*", SAFETENSORS),
         ("application/json", JSON),
+        ("APPLICATION/JSON; charset=utf-8", JSON),
+        ("application/vnd.safetensors;q=0, */*", JSON),
         ("text/html, application/json;q=0.9, */*;q=0.1", JSON),
         ("application/json;q=0.5, application/vnd.safetensors", SAFETENSORS),
         ("text/html, */*;q=0.1", SAFETENSORS),
     ],
 )
-def test_accept_chooses_and_the_request_decides_ties(accept, expected):
+def test_accept_chooses_the_format(accept, expected):
     assert reply_format(accept.encode(), SAFETENSORS) == expected
 
 
-@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0, image/*", ";;,", "application/json;q=x"])
+@pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "application/json;q=0, image/*", ";;,", "*/*;q=x"])
 def test_nothing_acceptable(accept):
     with pytest.raises(NotAcceptable):
         reply_format(accept.encode(), JSON)
@@ -62,6 +66,8 @@ def test_nothing_acceptable(accept):
         ("gzip, zstd", "zstd"),
         ("gzip, zstd;q=0.5", "gzip"),
         ("zstd;q=0, gzip;q=0", None),
+        ("zstd;q=0, *", "gzip"),
+        ("*;q=0", None),
         ("*", "zstd"),
         ("zstd;q=nan, gzip;q=0", None),
         ("zstd;q=inf, gzip;q=0.1", "gzip"),

@@ -20,7 +20,7 @@ def test_every_error_has_a_status():
 
 
 @pytest.mark.parametrize("kind", sorted(STATUS, key=slug), ids=slug)
-def test_every_problem_has_a_page_that_names_its_status(kind):
+def test_page_of_every_problem_names_its_status(kind):
     page = (PAGES / f"{slug(kind)}.md").read_text()
     assert f"({STATUS[kind]})" in page.splitlines()[0]
 
@@ -29,7 +29,7 @@ def test_no_page_is_left_over():
     assert {page.stem for page in PAGES.iterdir()} == {slug(kind) for kind in STATUS} | {"internal-error"}
 
 
-def test_a_validation_problem_lists_its_places():
+def test_validation_problem_lists_its_places():
     error = errors.InvalidRequest([errors.FieldError(("inputs", 3), "inputs[3] is wrong")])
     document = problem(error, "r1")
     assert document == {
@@ -42,5 +42,5 @@ def test_a_validation_problem_lists_its_places():
     }
 
 
-def test_a_problem_can_quote_anything():
+def test_problem_can_quote_anything():
     assert b"?" in encode_problem(problem(errors.ModelNotFound("there is no model '\ud800'"), "r1"))

@@ -32,7 +32,7 @@ class StoppedFleet(SimpleNamespace):
         self.stopped += names
 
 
-def test_ratio_is_taken_within_rounds_and_over_fastest_naive() -> None:
+def test_ratio_is_taken_within_rounds() -> None:
     # The second round was twice as slow for everybody: the ratios do not see it.
     found = results(**{OURS: [40, 20], NAIVE[0]: [5, 2.5], NAIVE[2]: [10, 5]})
     wanted = Wanted(STEP, "rate", least=3.3, over=("", FASTEST_NAIVE, ""))
@@ -41,7 +41,7 @@ def test_ratio_is_taken_within_rounds_and_over_fastest_naive() -> None:
     assert not wanted.met(3.2)
 
 
-def test_other_checkout_is_measured_in_the_place_of_ours() -> None:
+def test_other_checkout_takes_our_place() -> None:
     found = results(**{OURS: [40], OTHER: [30], NAIVE[0]: [10]})
     assert found.measured(Wanted(STEP, "rate", over=("", NAIVE[0], "")), OTHER) == (3, 3, 3)
     assert found.measured(Wanted(STEP, "rate", least=1, over=("", OTHER, ""))) == pytest.approx((4 / 3,) * 3)
@@ -55,7 +55,7 @@ def test_difference_and_missing_figures() -> None:
     assert found.measured(Wanted("no such row", "rate", least=1)) is None
 
 
-def test_wanted_figures_are_of_rows_and_servers_that_exist() -> None:
+def test_wanted_figures_exist() -> None:
     rows = {row.name: row for row in ROWS}
     everybody = {**servers(Path("other")), FASTEST_NAIVE: None, MOSEC: None}
     for wanted in WANTED:
@@ -76,7 +76,7 @@ def test_results_are_read_as_they_were_saved(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["results.json"]
 
 
-def test_run_measures_what_is_missing_and_slow_servers_last(tmp_path: Path) -> None:
+def test_run_measures_what_is_missing(tmp_path: Path) -> None:
     measured: list[str] = []
 
     def measure(_: Fleet, name: str, seconds: int) -> dict[str, float]:
@@ -108,7 +108,7 @@ def test_page_is_written_between_its_markers(tmp_path: Path) -> None:
     assert (tmp_path / "images/bench-load.png").exists()
 
 
-def test_page_has_a_table_beside_the_other_checkout_only_if_there_is_one() -> None:
+def test_page_compares_the_other_checkout() -> None:
     found: Any = results(**{OURS: [40], OTHER: [20]})
     assert "Beside the other checkout" not in page(found, "results.json", [])
     found.other = "368d8d4"

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.faults import Deployment, Load, killed_service, racing_processes, stopped_store, told_to_stop
-from tests.chaos.servers import NAME, KeyValueServer, free_port
+from tests.stores.servers import PROGRAM, Server
 
-STORES = ("sqlite", "valkey") if NAME else ("sqlite",)
+STORES = ("sqlite", "valkey") if PROGRAM else ("sqlite",)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Fault:
     name: str
     store: str
     settings: dict[str, Any]
-    run: Callable[[Deployment, KeyValueServer], str]
+    run: Callable[[Deployment, Server], str]
 
     def __str__(self) -> str:
         return f"{self.name}, {self.store}"
@@ -41,7 +41,7 @@ def plan(load: Load, races: int) -> list[Fault]:
             Fault("SIGTERM of the service", store, {}, lambda deployment, _: told_to_stop(deployment, load)),
             Fault("two workers race", store, {"workers": 2}, lambda deployment, _: racing_processes(deployment, races)),
         ]
-    if NAME:
+    if PROGRAM:
         faults.append(Fault("kill -9 of the store", "valkey", {}, lambda *both: stopped_store(*both, load)))
     return faults
 
@@ -71,11 +71,11 @@ def main() -> int:
 
 
 @contextmanager
-def set_up(fault: Fault) -> Iterator[tuple[Deployment, KeyValueServer]]:
+def set_up(fault: Fault) -> Iterator[tuple[Deployment, Server]]:
     """A service on a store, in a folder of its own, and the key-value server that may be the store."""
     with tempfile.TemporaryDirectory(prefix="rnn-chaos-") as name:
         folder = Path(name)
-        server = KeyValueServer(folder, free_port())
+        server = Server(folder)
         url = f"sqlite:///{folder / 'sessions.db'}"
         if fault.store == "valkey":
             server.start()

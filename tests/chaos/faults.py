@@ -12,10 +12,10 @@ import aiohttp
 import numpy as np
 
 from service.spec import ModelSpec
-from tests.chaos.servers import KeyValueServer
 from tests.chaos.streams import Clients, Stream
 from tests.e2e.models import write_model
 from tests.e2e.running import Service, start, until
+from tests.stores.servers import Server
 
 SPEC = ModelSpec("gru", 8, 16)
 MODEL = "stream"
@@ -93,7 +93,7 @@ def killed_service(deployment: Deployment, load: Load) -> str:
     return f"{load.kills} kills, {steps} steps of {load.sessions} sessions, {clients.tally.retried} retries"
 
 
-def stopped_store(deployment: Deployment, server: KeyValueServer, load: Load) -> str:
+def stopped_store(deployment: Deployment, server: Server, load: Load) -> str:
     """The store is killed and started again: 503 meanwhile, nothing is lost, the service needs no restart."""
     clients = deployment.clients()
 

@@ -24,13 +24,13 @@ def add(root, name, spec):
 
 
 @pytest.mark.parametrize("command", ["serve", "import", "models"])
-def test_every_command_has_help_with_an_example(command):
+def test_help_of_every_command_has_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"Example: rnn-service {command} " in result.stdout
 
 
-def test_help_is_quick_because_it_leaves_torch_alone():
+def test_help_imports_no_torch():
     script = (
         "import sys; from service.cli import main; sys.argv = ['rnn-service', *sys.argv[1:]]\n"
         "try: main()\n"
@@ -45,7 +45,7 @@ def test_no_command_shows_the_help():
     assert "serve" in run().output
 
 
-def test_the_table_of_models(tmp_path):
+def test_table_of_models(tmp_path):
     for _ in range(2):
         add(tmp_path, "plain", ModelSpec("rnn", 3, 4, nonlinearity="relu"))
     add(tmp_path, "wide", ModelSpec("lstm", 5, 6, num_layers=2, bidirectional=True, proj_size=2, out_features=7))
@@ -61,14 +61,14 @@ def test_the_table_of_models(tmp_path):
     assert rows[3][8].startswith("failed: model.safetensors is not a safetensors file")
 
 
-def test_an_empty_repository_and_none(tmp_path):
+def test_empty_or_absent_repository(tmp_path):
     assert run("models", "--models", tmp_path).stdout == f"no models in {tmp_path}\n"
     result = run("models", "--models", tmp_path / "nowhere")
     assert result.exit_code == 1
     assert result.stderr.endswith("nowhere: the model repository cannot be listed: No such file or directory\n")
 
 
-def test_usage_errors_from_outside_are_no_tracebacks(tmp_path):
+def test_usage_errors_are_no_tracebacks(tmp_path):
     for arguments in (["import", "none.pt", "--name", "m"], ["serve", "--port", "x"], ["nonsense"]):
         command = [sys.executable, "-m", "service", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_setting_is_in_the_help_with_its_words_and_its_variable():
+def test_every_setting_is_in_the_help():
     result = CliRunner().invoke(build_app(), ["serve", "--help"], env={"COLUMNS": "400"})
     text = " ".join(result.output.split())
     for name, field in Settings.model_fields.items():
@@ -36,7 +36,7 @@ def test_nothing_given_is_the_defaults():
     assert run()[0] == Settings(_env_file=None)
 
 
-def test_flag_before_environment_before_env_file_before_default(tmp_path):
+def test_precedence_of_settings(tmp_path):
     assert run()[0].port == 8000
     (tmp_path / ".env").write_text("RNN_PORT=1111\nRNN_HOST=::1\n")
     assert run()[0].port == 1111
@@ -72,7 +72,7 @@ def test_each_kind_of_value():
         (["--device", "tpu"], {}, "error: --device: "),
     ],
 )
-def test_a_bad_value_is_one_line_that_names_flag_and_value(arguments, env, message):
+def test_bad_value_is_one_line(arguments, env, message):
     settings, result = run(*arguments, env=env)
     assert settings is None
     assert result.exit_code == 2
@@ -80,11 +80,11 @@ def test_a_bad_value_is_one_line_that_names_flag_and_value(arguments, env, messa
     assert result.stderr.count("\n") == 1
 
 
-def test_an_unknown_flag_is_a_usage_error():
+def test_unknown_flag_is_a_usage_error():
     assert run("--prot", "1")[1].exit_code == 2
 
 
-def test_settings_that_do_not_go_together_are_refused_in_words():
+def test_contradicting_settings_are_refused():
     settings, result = run("--workers", "2")
     assert settings is None
     assert result.exit_code == 2
@@ -92,7 +92,7 @@ def test_settings_that_do_not_go_together_are_refused_in_words():
     assert "Traceback" not in result.output
 
 
-def test_a_wrong_store_is_not_quoted():
+def test_wrong_store_is_not_quoted():
     settings, result = run(env={"RNN_SESSION_STORE": "valky://:secret@host"})
     assert settings is None
     assert "secret" not in result.output

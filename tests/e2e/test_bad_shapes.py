@@ -149,21 +149,9 @@ def test_lengths_of_one_sequence(service):
     [
         ("tnah", ("did you mean", "tanh")),
         ("nothing-like-it", ("GET /models",)),
-        ("", ()),
         ("../tanh", ()),
-        ("./tanh", ()),
-        ("tanh/1", ()),
-        ("/etc/passwd", ()),
-        ("..", ()),
-        ("tanh\x00", ()),
-        ("tanh\n", ()),
-        ("TANH", ()),
-        ("ｔａｎｈ", ()),
-        ("tаnh", ()),  # a Cyrillic а
         ("tanh\u202e", ()),
-        ("tanh\u200b", ()),
-        ("x" * 100_000, ()),
-        ("💥" * 1000, ()),
+        ("💥" * 30_000, ()),
     ],
 )
 @pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])
@@ -172,7 +160,7 @@ def test_unknown_model(service, path, name, words):
     assert_problem(reply, 404, "model-not-found", *words)
 
 
-@pytest.mark.parametrize("version", ["2", "01", "1.0", "", "-1", "1\x00", "١", "latest", "../1", "9" * 1000])
+@pytest.mark.parametrize("version", ["2", "9" * 1000])
 def test_unknown_version(service, version):
     assert_problem(forward(service, inputs=[ROW], version=version), 404, "version-not-found", "tanh", "it has 1")
 

@@ -26,7 +26,7 @@ def test_models_change_under_load(launch):
     def call(seed):
         choice = random.Random(seed)
         with service.client() as client:
-            for _ in range(40):
+            for _ in range(20):
                 name, kind = choice.choice(SMALL), choice.random()
                 if kind < 0.3:
                     change = "unload" if kind < 0.15 else "reload"

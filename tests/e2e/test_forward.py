@@ -5,7 +5,7 @@ import pytest
 
 from tests.reference import numbers
 
-from .models import SMALL, SPECS, assert_close, expected, weights
+from .models import SMALL, SPECS, assert_close, expected
 from .problems import assert_problem
 
 BATCH, TIME = 3, 5
@@ -122,15 +122,6 @@ def test_returns_chooses_the_fields(service, wanted):
     assert forward(service, "lstm-proj", inputs=inputs, returns=[wanted]).keys() == {wanted}
 
 
-def test_carried_state_equals_one_run(service):
-    inputs = numbers(np.random.default_rng(8), 8, 5)
-    whole = forward(service, "lstm", inputs=inputs)
-    first = forward(service, "lstm", inputs=inputs[:3])
-    rest = forward(service, "lstm", inputs=inputs[3:], h0=first["h_n"], c0=first["c_n"])
-    assert_close(first["outputs"] + rest["outputs"], np.array(whole["outputs"]))
-    assert_close(rest["c_n"], np.array(whole["c_n"]))
-
-
 def test_highest_version_is_the_default(service):
     inputs = [[1, 2, 3, 4]]
     replies = [
@@ -158,22 +149,3 @@ def test_non_finite_output(service):
 def test_failed_model_gives_the_reason(service):
     reply = service.post("/rnn/forward", {"model": "broken", "inputs": [[1, 2, 3, 4]]})
     assert_problem(reply, 503, "model-failed", "broken", "weight_ih_l0")
-
-
-def test_weights_are_those_of_the_file(service):
-    """One tanh step by hand, independent of any engine."""
-    arrays = weights("tanh")
-    x = np.array([0.5, -1, 2, 0.25])
-    by_hand = np.tanh(arrays["weight_ih_l0"] @ x + arrays["bias_ih_l0"] + arrays["bias_hh_l0"])
-    assert_close(forward(service, "tanh", inputs=[x.tolist()])["outputs"][0], by_hand)
-
-
-def test_torch_engine_obeys_law_1(launch):
-    """The tests before use the native engine, the default on a CPU."""
-    rng = np.random.default_rng(9)
-    service = launch(engine="torch", device="cpu")
-    for name in SMALL:
-        rows = [numbers(rng, length, SPECS[name].input_size) for length in (4, 1, 6)]
-        given = states(name, rng)
-        check_rows(forward(service, name, inputs=[row.tolist() for row in rows], **given), name, rows, given)
-        assert service.get(f"/models/{name}").json()["versions"][0]["engine"] == "torch"

@@ -3,9 +3,6 @@
 import shutil
 
 import pytest
-from safetensors.numpy import save_file
-
-from tests.reference import weights_of
 
 from .conftest import ADMIN_KEY
 from .models import BROKEN, SPECS, write_model
@@ -107,39 +104,7 @@ def test_reload_finds_and_forgets_models(locked, own):
     assert_problem(run(locked, model="tanh-new"), 404, "model-not-found")
 
 
-def test_reload_finds_and_forgets_versions(locked, own):
-    before = run(locked).json()
-    write_version(own, 2)
-    assert run(locked, model="tanh").json()["version"] == "1"
-    assert admin(locked, "/models/tanh/reload").json()["default_version"] == "2"
-    after = run(locked, model="tanh").json()
-    assert after["version"] == "2"
-    assert after["outputs"] != before["outputs"]
-    shutil.rmtree(own / "tanh" / "2")
-    admin(locked, "/models/tanh/reload")
-    assert run(locked, model="tanh").json() == before
-
-
-def test_failed_reload_keeps_the_loaded_model(locked, own):
-    before = run(locked, model="tanh").json()
-    config = own / "tanh" / "config.json"
-    good = config.read_text()
-    config.write_text(good.replace('"hidden_size": 6', '"hidden_size": 7'))
-    try:
-        assert_problem(admin(locked, "/models/tanh/reload"), 503, "model-failed", "tanh", "weight_ih_l0")
-        assert run(locked, model="tanh").json() == before
-    finally:
-        config.write_text(good)
-    assert admin(locked, "/models/tanh/reload").status_code == 200
-
-
 @pytest.mark.parametrize("name", ["..%2f..", "%00", ".hidden", "a" * 65, "tanh%0a", BROKEN])
 def test_name_that_no_model_can_have(locked, name):
     for call in ("reload", "unload"):
         assert admin(locked, f"/models/{name}/{call}").status_code == 404
-
-
-def write_version(root, version):
-    folder = root / "tanh" / str(version)
-    folder.mkdir()
-    save_file(weights_of(SPECS["tanh"], seed=version), folder / "model.safetensors")

@@ -59,7 +59,7 @@ def test_declared_size_takes_no_memory(service, path):
         assert service.rss_mib < before + 30
 
 
-def test_infinity_in_a_reply_in_pieces_is_refused(service):
+def test_infinity_in_a_large_reply_is_refused(service):
     """The reply is printed in pieces, and refused whole."""
     request = {"model": "explodes", "inputs": np.ones((1, 60_000, 1)).tolist(), "returns": ["outputs"]}
     assert_problem(service.post("/rnn/forward", json=request), 422, "non-finite-output", "outputs of row 0")

@@ -11,7 +11,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.chaos.faults import MODEL, SPEC, Deployment
-from tests.chaos.servers import NAME, KeyValueServer, free_port
+from tests.stores.servers import PROGRAM, Server, free_port
 
 from .running import ANSWER_SECONDS, ROOT, start, until
 
@@ -19,14 +19,14 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(NAME is None or NGINX is None, reason="needs nginx, and valkey-server or redis-server"),
+    pytest.mark.skipif(PROGRAM is None or NGINX is None, reason="needs nginx, and valkey-server or redis-server"),
 ]
 
 
 @pytest.fixture
 def scaled(tmp_path):
     """The address of nginx, and the replicas behind it."""
-    server = KeyValueServer(tmp_path, free_port())
+    server = Server(tmp_path)
     server.start()
     deployment = Deployment(tmp_path, session_store=server.url)
     folder = tmp_path / "second"

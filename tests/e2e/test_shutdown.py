@@ -99,8 +99,6 @@ def test_interrupt_right_after_start_stops(launch):
     ("settings", "words"),
     [
         ({"models": "/nowhere"}, ("/nowhere",)),
-        ({"port": "99999"}, ("RNN_PORT", "99999")),
-        ({"device": "tpu"}, ("RNN_DEVICE", "tpu")),
         ({"max_body_bytes": "-1"}, ("RNN_MAX_BODY_BYTES",)),
     ],
 )

@@ -89,19 +89,6 @@ def test_every_stream_format_gives_same_bits(service, name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", STEPPABLE)
-def test_step_is_answered_before_the_next(service, name, kind):
-    inputs = numbers(np.random.default_rng(1), 6, SPECS[name].input_size)
-    wanted = expected(name, inputs).outputs
-    with StepStream(service, kind, f"model={name}") as stream:
-        for number, row in enumerate(inputs, 1):
-            stream.send(row[None])
-            (answer,) = stream.receive(SPECS[name].output_size).items()
-            assert answer[0] == number
-            assert_close(answer[1], wanted[number - 1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_many_streams_keep_their_own_state(service, kind):
     inputs = numbers(np.random.default_rng(4), 50, 3, 4)
     answers = [{} for _ in inputs]

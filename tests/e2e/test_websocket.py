@@ -41,38 +41,6 @@ def test_binary_answer_holds_one_array(service):
     assert_document(json.loads(messages[-1])["error"], 422, "invalid-request", "returns", "one array")
 
 
-def test_text_and_binary_may_alternate(service):
-    with opened(service, "?model=tanh") as socket:
-        socket.send(lines(INPUTS[:2]))
-        socket.send(INPUTS[2:5].tobytes())
-        socket.send(lines(INPUTS[5:6]))
-        first, second, third = (socket.recv() for _ in range(3))
-    assert [json.loads(line)["step"] for line in first.splitlines()] == [1, 2]
-    assert_close(np.frombuffer(second, "<f4").reshape(3, 6), WANTED[2:5])
-    answer = json.loads(third)
-    assert answer["step"] == 6
-    assert_close(answer["outputs"], WANTED[5])
-
-
-def test_every_frame_has_its_own_answer(service):
-    sizes = [1, 5, 0, 2, 30, 1]
-    ends = np.cumsum(sizes)
-    with opened(service, "", {"model": "tanh"}) as socket:
-        for size, end in zip(sizes, ends, strict=True):
-            socket.send(lines(INPUTS[end - size : end]) + "\n\n")
-        answers = [socket.recv() for size in sizes if size]
-    steps = [[json.loads(line)["step"] for line in answer.splitlines()] for answer in answers]
-    assert steps == [list(range(end - size + 1, end + 1)) for size, end in zip(sizes, ends, strict=True) if size]
-
-
-def test_large_frame_has_several_answers(service):
-    inputs = numbers(np.random.default_rng(6), 2500, 4)
-    with opened(service, "?model=tanh", inputs.tobytes(), lines(inputs[:2])) as socket:
-        answers = [socket.recv() for _ in range(4)]
-    assert_close(np.frombuffer(b"".join(answers[:3]), "<f4").reshape(2500, 6), expected("tanh", inputs).outputs)
-    assert [json.loads(line)["step"] for line in answers[3].splitlines()] == [2501, 2502]
-
-
 def test_first_message_may_number_the_steps(service):
     with opened(service, "", {"model": "tanh", "step": 41}) as socket:
         socket.send('{"inputs":[1,2,3,4],"step":41}\n[1,2,3,4]')
@@ -129,11 +97,6 @@ def test_page_of_another_host_is_refused(service):
     reply = refused(service, origin="https://elsewhere.example")
     assert (reply.status_code, reply.headers["content-type"]) == (403, "application/problem+json")
     assert_document(json.loads(reply.body), 403, "forbidden", "https://elsewhere.example", "RNN_ALLOWED_ORIGINS")
-
-
-def test_page_of_this_host_may_connect(service):
-    with opened(service, "?model=tanh", "[1,2,3,4]", origin=service.url) as socket:
-        assert json.loads(socket.recv())["step"] == 1
 
 
 def test_allowed_origins_and_keys(guarded):

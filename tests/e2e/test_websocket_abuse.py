@@ -67,16 +67,6 @@ def test_frame_byte_by_byte(service):
         assert len(received(wire)[1]) == 24
 
 
-def test_thousands_of_small_frames(service):
-    inputs = numbers(np.random.default_rng(8), 5000, 4)
-    with others_are_served(service), Wire(service) as wire:
-        upgraded(wire)
-        wire.send(b"".join(frame(BINARY, row.tobytes()) for row in inputs))
-        answers = b"".join(received(wire)[1] for _ in inputs)
-    outputs = np.frombuffer(answers, "<f4").reshape(5000, 6)
-    assert_close(outputs, expected("tanh", inputs).outputs)
-
-
 def test_pinging_without_reading_is_cut(short_timeouts):
     """As those of `test_unread_stream_holds_up_nobody`, which send steps."""
     pings = frame(PING, b"x" * 125) * 200

@@ -90,48 +90,13 @@ def test_safetensors_carries_nan(service):
     assert_problem(asked, 422, "non-finite-output")
 
 
-ACCEPTS = [
-    (None, JSON),
-    ("*/*", JSON),
-    ("application/*", JSON),
-    ("APPLICATION/JSON", JSON),
-    ("application/json; charset=utf-8", JSON),
-    (SAFETENSORS, SAFETENSORS),
-    (f"{JSON};q=0.4, {SAFETENSORS};q=0.5", SAFETENSORS),
-    (f"{JSON};q=0, */*", SAFETENSORS),
-    ("text/html, application/xhtml+xml, */*;q=0.8", JSON),
-]
-
-
-@pytest.mark.parametrize(("accept", "kind"), ACCEPTS)
-def test_accept_chooses_the_format(service, accept, kind):
-    with Wire(service) as wire:  # no client that adds an Accept of its own
-        headers = {"Accept": accept} if accept is not None else {}
-        wire.send(post("/rnn/forward", b'{"model":"tanh","inputs":[[1,2,3,4]]}', headers))
-        reply = wire.reply()
-    assert (reply.status, reply.headers["content-type"]) == (200, kind)
-
-
-@pytest.mark.parametrize(
-    "accept", ["text/html", "application/json;q=0", "*/*;q=0", ",;,", "text/*", "a" * 50_000, "," * 30_000]
-)
+@pytest.mark.parametrize("accept", ["text/html", "a" * 50_000, "," * 30_000])
 def test_accept_that_cannot_be_met(service, accept):
     reply = service.post("/rnn/forward", {"model": "tanh", "inputs": [[1, 2, 3, 4]]}, headers={"accept": accept})
     assert_problem(reply, 406, "not-acceptable", "Accept", JSON)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [JSON, f"{JSON}; charset=utf-8", f'{JSON};charset="UTF-8"', "Application/JSON", ""],
-)
-def test_content_types_of_json(service, kind):
-    reply = service.post("/cell/step", content=b'{"model":"tanh","inputs":[1,2,3,4]}', headers={"content-type": kind})
-    assert reply.status_code == 200
-
-
-@pytest.mark.parametrize(
-    "kind", ["text/plain", "multipart/form-data", f"{JSON}; charset=latin-1", "application/x-ndjsonx", "json", ";;;"]
-)
+@pytest.mark.parametrize("kind", ["text/plain", f"{JSON}; charset=latin-1"])
 @pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])
 def test_unknown_content_type(service, path, kind):
     reply = service.post(path, content=b'{"model":"tanh","inputs":[1,2,3,4]}', headers={"content-type": kind})
@@ -156,43 +121,3 @@ def test_compressed_request_and_reply(service, encoding):
     assert reply.headers["vary"].lower() == "accept-encoding"
     assert len(reply.body) < len(plain.content) / 4
     assert DECOMPRESS[encoding](reply.body) == plain.content
-
-
-@pytest.mark.parametrize("encoding", COMPRESS)
-def test_compressed_body_of_several_members(service, encoding):
-    text = json.dumps(BODY).encode()
-    body = COMPRESS[encoding](text[:100]) + COMPRESS[encoding](text[100:])
-    assert service.post("/rnn/forward", content=body, headers={"content-encoding": encoding}).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("accepted", "encoding"),
-    [
-        ("gzip, deflate, br", "gzip"),
-        ("gzip, deflate, br, zstd", "zstd"),
-        ("zstd;q=0.5, gzip", "gzip"),
-        ("zstd;q=0, *", "gzip"),
-        ("gzip;q=0", None),
-        ("identity", None),
-        ("*;q=0", None),
-        ("zstd;q=nan, gzip;q=0", None),
-    ],
-)
-def test_accept_encoding(service, accepted, encoding):
-    with Wire(service) as wire:
-        wire.send(post("/rnn/forward", json.dumps(BODY).encode(), {"Accept-Encoding": accepted}))
-        assert wire.reply().headers.get("content-encoding") == encoding
-
-
-@pytest.mark.parametrize("encoding", COMPRESS)
-@pytest.mark.parametrize("spoil", [lambda body: body[:-3], lambda _: b"", lambda _: b"not compressed"])
-def test_body_that_contradicts_its_encoding(service, encoding, spoil):
-    body = spoil(COMPRESS[encoding](json.dumps(BODY).encode()))
-    reply = service.post("/rnn/forward", content=body, headers={"content-encoding": encoding})
-    assert_problem(reply, 400, "malformed-body", encoding)
-
-
-@pytest.mark.parametrize("encoding", ["br", "gzip, gzip"])
-def test_unknown_encoding(service, encoding):
-    reply = service.post("/rnn/forward", content=b"{}", headers={"content-encoding": encoding})
-    assert_problem(reply, 415, "unsupported-media-type", encoding, "gzip, zstd")

@@ -29,7 +29,7 @@ def test_torch_serves_where_llvm_cannot(monkeypatch):
         EngineFactory(torch.device("cpu"), 1, "native").load(SPEC, weights_of(SPEC))
 
 
-def test_torch_serves_where_arrays_are_laid_out_otherwise(monkeypatch):
+def test_torch_serves_other_array_layouts(monkeypatch):
     monkeypatch.setattr("service.engine.native.rows.RowTable.fill", lambda *_: 0)
     assert EngineFactory(torch.device("cpu"), 1, "auto").load(SPEC, weights_of(SPEC)).name == "torch"
 

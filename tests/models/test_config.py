@@ -9,7 +9,7 @@ from service.spec import ModelSpec
 MINIMAL = {"kind": "rnn", "input_size": 4, "hidden_size": 3}
 
 
-def test_what_is_left_out_is_pytorchs_default():
+def test_defaults_are_pytorchs():
     assert ModelConfig.model_validate(MINIMAL).spec() == ModelSpec("rnn", 4, 3)
 
 
@@ -33,7 +33,7 @@ def test_every_field_reaches_the_spec():
     )
 
 
-def test_what_training_needs_and_serving_does_not_is_ignored():
+def test_training_arguments_are_ignored():
     extra = {"kind": "gru", "dropout": 0.5, "batch_first": True, "nonlinearity": "relu"}
     assert ModelConfig.model_validate(MINIMAL | extra).spec() == ModelSpec("gru", 4, 3)
 

@@ -29,7 +29,7 @@ def test_versions_are_numbers_in_order(write_model, tmp_path):
     assert [entry.version for entry in read_folder(tmp_path, "m").versions] == ["2", "9", "10"]
 
 
-def test_one_broken_model_does_not_hide_the_others(write_model, tmp_path):
+def test_broken_model_does_not_hide_others(write_model, tmp_path):
     write_model("good", CONFIG)
     (tmp_path / "bad").mkdir()
     (tmp_path / ".git").mkdir()
@@ -40,7 +40,7 @@ def test_one_broken_model_does_not_hide_the_others(write_model, tmp_path):
     assert folders["bad"].failure == "config.json is missing"
 
 
-def test_an_absent_repository_is_an_error(tmp_path):
+def test_absent_repository_is_an_error(tmp_path):
     with pytest.raises(ModelFailed, match="cannot be listed"):
         scan(tmp_path / "nowhere")
 
@@ -62,7 +62,7 @@ def test_names_that_no_request_could_say_fail(write_model, tmp_path, name):
         (" " * (2**20 + 1), "larger than"),
     ],
 )
-def test_a_broken_config_says_why(write_model, tmp_path, text, says):
+def test_broken_config_says_why(write_model, tmp_path, text, says):
     write_model("m", CONFIG)
     (tmp_path / "m" / "config.json").write_text(text)
     assert says in failure_of(tmp_path)
@@ -87,7 +87,7 @@ def altered(arrays, **changes):
         ({"weight_ih_l0": np.zeros((3, 4), np.int8)}, "is I8; expected F32"),
     ],
 )
-def test_weights_that_do_not_fit_fail_by_their_header_alone(write_model, tmp_path, changes, says):
+def test_unfit_weights_fail_by_their_header(write_model, tmp_path, changes, says):
     arrays = write_model("m", CONFIG)
     write_model("m", CONFIG, arrays=altered(arrays, **changes))
     assert says in failure_of(tmp_path, version="1")
@@ -112,7 +112,7 @@ def test_weights_must_be_finite(write_model, tmp_path, value):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_types_are_converted_and_said_so(write_model, tmp_path, dtype):
+def test_other_float_types_are_converted(write_model, tmp_path, dtype):
     arrays = write_model("m", CONFIG)
     path = tmp_path / "m/1/model.safetensors"
     save_file({name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}, path)
@@ -123,7 +123,7 @@ def test_other_float_types_are_converted_and_said_so(write_model, tmp_path, dtyp
     assert "weight_ih_l0 was converted from" in weights.notes[0]
 
 
-def test_a_float64_too_large_for_float32_is_refused(write_model, tmp_path):
+def test_float64_beyond_float32_is_refused(write_model, tmp_path):
     arrays = write_model("m", CONFIG)
     path = tmp_path / "m/1/model.safetensors"
     tensors = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
@@ -133,7 +133,7 @@ def test_a_float64_too_large_for_float32_is_refused(write_model, tmp_path):
         read_weights(path, SPEC)
 
 
-def test_loaded_weights_do_not_change_with_the_file(write_model, tmp_path):
+def test_loaded_weights_outlive_the_file(write_model, tmp_path):
     arrays = write_model("m", CONFIG)
     path = tmp_path / "m/1/model.safetensors"
     weights = read_weights(path, SPEC)

@@ -59,7 +59,7 @@ def test_any_stack_comes_back_as_its_module(spec, layout, squeeze, head):
 
 
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
-def test_whole_graph_equals_the_imported_module(path, kind):
+def test_graph_equals_the_imported_module(path, kind):
     spec = ModelSpec(kind, 3, 4, num_layers=2, bidirectional=True)
     model = save_stack(path, spec, weights_of(spec))
     x = numbers(np.random.default_rng(0), 6, 1, 3)
@@ -177,7 +177,7 @@ def test_layers_of_unlike_sizes_are_two_models(path):
         find(path, layer="other")
 
 
-def test_missing_bias_beside_others_becomes_zeros(path):
+def test_missing_bias_becomes_zeros(path):
     spec = ModelSpec("lstm", 4, 4, num_layers=2)
     model = save_stack(path, spec, weights_of(spec))
     upper = [node for node in model.graph.node if node.op_type == "LSTM"][1]
@@ -212,7 +212,7 @@ def test_nonlinearity_is_read_from_the_file(path):
         (make_node("Gemm", ["z", "m", "m"], ["y"], name="/fc/Gemm"), CheckpointRefused, "bias has shape"),
     ],
 )
-def test_what_is_no_head(path, node, error, reason):
+def test_node_that_is_no_head(path, node, error, reason):
     stored = {"w": W, "r": R, "m": np.ones((4, 2), np.float32), "cube": np.ones((1, 4, 2), np.float32)}
     save_graph(path, [lstm_node(output="z"), node], stored | {"narrow": np.ones((3, 2), np.float32)})
     with pytest.raises(error, match=reason):
@@ -268,7 +268,7 @@ def test_damage_is_refused_or_read(path):
     assert refused
 
 
-def test_attribute_of_another_type_makes_no_sense(path):
+def test_attribute_of_another_type_is_refused(path):
     save_stack(path, LSTM, WEIGHTS, clip="high")
     with pytest.raises(CheckpointRefused, match="graph makes no sense: unsupported format"):
         find(path)

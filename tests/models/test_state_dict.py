@@ -38,7 +38,7 @@ def test_shapes_tell_all_but_nonlinearity(spec, prefix, seed):
 
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_cell_is_a_layer_of_one_step_after_another(kind, bias):
+def test_cell_is_imported_as_a_layer(kind, bias):
     torch.manual_seed(1)
     cell = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}[kind](4, 3, bias=bias)
     found = find(state_of("step", cell))
@@ -101,12 +101,12 @@ def test_user_must_choose(arrays, options, reason):
         (LSTM, {"file_bytes": 100}, r"claims shape \(16, 3\), more than the file holds"),
     ],
 )
-def test_what_is_refused(arrays, options, reason):
+def test_checkpoint_is_refused(arrays, options, reason):
     with pytest.raises(CheckpointRefused, match=reason):
         find(arrays, **options)
 
 
-def test_what_is_found_and_what_is_ignored():
+def test_ignored_tensors_are_listed():
     arrays = LSTM | {"embed.weight": np.zeros((9, 3), np.float32), "fc.weight": np.zeros((2, 8), np.float32)}
     found = find(arrays, others=["epoch"])
     assert found.sources["weight_hh_l1_reverse"] == "lstm.weight_hh_l1_reverse"

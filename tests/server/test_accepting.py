@@ -22,7 +22,7 @@ def worker():
 
 
 @in_loop
-async def test_two_workers_share_connections_that_come_together():
+async def test_two_workers_share_connections():
     loop = asyncio.get_running_loop()
     workers = [worker() for _ in range(2)]
     with socket.create_server(("127.0.0.1", 0), backlog=99) as listener:

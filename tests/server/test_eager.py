@@ -8,7 +8,7 @@ from service.server.eager import start
 from tests.loop import in_loop
 
 
-def test_coroutine_that_never_waits_is_done_at_once():
+def test_coroutine_that_never_waits_is_done():
     async def body():
         return 7
 
@@ -16,7 +16,7 @@ def test_coroutine_that_never_waits_is_done_at_once():
 
 
 @in_loop
-async def test_coroutine_that_waits_goes_on_in_a_task():
+async def test_waiting_coroutine_continues_in_a_task():
     trace = []
 
     async def body():
@@ -69,7 +69,7 @@ async def test_cancelled_task_cancels_the_coroutine():
 
 
 @in_loop
-async def test_errors_are_raised_where_the_coroutine_is():
+async def test_errors_are_raised_to_the_caller():
     async def body(waits):
         if waits:
             await asyncio.sleep(0)

@@ -45,7 +45,7 @@ def head(headers: list[tuple[bytes, bytes]]) -> bytes:
 @given(HEADERS, st.binary(max_size=14), st.integers(0, 20), st.binary(max_size=20))
 @example([(b"X-Content-Length", b"7"), (b"Content-Length", b"7")], b"1234567", 3, b"123")
 @example([(b"Content-Length", b"4")], b"\r\n\r\n", 8, b"\r\n\r\nabcd")
-def test_known_head_is_read_as_the_parser_reads_it(headers, body, length, following):
+def test_known_head_equals_parsed_head(headers, body, length, following):
     first = head(headers) + body
     parsed = Parsed(first)
     if not parsed.is_one_whole or parsed.body != body:

@@ -35,7 +35,8 @@ from .transport import Transport, turns
 BY_ASGI = b"Content-Encoding: identity\r\n"
 """A header that changes nothing but the entrance."""
 
-OFFER = b"Connection: %b, Upgrade\r\nUpgrade: foo\r\n"
+OFFERS = [b"foo", b"TLS/1.0, more/2", b"h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA", b"websocket"]
+"""The last one without a key, and no GET."""
 LENGTH = b"Content-Length: 6\r\n%b\r\nabcdef"
 CHUNKED = b"Transfer-Encoding: chunked\r\n%b\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\n"
 
@@ -192,7 +193,7 @@ async def test_no_timer_outlasts_a_reply():
 
 
 @in_loop
-async def test_a_turn_of_direct_answers_ends(monkeypatch):
+async def test_turn_of_direct_answers_ends(monkeypatch):
     """By a clock that goes on by 0.6 ms at each look: once when the bytes come, then for each request."""
     ticks = count()
     monkeypatch.setattr(http, "monotonic", lambda: 6e-4 * next(ticks))
@@ -217,6 +218,10 @@ async def test_client_that_hangs_up_stops_its_work(entrance):
         assert ([entry["status"] for entry in entries], transport.writes) == ([499], [])
 
 
+def offer(protocol, connection=b"keep-alive"):
+    return b"Connection: %b, Upgrade\r\nUpgrade: %b\r\n" % (connection, protocol)
+
+
 @pytest.mark.parametrize("body", [LENGTH, CHUNKED])
 @pytest.mark.parametrize("entrance", [b"", BY_ASGI])
 @pytest.mark.parametrize(
@@ -228,12 +233,14 @@ async def test_offer_of_another_protocol_is_ignored(body, entrance, number, conn
     following = post(request_id=b"r2", body=b"the next")
     wanted, closed = await replies(head + body % (b"Connection: %b\r\n" % connection) + following, count=2)
     assert (b"abcdef" in wanted, closed or wanted.endswith(b"the next")) == (True, True)
-    data = head + body % (OFFER % connection) + following
+    for protocol in OFFERS:
+        data = head + body % offer(protocol, connection) + following
+        assert await replies(data, count=2) == (wanted, closed)
     for place in range(len(data)):
         assert await replies(data[:place], data[place:], count=2) == (wanted, closed)
 
 
 @in_loop
 async def test_many_offers_in_one_read():
-    written, _ = await replies((b"POST /echo HTTP/1.1\r\n" + LENGTH % (OFFER % b"x")) * 1000, count=1000)
+    written, _ = await replies((b"POST /echo HTTP/1.1\r\n" + LENGTH % offer(OFFERS[0])) * 1000, count=1000)
     assert written.count(b"abcdef") == 1000

@@ -21,7 +21,7 @@ def pipe():
 
 
 @in_loop
-async def test_lines_of_one_turn_are_written_together(pipe, monkeypatch):
+async def test_lines_of_a_turn_are_one_write(pipe, monkeypatch):
     reader, log = pipe
     writes = []
     write = os.write
@@ -42,7 +42,7 @@ async def test_lines_of_one_turn_are_written_together(pipe, monkeypatch):
 
 
 @in_loop
-async def test_no_write_is_larger_than_a_pipe_takes_at_once(pipe):
+async def test_no_write_is_larger_than_a_pipe(pipe):
     reader, log = pipe
     for number in range(100):
         log.later({"number": number, "text": "x" * 100})
@@ -52,7 +52,7 @@ async def test_no_write_is_larger_than_a_pipe_takes_at_once(pipe):
     assert lines[-1] == b"y" * (3 * PIPE_BYTES)
 
 
-def test_full_pipe_drops_whole_lines_and_counts_them(pipe):
+def test_full_pipe_drops_and_counts_lines(pipe):
     reader, log = pipe
     line = "x" * 1023 + "\n"
     for _ in range(200):

@@ -74,7 +74,7 @@ def slow_clock(monkeypatch):
     monkeypatch.setattr(websocket, "perf_counter", lambda: next(ticks))
 
 
-def test_all_that_is_overridden_exists_in_uvicorn():
+def test_overridden_names_exist_in_uvicorn():
     overridden = {name for name in vars(GuardedWebSocket) if not name.startswith("_")}
     assert overridden <= set(dir(WebSocketsSansIOProtocol))
     protocol = WebSocketsSansIOProtocol(
@@ -101,7 +101,7 @@ def test_messages_arrive_whole_and_in_order(slow_clock):
     attacked(attack)
 
 
-def test_reading_pauses_while_something_is_unparsed(slow_clock):
+def test_reading_pauses_while_bytes_are_unparsed(slow_clock):
     async def attack(protocol, app, transport):
         app.goes_on.set()
         protocol.data_received(frame(BINARY, bytes(250_000)))
@@ -117,7 +117,7 @@ def test_reading_pauses_while_something_is_unparsed(slow_clock):
     attacked(attack)
 
 
-def test_what_the_application_has_not_taken_waits_as_bytes():
+def test_untaken_messages_wait_as_bytes():
     count = 20_000
 
     async def attack(protocol, app, transport):
@@ -151,7 +151,7 @@ def test_frames_without_content_have_a_limit(empty):
     attacked(attack)
 
 
-def test_pings_are_not_answered_while_answers_are_unread():
+def test_pings_wait_while_answers_are_unread():
     async def attack(protocol, app, transport):
         protocol.pause_writing()
         before = transport.written
@@ -173,7 +173,7 @@ def test_pings_are_not_answered_while_answers_are_unread():
         (b"Transfer-Encoding: chunked\r\n", b"400"),
     ],
 )
-def test_a_handshake_that_cannot_be_read_is_refused(headers, status):
+def test_unreadable_handshake_is_refused(headers, status):
     async def attack(protocol, app, transport):
         assert transport.written.startswith(b"HTTP/1.1 " + status)
         protocol.data_received(b"x" * 1000)

@@ -6,7 +6,7 @@ from service.errors import ClientFull, ServiceFull
 from service.serving.inference import Admission
 
 
-def test_place_is_free_again_when_its_request_leaves():
+def test_place_is_free_when_its_request_leaves():
     admission = Admission(2)
     admission.enter(1, "a")
     admission.enter(2, "b")

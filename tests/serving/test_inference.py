@@ -67,7 +67,7 @@ def parts(write_model, tmp_path):
     inference.close()
 
 
-def test_full_queue_refuses_and_serves_those_before(parts):
+def test_full_queue_refuses_newcomers(parts):
     inference, model, engine = parts
 
     async def run():
@@ -92,24 +92,6 @@ def test_queue_is_bounded_in_bytes(parts):
 
     asyncio.run(run())
     assert inference.queued_bytes == 0
-
-
-def test_deadline_that_passes_in_the_queue(parts):
-    inference, model, engine = parts
-
-    async def run():
-        first = asyncio.create_task(inference.run(model, rows_of(LONG)))
-        await asyncio.to_thread(engine.entered.wait)
-        late = rows_of(LONG)
-        waiting = asyncio.create_task(inference.run(model, late, deadline=monotonic() + 0.001))
-        await asyncio.sleep(0.01)
-        engine.gate.set()
-        with pytest.raises(DeadlinePassed):
-            await waiting
-        await first
-        return late
-
-    assert np.isnan(asyncio.run(run()).outputs).all()
 
 
 def test_deadline_that_has_passed(parts):
@@ -149,21 +131,6 @@ def test_failure_of_the_engine_frees_its_place(parts):
     assert (inference.queued_requests, inference.queued_bytes) == (0, 0)
 
 
-def test_requests_that_wait_run_together(parts):
-    inference, model, engine = parts
-
-    async def run():
-        first = asyncio.create_task(inference.run(model, rows_of(LONG)))
-        await asyncio.to_thread(engine.entered.wait)
-        others = [asyncio.create_task(inference.run(model, rows_of(LONG))) for _ in range(2)]
-        await asyncio.sleep(0)
-        engine.gate.set()
-        await asyncio.gather(first, *others)
-
-    asyncio.run(run())
-    assert engine.batches[:2] == [1, 2]
-
-
 def test_client_that_hangs_up_leaves_the_queue(parts):
     inference, model, engine = parts
     rows = rows_of(LONG)
@@ -197,20 +164,3 @@ def test_unloaded_engine_is_freed(write_model, tmp_path):
     gc.collect()
     assert engine() is None
     inference.close()
-
-
-def test_least_recently_used_is_evicted(write_model, tmp_path):
-    for name in "abc":
-        write_model(name, CONFIG)
-    registry = Registry(tmp_path, EngineFactory(torch.device("cpu"), 1, "torch"), default_model=None, cache_bytes=300)
-    registry.scan()
-    inference = Inference(registry, workers=1, max_queued_requests=3, max_queued_bytes=100_000)
-
-    async def run():
-        for name in "abaac":  # 144 bytes each: two fit, and b was used longest ago
-            await inference.run(registry.resolve(name, None), rows_of(1))
-
-    asyncio.run(run())
-    inference.close()
-    assert {model.name: model.serving().state for model in registry.models()}["a"] == "loaded"
-    assert registry.resolve("b", None).state == "available"

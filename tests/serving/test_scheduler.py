@@ -199,7 +199,7 @@ def test_late_row_does_not_run():
     assert not isinstance(results[0], Exception)
 
 
-def test_deadline_does_not_stop_a_row_that_runs():
+def test_deadline_stops_no_running_row():
     engine = TimedEngine(SPEC)
     rows = rows_of(SPEC, [200], 0)
     wanted = alone(SPEC, rows)
@@ -221,7 +221,7 @@ def test_bidirectional_rows_run_whole():
     assert engine.turns == [[[500]]]
 
 
-def test_large_job_is_not_starved_by_short_ones():
+def test_short_jobs_do_not_starve_a_large_one():
     engine = TimedEngine(SPEC)
     large = rows_of(SPEC, [SHORT_STEPS + 1] * (MAX_TURN_ROWS + 1), 0)
     run_all(engine, *(rows_of(SPEC, [1] * (MAX_TURN_ROWS // 2), seed) for seed in range(1, 5)), large)

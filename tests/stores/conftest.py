@@ -9,6 +9,8 @@ from service.stores.open import store_from
 from tests.loop import in_loop
 from tests.stores.servers import PROGRAM, Server
 
+VALKEY = pytest.param("valkey", marks=pytest.mark.integration)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
@@ -21,12 +23,12 @@ def server(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(params=["memory", "sqlite", "valkey"])
+@pytest.fixture(params=["memory", "sqlite", VALKEY])
 def kind(request):
     return request.param
 
 
-@pytest.fixture(params=["sqlite", "valkey"])
+@pytest.fixture(params=["sqlite", VALKEY])
 def durable_kind(request):
     return request.param
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.errors import StoreUnavailable
-from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
+from service.stores.interface import ENDED_SECONDS, Ended, Totals
 from tests.loop import in_loop
 from tests.stores.conftest import on_each_store, opened
 from tests.stores.records import OWNER, T0, WEIGHTS, after, expire, record
@@ -18,19 +18,6 @@ async def test_load_returns_what_was_created(store):
     assert await store.load("kept") == kept
     assert await store.load("never was") is None
     assert store.totals == Totals(1, kept.nbytes)
-
-
-@on_each_store()
-async def test_commit_from_an_old_revision_is_refused(store):
-    await store.create(record())
-    first = after(record().position, T0 + 1, state=b"", replies=b"\x00" * 1000)
-    assert await store.commit("one", record().position, first)
-    assert not await store.commit("one", record().position, after(first, T0 + 2))
-    assert not await store.commit("one", first._replace(revision=2), after(first, T0 + 2))
-    assert not await store.commit("two", record().position, first)
-    found = await store.load("one")
-    assert found.position == first
-    assert store.totals == Totals(1, found.nbytes)
 
 
 @on_each_store()
@@ -47,18 +34,6 @@ async def test_one_of_many_equal_commits_is_kept(store):
     assert (await store.load("one")).position.step == kept.index(True)
 
 
-@on_each_store()
-async def test_ended_session_is_remembered(store):
-    session = record(step=7)
-    await store.create(session)
-    assert await store.end("one", "model-replaced", T0 + 0.125) == session
-    assert await store.end("one", "deleted", T0 + 1) is None
-    assert await store.load("one") == Ended("model-replaced", 7, OWNER, T0 + 0.125)
-    assert not await store.commit("one", record().position, after(session.position, T0))
-    assert store.totals == Totals(0, 0)
-    assert await store.in_use() == {}
-
-
 @on_each_store(max_ended=4)
 async def test_newest_ended_are_remembered_for_a_day(store):
     for i in range(6):
@@ -67,18 +42,6 @@ async def test_newest_ended_are_remembered_for_a_day(store):
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
     assert await expire(store, T0 + 3 + ENDED_SECONDS) == 0
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
-
-
-@on_each_store()
-async def test_session_expires_after_its_last_commit(store):
-    await store.create(record("idle"))
-    await store.create(record("used"))
-    await store.commit("used", record().position, after(record().position, T0 + 30))
-    assert await expire(store, T0 + 59.99) == 0
-    assert await expire(store, T0 + 60) == 1
-    assert (await store.load("idle")).reason == "expired"
-    assert await expire(store, T0 + 89.99) == 0
-    assert await expire(store, T0 + 90) == 1
 
 
 @on_each_store()
@@ -93,29 +56,13 @@ async def test_sweep_ends_all_that_are_due(store):
 
 
 @on_each_store()
-async def test_sessions_expire_though_the_clock_jumps(store):
+async def test_sessions_expire_though_clock_jumps(store):
     await store.create(record("before"))
     assert await expire(store, T0 + 1e9) == 1
     assert await expire(store, T0) == 0
     await store.create(record("after"))
     assert await expire(store, T0 - 1e9) == 0
     assert await expire(store, T0 + 60) == 1
-
-
-@on_each_store()
-async def test_least_recently_used_are_evicted(store):
-    for i in range(6):
-        await store.create(record(str(i), used_at=T0 + i))
-    for i, used_at in ((0, 10), (1, 11), (2, 12), (0, 13)):
-        position = (await store.load(str(i))).position
-        assert await store.commit(str(i), position, after(position, T0 + used_at))
-    assert await store.evict(2, T0 + 20) == 2
-    assert [found.id for found in await store.page("", 10)] == ["0", "1", "2", "5"]
-    assert await store.load("3") == Ended("evicted", 0, OWNER, T0 + 20)
-    assert await store.evict(3, T0 + 21) == 3
-    assert [found.id for found in await store.page("", 10)] == ["0"]
-    assert await store.evict(3, T0 + 21) == 1
-    assert await store.evict(3, T0 + 21) == 0
 
 
 @on_each_store()
@@ -137,17 +84,6 @@ async def test_pages_are_by_id(store):
     assert [found.id for found in await store.page("", 3)] == ids[:3]
     assert [found.id for found in await store.page("_", 10)] == ids[3:]
     assert await store.page("b", 10) == []
-
-
-@on_each_store()
-async def test_sessions_are_counted_by_weights(store):
-    newer = Weights("sunspots", "2", b"\x00" * 32)
-    await store.create(record("a"))
-    await store.create(record("b"))
-    await store.create(record("c", weights=newer))
-    assert dict(await store.in_use()) == {WEIGHTS: 2, newer: 1}
-    await store.end("c", "deleted", T0)
-    assert dict(await store.in_use()) == {WEIGHTS: 2}
 
 
 @on_each_store()

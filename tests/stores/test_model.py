@@ -9,7 +9,6 @@ from tests.stores.conftest import opened
 from tests.stores.records import OWNER, T0, after, expire, record
 
 WEIGHTS = [Weights("m", "1", b"a"), Weights("m", "2", b"a")]
-IDS = [f"s{i}" for i in range(6)]
 
 calls = st.one_of(
     st.tuples(
@@ -67,8 +66,9 @@ class Model:
     async def end(self, store, number):
         session = self.name(number)
         found = self.live.get(session)
-        assert await store.end(session, "deleted", self.now) == found
-        self._finish(session, "deleted")
+        reason = ("deleted", "model-replaced")[number % 2]
+        assert await store.end(session, reason, self.now) == found
+        self._finish(session, reason)
 
     async def expire(self, store):
         due = {session for session, found in self.live.items() if found.expires_at <= self.now}
@@ -92,7 +92,7 @@ class Model:
             self.ended[session] = Ended(reason, found.position.step, OWNER, self.now)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(calls, min_size=5, max_size=40))
 @in_loop
 async def test_store_equals_a_dictionary(kind, url_of, script):

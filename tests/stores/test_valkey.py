@@ -17,7 +17,10 @@ from tests.stores.conftest import opened
 from tests.stores.records import T0, after, expire, record
 from tests.stores.servers import PROGRAM, Server
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="neither valkey-server nor redis-server is on the PATH")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(PROGRAM is None, reason="neither valkey-server nor redis-server is on the PATH"),
+]
 
 
 @pytest.fixture

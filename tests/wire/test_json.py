@@ -39,11 +39,11 @@ def same(left, right) -> bool:
 
 
 @given(ARRAYS)
-def test_what_is_printed_parses_back_to_the_same_bits(array):
+def test_printed_numbers_parse_to_same_bits(array):
     assert same(read(json.encode({"x": array}))["x"], array)
 
 
-def test_printing_survives_the_double_rounding_of_the_reader():
+def test_printing_survives_double_rounding():
     """Decimal to float64 to float32 rounds twice: wrong only if a printed decimal lies next to a midpoint of floats.
 
     The shortest decimal of a float has at most 9 digits. Here are the floats whose shortest decimals come closest:
@@ -80,7 +80,7 @@ def test_halfway_cases_round_to_even(text, expected):
 
 
 @given(NESTED)
-def test_the_fast_reading_equals_the_thorough_one(nested):
+def test_fast_reading_equals_the_thorough_one(nested):
     body = stdlib_json.dumps({"x": nested}).encode()
     try:
         thorough = json_slow.decode(body)["x"]
@@ -101,7 +101,7 @@ def test_any_bytes_are_read_or_refused(body):
         assert isinstance(value, np.ndarray | Ragged | list | dict | str | int | float | bool | None)
 
 
-def test_rows_of_unequal_length_keep_their_lengths():
+def test_ragged_rows_keep_their_lengths():
     ragged = read(b'{"x": [[[1, 2], [3, 4]], [[5, 6]]]}')["x"]
     assert ragged.values.tolist() == [1, 2, 3, 4, 5, 6]
     assert ragged.sizes == [[2], [2, 1], [2, 2, 2]]
@@ -114,12 +114,23 @@ def test_rows_of_unequal_length_keep_their_lengths():
         (b"[1]", MalformedBody, "the body is a list; expected an object"),
         (b'{"inputs": [[1, 2], [3', MalformedBody, "in inputs[1][0]"),
         (b'{"inputs": [[1, 2], [3,]]}', MalformedBody, "line 1 column 23, in inputs[1][0]"),
+        (b"null", MalformedBody, "null"),
+        (b'{"x": 1}{}', MalformedBody, "line 1 column 9"),
+        (b"{'x': 1}", MalformedBody, "line 1 column 2"),
+        (b'{"x": "a\x00"}', MalformedBody, "line 1 column 9"),
+        (b'{"x": "\\ud800"}', MalformedBody, "surrogate"),
+        ('{"x": 1}'.encode("utf-16"), MalformedBody, ""),
         (b"[" * 100_000, MalformedBody, "depth limit"),
+        (b'{"x": [[1, 2, ' + b"[" * 100_000 + b"]" * 100_000 + b"]]}", MalformedBody, ""),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, MalformedBody, ""),
+        (b'{"x": [[[[1]]]]}', InvalidRequest, "x[0][0][0]"),
         (b'{"x": ' + b"[" * 900 + b"]" * 900 + b"}", InvalidRequest, "nested deeper"),
         (b'{"x": [1, NaN]}', InvalidRequest, "x[1] is NaN"),
         (b'{"x": [1, -Infinity]}', InvalidRequest, "x[1] is -Infinity"),
         (b'{"x": [[1, 1e999]]}', InvalidRequest, "x[0][1] is 1e999"),
+        (b'{"x": [1, -1e999]}', InvalidRequest, "x[1] is -1e999"),
         (b'{"x": [1, 1e39]}', InvalidRequest, "x[1] is 1e+39"),
+        (b'{"x": [1, 1' + b"0" * 400 + b"]}", InvalidRequest, "x[1] is 10000"),
         (b'{"x": [3.4028236e38]}', InvalidRequest, "x[0] is 3.4028236e+38; the largest 32-bit float is 3.40282347e+38"),
         (b'{"x": {"a": 1, "a": 2}}', DuplicateName, "'a' stands twice"),
         (b'{"x": [1, null]}', InvalidRequest, "x[1] is null"),
@@ -140,16 +151,23 @@ def test_errors_name_the_place(body, error, says):
     assert says in str(caught.value)
 
 
-def test_integers_beyond_the_doubles_are_rounded():
+def test_every_truncation_is_malformed():
+    whole = b'{"model":"tanh","inputs":[[1,2.5,-3e1,4]],"batch_first":true,"returns":["last"]}'
+    for size in range(len(whole)):
+        with pytest.raises(MalformedBody):
+            read(whole[:size])
+
+
+def test_integers_beyond_float64_are_rounded():
     values = read(b'{"x": [9007199254740993, 18446744073709551616]}')["x"]
     assert values.tolist() == [9007199254740992.0, 18446744073709551616.0]
 
 
-def test_a_name_may_hold_any_character():
+def test_name_may_hold_any_character():
     assert read(b'{"\\u0000a": 1}') == {"\0a": 1}
 
 
-def test_a_large_body_gets_the_error_without_the_place():
+def test_error_in_a_large_body_names_no_place():
     body = b'{"x": [' + b"0," * (json_slow.MAX_BYTES // 2) + b"null]}"
     with pytest.raises(InvalidRequest, match="would be named"):
         read(body)
@@ -158,7 +176,7 @@ def test_a_large_body_gets_the_error_without_the_place():
 
 
 @pytest.mark.parametrize("line", [b"[1, 2.5]", b'{"inputs": [1, 2.5], "step": 3}'])
-def test_a_line_is_an_array_or_an_object(line):
+def test_line_is_an_array_or_an_object(line):
     fields = json.decode_steps(line)
     inputs = fields if isinstance(fields, np.ndarray) else fields["inputs"]
     assert inputs.tolist() == [1, 2.5]
@@ -168,13 +186,13 @@ def test_not_a_number_is_printed_as_null():
     assert json.encode({"x": np.array([np.nan, np.inf, 1], np.float32)}) == b'{"x":[null,null,1.0]}'
 
 
-def test_a_nested_list_cannot_hide_behind_a_string():
+def test_string_does_not_hide_a_nested_list():
     body = orjson.dumps({"x": [[1, 2], [[], [1, 2]]], "model": "]" * 3})
     with pytest.raises(InvalidRequest):
         read(body)
 
 
-def test_a_bad_number_in_a_bare_line_is_one_of_the_inputs():
+def test_bad_number_in_a_bare_line_is_named():
     with pytest.raises(InvalidRequest, match=r"inputs\[1\] is NaN"):
         json_slow.decode_steps(b"[1, NaN]")
 
@@ -190,7 +208,7 @@ def test_slices_are_the_same_bytes(values, most):
         assert b"".join(json.slices(fields)) == json.encode(fields)
 
 
-def test_a_slice_holds_few_numbers():
+def test_slice_holds_few_numbers():
     many = np.full((3, 1000, 100), 0.1, np.float32)
     pieces = list(json.slices({"outputs": many, "h_n": [many[0], many[1][:7]]}))
     assert max(piece.count(b"0.1") for piece in pieces) <= json.SLICE_VALUES

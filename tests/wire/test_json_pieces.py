@@ -110,7 +110,7 @@ def test_no_garbage_is_read_in_pieces(text, size):
         b'{"x": [[1],[2],[3]]}]',
     ],
 )
-def test_what_is_not_valid_is_refused_in_pieces_of_any_size(body):
+def test_invalid_json_is_refused_in_pieces(body):
     assert read(json.decode, body) is None or b'"\\"x' in body
     for size in range(1, len(body)):
         assert same_in_pieces_of(size, body)

@@ -35,7 +35,7 @@ def one_by_one(lines):
 
 
 @given(values=finite, forms=st.lists(st.sampled_from(FORMS), min_size=9, max_size=9), first=st.integers(0, 10**17))
-def test_a_block_is_read_as_its_lines_are(values, forms, first):
+def test_block_is_read_as_its_lines_are(values, forms, first):
     lines = [
         form.format(values=",".join(map(repr, map(float, row))), step=first + index).encode()
         for index, (row, form) in enumerate(zip(values, forms, strict=False))
@@ -89,13 +89,13 @@ def test_no_garbage_is_read_as_something_else(text):
         [b"\xff\xfe"],
     ],
 )
-def test_what_does_not_add_up_is_left_to_the_reader_of_lines(bad):
+def test_odd_block_is_left_to_line_reader(bad):
     with pytest.raises(json.Suspicious):
         ndjson.decode(bad, WIDTH)
 
 
 @pytest.mark.parametrize("text", ["16777217", "16777219", "3.4028235677973362e38", "-0", "1e-46", "0.1"])
-def test_numbers_are_rounded_as_in_a_line_of_their_own(text):
+def test_numbers_are_rounded_as_in_one_line(text):
     line = f"[{text}]".encode()
     assert ndjson.decode([line], 1)[0].tobytes() == json.decode_steps(line).tobytes()
 
@@ -111,7 +111,7 @@ def test_answers_are_printed_as_one_by_one(outputs, first):
         assert ndjson.encode(fields, first, len(outputs)) == wanted
 
 
-def test_a_state_of_several_layers_is_printed_for_one_step():
+def test_state_of_several_layers_is_printed():
     h = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     (line,) = ndjson.encode({"h": h}, 5, 1)
     assert standard.loads(line) == {"h": [[0, 1, 2], [3, 4, 5]], "step": 5}

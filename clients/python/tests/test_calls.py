@@ -52,7 +52,7 @@ def test_lasting_errors_are_raised():
             Retries(1000).delay(error)
 
 
-def test_unrepeatable_call_is_retried_only_if_settled():
+def test_unrepeatable_call_is_retried_if_settled():
     for unknown in (LOST, refused(502), refused(504)):
         with pytest.raises(type(unknown)):
             Retries(1000).delay(unknown, repeatable=False)

@@ -30,7 +30,7 @@ def test_blocking_client_inside_event_loop(service):
     assert asyncio.run(main()) == [1, 2, 3]
 
 
-def test_async_iterable_is_refused_by_blocking_stream(service):
+def test_blocking_stream_refuses_async_iterable(service):
     async def inputs():
         yield np.ones(4)
 

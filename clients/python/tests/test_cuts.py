@@ -6,6 +6,8 @@ from numpy.testing import assert_array_equal
 
 from rnn_client import ConnectionLost
 
+pytestmark = pytest.mark.integration
+
 
 def test_steps_run_once_despite_cuts(connect, cutter, begin):
     session, inputs, whole = begin("gru", 60)

@@ -67,7 +67,7 @@ def test_input_longer_than_frame(begin):
 
 
 @pytest.mark.parametrize("ahead", [1, 8])
-def test_stream_left_early_keeps_session_usable(begin, ahead):
+def test_stream_left_early_keeps_its_session(begin, ahead):
     session, inputs, whole = begin("gru", 30)
     with closing(session.stream(inputs, ahead=ahead)) as results:
         for result in results:
@@ -77,7 +77,7 @@ def test_stream_left_early_keeps_session_usable(begin, ahead):
     assert_array_equal(session.step(inputs[session.done :]).outputs[-1], whole.outputs[-1])
 
 
-def test_step_is_refused_while_steps_are_in_flight(begin):
+def test_step_during_a_stream_is_refused(begin):
     session, inputs, _ = begin("gru", 9)
     with closing(session.stream(inputs[:8], ahead=8)) as results:
         next(results)
@@ -126,6 +126,7 @@ def test_stream_of_ended_session(begin):
         list(session.stream(inputs))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("returns", ["outputs", None])
 @pytest.mark.parametrize("ahead", [1, 16])
 def test_stream_runs_once_despite_cuts(connect, service, cutter, returns, ahead, row):
@@ -142,6 +143,7 @@ def test_stream_runs_once_despite_cuts(connect, service, cutter, returns, ahead,
     assert cutter.cuts > 5
 
 
+@pytest.mark.integration
 def test_stream_leaves_silent_connection(connect, cutter, begin):
     cutter.stalling = True
     session, inputs, whole = begin("gru", 60)
@@ -150,6 +152,7 @@ def test_stream_leaves_silent_connection(connect, cutter, begin):
     assert cutter.cuts > 1
 
 
+@pytest.mark.integration
 def test_inputs_slower_than_idle_timeout(connect, repository, tmp_path, row):
     running = start(repository, tmp_path, stream_idle_seconds=1)
     inputs = row("gru", 2)

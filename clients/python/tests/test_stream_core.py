@@ -98,7 +98,7 @@ def run(stream, service, inputs, cut):
     says=st.booleans(),
     cuts=st.lists(st.booleans(), max_size=60),
 )
-def test_nothing_is_lost_and_nothing_runs_twice(counts, returns, ahead, replay, says, cuts):
+def test_no_step_is_lost_or_runs_twice(counts, returns, ahead, replay, says, cuts):
     random, fates = np.random.default_rng(3), iter(cuts)
     inputs = [random.normal(size=(count, 2) if count else 2).astype(np.float32) for count in counts]
     undisturbed, service = FakeService(replay=1), FakeService(replay)
@@ -133,7 +133,7 @@ def test_steps_in_flight_can_be_answered_again():
 
 
 @pytest.mark.parametrize("returns", ["outputs", None])
-def test_steps_before_a_failure_in_a_frame_count(returns):
+def test_steps_before_a_failure_count(returns):
     stream = started([[1.0], [2.0], [3.0]], replay_steps=8, returns=returns)
     messages = sent(stream)
     if returns:  # one step, then two, of which one is answered

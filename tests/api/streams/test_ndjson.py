@@ -28,23 +28,23 @@ def collect(pieces, limit=1000):
 
 
 @given(st.lists(st.text("ab {}", max_size=8).map(str.encode)), st.lists(st.integers(0, 80), max_size=6))
-def test_lines_are_the_same_however_they_are_cut(lines, places):
+def test_lines_are_the_same_however_cut(lines, places):
     data = b"".join(line + b"\n" for line in lines)
     ends = sorted({min(place, len(data)) for place in places} | {len(data)})
     pieces = [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     assert [line for block in collect(pieces) for line in block] == lines
 
 
-def test_lines_that_arrive_together_come_together():
+def test_lines_that_arrive_together_are_a_block():
     assert collect([b"1\n2\n3", b"\n4\n"]) == [[b"1", b"2"], [b"3", b"4"]]
 
 
-def test_the_last_line_may_lack_its_newline():
+def test_last_line_may_lack_its_newline():
     assert collect([b"1\n2"]) == [[b"1"], [b"2"]]
 
 
 @pytest.mark.parametrize("pieces", [[b"x" * 11], [b"xxxxxx", b"xxxxxx"], [b"x" * 11 + b"\n"]])
-def test_a_line_has_a_limit(pieces):
+def test_line_has_a_limit(pieces):
     with pytest.raises(BodyTooLarge):
         collect(pieces, limit=10)
 
@@ -64,7 +64,7 @@ def sent(messages, asked=None, seconds=20.0, **options):
     return found
 
 
-def test_each_piece_is_answered_before_the_next_is_awaited():
+def test_each_piece_is_answered_at_once():
     asked = request()
     start, *pieces = sent(body(b'{"model":"sums"}\n[1,', b"2]\n[3,", b"4", b"]"), asked)
     assert (start["status"], (b"x-request-id", b"r1") in start["headers"]) == (200, True)
@@ -76,11 +76,11 @@ def test_each_piece_is_answered_before_the_next_is_awaited():
     assert (asked.rows, asked.steps, asked.sent_bytes, asked.status) == (1, 2, 62, 200)
 
 
-def test_a_stream_without_lines_is_answered_by_none():
+def test_empty_stream_has_an_empty_reply():
     assert [message.get("body") for message in sent(body(b"\n \n"))] == [None, b""]
 
 
-def test_an_error_is_raised_before_the_first_answer_and_sent_after_it():
+def test_error_follows_the_first_answer():
     with pytest.raises(InvalidRequest, match="line 2: "):
         sent(body(b"\n[1,2,3]\n"))
     *_, last, end = sent(body(b"[1,2]\n", b"[1,2,3]\n", b"[1,2]\n"))
@@ -97,11 +97,11 @@ def test_blank_lines_count_and_have_a_limit():
     assert "more than 10000 blank lines" in json.loads(last["body"])["error"]["detail"]
 
 
-def test_a_silent_client_is_told_to_go():
+def test_silent_client_is_told_to_go():
     with pytest.raises(BodyTimeout, match="no complete line"):
         sent([{"type": "http.request", "body": b"[1,2]", "more_body": True}], seconds=0.01)
 
 
-def test_who_takes_no_ndjson_is_refused():
+def test_client_that_takes_no_ndjson_is_refused():
     with pytest.raises(NotAcceptable):
         sent([], request(accept="application/json"))

@@ -47,7 +47,7 @@ def opened(write_model, tmp_path):
 @pytest.mark.parametrize(
     "named", [{"session": "ID"}, {"query": "session=ID"}, {"header": "ID"}, {"header": "ID", "session": "ID"}]
 )
-def test_session_is_named_in_any_of_three_places(opened, named):
+def test_session_is_named_in_three_places(opened, named):
     stream = opened(**named)
     assert stream.returns == {"outputs", "predictions"}
     assert (stream.binary, stream.number, stream.refuse_non_finite) == ("outputs", None, True)
@@ -75,6 +75,6 @@ def test_query_says_how_a_stream_is_answered(opened):
         ({"query": "session=ID&non_finite=maybe"}, "non_finite"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(opened, wrong, words):
+def test_unfit_opening_is_refused_by_name(opened, wrong, words):
     with pytest.raises(InvalidRequest, match=words):
         opened(**wrong)

@@ -17,7 +17,7 @@ numbers = st.lists(st.one_of(st.none(), st.integers(1, 6)), max_size=12)
 
 
 @given(numbers=numbers, size=st.integers(1, 5))
-def test_runs_are_the_longest_that_follow_one_another(numbers, size):
+def test_runs_are_the_longest_possible(numbers, size):
     runs = list(_runs(numbers, size))
     assert [index for begin, end in runs for index in range(begin, end)] == list(range(len(numbers)))
     for begin, end in runs:
@@ -28,12 +28,6 @@ def test_runs_are_the_longest_that_follow_one_another(numbers, size):
         before = numbers[end - 1]
         follows = numbers[end] is None if before is None else numbers[end] == before + 1
         assert end - begin == size or not follows
-
-
-def test_a_block_in_order_is_one_run():
-    assert list(_runs([None] * 64, 1024)) == [(0, 64)]
-    assert list(_runs(list(range(7, 71)), 1024)) == [(0, 64)]
-    assert list(_runs([], 1024)) == []
 
 
 def answers(spoken, lines, first=1):
@@ -61,13 +55,13 @@ def summed(*steps):
     return b"".join(texts)
 
 
-def test_steps_that_were_done_before_are_answered_again_in_order():
+def test_done_steps_are_answered_again():
     stepper = Sums(kept=3)
     assert answers(stream(stepper), [line(step) for step in (2, 3, 4, 5)]) == (summed(2, 3, 4, 5), None)
     assert stepper.asked == [(4, 2)]
 
 
-def test_a_jump_is_a_run_of_its_own_and_its_error_names_the_line():
+def test_jump_in_numbers_names_its_line():
     stepper = Sums()
     text, error = answers(stream(stepper), [line(1), line(2), line(9), line(10)], first=7)
     assert text == summed(1, 2)
@@ -76,7 +70,7 @@ def test_a_jump_is_a_run_of_its_own_and_its_error_names_the_line():
     assert error.errors[0].loc == ("step",)
 
 
-def test_lines_without_numbers_are_numbered_from_the_opening_s():
+def test_opening_numbers_the_lines():
     stepper = Sums(kept=5)
     spoken = stream(stepper, number=4)
     for lines in ([line(), line()], [line(), line(7), line()]):
@@ -84,13 +78,13 @@ def test_lines_without_numbers_are_numbered_from_the_opening_s():
     assert stepper.asked == [(2, 4), (3, 6)]
 
 
-def test_the_lines_before_a_wrong_one_are_answered():
+def test_lines_before_a_wrong_one_are_answered():
     text, error = answers(stream(), [line(), b' {"inputs": [1, 2]}', b"[1,2", line()], first=5)
     assert text == summed(1, 2)
     assert str(error).startswith("line 7: ")
 
 
-def test_the_steps_before_one_that_is_not_finite_are_answered():
+def test_steps_before_infinity_are_answered():
     lines = [line(), line(), b"[3e38,0]", b"[3e38,0]"]
     text, error = answers(stream(), lines)
     assert text.splitlines()[:2] == summed(1, 2).splitlines()
@@ -101,7 +95,7 @@ def test_the_steps_before_one_that_is_not_finite_are_answered():
     assert error is None
 
 
-def test_a_state_is_sent_after_each_step():
+def test_state_is_sent_after_each_step():
     stepper = Sums()
     text, _ = answers(stream(stepper, returns=("h",)), [line(), line()])
     assert text == summed(1, 2).replace(b"outputs", b"h")
@@ -112,12 +106,12 @@ async def never():
     await asyncio.Event().wait()
 
 
-def test_silence_is_an_error_that_says_what_was_awaited():
+def test_silence_names_what_was_awaited():
     with pytest.raises(BodyTimeout, match=r"no complete word came for 0.01 s"):
         asyncio.run(idle(0.01).wait(never, "word"))
 
 
-def test_a_wait_that_somebody_else_cancels_is_cancelled():
+def test_cancelled_wait_is_cancelled():
     async def cancelled():
         asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
         await idle().wait(never, "word")
@@ -126,7 +120,7 @@ def test_a_wait_that_somebody_else_cancels_is_cancelled():
         asyncio.run(cancelled())
 
 
-def test_draining_ends_a_wait_and_refuses_the_next():
+def test_draining_ends_waits():
     draining = Draining()
 
     async def drained():

@@ -36,7 +36,7 @@ def floats(*rows):
     return np.array(rows, "<f4").tobytes()
 
 
-def test_frames_run_together_and_each_is_answered_in_kind():
+def test_each_frame_is_answered_in_kind():
     class Opened(Opens):
         stepper = Sums()
 
@@ -60,18 +60,18 @@ def test_frames_run_together_and_each_is_answered_in_kind():
     assert (asked.rows, asked.steps, asked.status) == (1, 7, 101)
 
 
-def test_a_frame_of_more_than_a_block_is_answered_by_several():
+def test_large_frame_has_several_answers():
     answers = exchanged(floats(*[[1, 0]] * 2500))
     assert [len(answer["bytes"]) // 8 for answer in answers] == [1024, 1024, 452]
     assert answers[-1]["bytes"][-8:] == floats([2500, 0])
 
 
-def test_a_state_is_sent_after_each_step_of_a_frame():
+def test_state_is_sent_after_each_step():
     (answer,) = exchanged(floats([1, 0], [1, 0]), opener=Opens(returns=("h",)))
     assert answer["bytes"] == floats([1, 0], [2, 0])
 
 
-def test_the_frames_and_lines_before_a_wrong_one_are_answered():
+def test_frames_before_a_wrong_one_are_answered():
     *answers, last, close = exchanged("[1,2]", "[1,2]\n[1,2,3]", "[1,2]")
     assert [answer["text"].count("\n") for answer in answers] == [1, 1]
     assert json.loads(last["text"])["error"]["detail"].startswith("line 3: ")
@@ -87,7 +87,7 @@ def test_silence_ends_a_stream():
     assert (close["code"], close["reason"]) == (1008, "body-timeout")
 
 
-def test_an_error_of_ours_says_no_more_than_its_id():
+def test_internal_error_tells_only_its_id():
     class Fails(Opens):
         async def open(self, asked_by, message):
             raise RuntimeError("secret")
@@ -98,7 +98,7 @@ def test_an_error_of_ours_says_no_more_than_its_id():
     assert (close["code"], close["reason"]) == (1011, "internal-error")
 
 
-def test_a_client_that_is_gone_is_no_error_of_ours():
+def test_gone_client_is_no_internal_error():
     async def send(message):
         if message["type"] == "websocket.send":
             raise OSError
@@ -128,7 +128,7 @@ def test_pages_of_other_hosts_need_leave(origin, origins, allowed):
             exchanged(asked=asked, origins=origins)
 
 
-def test_a_key_may_come_as_a_subprotocol():
+def test_key_may_come_as_a_subprotocol():
     assert authorization_of({"subprotocols": ["rnn-service", "bearer.YSBrZXkvKys"]}) == b"Bearer a key/++"
     for offered in ([], ["rnn-service"], ["bearer.a"], ["bearer.é"]):
         assert authorization_of({"subprotocols": offered}) is None

@@ -56,7 +56,7 @@ def test_ten_thousand_ragged_rows(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", [replace(KINDS[0], input_size=1, hidden_size=1), replace(KINDS[3], num_layers=2)])
-def test_a_hundred_thousand_steps(spec: ModelSpec) -> None:
+def test_hundred_thousand_steps(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [100_000])
     actual = run_rows(engine(spec), x, h, c)
     expected = reference(spec, weights_of(spec), x, h, c)

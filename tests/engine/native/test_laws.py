@@ -55,7 +55,7 @@ def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> No
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50)
 @given(spec=specs(), lengths=lengths)
 def test_values_agree_with_float64(spec: ModelSpec, lengths: list[int]) -> None:
     x, h, c = random_rows(spec, lengths)
@@ -77,7 +77,7 @@ def test_large_layer_agrees_over_1024_steps(kind: str) -> None:
     close(actual.outputs[0], reference(spec, weights_of(spec), x, h, c).outputs[0], spec)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50)
 @given(spec=specs(one_way=True), lengths=lengths, data=st.data())
 def test_two_pieces_give_bits_of_one_run(spec: ModelSpec, lengths: list[int], data: st.DataObject) -> None:
     x, h, c = random_rows(spec, lengths)
@@ -95,7 +95,7 @@ def test_two_pieces_give_bits_of_one_run(spec: ModelSpec, lengths: list[int], da
         assert_same_bits(second.c, whole.c)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=50)
 @given(spec=specs(one_way=True), length=st.integers(1, 30))
 def test_single_steps_give_bits_of_one_run(spec: ModelSpec, length: int) -> None:
     x, h, c = random_rows(spec, [length])
@@ -108,7 +108,7 @@ def test_single_steps_give_bits_of_one_run(spec: ModelSpec, length: int) -> None
     assert_same_bits(h, whole.h)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50)
 @given(spec=specs(), lengths=lengths)
 def test_row_has_same_bits_alone_and_batched(spec: ModelSpec, lengths: list[int]) -> None:
     x, h, c = random_rows(spec, lengths)
@@ -155,7 +155,7 @@ def test_only_what_is_asked_for_is_written(spec: ModelSpec) -> None:
     assert_same_bits(silent.h, own)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=50)
 @given(spec=specs(), lengths=st.lists(st.integers(0, 12), min_size=1, max_size=80), asked=st.booleans())
 def test_batches_give_bits_of_one_batch(spec: ModelSpec, lengths: list[int], asked: bool) -> None:
     """Each row in a batch of its own, with predictions and no outputs, after others have used the engine's buffers."""
