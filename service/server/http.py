@@ -22,14 +22,9 @@ from service.server.eager import start
 from service.server.flow import PipelineFlow, ReaderWatch, Timer
 from service.server.heads import KnownHead, head_with_framing, is_plain, reply_head
 
-DIRECT_BYTES = 64 * 1024
-"""Largest body of a request that is answered directly."""
-
-REST_SECONDS = 0.02
-"""How long the rest of its body is waited for: most clients send head and body one right after the other."""
-
-TURN_SECONDS = 2e-3
-"""How long the requests of one read are answered directly: those after them wait for later turns of the event loop."""
+DIRECT_BYTES = 64 * 1024  # the largest body of a request that is answered directly
+REST_SECONDS = 0.02  # how long the rest of it is waited for: most clients send it right after the head
+TURN_SECONDS = 2e-3  # of direct answers to one read: later requests wait for later turns of the event loop
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
@@ -56,6 +51,7 @@ class HttpConnection(HttpToolsProtocol):
         self._turn_ends = 0.0
         # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
+        self._under_way: RequestResponseCycle | None = None
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
         self._lost = asyncio.Event()
         self._ignores_upgrade = False
@@ -73,6 +69,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._body = None
         self._lost.set()
+        self._leave()
         self._head_timer.cancel()
         self._rest_timer.cancel()
         self._unset_keepalive_if_required()
@@ -195,6 +192,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start a request, or go on with one that `_answer` has begun."""
+        self._under_way = cycle
         if self._running is not None:
             request, running = self._running
             self._running = None
@@ -321,4 +319,12 @@ class HttpConnection(HttpToolsProtocol):
         """Cut the connection: closing would wait for the very client that does not move."""
         self._head_timer.cancel()
         structlog.get_logger().info("connection_dropped", reason=reason)
+        self._leave()
         self.transport.abort()
+
+    def _leave(self) -> None:
+        """Let the request under way know that its client has gone; uvicorn tells only the last of a pipeline."""
+        self.pipeline.clear()
+        if self._under_way is not None and not self._under_way.response_complete:
+            self._under_way.disconnected = True
+            self._under_way.message_event.set()
