@@ -15,19 +15,18 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
-from service.api.application import Application, Calls
+from service.api.application import Application, Handlers
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
-from service.api.home import home_router
 from service.api.keys import Keys
-from service.api.metrics import Metrics
+from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
 from service.api.routes import hot_router
-from service.api.sessions import SessionCalls, sessions_router
+from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
 from service.api.step import Step
 from service.api.streams.ndjson import NdjsonStreams
@@ -69,7 +68,6 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         max_queued_bytes=settings.max_queued_bytes,
         on_turn=metrics.count_turn,
     )
-    metrics.watch(inference)
     draining = Draining()
     preload = Preload(registry, settings.preload, settings.default_model)
     limits = Limits(settings.max_input_values, settings.max_reply_values)
@@ -89,17 +87,17 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
-    metrics.watch_sessions(sessions)
-    opener = Opener(inference, limits, sessions, session_steps)
+    sampler = Sampler(metrics, inference, sessions)
+    opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
     origins = frozenset(map(str.lower, settings.allowed_origins))
-    session_calls = SessionCalls(sessions, session_steps, registry, limits, documents)
+    session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
         await store.open()
-        work = (preload.run(), metrics.keep_sampling(), sessions.keep_sweeping())
+        work = (preload.run(), sampler.keep_sampling(), sessions.keep_sweeping())
         tasks = [asyncio.create_task(one) for one in work]
         try:
             yield
@@ -120,20 +118,19 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     )
     for router in (
         hot_router(),
-        sessions_router(session_calls),
+        sessions_router(session_handlers),
         models_router(registry),
-        operations_router(metrics, partial(_unready, preload, draining)),
-        home_router(),
+        operations_router(sampler, partial(_unready, preload, draining)),
     ):
         app.include_router(router)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
-        calls=Calls(
-            handlers={
+        handlers=Handlers(
+            posts={
                 "/rnn/forward": Forward(inference, documents, limits),
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
-                "/cell/sessions": session_calls.open,
+                "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
             sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},

@@ -28,7 +28,6 @@ class Accounting:
         self._numbers = count(1)
 
     def new_id(self) -> str:
-        """The id of a request that came without one."""
         return f"{self._process}{next(self._numbers):06x}"
 
     def finish(self, request: Request, path: str) -> None:

@@ -26,7 +26,7 @@ from service.api.bodies import Bodies, Incoming
 from service.api.encodings import compressed
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
-from service.api.problems import STATUS, internal_reply, problem_reply
+from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.streams.websocket import authorization_of
 from service.errors import (
@@ -54,10 +54,10 @@ READ_TO_THE_END_BYTES = 256 * 1024
 _REQUEST = "rnn.request"
 
 
-class Calls(NamedTuple):
+class Handlers(NamedTuple):
     """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
 
-    handlers: Mapping[str, Handler]
+    posts: Mapping[str, Handler]
     streams: Mapping[str, StreamHandler]
     sockets: Mapping[str, SocketHandler]
 
@@ -69,7 +69,7 @@ class Application:
         self,
         router: FastAPI,
         *,
-        calls: Calls,
+        handlers: Handlers,
         admissions: Mapping[str, Admission],
         bodies: Bodies,
         keys: Keys,
@@ -77,13 +77,13 @@ class Application:
     ) -> None:
         self._fastapi = router
         self._router = AsyncExitStackMiddleware(router.router)
-        self._handlers, self._streams, self._sockets = calls
+        self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
-        self.direct_paths = frozenset(path.encode() for path in calls.handlers)
+        self.direct_paths = frozenset(path.encode() for path in handlers.posts)
         """What a connection may give to `answer` itself."""
 
     def request(
@@ -201,10 +201,9 @@ class Application:
             error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
         elif isinstance(error, HTTPException):  # of the router
             error = self._not_routed(request, error)
-        if isinstance(error, ServiceError):
-            return problem_reply(error, request.request_id)
-        self._log.error("internal_error", request_id=request.request_id, exc_info=error)
-        return internal_reply(request.request_id)
+        if not isinstance(error, ServiceError):
+            self._log.error("internal_error", request_id=request.request_id, exc_info=error)
+        return problem_reply(error, request.request_id)
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)

@@ -113,23 +113,17 @@ class BodyBudget:
     def finish(self, request: Request) -> None:
         """All of a body has come, or no more is waited for."""
         self._unfinished.pop(request, None)
-        self._wake()
+        self._changed.set()
+        self._changed.clear()
 
     def release(self, request: Request) -> None:
         """The request is over, and its body need not be held any more."""
-        size = self._held.pop(request, None)
-        if size is None:
-            return
-        self.finish(request)
-        self.bytes -= size
-        self._of_client[request.client] -= size
-        if not self._of_client[request.client]:
-            del self._of_client[request.client]
-        self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed.clear()
+        if (size := self._held.pop(request, None)) is not None:
+            self.bytes -= size
+            self._of_client[request.client] -= size
+            if not self._of_client[request.client]:
+                del self._of_client[request.client]
+            self.finish(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +159,7 @@ class Bodies:
                     total += len(piece)
                     if total > self.max_bytes:
                         raise BodyTooLarge(f"the body has more than {self.max_bytes} bytes, which is the limit")
-                    if not self.budget.has_room(request, len(piece)):
-                        waiting = True
+                    waiting = not self.budget.has_room(request, len(piece))
                     await self.budget.grow(request, len(piece))
                     waiting = False
                     pieces.append(piece)

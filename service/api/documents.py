@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from time import perf_counter
 from typing import TypeVar
 
 from service.api.negotiation import JSON, SAFETENSORS, request_format
 from service.api.request import Request
-from service.api.shapes import wrong
+from service.api.shapes import invalid
 from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document
 
@@ -35,58 +36,44 @@ class Documents:
     async def decode(self, request: Request) -> tuple[Document, str]:
         """The named values of a body, and its format. Raises UnsupportedMediaType, or as the decoders do."""
         if request.query:
-            raise wrong(
+            raise invalid(
                 "query parameters are for streams (application/x-ndjson); here every field is in the body", "query"
             )
         kind = request_format(request.headers.get(b"content-type", b""))
-        body = request.body
-        if len(body) < HEAVY_BYTES:
-            begun = perf_counter()
-            try:
-                document = safetensors.decode(body) if kind == SAFETENSORS else json.decode(body)
-            except json.Suspicious:
+        body, begun = request.body, perf_counter()
+        decode = safetensors.decode if kind == SAFETENSORS else json.decode
+        is_heavy = len(body) >= HEAVY_BYTES
+        document: Document | None
+        try:
+            if not is_heavy:
+                document = decode(body)
+            elif kind == SAFETENSORS and len(body) > VIEW_BYTES:
+                document = await asyncio.to_thread(decode, body)
+            else:
+                parts = json_pieces.decode(body) if kind == JSON and len(body) > PIECES_BYTES else map(decode, [body])
+                *_, document = await self._in_pieces(request, "decode", parts)
+        except json.Suspicious:  # and whatever the fast reader holds is let go
+            document = None
+        if document is None:
+            async with self._piece if is_heavy else nullcontext():
                 document = await asyncio.to_thread(json_slow.decode, body)
+        if not is_heavy:
             request.mark("decode", begun)
-            return document, kind
-        return await self._decode_heavy(request, body, kind), kind
+        return document, kind
 
     async def encode(
         self, request: Request, fields: Document, kind: str, values: int = 0
     ) -> bytes | list[bytes | memoryview]:
         """The body of a reply, of `values` numbers or so; a large one comes in pieces."""
-        if 4 * values >= HEAVY_BYTES:
-            return await self._encode_heavy(request, fields, kind, values)
-        begun = perf_counter()
-        body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
-        request.mark("encode", begun)
-        return body
-
-    async def _decode_heavy(self, request: Request, body: bytes, kind: str) -> Document:
-        if kind == SAFETENSORS and len(body) > VIEW_BYTES:
-            return await asyncio.to_thread(safetensors.decode, body)
-        try:
-            if kind == JSON and len(body) > PIECES_BYTES:
-                document: Document | None
-                *_, document = await self._in_pieces(request, "decode", json_pieces.decode(body))
-                assert document is not None  # noqa: S101  # the last that a reading gives
-                return document
-            async with self._piece:
-                begun = perf_counter()
-                document = safetensors.decode(body) if kind == SAFETENSORS else json.decode(body)
-                request.mark("decode", begun)
-                return document
-        except json.Suspicious:  # and whatever the fast reader holds is let go
-            pass
-        async with self._piece:
-            return await asyncio.to_thread(json_slow.decode, body)
-
-    async def _encode_heavy(
-        self, request: Request, fields: Document, kind: str, values: int
-    ) -> list[bytes | memoryview]:
+        if 4 * values < HEAVY_BYTES:
+            begun = perf_counter()
+            body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
+            request.mark("encode", begun)
+            return body
         if kind == SAFETENSORS:
             return safetensors.pieces(fields)
-        pieces = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
-        return list(await self._in_pieces(request, "encode", iter(pieces)))
+        parts = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
+        return list(await self._in_pieces(request, "encode", parts))
 
     async def _in_pieces(self, request: Request, stage: str, work: Iterator[T]) -> list[T]:
         """All that an iterator gives."""

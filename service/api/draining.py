@@ -5,17 +5,13 @@ from contextlib import suppress
 
 
 class Draining:
-    """Whether the process is going down, and the timeouts inside which streams and bodies wait for a client.
-
-    Starting to drain makes them due.
-    """
+    """Whether the process is going down, and the timeouts of those who wait for a client, which starting makes due."""
 
     def __init__(self) -> None:
         self.started = False
         self.waiting: set[asyncio.Timeout] = set()
 
     def start(self) -> None:
-        """Stop being ready, and wake everybody who waits."""
         self.started = True
         for timeout in list(self.waiting):
             with suppress(RuntimeError):  # it is due already, in this very turn of the loop

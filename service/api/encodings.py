@@ -4,7 +4,7 @@ import asyncio
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any
 
 from service.api.negotiation import reply_encoding
 from service.api.request import Reply, Request
@@ -29,26 +29,31 @@ GZIP_LEVEL = 4
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
 
 
+ENCODINGS = ("gzip", "zstd")
+
+
 class Decoder:
     """Decompresses a body of any number of gzip members or zstd frames."""
 
     def __init__(self, encoding: str) -> None:
         """Raises UnsupportedMediaType."""
-        if encoding not in _FRAMES:
-            known = ", ".join(_FRAMES)
+        if encoding not in ENCODINGS:
+            known = ", ".join(ENCODINGS)
             raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {known}")
         self._encoding = encoding
-        self._frame = _FRAMES[encoding]()
+        self._frame = _frame(encoding)
         self._frame_is_empty = True
         self._empty_frames = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data adds, in pieces of at most `PIECE_BYTES`. Raises MalformedBody."""
         try:
-            while data or self._frame.has_more:
+            while data or not (self._frame.eof or getattr(self._frame, "needs_input", True)):
                 if self._frame.eof:
                     self._next_frame()
-                piece, data = self._frame.decompress(data)
+                piece = self._frame.decompress(data, PIECE_BYTES)
+                # zstd keeps what it could not use at once, zlib gives it back.
+                data = getattr(self._frame, "unconsumed_tail", b"") or self._frame.unused_data
                 if piece:
                     self._frame_is_empty = False
                     yield piece
@@ -64,44 +69,14 @@ class Decoder:
         self._empty_frames += self._frame_is_empty
         if self._empty_frames > MAX_EMPTY_FRAMES:
             raise MalformedBody(f"the {self._encoding} data has more than {MAX_EMPTY_FRAMES} empty frames")
-        self._frame, self._frame_is_empty = _FRAMES[self._encoding](), True
+        self._frame, self._frame_is_empty = _frame(self._encoding), True
 
 
-class _Frame(Protocol):
-    eof: bool
-    has_more: bool
-
-    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
-        """A piece, and what is left of data."""
-
-
-class _Gzip:
-    has_more = False  # what it could not use at once is given back
-
-    def __init__(self) -> None:
-        self._member = zlib.decompressobj(wbits=31)
-        self.eof = False
-
-    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
-        piece = self._member.decompress(data, PIECE_BYTES)
-        self.eof = self._member.eof
-        return piece, self._member.unconsumed_tail or self._member.unused_data
-
-
-class _Zstd:
-    def __init__(self) -> None:
-        self._frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
-        self.eof = False
-        self.has_more = False
-
-    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
-        piece = self._frame.decompress(data, PIECE_BYTES)
-        self.eof = self._frame.eof
-        self.has_more = not (self.eof or self._frame.needs_input)
-        return piece, self._frame.unused_data if self.eof else b""
-
-
-_FRAMES: dict[str, type[_Gzip] | type[_Zstd]] = {"gzip": _Gzip, "zstd": _Zstd}
+def _frame(encoding: str) -> Any:
+    """What decompresses one gzip member or zstd frame."""
+    if encoding == "gzip":
+        return zlib.decompressobj(wbits=31)
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
 
 
 async def compressed(reply: Reply, request: Request) -> Reply:

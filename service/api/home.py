@@ -5,22 +5,8 @@ from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
-from fastapi import APIRouter, Response
-
 _FOLDER = Path(__file__).parent / "page"
 _SERIES = "{{series}}"
-
-
-def home_router() -> APIRouter:
-    """The route of the page."""
-    page, headers = document()
-    router = APIRouter()
-
-    @router.get("/", include_in_schema=False)
-    async def home() -> Response:
-        return Response(page, headers=headers, media_type="text/html; charset=utf-8")
-
-    return router
 
 
 def document() -> tuple[bytes, dict[str, str]]:

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from hmac import compare_digest
 
 from service.api.request import Request
-from service.errors import Forbidden, Unauthorized
+from service.errors import Unauthorized
 
 # What probes, scrapers and people read before they have a key; none of it holds a client's data.
 _OPEN = ("/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
@@ -32,12 +32,6 @@ class Keys:
                 raise Unauthorized("the key in Authorization is not one of this service's")
             if self._api:
                 raise Unauthorized("this service needs a key: send Authorization: Bearer <key>")
-
-
-def require_admin(request: Request) -> None:
-    """Raise Forbidden unless the request came with an admin key."""
-    if not request.admin:
-        raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
 
 
 def _among(given: bytes, keys: list[bytes]) -> bool:

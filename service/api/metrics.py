@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -25,8 +24,6 @@ from service.sessions.lifecycle import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 
 
 class Tally:
@@ -61,73 +58,45 @@ class Tally:
 
 
 class Metrics:
-    """One application's metrics, in a registry of their own. Times are in seconds, sizes in bytes."""
+    """What is counted: requests, their stages, rows, steps and turns. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._inference: Inference | None = None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._requests = Counter("rnn_requests", "Requests answered.", ("path", "status"), registry=self.registry)
-        self._latency = Histogram(
-            "rnn_request_seconds", "Time from headers to reply.", ("path",), buckets=_SECONDS, registry=self.registry
+        self._requests = self.counter("rnn_requests", "Requests answered.", "path", "status")
+        self._latency = self._histogram("rnn_request_seconds", "Time from headers to reply.", _SECONDS, "path")
+        stages = self._histogram(
+            "rnn_stage_seconds", "Time of a request by stage: decode, queue, compute, encode.", _SECONDS, "stage"
         )
-        stages = Histogram(
-            "rnn_stage_seconds",
-            "Time of a request by stage: decode, queue, compute, encode.",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
+        self._rows = self.counter("rnn_rows", "Sequences run.", "model")
+        self._steps = self.counter("rnn_steps", "Time steps run, over all rows.", "model")
+        self._batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn.", _COUNTS)
+        self._of_stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
         self._of_path: dict[str, Tally] = {}
         self._answered: dict[tuple[str, int], int] = {}
         self._run: dict[str, list[int]] = {}
-        self._rows = Counter("rnn_rows", "Sequences run.", ("model",), registry=self.registry)
-        self._steps = Counter("rnn_steps", "Time steps run, over all rows.", ("model",), registry=self.registry)
-        self._batch = Histogram(
-            "rnn_batch_rows", "Rows that ran together in a turn.", buckets=_COUNTS, registry=self.registry
-        )
-        self._loaded = self._gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
-        self._queued = self._gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
-        self._queued_bytes = self._gauge("rnn_queued_bytes", "Arrays of those requests.")
-        self._sessions: Sessions | None = None
-        self._live = self._gauge("rnn_sessions", "Live sessions, of all processes that share the store.", "livemax")
-        self._session_bytes = self._gauge("rnn_session_bytes", "What the live sessions are charged for.", "livemax")
-        self._session_queue = self._gauge("rnn_session_queued", "Calls of sessions that wait or run.")
-        self._events = Counter(
-            "rnn_session_events",
-            "Sessions opened; steps run; commits, replays and conflicts of steps.",
-            ("event",),
-            registry=self.registry,
-        )
-        self._ended = Counter(
-            "rnn_sessions_ended", "Sessions that ended, by reason.", ("reason",), registry=self.registry
-        )
-        self._counted: Count[tuple[Counter, str]] = Count()
 
     def count(self, request: Request, path: str, seconds: float) -> None:
         """Account for one finished request. path is a route's, never a client's own words."""
         key = path, request.status
         self._answered[key] = self._answered.get(key, 0) + 1
-        self._tally(path).observe(seconds)
+        latency = self._of_path.get(path)
+        if latency is None:
+            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
+        latency.observe(seconds)
         for stage, spent in request.stages.items():
-            self._stage[stage].observe(spent)
+            self._of_stage[stage].observe(spent)
         if request.rows and request.model is not None:
             run = self._run.setdefault(request.model, [0, 0])
             run[0] += request.rows
             run[1] += request.steps
 
     def count_turn(self, rows: int) -> None:
-        """Account for rows that ran together."""
         self._batch.observe(rows)
 
-    def watch(self, inference: Inference) -> None:
-        """Whose gauges to show."""
-        self._inference = inference
-
-    def sample(self) -> None:
-        """Set the gauges to what is now, and fold what was counted since the last time."""
+    def fold(self) -> None:
+        """Hand over to prometheus-client what was counted since the last time."""
         for (path, status), count in self._answered.items():
             self._requests.labels(path, str(status)).inc(count)
         self._answered.clear()
@@ -135,42 +104,51 @@ class Metrics:
             self._rows.labels(model).inc(rows)
             self._steps.labels(model).inc(steps)
         self._run.clear()
-        for tally in (*self._stage.values(), *self._of_path.values()):
+        for tally in (*self._of_stage.values(), *self._of_path.values()):
             tally.fold()
-        if self._inference is not None:
-            self._loaded.set(self._inference.registry.loaded_bytes)
-            self._queued.set(self._inference.queued_requests)
-            self._queued_bytes.set(self._inference.queued_bytes)
 
-            self._sample_sessions()
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
 
-    def watch_sessions(self, sessions: Sessions) -> None:
-        """Whose sessions to show."""
+    def gauge(self, name: str, text: str, together: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+        """A gauge; `together` says how those of several workers make one."""
+        return Gauge(name, text, registry=self.registry, multiprocess_mode=together)
+
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
+
+
+class Sampler:
+    """What is read of the parts of the service now and then, and the page of all metrics. Sizes are in bytes."""
+
+    def __init__(self, metrics: Metrics, inference: Inference, sessions: Sessions) -> None:
+        self._metrics = metrics
+        self._inference = inference
         self._sessions = sessions
+        self._loaded = metrics.gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
+        self._queued = metrics.gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
+        self._queued_bytes = metrics.gauge("rnn_queued_bytes", "Arrays of those requests.")
+        self._live = metrics.gauge("rnn_sessions", "Live sessions, of all processes that share the store.", "livemax")
+        self._live_bytes = metrics.gauge("rnn_session_bytes", "What the live sessions are charged for.", "livemax")
+        self._session_queue = metrics.gauge("rnn_session_queued", "Calls of sessions that wait or run.")
+        text = "Sessions opened; steps run; commits, replays and conflicts of steps."
+        self._events = metrics.counter("rnn_session_events", text, "event")
+        self._ended = metrics.counter("rnn_sessions_ended", "Sessions that ended, by reason.", "reason")
+        self._counted: Count[tuple[Counter, str]] = Count()
 
-    def _tally(self, path: str) -> Tally:
-        latency = self._of_path.get(path)
-        if latency is None:
-            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-        return latency
-
-    def _sample_sessions(self) -> None:
-        if self._sessions is None:
-            return
-        cache = self._sessions.cache
+    def sample(self) -> None:
+        self._metrics.fold()
+        inference, cache = self._inference, self._sessions.cache
+        self._loaded.set(inference.registry.loaded_bytes)
+        self._queued.set(inference.queued_requests)
+        self._queued_bytes.set(inference.queued_bytes)
         self._live.set(cache.store.totals.sessions)
-        self._session_bytes.set(cache.store.totals.bytes)
+        self._live_bytes.set(cache.store.totals.bytes)
         self._session_queue.set(self._sessions.queue.waiting)
-        counts = cache.counts
         for event in ("opened", "steps", "commits", "replays", "conflicts"):
-            self._advance(self._events, event, getattr(counts, event))
-        for reason, ended in counts.ended.items():
+            self._advance(self._events, event, getattr(cache.counts, event))
+        for reason, ended in cache.counts.ended.items():
             self._advance(self._ended, reason, ended)
-
-    def _advance(self, counter: Counter, label: str, count: int) -> None:
-        """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
-        counter.labels(label).inc(count - self._counted[counter, label])
-        self._counted[counter, label] = count
 
     async def keep_sampling(self) -> None:
         """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
@@ -185,10 +163,12 @@ class Metrics:
         """The Prometheus text of now; with several workers, of all of them."""
         self.sample()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self.registry)
+            return generate_latest(self._metrics.registry)
         together = CollectorRegistry()
         MultiProcessCollector(together)
         return generate_latest(together)
 
-    def _gauge(self, name: str, text: str, together: Literal["livesum", "livemax"] = "livesum") -> Gauge:
-        return Gauge(name, text, registry=self.registry, multiprocess_mode=together)
+    def _advance(self, counter: Counter, label: str, count: int) -> None:
+        """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
+        counter.labels(label).inc(count - self._counted[counter, label])
+        self._counted[counter, label] = count

@@ -1,12 +1,12 @@
 """GET /models and its admin calls: what can be called, and in what state it is."""
 
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from service.api.application import request_of
-from service.api.keys import require_admin
+from service.api.routes import admin_only
 from service.serving.registry import Model, ModelVersion, Registry
 from service.spec import Kind, Nonlinearity, WeightsDtype
 
@@ -55,27 +55,26 @@ class ModelList(BaseModel):
 
 
 def models_router(registry: Registry) -> APIRouter:
-    """The routes over one registry."""
     router = APIRouter(prefix="/models", tags=["models"])
-    admin = [Depends(_admin)]
+    admin = [Depends(admin_only)]
 
     @router.get("", summary="List the models")
     async def list_models() -> ModelList:
-        return ModelList(models=[view(model, registry) for model in registry.models()])
+        return ModelList(models=[_model(model, registry) for model in registry.models()])
 
     @router.get("/{name}", summary="One model")
     async def get_model(name: str) -> ModelView:
-        return view(registry.model(name), registry)
+        return _model(registry.model(name), registry)
 
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
     async def reload_model(name: str) -> ModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        return view(await registry.reload(name), registry)
+        return _model(await registry.reload(name), registry)
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
     async def unload_model(name: str) -> ModelView:
         """The next request loads it again. A version that sessions run on stays: `sessions` says of how many."""
-        return view(registry.unload(name), registry)
+        return _model(registry.unload(name), registry)
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
     async def drain_model(
@@ -83,15 +82,19 @@ def models_router(registry: Registry) -> APIRouter:
         version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
     ) -> ModelView:
         """Until the model is reloaded; `sessions` says how many still run on each version."""
-        return view(registry.drain(name, version), registry)
+        return _model(registry.drain(name, version), registry)
 
     return router
 
 
-def view(model: Model, registry: Registry) -> ModelView:
-    """A model as clients see it."""
-    serving = model.serving()
-    shown = ModelView(
+def _model(model: Model, registry: Registry) -> ModelView:
+    serving, config = model.serving(), model.config
+    described: dict[str, Any] = {}
+    if config is not None:
+        described = asdict(config.spec()) | {"description": config.description}
+        if described["kind"] != "rnn":
+            described["nonlinearity"] = None
+    return ModelView(
         name=model.name,
         state="failed" if model.failure or serving is None else serving.state,
         reason=model.failure or (serving.failure if serving else None),
@@ -100,24 +103,7 @@ def view(model: Model, registry: Registry) -> ModelView:
             *(_version(version, registry, replaced=True) for version in registry.retired(model.name)),
             *(_version(version, registry) for version in model.versions.values()),
         ],
-    )
-    if model.config is None:
-        return shown
-    config, spec = model.config, model.config.spec()
-    return shown.model_copy(
-        update={
-            "kind": spec.kind,
-            "input_size": spec.input_size,
-            "hidden_size": spec.hidden_size,
-            "num_layers": spec.num_layers,
-            "nonlinearity": spec.nonlinearity if spec.kind == "rnn" else None,
-            "bias": spec.bias,
-            "bidirectional": spec.bidirectional,
-            "proj_size": spec.proj_size,
-            "out_features": spec.out_features,
-            "weights_dtype": spec.weights_dtype,
-            "description": config.description,
-        }
+        **described,
     )
 
 
@@ -134,7 +120,3 @@ def _version(version: ModelVersion, registry: Registry, *, replaced: bool = Fals
         loaded_bytes=engine.nbytes if engine else 0,
         notes=version.notes,
     )
-
-
-def _admin(routed: Request) -> None:
-    require_admin(request_of(routed.scope))

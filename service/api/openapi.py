@@ -1,11 +1,12 @@
 """The OpenAPI document: FastAPI's, and what it does not know: the problems that a call answers, and the WebSocket."""
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from service.api.problems import MEDIA_TYPE
 from service.api.replies import Problem
@@ -14,13 +15,23 @@ from service.api.routes import STREAM_PARAMETERS
 
 _REF = "#/components/schemas/{model}"
 
-_FORWARD_STATUSES = [400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504]
-_STATUSES: dict[str, list[int]] = {
-    "post /rnn/forward": _FORWARD_STATUSES,
-    "post /cell/step": [*_FORWARD_STATUSES, 409, 410],
-    "post /cell/sessions": [400, 401, 404, 408, 409, 413, 415, 422, 503],
-    "get /cell/sessions": [401, 403, 422, 503],
+_INFERENCE = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+_SESSION = (401, 404, 406, 410, 422, 429, 503)
+
+_PROBLEMS = {
+    "post /rnn/forward": _INFERENCE,
+    "post /cell/step": (*_INFERENCE, 409, 410),
+    "post /cell/sessions/": _SESSION,
+    "post /cell/sessions": (400, 401, 404, 408, 409, 413, 415, 422, 503),
+    "get /cell/sessions/": _SESSION,
+    "get /cell/sessions": (401, 403, 422, 503),
+    "delete /cell/sessions/": _SESSION,
+    "get /models/": (401, 404, 422, 503),
+    "get /models": (401,),
+    "post /models/": (401, 403, 404, 422, 503),
+    "get /problems/": (404,),
 }
+"""What a call answers when something is wrong, by the beginning of its method and path; the first that fits."""
 
 STREAM = """Open it as a WebSocket. What may stand in the query may also come as the first message, a StreamRequest.
 
@@ -45,15 +56,17 @@ def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (StreamRequest, Problem):
-        _add_schema(schemas, model)
+    schemas = document["components"]["schemas"]
+    _, ours = models_json_schema([(StreamRequest, "validation"), (Problem, "serialization")], ref_template=_REF)
+    schemas |= ours["$defs"]
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which this service never sends
         schemas.pop(name, None)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            call = f"{method} {path}"
+            statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
-            operation["responses"].update(_problems(_statuses(path, method)))
+            operation["responses"] |= _problems(statuses)
             if not path.startswith(("/models", "/cell", "/rnn")):
                 operation["security"] = []
     document["paths"]["/cell/stream"] = {
@@ -63,7 +76,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             "summary": "A stream of steps over a WebSocket",
             "description": STREAM,
             "parameters": STREAM_PARAMETERS,
-            "responses": {"101": {"description": "The stream is open."}, **_problems([401, 403, 422, 426, 500, 503])},
+            "responses": {"101": {"description": "The stream is open."}, **_problems((401, 403, 422, 426, 500, 503))},
         }
     }
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -72,24 +85,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _statuses(path: str, method: str) -> list[int]:
-    """What a call answers when something is wrong."""
-    if (statuses := _STATUSES.get(f"{method} {path}")) is not None:
-        return statuses
-    if path.startswith("/cell/sessions/"):
-        return [401, 404, 406, 410, 422, 429, 503]
-    if path.startswith("/models"):
-        statuses = [404, 422, 503] if path.startswith("/models/") else []
-        return [*statuses, 401, 403] if method == "post" else [*statuses, 401]
-    return [404] if "{" in path else []
-
-
-def _problems(statuses: list[int]) -> dict[str, Any]:
+def _problems(statuses: Iterable[int]) -> dict[str, Any]:
     content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
     return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
-
-
-def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
-    schema = model.model_json_schema(ref_template=_REF)
-    schemas.update(schema.pop("$defs", {}))
-    schemas[model.__name__] = schema

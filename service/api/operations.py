@@ -1,13 +1,15 @@
-"""What operators and tools read: health, metrics, and the pages behind the problems' types."""
+"""What people, operators and tools read: the page, health, metrics, and the pages behind the problems' types."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
-from service.api.metrics import CONTENT_TYPE, Metrics
+from service.api.home import document
+from service.api.metrics import Sampler
 from service.errors import RouteNotFound
 
 _SLUG = re.compile(r"[a-z-]{1,64}")
@@ -21,9 +23,14 @@ class Health(BaseModel):
     reasons: list[str] = Field(default_factory=list, description="What it waits for.")
 
 
-def operations_router(metrics: Metrics, unready: Callable[[], list[str]]) -> APIRouter:
+def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> APIRouter:
     """The routes; `unready` gives the reasons for not being ready, none if it is."""
     router = APIRouter(tags=["operations"])
+    page, headers = document()
+
+    @router.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
     @router.get("/health/live", summary="Is the process alive?")
     async def live() -> Health:
@@ -38,7 +45,7 @@ def operations_router(metrics: Metrics, unready: Callable[[], list[str]]) -> API
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
-        return Response(metrics.page(), headers={"content-type": CONTENT_TYPE.decode()})
+        return Response(sampler.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get("/problems/{slug}", summary="What a problem means", response_class=Response)
     async def problem_page(slug: str) -> Response:

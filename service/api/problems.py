@@ -1,8 +1,6 @@
 """The one table from a domain error to an HTTP status, and the problem document that tells a client (RFC 9457)."""
 
 import re
-from functools import cache
-from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -10,7 +8,7 @@ import orjson
 from service import errors
 from service.api.request import Reply
 
-STATUS: dict[type[errors.ServiceError], int] = {
+STATUS: dict[type[Exception], int] = {
     errors.MalformedBody: 400,
     errors.DuplicateName: 400,
     errors.Unauthorized: 401,
@@ -43,35 +41,22 @@ STATUS: dict[type[errors.ServiceError], int] = {
 }
 
 RETRY_AFTER_SECONDS = 1
-_RETRY = (
-    errors.ClientFull,
-    errors.ServiceFull,
-    errors.ServiceDraining,
-    errors.SessionBusy,
-    errors.SessionsFull,
-    errors.StoreUnavailable,
-)
 
 MEDIA_TYPE = b"application/problem+json"
 
 
-def slug(kind: type[errors.ServiceError]) -> str:
+def slug(kind: type[Exception]) -> str:
     """The last part of the problem's type: `VersionNotFound` is `/problems/version-not-found`."""
-    return _hyphened(kind.__name__)
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower() if kind in STATUS else "internal-error"
 
 
-@cache
-def _hyphened(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
-
-
-def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:
-    """The problem document of an error."""
-    kind = type(error)
+def problem(error: Exception, request_id: str) -> dict[str, Any]:
+    """The problem document of an error; of one that is no ServiceError it says where the reason is."""
+    kind, name = type(error), slug(type(error))
     document: dict[str, Any] = {
-        "type": f"/problems/{slug(kind)}",
-        "title": slug(kind).replace("-", " ").capitalize(),
-        "status": STATUS[kind],
+        "type": f"/problems/{name}",
+        "title": name.replace("-", " ").capitalize(),
+        "status": STATUS.get(kind, 500),
         "detail": str(error),
     }
     if isinstance(error, errors.InvalidRequest):
@@ -80,29 +65,15 @@ def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:
         document["expected"] = error.expected
     elif isinstance(error, errors.SessionGone):
         document |= {"reason": error.reason, "step": error.step}
+    elif kind not in STATUS:
+        document["detail"] = "the service failed on this request; its log has the reason under this request_id"
     document["request_id"] = request_id
     return document
 
 
-def internal_problem(request_id: str) -> dict[str, Any]:
-    """What a client hears of an error of ours: that it is in the log, under this id."""
-    return {
-        "type": "/problems/internal-error",
-        "title": HTTPStatus(500).phrase,
-        "status": 500,
-        "detail": "the service failed on this request; its log has the reason under this request_id",
-        "request_id": request_id,
-    }
-
-
-def problem_reply(error: errors.ServiceError, request_id: str) -> Reply:
-    """What a client gets for an error."""
-    return Reply(STATUS[type(error)], MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error))
-
-
-def internal_reply(request_id: str) -> Reply:
-    """What a client gets for an error of ours."""
-    return Reply(500, MEDIA_TYPE, encode_problem(internal_problem(request_id)))
+def problem_reply(error: Exception, request_id: str) -> Reply:
+    status = STATUS.get(type(error), 500)
+    return Reply(status, MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error, status))
 
 
 def encode_problem(document: dict[str, Any]) -> bytes:
@@ -115,8 +86,8 @@ def encode_problem(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document)
 
 
-def _headers(error: errors.ServiceError) -> list[tuple[bytes, bytes]]:
-    if isinstance(error, _RETRY):
+def _headers(error: Exception, status: int) -> list[tuple[bytes, bytes]]:
+    if status in (429, 503) and not isinstance(error, errors.ModelFailed):
         return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
     if isinstance(error, errors.Unauthorized):
         return [(b"www-authenticate", b"Bearer")]

@@ -1,5 +1,6 @@
-"""The replies of the hot routes as pydantic models, for the OpenAPI document; what is sent is encoded arrays."""
+"""Replies as pydantic models, for the OpenAPI document; of the hot routes encoded arrays are sent."""
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -10,17 +11,12 @@ Nested = list[Any]
 class ForwardReply(BaseModel):
     """What /rnn/forward answers; fields that were not asked for are left out."""
 
-    outputs: Nested = Field(
-        default_factory=list,
-        description="(B,T,D·P): hidden state of the last layer at each step; zeros past a row's length.",
-    )
-    last: Nested = Field(default_factory=list, description="(B,D·P): outputs at each row's own last step.")
-    h_n: Nested = Field(default_factory=list, description="(L·D,B,P): final hidden state of every layer.")
-    c_n: Nested = Field(default_factory=list, description="(L·D,B,H): final cell state of every layer of an LSTM.")
-    predictions: Nested = Field(default_factory=list, description="(B,T,O): the linear head over outputs.")
-    lengths: Nested = Field(
-        default_factory=list, description="safetensors only: the true lengths of a ragged reply, which comes padded."
-    )
+    outputs: Nested = Field([], description="(B,T,D·P): outputs of the last layer; zeros past a row's length.")
+    last: Nested = Field([], description="(B,D·P): outputs at each row's own last step.")
+    h_n: Nested = Field([], description="(L·D,B,P): final hidden state of every layer.")
+    c_n: Nested = Field([], description="(L·D,B,H): final cell state of every layer of an LSTM.")
+    predictions: Nested = Field([], description="(B,T,O): the linear head over outputs.")
+    lengths: Nested = Field([], description="safetensors only: true lengths of a ragged reply, which comes padded.")
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
 
@@ -28,12 +24,10 @@ class ForwardReply(BaseModel):
 class StepReply(BaseModel):
     """What /cell/step answers; fields that were not asked for are left out."""
 
-    outputs: Nested = Field(default_factory=list, description="(B,P): hidden state of the last layer.")
-    h: Nested = Field(
-        default_factory=list, description="The new hidden state of every layer, in the shape that was sent."
-    )
-    c: Nested = Field(default_factory=list, description="The new cell state of an LSTM, in the shape that was sent.")
-    predictions: Nested = Field(default_factory=list, description="(B,O): the linear head over outputs.")
+    outputs: Nested = Field([], description="(B,P): hidden state of the last layer.")
+    h: Nested = Field([], description="The new hidden state of every layer, in the shape that was sent.")
+    c: Nested = Field([], description="The new cell state of an LSTM, in the shape that was sent.")
+    predictions: Nested = Field([], description="(B,O): the linear head over outputs.")
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
 
@@ -41,11 +35,39 @@ class StepReply(BaseModel):
 class SessionStepReply(BaseModel):
     """What /cell/step answers for a session; fields that were not asked for are left out."""
 
-    outputs: Nested = Field(default_factory=list, description="(P) or (k,P): hidden state of the last layer.")
-    predictions: Nested = Field(default_factory=list, description="(O) or (k,O): the linear head over outputs.")
-    h: Nested = Field(default_factory=list, description="(L,P), or (P) if L = 1: the state after the last step.")
-    c: Nested = Field(default_factory=list, description="LSTM only: (L,H), or (H) if L = 1.")
+    outputs: Nested = Field([], description="(P) or (k,P): hidden state of the last layer.")
+    predictions: Nested = Field([], description="(O) or (k,O): the linear head over outputs.")
+    h: Nested = Field([], description="(L,P), or (P) if L = 1: the state after the last step.")
+    c: Nested = Field([], description="LSTM only: (L,H), or (H) if L = 1.")
     step: int = Field(description="Number of the last of these steps.")
+
+
+class ShortView(BaseModel):
+    """A session on a page of sessions."""
+
+    session: str = Field(
+        description="Its id: whoever knows it, and has the key that opened it, can step it. A page shows its beginning."
+    )
+    model: str = Field(description="The model that it steps.")
+    version: str = Field(description="The version that it stays on until it ends.")
+    step: int = Field(description="Steps done.")
+    created_at: datetime = Field(description="When it was opened.")
+    used_at: datetime = Field(description="Time of the last step or reset.")
+    expires_at: datetime = Field(description="When it ends if nobody steps it.")
+
+
+class SessionView(ShortView):
+    """A session. With `state=true` also `h` (L,P) or (P), and `c` (L,H) or (H): a snapshot."""
+
+    ttl_seconds: float = Field(description="Life since the last step.")
+    replay_steps: int = Field(description="How many of a stream's latest steps can be repeated, at least.")
+
+
+class SessionPage(BaseModel):
+    """Some of the live sessions, by id."""
+
+    sessions: list[ShortView] = Field(description="The sessions of this page.")
+    next: str | None = Field(description="What to send as `after` for the next page; null if there is none.")
 
 
 class Place(BaseModel):

@@ -96,12 +96,10 @@ class Request:
     def timeout(self) -> float | None:
         """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""
         value = self.headers.get(b"x-request-timeout-ms")
-        if value is None:
-            return None
-        if not value.isdigit() or len(value) > 9:
+        if value is not None and not (value.isdigit() and len(value) <= 9):
             message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
             raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
-        return int(value) / 1000
+        return None if value is None else int(value) / 1000
 
     def deadline(self) -> float | None:
         """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""

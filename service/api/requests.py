@@ -6,18 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import core_schema
 
-from service.api.shapes import Target
 from service.errors import FieldError, InvalidRequest, spell
 from service.wire.arrays import Ragged
 
@@ -32,23 +23,34 @@ ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]
 StepReturn = Literal["outputs", "h", "c", "predictions"]
 
 
-class _Numbers:
-    """Marks a field that holds an array: pydantic asks for the type by itself, without a call into Python."""
+class Numbers:
+    """Marks a field that holds an array, of one of the given depths of nesting; axes are its title in OpenAPI."""
+
+    def __init__(self, axes: str, *depths: int, **number: Any) -> None:
+        shapes = []
+        for depth in depths:
+            schema: dict[str, Any] = number or {"type": "number"}
+            for _ in range(depth):
+                schema = {"type": "array", "items": schema, "minItems": 1}
+            shapes.append(schema)
+        self._schema = {"title": axes} | (shapes[0] if len(shapes) == 1 else {"anyOf": shapes})
 
     def __get_pydantic_core_schema__(self, _: Any, __: Any) -> core_schema.CoreSchema:
+        """Let pydantic ask for the type by itself, without a call into Python."""
+        array, ragged = map(core_schema.is_instance_schema, (np.ndarray, Ragged))
         return core_schema.custom_error_schema(
-            core_schema.union_schema(
-                [core_schema.is_instance_schema(np.ndarray), core_schema.is_instance_schema(Ragged)]
-            ),
+            core_schema.union_schema([array, ragged]),
             custom_error_type="numbers",
             custom_error_message="expected a list of numbers",
         )
 
+    def __get_pydantic_json_schema__(self, _: Any, __: Any) -> dict[str, Any]:
+        return self._schema
+
 
 def _from_text(value: Any, info: ValidationInfo) -> Any:
     """Safetensors metadata holds strings only: what is no string in the contract is read from JSON text."""
-    target: Target | None = info.context
-    if target is None or not target.text or not isinstance(value, str):
+    if not info.context or not isinstance(value, str):
         return value
     try:
         return orjson.loads(value)
@@ -56,34 +58,28 @@ def _from_text(value: Any, info: ValidationInfo) -> Any:
         return value
 
 
-def _array(axes: str, *depths: int) -> Any:
-    """Numbers of the given depths of nesting, as the OpenAPI document shows them."""
-    shapes = []
-    for depth in depths:
-        schema: dict[str, Any] = {"type": "number"}
-        for _ in range(depth):
-            schema = {"type": "array", "items": schema, "minItems": 1}
-        shapes.append(schema)
-    title = {"title": axes}
-    return Annotated[
-        Any,
-        _Numbers(),
-        WithJsonSchema(title | (shapes[0] if len(shapes) == 1 else {"anyOf": shapes})),
-    ]
-
-
 def _names(value: Any, info: ValidationInfo) -> Any:
     """A list of names, in safetensors metadata also with commas; an empty list of anything comes as an empty array."""
     value = _from_text(value, info)
-    if isinstance(value, str) and info.context is not None and info.context.text:
+    if isinstance(value, str) and info.context:
         return [part.strip() for part in value.split(",") if part.strip()]
     return [] if isinstance(value, np.ndarray) and value.shape == (0,) else value
 
 
 Text = BeforeValidator(_from_text)
-Names = BeforeValidator(_names)
-
 Name = Annotated[str, Field(max_length=64)]
+SessionId = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Forwarded = Annotated[list[ForwardReturn], Field(max_length=8), BeforeValidator(_names)]
+Stepped = Annotated[list[StepReturn], Field(max_length=8), BeforeValidator(_names)]
+
+InitialH = Annotated[
+    Annotated[Any, Numbers("(L,P) or (P)", 2, 1)] | None,
+    Field(description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."),
+]
+InitialC = Annotated[
+    Annotated[Any, Numbers("(L,H) or (H)", 2, 1)] | None,
+    Field(description="LSTM only: cell state before the first step; zeros if left out."),
+]
 
 
 class Request(BaseModel):
@@ -105,27 +101,22 @@ class Request(BaseModel):
 class ForwardRequest(Request):
     """Whole sequences for `torch.nn.RNN`, `GRU` or `LSTM`; numbers are 32-bit floats."""
 
-    inputs: _array("(B,T,I) or (T,I)", 3, 2) = Field(  # type: ignore[valid-type]
+    inputs: Annotated[Any, Numbers("(B,T,I) or (T,I)", 3, 2)] = Field(
         description="Sequences: (B,T,I), or (T,I) for one unbatched sequence; rows of unequal length are allowed."
     )
-    h0: _array("(L·D,B,P) or (L·D,P)", 3, 2) | None = Field(  # type: ignore[valid-type]
+    h0: Annotated[Any, Numbers("(L·D,B,P) or (L·D,P)", 3, 2)] | None = Field(
         None, description="Initial hidden state; (L·D,P) if inputs are unbatched; zeros if left out."
     )
-    c0: _array("(L·D,B,H) or (L·D,H)", 3, 2) | None = Field(  # type: ignore[valid-type]
+    c0: Annotated[Any, Numbers("(L·D,B,H) or (L·D,H)", 3, 2)] | None = Field(
         None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; zeros if left out."
     )
-    lengths: (
-        Annotated[
-            Any,
-            _Numbers(),
-            WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1}),
-        ]
-        | None
-    ) = Field(None, description="True lengths of padded inputs: B whole numbers from 1 to T.")
+    lengths: Annotated[Any, Numbers("(B)", 1, type="integer", minimum=1)] | None = Field(
+        None, description="True lengths of padded inputs: B whole numbers from 1 to T."
+    )
     batch_first: Annotated[bool, Text] = Field(
         True, description="false: inputs and outputs are (T,B,·), as PyTorch's default; ragged lists need true."
     )
-    returns: Annotated[list[ForwardReturn], Field(max_length=8), Names] | None = Field(
+    returns: Forwarded | None = Field(
         None, description="What to send back; default: outputs, h_n, c_n of an LSTM, predictions if there is a head."
     )
 
@@ -133,35 +124,32 @@ class ForwardRequest(Request):
 class StepRequest(Request):
     """One time step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model."""
 
-    inputs: _array("(B,I) or (I)", 2, 1) = Field(  # type: ignore[valid-type]
+    inputs: Annotated[Any, Numbers("(B,I) or (I)", 2, 1)] = Field(
         description="One step of each row: (B,I), or (I) for one row."
     )
-    h: _array("(L,B,P), (B,P) or (P)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
+    h: Annotated[Any, Numbers("(L,B,P), (B,P) or (P)", 3, 2, 1)] | None = Field(
         None, description="Hidden state before the step: (L,B,P), or (B,P) if L = 1, or (P); zeros if left out."
     )
-    c: _array("(L,B,H), (B,H) or (H)", 3, 2, 1) | None = Field(  # type: ignore[valid-type]
+    c: Annotated[Any, Numbers("(L,B,H), (B,H) or (H)", 3, 2, 1)] | None = Field(
         None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
     )
-    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+    returns: Stepped | None = Field(
         None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."
     )
-
-
-SessionId = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class SessionStepRequest(Request):
     """Steps of a session, whose state the service keeps."""
 
     session: SessionId = Field(description="The session; X-Session-Id may name it instead.")
-    inputs: _array("(I) or (k,I)", 1, 2) = Field(  # type: ignore[valid-type]
+    inputs: Annotated[Any, Numbers("(I) or (k,I)", 1, 2)] = Field(
         description="One step (I), or k steps (k,I) that are run and kept together."
     )
     step: Annotated[int, Field(ge=1), Text] | None = Field(
         None,
         description="Number of the first step, from 1; the next if left out. A repeated number gets its reply again.",
     )
-    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+    returns: Stepped | None = Field(
         None, description="What to send back; default: outputs, predictions if there is a head."
     )
 
@@ -169,12 +157,8 @@ class SessionStepRequest(Request):
 class OpenRequest(Request):
     """What a session is opened with; a snapshot of another session will do."""
 
-    h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
-        None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
-    )
-    c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
-        None, description="LSTM only: cell state before the first step; zeros if left out."
-    )
+    h: InitialH = None
+    c: InitialC = None
     ttl_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), Text] | None = Field(
         None, description="Life since the last step, in seconds; RNN_SESSION_TTL_SECONDS if left out."
     )
@@ -196,30 +180,38 @@ class StreamRequest(Request):
         None,
         description="Number of the first step, for steps that bring none; a session's next one, or 1, if left out.",
     )
-    h: _array("(L,P) or (P)", 2, 1) | None = Field(  # type: ignore[valid-type]
-        None, description="Hidden state before the first step: (L,P), or (P) if L = 1; zeros if left out."
-    )
-    c: _array("(L,H) or (H)", 2, 1) | None = Field(  # type: ignore[valid-type]
-        None, description="LSTM only: cell state before the first step; zeros if left out."
-    )
-    returns: Annotated[list[StepReturn], Field(max_length=8), Names] | None = Field(
+    h: InitialH = None
+    c: InitialC = None
+    returns: Stepped | None = Field(
         None, description="What each answer holds; default: outputs, and predictions if there is a head."
     )
 
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+class StepLine(BaseModel):
+    """A line of a stream that is more than the inputs alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    inputs: Annotated[Any, Numbers("(I)", 1)]
+    step: int | None = None
 
 
-def parse(kind: type[AnyRequest], fields: Mapping[str, Any], target: Target | None) -> AnyRequest:
-    """Check fields by a pydantic model. Raises InvalidRequest with every field that is wrong."""
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = False) -> Fields:
+    """Check fields by a pydantic model; `texts` says that plain values came as strings, as safetensors metadata does.
+
+    Raises InvalidRequest with every field that is wrong.
+    """
     try:
-        return kind.model_validate(fields, context=target)
+        return kind.model_validate(fields, context=texts)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)[:MAX_ERRORS]
         raise InvalidRequest([_field_error(kind, item) for item in errors]) from None
 
 
-def _field_error(kind: type[Request], item: Any) -> FieldError:
+def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in item["loc"])
     name = spell(loc)
     if item["type"] == "extra_forbidden":

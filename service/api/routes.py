@@ -1,88 +1,93 @@
 """The calls that `Application` handles itself, as FastAPI routes: the OpenAPI document is made of them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from fastapi import Request as Routed
 from fastapi.routing import APIRoute
 
+from service.api.application import request_of
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS
-from service.api.replies import ForwardReply, SessionStepReply, StepReply
+from service.api.replies import ForwardReply, SessionStepReply, SessionView, StepReply
+from service.api.request import Request
 from service.api.requests import ForwardRequest, OpenRequest, SessionStepRequest, StepRequest
-from service.api.sessions import SessionView
+from service.errors import Forbidden
 
 _ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
 _LINES = {"schema": {"type": "string"}}
 
-_DEADLINE = {
-    "name": "X-Request-Timeout-Ms",
-    "in": "header",
-    "description": "Milliseconds after which the request need not run any more: 504, and it did not run.",
-    "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
-}
-_REQUEST_ID = {
-    "name": "X-Request-Id",
-    "in": "header",
-    "description": "The reply and the log carry it; one is made if it is left out.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-}
-_SESSION_ID = {
-    "name": "X-Session-Id",
-    "in": "header",
-    "description": "The session, instead of `session` in the body or the query.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
-}
-_STREAM_FIELDS = {
-    "model": "Streams only: name of the model.",
-    "version": "Streams only: version of the model.",
-    "returns": "Streams only: what each answer holds, with commas: outputs, h, c, predictions.",
-    "non_finite": "Streams only: error, or null.",
-    "session": "Streams only: a session that the service keeps; or the header X-Session-Id.",
-    "step": "Streams only: number of the first step.",
-}
+
+def _parameter(name: str, where: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": where, "description": description, "schema": {"type": "string"} | schema}
+
+
+_HEADERS = [
+    _parameter(
+        "X-Request-Timeout-Ms",
+        "header",
+        "Milliseconds after which the request need not run any more: 504, and it did not run.",
+        type="integer",
+        minimum=0,
+        maximum=999_999_999,
+    ),
+    _parameter("X-Request-Id", "header", "The reply and the log carry it.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+]
+_SESSION_ID = _parameter("X-Session-Id", "header", "Instead of `session`.", pattern="^[A-Za-z0-9_-]{1,64}$")
 STREAM_PARAMETERS = [
-    {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
-    for name, text in _STREAM_FIELDS.items()
-] + [_DEADLINE, _REQUEST_ID]
+    _parameter("model", "query", "Streams only: name of the model."),
+    _parameter("version", "query", "Streams only: version of the model."),
+    _parameter("returns", "query", "Streams only: what each answer holds, with commas: outputs, h, c, predictions."),
+    _parameter("non_finite", "query", "Streams only: error, or null."),
+    _parameter("session", "query", "Streams only: a session that the service keeps; or the header X-Session-Id."),
+    _parameter("step", "query", "Streams only: number of the first step."),
+    *_HEADERS,
+]
+
+
+def _example(summary: str, **fields: Any) -> dict[str, Any]:
+    return {"summary": summary, "value": fields}
+
 
 # The arrays of PyTorch's tutorial on nn.RNN and nn.RNNCell: they run as they stand on the bundled models.
-FORWARD_EXAMPLES: dict[str, Any] = {
-    "tutorial": {
-        "summary": "Two sequences of three steps, time first",
-        "value": {
-            "model": "tutorial-rnn",
-            "inputs": [
-                [[1, 0, 0, 0], [0, 1, 0, 0]],
-                [[0, 0, 1, 0], [0, 0, 0, 1]],
-                [[1, 1, 0, 0], [0, 0, 1, 1]],
-            ],
-            "h0": [[[0, 0, 0], [0, 0, 0]]],
-            "batch_first": False,
-        },
-    },
-    "ragged": {
-        "summary": "Two sequences of unequal length, final states only",
-        "value": {
-            "model": "tutorial-rnn",
-            "inputs": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], [[0, 0, 0, 1]]],
-            "returns": ["last", "h_n"],
-        },
-    },
+_FORWARD_EXAMPLES = {
+    "tutorial": _example(
+        "Two sequences of three steps, time first",
+        model="tutorial-rnn",
+        inputs=[[[1, 0, 0, 0], [0, 1, 0, 0]], [[0, 0, 1, 0], [0, 0, 0, 1]], [[1, 1, 0, 0], [0, 0, 1, 1]]],
+        h0=[[[0, 0, 0], [0, 0, 0]]],
+        batch_first=False,
+    ),
+    "ragged": _example(
+        "Two sequences of unequal length, final states only",
+        model="tutorial-rnn",
+        inputs=[[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], [[0, 0, 0, 1]]],
+        returns=["last", "h_n"],
+    ),
 }
-STEP_EXAMPLES: dict[str, Any] = {
-    "tutorial": {
-        "summary": "One step of one row, from a state of zeros",
-        "value": {"model": "tutorial-cell", "inputs": [[1, 0, 0, 0]], "h": [[0, 0]]},
-    },
-    "unbatched": {"summary": "Without the batch axis", "value": {"model": "tutorial-cell", "inputs": [1, 0, 0, 0]}},
+_STEP_EXAMPLES = {
+    "tutorial": _example(
+        "One step of one row, from a state of zeros", model="tutorial-cell", inputs=[[1, 0, 0, 0]], h=[[0, 0]]
+    ),
+    "unbatched": _example("Without the batch axis", model="tutorial-cell", inputs=[1, 0, 0, 0]),
 }
-OPEN_EXAMPLES: dict[str, Any] = {
-    "zeros": {"summary": "From zeros", "value": {"model": "tutorial-cell"}},
-    "state": {
-        "summary": "From a state, for a minute",
-        "value": {"model": "tutorial-cell", "h": [0.5, -0.5], "ttl_seconds": 60},
-    },
+_OPEN_EXAMPLES = {
+    "zeros": _example("From zeros", model="tutorial-cell"),
+    "state": _example("From a state, for a minute", model="tutorial-cell", h=[0.5, -0.5], ttl_seconds=60),
 }
+
+
+def _request_of(routed: Routed) -> Request:
+    return request_of(routed.scope)
+
+
+Called = Annotated[Request, Depends(_request_of)]
+"""Our request, as an argument of a route."""
+
+
+def admin_only(request: Called) -> None:
+    if not request.admin:
+        raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
 
 
 class HotRoute(APIRoute):
@@ -90,7 +95,6 @@ class HotRoute(APIRoute):
 
 
 def hot_router() -> APIRouter:
-    """The routes."""
     router = APIRouter(route_class=HotRoute)
 
     @router.post(
@@ -99,9 +103,8 @@ def hot_router() -> APIRouter:
         operation_id="forward",
         summary="Run whole sequences",
         response_model=ForwardReply,
-        response_description="What was asked for.",
         responses={200: {"content": {SAFETENSORS: _ARRAYS}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, FORWARD_EXAMPLES),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _FORWARD_EXAMPLES, _HEADERS),
     )
     async def forward(body: ForwardRequest) -> None:
         """Sequences through `torch.nn.RNN`, `GRU` or `LSTM` semantics; outputs and final states back."""
@@ -112,11 +115,10 @@ def hot_router() -> APIRouter:
         operation_id="step",
         summary="Run one time step, or a stream of them",
         response_model=StepReply | SessionStepReply,
-        response_description="What was asked for.",
         responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
         openapi_extra=_extra(
             {SAFETENSORS: _ARRAYS, NDJSON: _LINES | {"example": '{"model": "tutorial-cell"}\n[1, 0, 0, 0]\n'}},
-            STEP_EXAMPLES,
+            _STEP_EXAMPLES,
             [_SESSION_ID, *STREAM_PARAMETERS],
         ),
     )
@@ -135,7 +137,7 @@ def hot_router() -> APIRouter:
         operation_id="open_session",
         summary="Open a session",
         response_model=SessionView,
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, OPEN_EXAMPLES),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _OPEN_EXAMPLES, _HEADERS),
     )
     async def open_session(body: OpenRequest) -> None:
         """From zeros, from a state, or from a snapshot of another session."""
@@ -143,11 +145,9 @@ def hot_router() -> APIRouter:
     return router
 
 
-def _extra(
-    content: Mapping[str, Any], examples: Mapping[str, Any], parameters: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def _extra(content: Mapping[str, Any], examples: Mapping[str, Any], parameters: list[dict[str, Any]]) -> dict[str, Any]:
     """What FastAPI does not know of a call: its other media types, its headers, and examples."""
     return {
-        "parameters": parameters or [_DEADLINE, _REQUEST_ID],
+        "parameters": parameters,
         "requestBody": {"required": True, "content": {JSON: {"examples": examples}, **content}},
     }

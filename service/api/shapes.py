@@ -1,12 +1,15 @@
-"""Do these arrays fit this model: the checks behind the pydantic models, and the sentences that say why not."""
+"""Checks of a request's arrays against a model, and the sentences that say what is wrong with them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from service.errors import FieldError, InvalidRequest, Loc, NonFiniteOutput, spell
+from service.serving.registry import ModelVersion
 from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged, finite
 
@@ -17,6 +20,15 @@ FEW_ROWS = 64
 
 Numbers = Floats | Integers | Ragged
 
+# The forms of a state of P or H values a row, without that last axis. A form may leave out axes of size 1.
+SEQUENCES, SEQUENCE = ("L·D,B",), ("L·D",)
+ROWS, ROW = ("L,B", "B", ""), ("L,B", "B", "", "L")
+
+
+def invalid(message: str, *loc: str | int) -> InvalidRequest:
+    """The error of one field, or of one place in it."""
+    return InvalidRequest([FieldError(loc, message)])
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,25 +37,28 @@ class Limits:
     input_values: int
     reply_values: int
 
+    def check_inputs(self, inputs: Numbers) -> None:
+        """Raise InvalidRequest if there are too many numbers."""
+        if inputs.size > self.input_values:
+            raise invalid(f"inputs holds {inputs.size} numbers; the limit is {self.input_values}", "inputs")
 
-@dataclass(slots=True)
-class Target:
-    """The model that a request is checked against: pydantic's validation context.
+    def check_reply(self, spec: ModelSpec, rows: int, steps: int, returns: frozenset[str]) -> None:
+        """Count states, and what `returns` names per step, before there is room for them. Raises InvalidRequest."""
+        per_step = ("outputs" in returns) * spec.output_size + ("predictions" in returns) * (spec.out_features or 0)
+        total = rows * spec.state_values + steps * per_step
+        if total > self.reply_values:
+            raise invalid(
+                f"states and reply would hold {total} numbers; the limit is {self.reply_values}: send fewer rows, "
+                "or ask for less in returns",
+                "inputs",
+            )
 
-    `text` says that plain fields came as strings (safetensors metadata) and are to be read from them.
-    """
 
-    name: str
-    spec: ModelSpec
-    limits: Limits
-    text: bool = False
-
-
-@dataclass(slots=True)
-class Sequences:
+class Sequences(NamedTuple):
     """Checked inputs: B rows over flat steps (N, I), and the form in which they came.
 
-    `time` is T where the rows came as one array, None where they came as ragged lists.
+    `time` is T where the rows came as one array, None where they came as ragged lists. `padded` says whether some row
+    is shorter than T.
     """
 
     steps: Floats
@@ -52,48 +67,34 @@ class Sequences:
     time: int | None
     batched: bool
     padded: bool = False
-    """Whether some row is shorter than the array that holds it."""
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return self.lengths.size
 
 
-def wrong(message: str, *loc: str | int) -> InvalidRequest:
-    """The error of one field, or of one place in it."""
-    return InvalidRequest([FieldError(loc, message)])
-
-
-def sequences(inputs: Numbers, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
+def sequences(inputs: Numbers, lengths: Numbers | None, model: ModelVersion, *, batch_first: bool) -> Sequences:
     """Check `inputs` and `lengths` against the model. Raises InvalidRequest."""
-    size = inputs.values.size if isinstance(inputs, Ragged) else inputs.size
-    if size > target.limits.input_values:
-        raise wrong(f"inputs holds {size} numbers; the limit is {target.limits.input_values}", "inputs")
-    if size == 0:
-        raise wrong("inputs is empty; expected at least one row of at least one time step", "inputs")
+    _check_inputs(inputs, (2, 3), "(B,T,I) or (T,I)" if batch_first else "(T,B,I) or (T,I)", model)
     if isinstance(inputs, Ragged):
-        return _ragged(inputs, lengths, target, batch_first=batch_first)
-    return _rectangular(inputs, lengths, target, batch_first=batch_first)
+        return _ragged(inputs, lengths, model, batch_first=batch_first)
+    batched = inputs.ndim == 3
+    if not batched:
+        inputs = inputs[None]
+    elif not batch_first:
+        inputs = inputs.swapaxes(0, 1)
+    batch, time, width = inputs.shape
+    steps = np.ascontiguousarray(inputs, np.float32).reshape(batch * time, width)
+    starts, counts = whole_rows(batch, time)
+    if lengths is None:
+        return Sequences(steps, starts, counts, time, batched)
+    if not batched:
+        raise invalid("lengths is for batches; these inputs are one sequence", "lengths")
+    counts = _lengths(lengths, batch, time)
+    return Sequences(steps, starts, counts, time, batched, padded=bool((counts < time).any()))
 
 
-def steps(inputs: Numbers, target: Target) -> tuple[Floats, bool]:
-    """Check one step of each row, (B,I) or (I); give (B,I) and whether it was batched. Raises InvalidRequest."""
-    if isinstance(inputs, Ragged):
-        vectors(inputs, "inputs", target)
-    if isinstance(inputs, Ragged) or inputs.ndim not in (1, 2):
-        expected = f"(B,I) or (I), with I = {target.spec.input_size}"
-        raise wrong(f"inputs has {inputs.ndim} axes; expected one step of each row, {expected}", "inputs")
-    if inputs.size == 0:
-        raise wrong("inputs is empty; expected at least one row", "inputs")
-    if inputs.shape[-1] != target.spec.input_size:
-        raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
-    if inputs.size > target.limits.input_values:
-        raise wrong(f"inputs holds {inputs.size} numbers; the limit is {target.limits.input_values}", "inputs")
-    if inputs.ndim == 1:
-        inputs = inputs.reshape(1, -1)
-        return np.ascontiguousarray(inputs, np.float32), False
-    return np.ascontiguousarray(inputs, np.float32), True
+def steps(inputs: Numbers, model: ModelVersion) -> Floats:
+    """One step of each row, (B,I) or (I), as (B,I). Raises InvalidRequest."""
+    _check_inputs(inputs, (1, 2), "one step of each row, (B,I) or (I)", model)
+    rows: Floats = np.ascontiguousarray(inputs, np.float32)
+    return rows if rows.ndim == 2 else rows[None]
 
 
 def whole_rows(batch: int, time: int) -> tuple[Integers, Integers]:
@@ -110,120 +111,138 @@ def _rows(batch: int, time: int) -> tuple[Integers, Integers]:
 _few_rows = lru_cache(256)(_rows)
 
 
-def state(value: Numbers, loc: str, expected: tuple[int, ...], letters: str) -> Floats:
-    """Check an initial state; letters name its axes. Raises InvalidRequest."""
-    if isinstance(value, Ragged):
-        raise wrong(f"{loc} is ragged; expected shape {letters} = {expected}", loc)
-    if value.shape != expected:
-        raise wrong(f"{loc} has shape {value.shape}; expected {letters} = {expected}", loc)
-    return value.astype(np.float32, copy=False)
+def initial_state(
+    h: Numbers | None,
+    c: Numbers | None,
+    model: ModelVersion,
+    batch: int,
+    forms: tuple[str, ...],
+    names: tuple[str, str] = ("h", "c"),
+) -> tuple[Floats, Floats | None]:
+    """States h (L·D,B,P), and c (L·D,B,H) of an LSTM, that the engine may write into; zeros for what did not come.
+
+    forms are those in which they may come, names those of the fields. Raises InvalidRequest.
+    """
+    spec = model.spec
+    state = _state(h, names[0], (spec.states, batch, spec.state_size), forms)
+    if spec.has_cell_state:
+        return state, _state(c, names[1], (spec.states, batch, spec.hidden_size), forms)
+    if c is not None:
+        raise invalid(f'{names[1]} is for LSTMs; model "{model.name}" is of kind {spec.kind}', names[1])
+    return state, None
 
 
-def vectors(values: Ragged, loc: str, target: Target) -> None:
-    """Check that every innermost list has `input_size` numbers. Raises InvalidRequest with the place of the first."""
-    widths = values.sizes[-1]
-    if widths.count(target.spec.input_size) != len(widths):
-        index = next(index for index, width in enumerate(widths) if width != target.spec.input_size)
-        raise _wrong_width(_place(values, index, loc), widths[index], target)
+def _state(value: Any, name: str, shape: tuple[int, int, int], forms: tuple[str, ...]) -> Floats:
+    if value is None:
+        return np.zeros(shape, np.float32)
+    allowed = _state_shapes(shape, forms, "P" if name.startswith("h") else "H")
+    if isinstance(value, Ragged) or value.shape not in allowed:
+        came = "is ragged" if isinstance(value, Ragged) else f"has shape {value.shape}"
+        raise invalid(f"{name} {came}; expected {' or '.join(allowed.values())}", name)
+    # What was decoded from JSON is nobody else's; a view of a safetensors body must not be written into.
+    own: Floats = value if value.dtype == FLOAT32 and value.flags.writeable else np.array(value, np.float32)
+    return own.reshape(shape)
 
 
-def refuse_cell_state(value: Any, loc: str, target: Target) -> None:
-    """Raise InvalidRequest if a cell state came for a model that has none."""
-    if value is not None and not target.spec.has_cell_state:
-        raise wrong(f'{loc} is for LSTMs; model "{target.name}" is of kind {target.spec.kind}', loc)
+@lru_cache(256)
+def _state_shapes(shape: tuple[int, int, int], forms: tuple[str, ...], letter: str) -> dict[tuple[int, ...], str]:
+    """The shapes that mean a state of this shape (L·D,B,·), each with its letters."""
+    sizes = {"L": shape[0], "L·D": shape[0], "B": shape[1]}
+    allowed: dict[tuple[int, ...], str] = {}
+    for form in forms:
+        axes = form.split(",") if form else []
+        one = (*(sizes[axis] for axis in axes), shape[2])
+        if prod(one) == prod(shape):
+            allowed.setdefault(one, f"({','.join([*axes, letter])}) = {one}")
+    return allowed
+
+
+def returned(names: Sequence[str] | None, default: tuple[str, ...], model: ModelVersion) -> frozenset[str]:
+    """What to send back: what was named, else what the model has of the default. Raises InvalidRequest."""
+    spec = model.spec
+    if names is None:
+        return _existing(default, spec.has_cell_state, bool(spec.out_features))
+    for index, name in enumerate(names):
+        if not _existing((name,), spec.has_cell_state, bool(spec.out_features)):
+            lacks = "has no head" if name == "predictions" else f"is of kind {spec.kind}"
+            raise invalid(f'returns[{index}] is {name}, and model "{model.name}" {lacks}', "returns", index)
+    return frozenset(names)
+
+
+@cache
+def _existing(names: tuple[str, ...], has_cell_state: bool, has_head: bool) -> frozenset[str]:
+    missing = set() if has_cell_state else {"c", "c_n"}
+    return frozenset(names) - (missing if has_head else missing | {"predictions"})
 
 
 def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None) -> None:
-    """Raise NonFiniteOutput naming the row, if there is a NaN or infinity in values (B, ·); with starts, the step too.
+    """Raise NonFiniteOutput naming the row, if there is a NaN or infinity in values (B,·) or (L·D,B,·).
 
-    Then values are (N, ·), and starts (B,) the first steps of the rows in them, rising.
+    Of values (N,·) of more steps than rows the step is named, too; starts (B,) are then the rows' first steps, rising.
     """
     if finite(values):
         return
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=-1))
-    row, step = int(bad[0]), ""
-    if starts is not None:
-        row = int(np.searchsorted(starts, bad[0], side="right")) - 1
-        step = f" at step {int(bad[0]) - int(starts[row])}"
+    if values.ndim == 3:
+        values = values.swapaxes(0, 1).reshape(values.shape[1], -1)
+    row, step = int(np.argmin(np.isfinite(values).all(axis=-1))), ""
+    if starts is not None and len(values) > len(starts):
+        first, row = row, int(np.searchsorted(starts, row, side="right")) - 1
+        step = f" at step {first - int(starts[row])}"
     raise NonFiniteOutput(
         f"{name} of row {row} is not finite{step}, and JSON has no NaN or infinity; ask for safetensors, or send "
         '"non_finite": "null"'
     )
 
 
-def refuse_too_much(rows: int, steps: int, wants: frozenset[str], target: Target) -> None:
-    """Check, before any room is made, how many numbers a request leads to: its states, and what it wants per step.
-
-    Raises InvalidRequest.
-    """
-    spec = target.spec
-    per_step = ("outputs" in wants) * spec.output_size + ("predictions" in wants) * (spec.out_features or 0)
-    total = rows * spec.state_values + steps * per_step
-    if total > target.limits.reply_values:
-        raise wrong(
-            f"states and reply would hold {total} numbers; the limit is {target.limits.reply_values}: send fewer rows, "
-            "or ask for less in returns",
-            "inputs",
-        )
-
-
-def _rectangular(inputs: Floats | Integers, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
-    if inputs.ndim not in (2, 3):
-        expected = "(B,T,I) or (T,I)" if batch_first else "(T,B,I) or (T,I)"
-        raise wrong(f"inputs has {inputs.ndim} axes; expected {expected}, with I = {target.spec.input_size}", "inputs")
-    if inputs.shape[-1] != target.spec.input_size:
-        raise _wrong_width(("inputs", *[0] * (inputs.ndim - 1)), inputs.shape[-1], target)
-    batched = inputs.ndim == 3
-    if not batched:
-        inputs = inputs[None]
-    elif not batch_first:
-        inputs = inputs.swapaxes(0, 1)
-    batch, time, width = inputs.shape
-    steps = np.ascontiguousarray(inputs, np.float32).reshape(batch * time, width)
-    if lengths is None:
-        return Sequences(steps, *whole_rows(batch, time), time, batched)
-    if not batched:
-        raise wrong("lengths is for batches; these inputs are one sequence", "lengths")
-    counts = _lengths(lengths, batch, time)
-    starts, _ = whole_rows(batch, time)
-    return Sequences(steps, starts, counts, time, batched, padded=bool((counts < time).any()))
+def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: ModelVersion) -> None:
+    """Check the number of axes, and that there are vectors of `input_size`. Raises InvalidRequest."""
+    width = model.spec.input_size
+    if inputs.ndim not in axes or not inputs.size:
+        came = f"has {inputs.ndim} axes" if inputs.size else "is empty"
+        raise invalid(f"inputs {came}; expected {form}, with I = {width}", "inputs")
+    if isinstance(inputs, Ragged):
+        widths = inputs.sizes[-1]
+        if widths.count(width) == len(widths):
+            return
+        index = next(index for index, size in enumerate(widths) if size != width)
+        got, place = widths[index], _place(inputs, index)
+    elif inputs.shape[-1] == width:
+        return
+    else:
+        got, place = inputs.shape[-1], [0] * (inputs.ndim - 1)
+    loc: Loc = ("inputs", *place)
+    raise invalid(f'{spell(loc)} has {got} values; model "{model.name}" takes input_size {width}', *loc)
 
 
-def _ragged(inputs: Ragged, lengths: Numbers | None, target: Target, *, batch_first: bool) -> Sequences:
-    if inputs.ndim == 3 and not batch_first:
-        raise wrong("inputs is ragged, which needs batch_first true", "inputs")
-    if inputs.ndim == 3 and lengths is not None:
-        raise wrong("lengths is for padded inputs; ragged ones have their own", "lengths")
-    if inputs.ndim == 3 and 0 in inputs.sizes[1]:
-        row = inputs.sizes[1].index(0)
-        raise wrong(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
-    vectors(inputs, "inputs", target)
-    # Vectors of one size in two axes would have been an array: what is left is rows of unequal length.
+def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, batch_first: bool) -> Sequences:
+    """Rows of unequal length: vectors of one size in two axes would have come as an array."""
+    if not batch_first:
+        raise invalid("inputs is ragged, which needs batch_first true", "inputs")
+    if lengths is not None:
+        raise invalid("lengths is for padded inputs; ragged ones have their own", "lengths")
     counts = np.array(inputs.sizes[1], np.int64)
-    steps = inputs.values.reshape(-1, target.spec.input_size)
-    return Sequences(steps, np.cumsum(counts) - counts, counts, None, batched=True)
+    if 0 in inputs.sizes[1]:
+        row = inputs.sizes[1].index(0)
+        raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
+    steps = inputs.values.reshape(-1, model.spec.input_size)
+    return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)
 
 
 def _lengths(lengths: Numbers, batch: int, time: int) -> Integers:
     if isinstance(lengths, Ragged) or lengths.shape != (batch,):
         got = "a ragged list" if isinstance(lengths, Ragged) else f"shape {lengths.shape}"
-        raise wrong(f"lengths is {got}; expected {batch} whole numbers, one a row", "lengths")
+        raise invalid(f"lengths is {got}; expected {batch} whole numbers, one a row", "lengths")
     with np.errstate(invalid="ignore"):
         counts = lengths.astype(np.int64)
     bad = np.flatnonzero((counts != lengths) | (counts < 1) | (counts > time))
     if bad.size:
         index = int(bad[0])
         message = f"lengths[{index}] is {lengths[index]:g}; expected a whole number from 1 to {time}"
-        raise wrong(message, "lengths", index)
+        raise invalid(message, "lengths", index)
     return counts
 
 
-def _wrong_width(loc: Loc, got: int, target: Target) -> InvalidRequest:
-    place = spell(loc)
-    return wrong(f'{place} has {got} values; model "{target.name}" takes input_size {target.spec.input_size}', *loc)
-
-
-def _place(values: Ragged, index: int, loc: str) -> Loc:
+def _place(values: Ragged, index: int) -> list[int]:
     """Where the innermost list number `index` stands."""
     path: list[int] = []
     for depth in reversed(values.sizes[:-1]):
@@ -231,4 +250,4 @@ def _place(values: Ragged, index: int, loc: str) -> Loc:
         outer = int(np.searchsorted(ends, index, side="right"))
         path.insert(0, index - int(ends[outer] - depth[outer]))
         index = outer
-    return (loc, *path)
+    return path

@@ -14,10 +14,6 @@ from service.api.request import Reply
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-MAX_HEADERS = 128
-MAX_LINE_BYTES = 8192 - 8
-"""What the websockets library takes of a handshake, which it is given anew."""
-
 MAX_KNOWN_BYTES = 2048
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,5})\r\n", re.IGNORECASE)
@@ -51,15 +47,6 @@ class KnownHead(NamedTuple):
             return None
         body = data[end + len(self.after) :]
         return body if len(body) == int(digits) else None
-
-
-def handshake_fault(headers: Headers) -> str:
-    """What is wrong with the head of a WebSocket's handshake; empty if nothing is."""
-    if {name for name, _ in headers} & {b"content-length", b"transfer-encoding"}:
-        return "A WebSocket handshake has no body."
-    if len(headers) > MAX_HEADERS or max(len(name) + len(value) for name, value in headers) > MAX_LINE_BYTES:
-        return "The headers of this WebSocket handshake are too many or too long."
-    return ""
 
 
 def head_with_framing(headers: Headers, version: str, *, keeps: bool) -> bytes:

@@ -20,7 +20,7 @@ from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
 from service.server.flow import PipelineFlow, ReaderWatch, Timer
-from service.server.heads import KnownHead, handshake_fault, head_with_framing, is_plain, reply_head
+from service.server.heads import KnownHead, head_with_framing, is_plain, reply_head
 
 DIRECT_BYTES = 64 * 1024
 """Largest body of a request that is answered directly."""
@@ -59,7 +59,6 @@ class HttpConnection(HttpToolsProtocol):
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
         self._lost = asyncio.Event()
         self._ignores_upgrade = False
-        self._refusal = ""
         self._replays_head = False
         self._known_head: KnownHead | None = None
         self._whole = b""
@@ -137,7 +136,6 @@ class HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
             if self._is_handshake:
-                self._refusal = handshake_fault(self.headers)
                 self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
             self._ignores_upgrade = True
@@ -157,7 +155,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer directly, or let the application know that it has all of a body."""
-        if self._ignores_upgrade or self._refusal:
+        if self._ignores_upgrade:
             return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
         self._in_body = False
         if self._body is not None:
@@ -285,9 +283,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _upgrade(self) -> None:
         """Become a WebSocket."""
-        if self._refusal:
-            self.send_400_response(self._refusal)
-        elif not self._has_answered():
+        if not self._has_answered():
             self._drop("upgrade_while_answering")
         else:
             self._head_timer.cancel()

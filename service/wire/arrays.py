@@ -39,6 +39,10 @@ class Ragged:
     def ndim(self) -> int:
         return len(self.sizes)
 
+    @property
+    def size(self) -> int:
+        return self.values.size
+
 
 def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:
     """A nested list of the numbers (n,): an array if every depth is uniform, else `Ragged`."""
@@ -51,7 +55,7 @@ def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:
 
 def finite(values: Floats) -> bool:
     """Whether no value is NaN or infinite."""
-    return bool(np.logical_and.reduce(np.isfinite(values), axis=None))
+    return bool(np.count_nonzero(np.isfinite(values)) == values.size)  # `all` takes three times as long
 
 
 def bad(loc: Loc, what: str) -> InvalidRequest:

@@ -165,7 +165,7 @@ def test_session_expires_after_its_ttl(service):
     ("fields", "words"),
     [
         ({"model": "both-ways"}, "bidirectional"),
-        ({"model": "tanh", "h": [1, 2]}, "h is of shape (2,)"),
+        ({"model": "tanh", "h": [1, 2]}, "h has shape (2,)"),
         ({"model": "tanh", "c": [0] * 6}, "c is for LSTMs"),
         ({"model": "tanh", "inputs": [1]}, "inputs is not a field"),
     ],

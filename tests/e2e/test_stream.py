@@ -93,7 +93,7 @@ def test_compressed_stream_is_answered_early(service, encoding):
         (b'["a",2,3,4]', 422, "invalid-request", ("inputs[0]", "string")),
         (b'{"inputs":[1,2,3,4],"step":7}', 422, "invalid-request", ("step is 7", "expects 3")),
         (b'{"inputs":[1,2,3,4],"step":[3,3]}', 422, "invalid-request", ("step",)),
-        (b'{"inputs":[1,2,3,4],"steps":3}', 422, "invalid-request", ("steps", "inputs, step")),
+        (b'{"inputs":[1,2,3,4],"steps":3}', 422, "invalid-request", ("steps", "did you mean step?")),
         (b'{"inputs":[1,2,3,4],"inputs":[1,2,3,4]}', 400, "duplicate-name", ("inputs",)),
         (b"[" * 100_000, 400, "malformed-body", ()),
         (b"[[1,2,3,4]]", 422, "invalid-request", ("2 axes",)),

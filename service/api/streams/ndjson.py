@@ -3,14 +3,13 @@
 Lines that arrive together run as one block of steps: that is quicker and the numbers are the same.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
 from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON, reply_format
-from service.api.problems import problem
 from service.api.request import Request
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
@@ -38,7 +37,7 @@ class NdjsonStreams:
         except ServiceError as error:
             if not request.status:
                 raise
-            await reply.write(error_line(problem(error, request.request_id)))
+            await reply.write(error_line(error, request.request_id))
             await incoming.linger()  # closing at once could cost the client the error line
         await reply.write(b"", last=True)
 
@@ -48,19 +47,17 @@ class NdjsonStreams:
         while arrived := await self.idle_timeout.wait(arriving.next, "line"):
             for begin in range(0, len(arrived), MAX_BLOCK_STEPS):
                 lines = arrived[begin : begin + MAX_BLOCK_STEPS]
-                places: Sequence[int] = range(count + 1, count + 1 + len(lines))
+                placed = [(line, place) for place, line in enumerate(lines, count + 1) if line.strip()]
                 count += len(lines)
-                if not all(lines) or any(map(bytes.isspace, lines)):
-                    places = [place for line, place in zip(lines, places, strict=True) if line.strip()]
-                    blank += len(lines) - len(places)
-                    lines = [line for line in lines if line.strip()]
-                    if blank > MAX_BLANK_LINES:
-                        raise MalformedBody(f"line {count}: the stream has more than {MAX_BLANK_LINES} blank lines")
-                if lines and stream is None:
-                    stream, opens = await self.opener.open_by_line(request, lines[0], places[0])
-                    lines, places = lines[opens:], places[opens:]
-                if lines and stream is not None:
-                    async for ran in stream.run(await stream.decode(lines, places)):
+                blank += len(lines) - len(placed)
+                if blank > MAX_BLANK_LINES:
+                    raise MalformedBody(f"line {count}: the stream has more than {MAX_BLANK_LINES} blank lines")
+                if placed and stream is None:
+                    stream, opens = await self.opener.open_by_line(request, *placed[0])
+                    placed = placed[opens:]
+                if placed and stream is not None:
+                    block = await stream.decode(*zip(*placed, strict=True))
+                    async for ran in stream.run(block):
                         await reply.write(b"".join(stream.lines(ran)))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from service.api.request import Request
-from service.api.requests import StreamRequest, parse
-from service.api.shapes import Limits, Target, refuse_cell_state, wrong
-from service.api.stepping import initial, refuse_another_model, step_returns, steppable, with_session
+from service.api.requests import StreamRequest, validate
+from service.api.shapes import ROW, initial_state, invalid, returned
+from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
 from service.api.streams.step_stream import StepStream, decode_line, located
 from service.errors import ServiceError
 from service.serving.inference import Inference
@@ -24,7 +24,6 @@ class Opener:
     """Opens streams: from a state that lives as long as they, or of a session."""
 
     inference: Inference
-    limits: Limits
     sessions: Sessions
     session_steps: SessionSteps
 
@@ -34,14 +33,21 @@ class Opener:
         Raises InvalidRequest, NotSteppable, what `Registry.resolve` and the sessions raise.
         """
         fields = with_session(request, {**_from_query(request.query), **message})
-        asked, stepper, target = await (self._session if "session" in fields else self._stateless)(fields, request)
-        binary = {"outputs"} if asked.returns is None else set(asked.returns)
+        if "session" not in fields:
+            model = steppable(self.inference.registry.resolve_fields(fields))
+            asked = validate(StreamRequest, fields)
+            stepper = await self._stateless(request, asked, model)
+        else:
+            asked = validate(StreamRequest, fields)
+            stepper = await self._session(request, asked, fields["session"])
+            model = stepper.model
+        request.model, request.version = model.name, model.version
+        binary = ["outputs"] if asked.returns is None else list(set(asked.returns))
         return StepStream(
             stepper,
-            target,
             request,
-            returns=step_returns(asked.returns, target, stateful=True),
-            binary=binary.pop() if len(binary) == 1 else None,
+            returns=returned(asked.returns, STREAM_RETURNS, model),
+            binary=binary[0] if len(binary) == 1 else None,
             refuse_non_finite=asked.non_finite == "error",
             timeout=request.timeout(),
             number=asked.step,
@@ -59,17 +65,10 @@ class Opener:
             return await self.open(request, fields), True
         return await self.open(request, {}), False
 
-    async def _stateless(self, fields: Mapping[str, Any], request: Request) -> tuple[StreamRequest, Stepper, Target]:
-        model = steppable(self.inference.registry.resolve_fields(fields))
-        target, spec = self._target(model, request), model.spec
-        asked = parse(StreamRequest, fields, target)
-        returns = step_returns(asked.returns, target, stateful=True)
-        h = initial(asked.h, "h", (spec.num_layers, 1, spec.state_size), "P", batched=False)
-        refuse_cell_state(asked.c, "c", target)
-        c = None
-        if spec.has_cell_state:
-            c = initial(asked.c, "c", (spec.num_layers, 1, spec.hidden_size), "H", batched=False)
-        stepper = StatelessStepper(
+    async def _stateless(self, request: Request, asked: StreamRequest, model: ModelVersion) -> Stepper:
+        returns = returned(asked.returns, STREAM_RETURNS, model)
+        h, c = initial_state(asked.h, asked.c, model, 1, ROW)
+        return StatelessStepper(
             model,
             self.inference,
             await self.inference.registry.engine(model),
@@ -80,23 +79,16 @@ class Opener:
             book=request.book,
             done=0 if asked.step is None else asked.step - 1,
         )
-        return asked, stepper, target
 
-    async def _session(self, fields: Mapping[str, Any], request: Request) -> tuple[StreamRequest, Stepper, Target]:
-        asked = parse(StreamRequest, fields, None)
-        for name in ("h", "c"):
-            if name in fields:
-                raise wrong(f"{name} is what the session keeps; open another one from a state of yours", name)
-        session = await self.sessions.use(fields["session"], request.session_owner)
+    async def _session(self, request: Request, asked: StreamRequest, session_id: str) -> Stepper:
+        for name, value in (("h", asked.h), ("c", asked.c)):
+            if value is not None:
+                raise invalid(f"{name} is what the session keeps; open another one from a state of yours", name)
+        session = await self.sessions.use(session_id, request.session_owner)
         refuse_another_model(session.model, asked.model, asked.version)
         with_state = not {"h", "c"}.isdisjoint(asked.returns or ())
         terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, book=request.book)
-        stepper = SessionStepper(self.session_steps, session, terms)
-        return asked, stepper, self._target(session.model, request)
-
-    def _target(self, model: ModelVersion, request: Request) -> Target:
-        request.model, request.version = model.name, model.version
-        return Target(model.name, model.spec, self.limits)
+        return SessionStepper(self.session_steps, session, terms)
 
 
 def _from_query(query: bytes) -> dict[str, Any]:
@@ -105,10 +97,10 @@ def _from_query(query: bytes) -> dict[str, Any]:
     try:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
-        raise wrong(f"the query has more than {MAX_FIELDS} parameters", "query") from None
+        raise invalid(f"the query has more than {MAX_FIELDS} parameters", "query") from None
     for name, value in pairs:
         if name in fields:
-            raise wrong(f"{name:.80} stands twice in the query", name[:80])
+            raise invalid(f"{name:.80} stands twice in the query", name[:80])
         fields[name] = value
     if "returns" in fields:
         fields["returns"] = [part for part in fields["returns"].split(",") if part]

@@ -8,14 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from service.api.draining import Draining
-from service.api.problems import encode_problem
+from service.api.problems import encode_problem, problem
 from service.api.request import Request
-from service.api.shapes import Target, steps, wrong
+from service.api.requests import StepLine, validate
+from service.api.shapes import invalid, steps
 from service.engine.interface import Floats
 from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
 from service.sessions.stepper import NonFinite, Stepper, Steps
@@ -57,7 +58,6 @@ class StepStream:
     """
 
     stepper: Stepper
-    target: Target
     request: Request
     returns: frozenset[str]
     binary: str | None
@@ -69,7 +69,7 @@ class StepStream:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
         try:
-            block = Block(*ndjson.decode(lines, self.target.spec.input_size), places, "line")
+            block = Block(*ndjson.decode(lines, self.stepper.model.spec.input_size), places, "line")
         except json.Suspicious:
             block = await self._decode_each(lines, places)
         self.request.mark("decode", begun)
@@ -134,16 +134,20 @@ class StepStream:
         self.number = following
 
     async def _decode_each(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
-        vectors = np.empty((len(lines), self.target.spec.input_size), np.float32)
+        model = self.stepper.model
+        inputs = np.empty((len(lines), model.spec.input_size), np.float32)
         numbers: list[int | None] = []
         for index, line in enumerate(lines):
             try:
-                vectors[index], number = _step(await decode_line(line), self.target)
+                fields = await decode_line(line)
+                asked = validate(StepLine, fields if isinstance(fields, Mapping) else {"inputs": fields})
+                if asked.inputs.ndim != 1:
+                    raise invalid(f"inputs has {asked.inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
+                inputs[index] = steps(asked.inputs, model)[0]
             except ServiceError as error:
-                failure = located(error, "line", places[index])
-                return Block(vectors[:index], numbers, places, "line", failure)
-            numbers.append(number)
-        return Block(vectors, numbers, places, "line")
+                return Block(inputs[:index], numbers, places, "line", located(error, "line", places[index]))
+            numbers.append(asked.step)
+        return Block(inputs, numbers, places, "line")
 
 
 async def decode_line(line: bytes) -> Document | Floats | Ragged:
@@ -155,18 +159,16 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged:
 
 
 def located(error: ServiceError, unit: str, place: int) -> ServiceError:
-    """The same error, naming the line or frame."""
-    named = type(error).__new__(type(error))  # not by its arguments, which each kind has its own of
-    named.__dict__.update(error.__dict__)
-    named.args = (f"{unit} {place}: {error}",)
+    """The error, which names the line or frame from now on."""
+    where = f"{unit} {place}: "
+    error.args = (f"{where}{error}",)
     if isinstance(error, InvalidRequest):
-        named.__dict__["errors"] = [FieldError(item.loc, f"{unit} {place}: {item.msg}") for item in error.errors]
-    return named
+        error.errors = [FieldError(item.loc, where + item.msg) for item in error.errors]
+    return error
 
 
-def error_line(document: dict[str, Any]) -> bytes:
-    """The last line of a stream that failed, from a problem document."""
-    return b'{"error":%b}\n' % encode_problem(document)
+def error_line(error: Exception, request_id: str) -> bytes:
+    return b'{"error":%b}\n' % encode_problem(problem(error, request_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,26 +191,6 @@ class IdleTimeout:
             finally:
                 self.draining.waiting.discard(timeout)
         raise ServiceDraining("the service is shutting down; open the stream again, from the last state you have")
-
-
-def _step(fields: Document | Floats | Ragged, target: Target) -> tuple[Floats, int | None]:
-    """The inputs (I) of one line, and its number. Raises InvalidRequest."""
-    inputs: Any = fields
-    number = None
-    if isinstance(fields, Mapping):
-        if unknown := fields.keys() - {"inputs", "step"}:
-            name = min(unknown)[:80]
-            raise wrong(f"{name} is not a field of a step; the fields are inputs, step", name)
-        if "step" in fields:
-            number = fields["step"]
-            if type(number) is not int:
-                raise wrong("step: expected a whole number", "step")
-        inputs = fields.get("inputs")
-    if not isinstance(inputs, np.ndarray | Ragged):
-        raise wrong("inputs: expected a list of numbers", "inputs")
-    if inputs.ndim != 1:
-        raise wrong(f"inputs has {inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
-    return steps(inputs, target)[0][0], number
 
 
 def _values(ran: Steps, name: str) -> Floats | None:

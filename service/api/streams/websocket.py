@@ -7,8 +7,8 @@ is read while answers are not taken.
 import asyncio
 import re
 from base64 import urlsafe_b64decode
-from binascii import Error
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,9 +17,9 @@ import numpy as np
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.problems import STATUS, internal_problem, problem, slug
+from service.api.problems import STATUS, slug
 from service.api.request import Request
-from service.api.shapes import wrong
+from service.api.shapes import invalid
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, Block, IdleTimeout, StepStream, error_line
 from service.engine.interface import Floats
@@ -31,9 +31,9 @@ WAITING = "rnn.waiting"
 """Name of the ASGI extension, set by the connection, that says how many messages `receive` would give at once."""
 
 # RFC 6455, 7.4.1, and the registry that it opened: 1012 is a restart, 1013 means to try again later.
-_CODE_OF_ERROR: dict[type[ServiceError], int] = {ServiceDraining: 1012, InvalidRequest: 1007}
-_CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 503: 1013}
-_POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
+_CODE_OF_ERROR: dict[type[Exception], int] = {ServiceDraining: 1012, InvalidRequest: 1007}
+_CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 500: 1011, 503: 1013}
+_POLICY_VIOLATION = 1008
 
 _LINES = re.compile(rb"\S[^\n]*")
 """Lines that are not blank, without leading blanks."""
@@ -61,14 +61,13 @@ class WebSocketStreams:
         await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
         try:
             await connection.answer()
-        except ServiceError as error:
-            await connection.close(error_line(problem(error, request.request_id)), close_code(error), slug(type(error)))
         except ClientGone:
             raise
-        except Exception:
-            structlog.get_logger().exception("internal_error", request_id=request.request_id)
-            last = error_line(internal_problem(request.request_id))
-            await connection.close(last, _INTERNAL_ERROR, "internal-error")
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                structlog.get_logger().exception("internal_error", request_id=request.request_id)
+            await connection.write(error_line(error, request.request_id))
+            await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
 
     def _check_origin(self, request: Request) -> None:
         """Browsers send Origin, and let any page open a WebSocket anywhere. Raises Forbidden."""
@@ -87,17 +86,15 @@ def authorization_of(scope: Scope) -> bytes | None:
     for offered in scope.get("subprotocols", ()):
         if offered.startswith("bearer."):
             key = offered.removeprefix("bearer.")
-            try:
+            with suppress(ValueError):
                 return b"Bearer " + urlsafe_b64decode(key + "=" * (-len(key) % 4))
-            except (Error, ValueError):
-                break
     return None
 
 
-def close_code(error: ServiceError) -> int:
+def close_code(error: Exception) -> int:
     """The code that a WebSocket is closed with after an error."""
     kind = type(error)
-    return _CODE_OF_ERROR.get(kind) or _CODE_OF_STATUS.get(STATUS[kind], _POLICY_VIOLATION)
+    return _CODE_OF_ERROR.get(kind) or _CODE_OF_STATUS.get(STATUS.get(kind, 500), _POLICY_VIOLATION)
 
 
 class _Frame(NamedTuple):
@@ -137,15 +134,9 @@ class _Connection:
             await self._run()
 
     async def write(self, data: bytes, *, text: bool = True) -> None:
-        """Send a frame. Raises ClientGone."""
         self._request.sent_bytes += len(data)
         content = {"text": data.decode("utf-8", "replace")} if text else {"bytes": data}
         await self.send({"type": "websocket.send", **content})
-
-    async def close(self, last: bytes, code: int, reason: str) -> None:
-        """Send a last text frame, and close. Raises ClientGone."""
-        await self.write(last)
-        await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def send(self, message: Message) -> None:
         """Send a message of ASGI. Raises ClientGone."""
@@ -184,13 +175,13 @@ class _Connection:
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
-        width = stream.target.spec.input_size
+        width = stream.stepper.model.spec.input_size
         if not data or len(data) % (4 * width):
             expected = f"k·{width} little-endian float32 values, {4 * width} bytes for each of k steps, k ≥ 1"
             raise MalformedBody(f"frame {self._frame_count} has {len(data)} bytes; expected {expected}")
         if stream.binary is None:
             named = ", ".join(sorted(stream.returns)) or "nothing"
-            raise wrong(f"returns is {named}; a binary frame holds one array: name one in returns", "returns")
+            raise invalid(f"returns is {named}; a binary frame holds one array: name one in returns", "returns")
         return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
 
     async def _add_frame(self, frame: _Frame) -> None:

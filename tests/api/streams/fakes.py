@@ -7,7 +7,6 @@ import numpy as np
 
 from service.api.draining import Draining
 from service.api.request import Request
-from service.api.shapes import Limits, Target
 from service.api.streams.step_stream import IdleTimeout, StepStream
 from service.errors import FieldError, InvalidRequest
 from service.sessions.stepper import NonFinite, Steps
@@ -48,10 +47,9 @@ def request(**headers):
 
 def stream(stepper=None, *, number=None, returns=("outputs",), refuse_non_finite=True, asked_by=None):
     binary = returns[0] if len(returns) == 1 else None
-    target = Target("sums", SPEC, Limits(1000, 1000))
     arrays = frozenset(returns)
     asked_by = asked_by or request()
-    return StepStream(stepper or Sums(), target, asked_by, arrays, binary, refuse_non_finite, None, number)
+    return StepStream(stepper or Sums(), asked_by, arrays, binary, refuse_non_finite, None, number)
 
 
 def idle(seconds=20.0, draining=None):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from service.api.request import Request
-from service.api.shapes import Limits
 from service.api.streams.opening import Opener
 from service.engine.load import EngineFactory
 from service.errors import InvalidRequest
@@ -37,7 +36,7 @@ def opened(write_model, tmp_path):
             message["session"] = session
         headers = {b"x-session-id": header.encode()} if header else {}
         request = Request("POST", "/cell/step", query.encode(), headers, "peer", "r1")
-        opener = Opener(None, Limits(10, 10), sessions, SessionSteps(cache, queue, None, 1000))
+        opener = Opener(None, sessions, SessionSteps(cache, queue, None, 1000))
         stream = await opener.open(request, message)
         assert stream.stepper._session.record.id == session
         return stream
