@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from service.engine.interface import Rows
-from service.engine.native import NativeEngine
+from service.engine.native.engine import NativeEngine
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 

@@ -23,7 +23,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from service.engine.interface import Floats, Rows
-from service.engine.native import NativeEngine
+from service.engine.native.engine import NativeEngine
 from service.spec import Kind, ModelSpec
 
 GRID = ((1, 100, 4, 3), (1, 1000, 64, 64), (1, 256, 128, 256), (6, 256, 128, 256), (8, 256, 128, 256))

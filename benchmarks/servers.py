@@ -36,7 +36,7 @@ ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "Be
 SLOW_TO_START = (LITSERVE, BENTOML, RAY)
 LOG, TWO, SQLITE, ONE_ROW, OWN = "request log", "2 workers", "sqlite", "one row a turn", "own cores"
 ONE_ROW_A_TURN = """
-from service.engine.native import NativeEngine
+from service.engine.native.engine import NativeEngine
 NativeEngine.turn_rows = min(NativeEngine.turn_rows, 1)
 from service.cli import main
 main()

@@ -35,8 +35,7 @@ from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
-from service.serving.admission import Admission
-from service.serving.inference import Inference
+from service.serving.inference import Admission, Inference
 from service.serving.registry import Registry
 from service.sessions.cache import SessionCache, SessionLimits, steady_clock
 from service.sessions.exactly_once import SessionSteps

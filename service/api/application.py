@@ -39,7 +39,7 @@ from service.errors import (
     ServiceError,
     UpgradeRequired,
 )
-from service.serving.admission import Admission
+from service.serving.inference import Admission
 
 Handler = Callable[[Request], Awaitable[Reply]]
 StreamHandler = Callable[[Request, Receive, Send], Awaitable[None]]

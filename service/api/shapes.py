@@ -204,7 +204,7 @@ def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: Mode
         widths = inputs.sizes[-1]
         if widths.count(width) == len(widths):
             return
-        index = next(index for index, size in enumerate(widths) if size != width)
+        index = next(index for index, got in enumerate(widths) if got != width)
         got, place = widths[index], _place(inputs, index)
     elif inputs.shape[-1] == width:
         return

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from service.cli.options import read_settings, setting
-from service.cli.output import FAILED, USAGE, console, fail
+from service.cli.options import FAILED, USAGE, console, fail, read_settings, setting
 from service.errors import ModelFailed
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, terminal_text
 from service.spec import ModelSpec, Nonlinearity

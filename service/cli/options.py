@@ -1,19 +1,38 @@
-"""Settings as options of a command: every flag, its help, its variable and its default come from `Settings` itself.
+"""What all commands share: settings as options, a console, and how a command fails.
 
-Typer reads the flags and pydantic checks the values. The command line goes before `RNN_*` variables, these before
-`.env`, that before the default.
+Every flag, its help, its variable and its default come from `Settings` itself. Typer reads the flags and pydantic
+checks the values. The command line goes before `RNN_*` variables, these before `.env`, that before the default.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.text import Text
 
-from service.cli.output import USAGE, fail
+from service.models.importing.refusal import terminal_text
 from service.settings import Settings
+
+FAILED = 1
+USAGE = 2
+
+
+def console() -> Console:
+    """Stdout, as wide as the terminal; where there is none, wide enough for a table."""
+    stdout = Console(highlight=False)
+    return stdout if stdout.is_terminal else Console(highlight=False, width=200)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the command with one line on stderr."""
+    # soft_wrap: one line stays one line, however narrow the terminal.
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    stderr.print(Text("error: ", "bold red") + Text(terminal_text(message)))
+    raise typer.Exit(code)
 
 
 def setting(name: str) -> Any:
@@ -79,7 +98,6 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default in the help; nothing for an empty one."""
     if isinstance(field.default, bool):
         return f"; default: {'on' if field.default else 'off'}"
     return f"; default: {field.default}" if field.default not in (None, ()) else ""

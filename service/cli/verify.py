@@ -16,7 +16,6 @@ from service.spec import ModelSpec
 
 LENGTHS = (17, 1, 6)
 TOLERANCE = 1e-5
-
 # A network can magnify rounding until two orders of summation differ. By how much is chance, so the bound is wide. The
 # sequence of one step has no time to magnify anything and stays strict.
 MAGNIFIED = 30

@@ -43,7 +43,6 @@ class Rows:
 
     @property
     def steps(self) -> int:
-        """Total time steps of all rows."""
         return int(self.lengths[0]) if len(self.lengths) == 1 else int(self.lengths.sum())
 
 

@@ -20,23 +20,18 @@ EngineChoice = Literal["auto", "native", "torch"]
 
 @dataclass(frozen=True, slots=True)
 class EngineFactory:
-    """Makes engines for one device. `workers` threads may call them at once, and the native engine uses as many itself.
-
-    auto is the native engine, or torch on a GPU and on a processor that LLVM cannot generate code for.
-    """
+    """Makes engines for one device; `workers` threads may call them at once, and the native one uses as many."""
 
     device: torch.device
     workers: int
-    choice: EngineChoice = "auto"
+    choice: EngineChoice  # auto: native, or torch on a GPU and on a processor that LLVM cannot generate code for
 
     @classmethod
     def configure(cls, device: str, threads: int, choice: EngineChoice = "auto", processes: int = 1) -> "EngineFactory":
-        """Choose the device and set torch's own threads, for the whole process.
+        """Choose the device (`auto`, `cpu`, `cuda:N`) and set torch's own threads, for the whole process.
 
-        device is `auto`, `cpu` or `cuda:N`; threads is the number of compute threads, 0 for one per available core or
-        one on a GPU; processes share the cores.
-
-        Raises ValueError for a device that is not there, or for the native engine on a GPU.
+        threads 0: one per core of this one of `processes`, or one on a GPU. Raises ValueError for a device that is not
+        there, or for the native engine on a GPU.
         """
         chosen = torch.device("cpu") if choice == "native" and device == "auto" else resolve_device(device)
         if choice == "native" and chosen.type != "cpu":

@@ -75,7 +75,6 @@ class TorchEngine(Engine):
             self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop
 
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch, in calls of bounded memory."""
         most_steps = max(1, CALL_BYTES // bytes_per_step(self.spec))
         with torch.inference_mode():
             for group in _groups(batches, most_steps):
@@ -172,7 +171,7 @@ def bytes_per_step(spec: ModelSpec) -> int:
     """What one row's time step takes in a call, roughly and rather too much, with all that torch makes on the way."""
     gates = spec.directions * GATES[spec.kind] * spec.hidden_size
     widths = 2 * max(spec.input_size, spec.output_size) + gates + 2 * spec.output_size + (spec.out_features or 0)
-    return widths * np.dtype(np.float32).itemsize
+    return 4 * widths
 
 
 def _groups(batches: Sequence[Rows], most_steps: int) -> Iterator[list[Rows]]:
@@ -197,7 +196,6 @@ def _rows_between(rows: Rows, first: int, last: int) -> Rows:
 
 
 def _split(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:
-    """Arrays of these shapes that lie one after the other in a flat one."""
     ends = np.cumsum([np.prod(shape) for shape in shapes], dtype=np.int64)
     return [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
 

@@ -70,7 +70,6 @@ class ModelConfig(BaseModel):
 
 
 def first_error(error: ValidationError) -> str:
-    """The field and the message of the first of pydantic's errors."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(step) for step in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]

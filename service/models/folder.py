@@ -26,7 +26,7 @@ class VersionFolder:
 
     version: str
     weights: Path
-    failure: str | None = None
+    failure: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class ModelFolder:
 
     name: str
     config: ModelConfig | None
-    versions: tuple[VersionFolder, ...] = ()
-    failure: str | None = None
+    versions: tuple[VersionFolder, ...]
+    failure: str | None
 
 
 def scan(root: Path) -> dict[str, ModelFolder]:
@@ -81,9 +81,8 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_version(folder: Path, config: ModelConfig) -> VersionFolder:
-    failure = None
     try:
         verify_header(folder / FILE, config.spec())
     except ModelFailed as error:
-        failure = str(error)
-    return VersionFolder(folder.name, folder / FILE, failure)
+        return VersionFolder(folder.name, folder / FILE, str(error))
+    return VersionFolder(folder.name, folder / FILE, None)

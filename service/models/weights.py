@@ -1,8 +1,8 @@
 """`model.safetensors` of a model version: checked by its header alone, and read into float32 arrays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from service.errors import ModelFailed
 from service.spec import ModelSpec
 
 FILE = "model.safetensors"
-
 _CONVERTED = ("F16", "BF16", "F64")
 
 
@@ -25,7 +24,7 @@ class Weights:
 
     arrays: Mapping[str, NDArray[np.float32]]
     fingerprint: bytes
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def verify_header(path: Path, spec: ModelSpec) -> None:
@@ -69,9 +68,9 @@ def _opened(path: Path) -> Iterator[safe_open]:
 def _verify(file: safe_open, spec: ModelSpec) -> None:
     expected, found = spec.weight_shapes(), set(file.keys())
     if missing := sorted(expected.keys() - found):
-        raise ModelFailed(f"{FILE} lacks {listed(missing, 4)}, which config.json calls for")
+        raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
     if unknown := sorted(found - expected.keys()):
-        raise ModelFailed(f"{FILE} has {listed(unknown, 4)}, which config.json does not call for")
+        raise ModelFailed(f"{FILE} has {_listed(unknown)}, which config.json does not call for")
     for name, shape in expected.items():
         entry = file.get_slice(name)
         if tuple(entry.get_shape()) != shape:
@@ -80,6 +79,5 @@ def _verify(file: safe_open, spec: ModelSpec) -> None:
             raise ModelFailed(f"{name} is {entry.get_dtype()}; expected F32, or one of {', '.join(_CONVERTED)}")
 
 
-def listed(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")

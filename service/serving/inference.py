@@ -1,20 +1,50 @@
-"""Running rows through a model: at once if that is quicker than handing them over, else among others in its turns."""
+"""Taking requests on, and running their rows: at once if that is quicker than handing them over, else in turns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import ceil
 from time import monotonic
 
 from service.engine.interface import Engine, Rows
-from service.errors import ClientGone, ServiceFull
+from service.errors import ClientFull, ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
 
 # Work of up to this runs where it stands: handing it to another thread and back costs about as much under load.
 INLINE_SECONDS = 200e-6
+CLIENT_SHARE = 0.75  # of all places, what one client may take: others always find some
 
 HungUp = Callable[[], Awaitable[None]]
+
+
+class Admission:
+    """Requests under way, from their headers to the end of their reply; bounded before a body is read."""
+
+    def __init__(self, max_requests: int) -> None:
+        self._max_requests = max_requests
+        self._max_of_client = ceil(CLIENT_SHARE * max_requests)
+        self._of_client: Counter[str] = Counter()
+        self._clients: dict[Hashable, str] = {}
+
+    def enter(self, request: Hashable, client: str) -> None:
+        """Take a request on until it leaves. Raises ServiceFull, or ClientFull if only this client has too many."""
+        under_way = len(self._clients)
+        if under_way >= self._max_requests:
+            raise ServiceFull(f"{under_way} requests are under way; try again in a second")
+        if (held := self._of_client[client]) >= self._max_of_client:
+            raise ClientFull(f"{held} of this client's requests are under way; try again in a second")
+        self._clients[request] = client
+        self._of_client[client] += 1
+
+    def leave(self, request: Hashable) -> None:
+        client = self._clients.pop(request, None)
+        if client is not None:
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
 
 class Inference:

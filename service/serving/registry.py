@@ -25,8 +25,6 @@ State = Literal["loaded", "available", "failed"]
 
 @dataclass(eq=False, slots=True)
 class ModelVersion:
-    """One version of a model. fingerprint is a digest of the weights, known once they were loaded."""
-
     name: str
     version: str
     spec: ModelSpec
@@ -35,7 +33,7 @@ class ModelVersion:
     engine: Engine | None = None
     scheduler: Scheduler | None = None
     notes: list[str] = field(default_factory=list)
-    fingerprint: bytes = b""
+    fingerprint: bytes = b""  # digest of the weights, known once they were loaded
     draining: bool = False
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -87,7 +85,6 @@ class Registry:
         self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
 
     def models(self) -> list[Model]:
-        """Every model, sound or not, by name."""
         return [self._models[name] for name in sorted(self._models)]
 
     @property
@@ -95,7 +92,7 @@ class Registry:
         return sum(version.engine.nbytes for version in (*self._loaded, *self._retired) if version.engine)
 
     def model(self, name: str) -> Model:
-        """A model by name. Raises ModelNotFound."""
+        """Raises ModelNotFound."""
         if found := self._models.get(name):
             return found
         # A comparison takes some 20 µs, and a repository may hold thousands of names.

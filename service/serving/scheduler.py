@@ -20,12 +20,9 @@ import numpy as np
 from service.engine.interface import Engine, Rows
 from service.errors import DeadlinePassed
 
-# Rows of at most so many steps go before longer ones.
-SHORT_STEPS = 8
-# Fewest steps of a long row in a turn, however many rows there are: less would be spent on beginnings and ends.
-MIN_SLICE_STEPS = 16
-# Weight of the newest turn in what a step costs.
-LEARNING_RATE = 0.2
+SHORT_STEPS = 8  # rows of at most so many go before longer ones
+MIN_SLICE_STEPS = 16  # of a long row in a turn, however many rows: less would be spent on beginnings and ends
+LEARNING_RATE = 0.2  # weight of the newest turn in what a step costs
 
 
 @dataclass(slots=True)
@@ -58,7 +55,6 @@ class Job:
         return Rows(rows.inputs, rows.starts + self.advanced, lengths, rows.h, rows.c, rows.outputs, rows.predictions)
 
     def advance(self, steps: int, begun: float, seconds: float, failure: Exception | None) -> None:
-        """Take note of a turn; tell the client if this was the last one."""
         self.begun = begun if self.begun is None else self.begun
         self.advanced += steps
         self.compute += seconds
@@ -183,5 +179,4 @@ def run_turn(
 
 
 def passed() -> DeadlinePassed:
-    """The error of a request whose time was up before its turn came."""
     return DeadlinePassed("the deadline in X-Request-Timeout-Ms passed before the request ran; it did not run")

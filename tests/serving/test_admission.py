@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import ClientFull, ServiceFull
-from service.serving.admission import Admission
+from service.serving.inference import Admission
 
 
 def test_place_is_free_again_when_its_request_leaves():

@@ -19,31 +19,21 @@ DENOMINATOR = (1, 0.46777825, 0.02616444, 0.00034112909, 8.5224404e-07)
 
 @dataclass(frozen=True)
 class Unit:
-    """One vector of units of one row before the step; what an update does not read costs nothing.
+    """One vector of units of one row before the step; what an update does not read costs nothing."""
 
-    - sums: for each gate, its sum over h: on top of the x-part, or alone if the gate is one of `Cell.apart`
-    - x: the x-part of each gate
-    - h, c: hidden and cell state
-    """
-
-    sums: list[Value]
-    x: list[Value]
+    sums: list[Value]  # of each gate over h: on top of the x-part, or alone if the gate is one of `Cell.apart`
+    x: list[Value]  # the x-part of each gate
     h: Value
     c: Value
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell.
+    """`update` emits the new hidden state of a vector of units, and the new cell state if there is one."""
 
-    - gates: G; weights are (G·H, ·) with the gates one after the other, as PyTorch has them
-    - apart: the gates whose sum over h starts from bias_hh rather than from the x-part
-    - update: emits the new hidden state of a vector of units, and the new cell state if there is one
-    """
-
-    gates: int
+    gates: int  # G; weights are (G·H, ·) with the gates one after the other, as PyTorch has them
     update: Callable[[Vectors, Unit], tuple[Value, Value | None]]
-    apart: frozenset[int] = frozenset()
+    apart: frozenset[int] = frozenset()  # gates whose sum over h starts from bias_hh rather than from the x-part
     has_cell_state: bool = False
 
 
@@ -65,8 +55,7 @@ def relu(v: Vectors, x: Value) -> Value:
     return v.at_least(x, v.constant(0.0))
 
 
-def _polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:
-    """Horner's scheme over the coefficients of x⁰, x¹ and so on."""
+def _polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:  # by Horner's scheme; x⁰ comes first
     result = v.constant(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = v.fma(result, x, v.constant(coefficient))

@@ -2,34 +2,26 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import llvmlite.binding as llvm
 
 MOST_ROWS = 8  # of the tallest tile; each needs an address of its own
-# Kernels that are remembered, some tens of kilobytes each; models that are loaded keep theirs in any case.
-KEPT = 1024
+KEPT = 1024  # kernels that are remembered, some tens of kilobytes each; loaded models keep theirs in any case
 
 
 @dataclass(frozen=True)
 class Processor:
-    """A target of LLVM, and how its vector registers are best used.
-
-    - name, features: LLVM's names of the processor and of what is switched on beyond it
-    - width: float32 values in a vector
-    - registers: how many vector registers there are
-    - has_fma: whether it multiplies and adds in one instruction
-    """
+    """A target of LLVM by LLVM's names, and how its vector registers are best used."""
 
     name: str
-    features: str
-    width: int
+    features: str  # what is switched on beyond those that the name stands for
+    width: int  # float32 values in a vector
     registers: int
     has_fma: bool
 
     @classmethod
     def host(cls) -> "Processor":
-        """The processor that this process runs on."""
         present = llvm.get_host_cpu_features()
         features = {name for name, on in present.items() if on}
         return cls.with_features(llvm.get_host_cpu_name(), present.flatten(), features)
@@ -73,27 +65,25 @@ class Source(Protocol):
     def text(self) -> str: ...
 
 
-class Code:
-    """A compiled function; its machine code lives as long as this object."""
-
-    def __init__(self, source: Source) -> None:
-        machine = target_machine(source.processor)
-        self._engine = llvm.create_mcjit_compiler(optimised(source.text(), machine), machine)
-        self._engine.finalize_object()
-        self.address: int = self._engine.get_function_address(source.name)
+class Code(NamedTuple):
+    address: int
+    engine: Any  # the machine code lives as long as this
 
 
 @lru_cache(maxsize=KEPT)
 def compiled(source: Source) -> Code:
-    """The machine code of a source, from memory if an equal one was compiled before."""
-    return Code(source)
+    machine = target_machine(source.processor)
+    engine = llvm.create_mcjit_compiler(optimised(source.text(), machine), machine)
+    engine.finalize_object()
+    return Code(engine.get_function_address(source.name), engine)
 
 
 def target_machine(processor: Processor) -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=processor.name, features=processor.features, opt=2, jit=True)
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=processor.name, features=processor.features, opt=2, jit=True
+    )
 
 
 def optimised(text: str, machine: Any) -> Any:

@@ -15,10 +15,7 @@ from service.spec import ModelSpec
 
 
 class NativeEngine(Engine):
-    """One model on the CPU.
-
-    On one machine a row's bits are the same whether it runs whole, in pieces, step by step, alone or with others.
-    """
+    """On one machine a row's bits are the same whether it runs whole, in pieces, step by step, alone or with others."""
 
     name = "native"
     step_seconds = 5e-7  # the chain of dependent multiply-adds, and an activation
@@ -80,5 +77,4 @@ class NativeEngine(Engine):
                 )
             batches = [replace(batch, inputs=outputs) for batch, outputs in zip(batches, layer_outputs, strict=True)]
         if self._head_pass:
-            asked = [replace(batch, outputs=None) for batch in batches if batch.predictions is not None]
-            self._head_pass.run(asked)
+            self._head_pass.run([replace(batch, outputs=None) for batch in batches if batch.predictions is not None])

@@ -7,6 +7,7 @@ arithmetic that it does. Loop counters and variables live in stack slots; LLVM's
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,13 +16,10 @@ Value = str
 
 
 class Module:
-    """Functions that are compiled together."""
-
     def __init__(self) -> None:
         self._functions: list[Function] = []
 
     def function(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> "Function":
-        """A new function, with the LLVM type of each parameter."""
         self._functions.append(Function(name, parameters, internal=internal))
         return self._functions[-1]
 
@@ -36,13 +34,12 @@ class Module:
 
 
 class Function:
-    """One LLVM function under construction.
+    """One LLVM function: integers are i64, pointers are opaque, `parameters` gives the LLVM type of each.
 
-    All integers are i64, all pointers are opaque. Loads and stores assume no alignment but that of their element, so
-    callers' arrays may lie anywhere.
+    Loads and stores assume no alignment but that of their element, so callers' arrays may lie anywhere.
     """
 
-    def __init__(self, name: str, parameters: Mapping[str, str], *, internal: bool = False) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, str], *, internal: bool) -> None:
         self.name = name
         self.types = list(parameters.values())
         self._linkage = "internal " if internal else ""
@@ -80,7 +77,7 @@ class Function:
         return self.value(f"mul i64 {a}, {b}")
 
     def div(self, a: Value | int, b: Value | int) -> Value:
-        """The quotient a / b rounded down, for a ≥ 0 and b > 0."""
+        """Quotient rounded down, for a ≥ 0 and b > 0."""
         return self.value(f"udiv i64 {a}, {b}")
 
     def least(self, a: Value | int, b: Value | int) -> Value:
@@ -96,13 +93,10 @@ class Function:
     def select(self, condition: Value, a: Value | int, b: Value | int) -> Value:
         return self.value(f"select i1 {condition}, i64 {a}, i64 {b}")
 
-    def negated(self, condition: Value) -> Value:
-        return self.value(f"xor i1 {condition}, true")
-
     # Memory
 
     def at(self, pointer: Value, offset: Value | int) -> Value:
-        """The address `offset` bytes after `pointer`."""
+        """The address `offset` bytes on."""
         return self.value(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
     def load(self, type_: str, pointer: Value, align: int = 4) -> Value:
@@ -112,14 +106,14 @@ class Function:
         self.do(f"store {type_} {value}, ptr {pointer}, align {align}")
 
     def word(self, pointer: Value, index: int = 0) -> Value:
-        """Read the i64 number `index` of a table."""
+        """The i64 at place `index` of a table."""
         return self.load("i64", self.at(pointer, 8 * index), 8)
 
     def set_word(self, pointer: Value, index: int, value: Value | int) -> None:
         self.store("i64", value, self.at(pointer, 8 * index), 8)
 
     def pointer(self, pointer: Value, index: int = 0) -> Value:
-        """Read the pointer number `index` of a table."""
+        """The pointer at place `index` of a table."""
         return self.load("ptr", self.at(pointer, 8 * index), 8)
 
     def element(self, base: Value, row: Value | int, columns: int, column: Value | int) -> Value:
@@ -132,10 +126,8 @@ class Function:
     # Variables
 
     def variable(self, type_: str, initial: Value | int) -> "Variable":
-        """A mutable local, set to `initial` where it is declared."""
-        name = self._new_name()
-        self._slots.append(f"{name} = alloca {type_}")
-        variable = Variable(self, type_, name)
+        variable = Variable(self, type_, self._new_name())
+        self._slots.append(f"{variable.name} = alloca {type_}")
         variable.set(initial)
         return variable
 
@@ -191,26 +183,26 @@ class Function:
         self.call_at(f"@{callee.name}", callee.types, arguments)
 
     def call_at(self, address: Value, types: Sequence[str], arguments: Sequence[Value | int]) -> None:
-        """Call a function by its address; `types` are those of its parameters."""
         self.do(f"call void {address}({', '.join(f'{t} {a}' for t, a in zip(types, arguments, strict=True))})")
 
 
-class Variable:
+class Variable(NamedTuple):
     """A mutable local of a function."""
 
-    def __init__(self, function: Function, type_: str, name: Value) -> None:
-        self._function, self._type, self._name = function, type_, name
+    function: Function
+    type: str
+    name: Value
 
     def get(self) -> Value:
-        return self._function.value(f"load {self._type}, ptr {self._name}")
+        return self.function.value(f"load {self.type}, ptr {self.name}")
 
     def set(self, value: Value | int) -> None:
-        self._function.do(f"store {self._type} {value}, ptr {self._name}")
+        self.function.do(f"store {self.type} {value}, ptr {self.name}")
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Emits operations on `width` float32 values at a time into `function`."""
+    """Emits operations on `width` float32 values at a time."""
 
     function: Function
     width: int
@@ -225,7 +217,6 @@ class Vectors:
         return 4 * self.width
 
     def load(self, pointer: Value, offset: int = 0) -> Value:
-        """Read the vector `offset` bytes after `pointer`."""
         return self.function.load(self.type, self.function.at(pointer, offset))
 
     def load_bf16(self, pointer: Value, offset: int = 0) -> Value:
@@ -240,7 +231,6 @@ class Vectors:
         self.function.store(self.type, value, self.function.at(pointer, offset))
 
     def broadcast(self, pointer: Value, offset: int = 0) -> Value:
-        """Read one float and repeat it in every element."""
         f = self.function
         scalar = f.load("float", f.at(pointer, offset))
         first = f.value(f"insertelement {self.type} poison, float {scalar}, i64 0")

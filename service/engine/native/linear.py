@@ -37,13 +37,9 @@ class Linear:
         return module.text()
 
     def write(self, module: Module) -> Function:
-        """Add the kernel to a module."""
         f = module.function(self.name, {"panels": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
         Product(f, self.panels, "%n", cache(partial(self._tile, module))).emit(
-            lambda row, column: [
-                f.at("%inputs", f.mul(row, 8)),
-                f.element("%y", row, self.panels.columns, column),
-            ]
+            lambda row, column: [f.at("%inputs", f.mul(row, 8)), f.element("%y", row, self.panels.columns, column)]
         )
         return f
 

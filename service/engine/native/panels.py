@@ -13,32 +13,23 @@ from service.engine.interface import Floats, Integers
 from service.spec import WeightsDtype
 
 CACHE_LINE = 64
-
 WEIGHT_BYTES: dict[WeightsDtype, int] = {"f32": 4, "bf16": 2}
-
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Panels:
-    """How the columns of a weight matrix are cut into panels, and rows into tiles.
+    """How the columns of a weight matrix are cut into panels, and rows into tiles."""
 
-    - depth: K, the length of the sums
-    - vectors: columns in all, counted in vectors of `width`
-    - per_panel: vectors of a full panel; the last panel may be narrower
-    - rows: M of the tallest tile
-    """
-
-    depth: int
-    vectors: int
-    per_panel: int
+    depth: int  # K, the length of the sums
+    vectors: int  # columns in all, counted in vectors of `width`
+    per_panel: int  # vectors of a full panel; the last panel may be narrower
     width: int
-    rows: int
+    rows: int  # M of the tallest tile
     weights: WeightsDtype
 
     @property
-    def columns(self) -> int:
-        """Columns with their padding."""
+    def columns(self) -> int:  # with their padding
         return self.vectors * self.width
 
     @property
@@ -46,12 +37,10 @@ class Panels:
         return self.vectors // self.per_panel
 
     @property
-    def rest(self) -> int:
-        """Vectors of the last, narrower panel, or 0."""
+    def rest(self) -> int:  # vectors of the last, narrower panel, or 0
         return self.vectors % self.per_panel
 
     def bias_bytes(self, vectors: int) -> int:
-        """Bytes of the float32 bias, which stands ahead of a panel's weights."""
         return 4 * self.width * vectors
 
     def row_bytes(self, vectors: int) -> int:
@@ -61,7 +50,7 @@ class Panels:
         return self.bias_bytes(vectors) + self.depth * self.row_bytes(vectors)
 
     def __iter__(self) -> Iterator[int]:
-        """The width of each panel in vectors, in order."""
+        """The width of each panel in vectors."""
         return iter([self.per_panel] * self.full + [self.rest] * bool(self.rest))
 
     def pack(self, matrix: Floats, bias: Floats, order: Integers) -> Bytes:
@@ -87,10 +76,7 @@ class Panels:
         return out
 
     def cell_order(self, gates: int, hidden: int) -> Integers:
-        """Rows of a (gates·H, ·) weight in the order of a recurrent kernel's columns, gate by gate in each panel.
-
-        -1 is padding.
-        """
+        """Rows of a (gates·H, ·) weight, or -1, as a recurrent kernel's columns: gate by gate in each panel."""
         order: list[Integers] = []
         first = 0
         for vectors in self:

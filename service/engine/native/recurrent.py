@@ -14,9 +14,7 @@ from service.spec import WeightsDtype
 
 @dataclass(frozen=True)
 class Recurrent:
-    """`hidden` units that read a state of `state` values.
-
-    The two differ if the state is a projection of the units' outputs (LSTM with proj_size).
+    """`hidden` units that read a state of `state` values, fewer if it is a projection of the units' outputs.
 
     Compiled signature: recurrent(ptr panels, ptr projection, ptr x_parts, ptr h, ptr c, ptr units, ptr unit_table, i64
     rows, i64 steps), everything dense: x_parts (steps, rows, `x_columns`); h (steps + 1, rows, `h_columns`), of which
@@ -44,18 +42,15 @@ class Recurrent:
         return Panels(self.state, gates * units, per_panel, width, self.processor.tile_rows(per_panel), self.weights)
 
     @property
-    def projection(self) -> Linear | None:
-        """The product h = W_hr · units, if the state is projected."""
+    def projection(self) -> Linear | None:  # h = W_hr · units
         return None if self.state == self.hidden else Linear(self.hidden, self.state, self.weights, self.processor)
 
     @property
-    def c_columns(self) -> int:
-        """Units, with their padding."""
+    def c_columns(self) -> int:  # units with their padding
         return self.panels.columns // self._cell.gates
 
     @property
-    def h_columns(self) -> int:
-        """Values of the state, with their padding."""
+    def h_columns(self) -> int:  # values of the state with their padding
         return self.projection.panels.columns if self.projection else self.c_columns
 
     def x_parts(self, depth: int) -> Linear:
@@ -63,8 +58,7 @@ class Recurrent:
         return Linear(depth, self.panels.columns, self.weights, self.processor)
 
     @property
-    def x_columns(self) -> int:
-        """Floats from one row's x-parts to the next's."""
+    def x_columns(self) -> int:  # floats from one row's x-parts to the next's
         return self.x_parts(1).panels.columns
 
     def text(self) -> str:
@@ -103,9 +97,8 @@ class Recurrent:
         Called with the panel, the rows' state, and for the first row and unit: x-parts, state, cell state, output.
         """
         panels, gates = self.panels, self._cell.gates
-        f = module.function(
-            f"cell_{shape}", dict.fromkeys(("panel", "state", "x", "h", "c", "out"), "ptr"), internal=True
-        )
+        parameters = dict.fromkeys(("panel", "state", "x", "h", "c", "out"), "ptr")
+        f = module.function(f"cell_{shape}", parameters, internal=True)
         v = Vectors(f, panels.width, self.processor.has_fma)
         addresses = shape.panels(f, panels)
         units = shape.vectors // gates  # in vectors

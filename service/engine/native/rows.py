@@ -27,21 +27,11 @@ LANES = 48
 class RowWord(IntEnum):
     """Words of a row: addresses of its first step's input, output and prediction (0: not asked for), and of its state.
 
-    `_STEP`: bytes from one step to the next, negative for a row that runs backwards; `_LAYER`: bytes from one layer's
-    state to the next's.
+    Behind each address, `_STEP`: bytes to the next step, negative for a row that runs backwards; or `_LAYER`: bytes to
+    the next layer's state.
     """
 
-    X = 0
-    X_STEP = 1
-    OUT = 2
-    OUT_STEP = 3
-    PREDICTION = 4
-    PREDICTION_STEP = 5
-    H = 6
-    H_LAYER = 7
-    C = 8
-    C_LAYER = 9
-    STEPS = 10
+    X, X_STEP, OUT, OUT_STEP, PREDICTION, PREDICTION_STEP, H, H_LAYER, C, C_LAYER, STEPS = range(11)
 
 
 HEADER_BYTES = 8 * HEADER_WORDS
@@ -80,8 +70,7 @@ class AddRows:
             for word, array in ((RowWord.X, inputs), (RowWord.OUT, outputs), (RowWord.PREDICTION, predictions)):
                 with _given(f, row, word, array):
                     stride = _stride(f, array)
-                    place = f.add(f.word(array, _DATA), f.mul(begin, stride))
-                    _put(f, row, word, place, f.mul(stride, direction))
+                    _put(f, row, word, f.add(f.word(array, _DATA), f.mul(begin, stride)), f.mul(stride, direction))
             for word, array in ((RowWord.H, h), (RowWord.C, c)):
                 with _given(f, row, word, array):
                     layer = _stride(f, array)

@@ -17,10 +17,8 @@ from service.engine.native.rows import LANES, ROW_BYTES, RowTable
 from service.engine.native.stack_kernel import BufferWord, LayerWord, StackKernel, StackWord
 from service.spec import ModelSpec, WeightsDtype
 
-# Floats of x-parts in a block, so that they stay in the second-level cache beside the weights.
-BLOCK_FLOATS = 65_536
-# Rows times steps of a block of narrow layers; a longer block would bring nothing.
-MOST_ROW_STEPS = 512
+BLOCK_FLOATS = 65_536  # of x-parts in a block, so that they stay in the second-level cache beside the weights
+MOST_ROW_STEPS = 512  # rows times steps of a block of narrow layers; a longer block would bring nothing
 # Work below this, some 100 µs, is done by the caller's thread alone: to wake another costs some tens of them.
 SHARED_FLOPS = 16_000_000
 # Work below this, some microseconds, keeps the GIL: to give it up and wait for it again can cost far more.
@@ -28,10 +26,7 @@ HELD_FLOPS = 200_000
 
 
 class Layer:
-    """One direction of one layer: its code, its packed weights and its `LayerWord` table.
-
-    weights are the arrays of PyTorch's state_dict whose names end in `suffix`.
-    """
+    """One direction of one layer, from the arrays of PyTorch's state_dict whose names end in `suffix`."""
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], suffix: str, processor: Processor) -> None:
         name = f"rnn_{spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
@@ -46,17 +41,15 @@ class Layer:
         with_x = (bias_ih.astype(np.float64) + np.where(apart, 0, bias_hh)).astype(np.float32)
         self.code = [compiled(linear), compiled(recurrent)]
         self.weights = [linear.panels.pack(ih, with_x, order), recurrent.panels.pack(hh, bias_hh, order)]
-        if recurrent.projection:
-            no_bias = np.zeros(state, np.float32)
-            self.weights.append(
-                recurrent.projection.panels.pack(weights[f"weight_hr_{suffix}"], no_bias, np.arange(state))
-            )
+        if projection := recurrent.projection:
+            hr, no_bias = weights[f"weight_hr_{suffix}"], np.zeros(state, np.float32)
+            self.weights.append(projection.panels.pack(hr, no_bias, np.arange(state)))
         words = {
             LayerWord.LINEAR: self.code[0].address,
             LayerWord.LINEAR_PANELS: self.weights[0].ctypes.data,
             LayerWord.RECURRENT: self.code[1].address,
             LayerWord.PANELS: self.weights[1].ctypes.data,
-            LayerWord.PROJECTION: self.weights[2].ctypes.data if recurrent.projection else 0,
+            LayerWord.PROJECTION: self.weights[2].ctypes.data if projection else 0,
             LayerWord.H_STRIDE: 4 * recurrent.h_columns,
             LayerWord.H_BYTES: 4 * state,
             LayerWord.C_STRIDE: 4 * recurrent.c_columns,
@@ -125,10 +118,9 @@ class Buffers:
 
 
 class Pass:
-    """A stack of layers, and the buffers that calls through it use.
+    """Runs rows through a stack, on the caller's thread and those of the pool, `threads` in all.
 
-    pool: the threads beside the caller's, `threads` in all; first_state: where along L·D the state of the first layer
-    is; backwards: rows run from their end.
+    first_state: where along L·D the state of the first layer is; backwards: rows run from their end.
     """
 
     def __init__(
@@ -154,7 +146,6 @@ class Pass:
         self._idle: list[Buffers] = []
 
     def run(self, batches: Sequence[Rows]) -> None:
-        """Run every row of every batch."""
         buffers = self._take()
         table = buffers.table
         flops = table.fill(batches) * self._flops_per_step
@@ -171,10 +162,9 @@ class Pass:
         table = own.table
         others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
         table.share(len(others) + 1)
-        futures = [
-            self._pool.submit(self._kernel, self._stack.address, buffers.address, table.address) for buffers in others
-        ]
-        self._kernel(self._stack.address, own.address, table.address)
+        stack = self._stack.address
+        futures = [self._pool.submit(self._kernel, stack, buffers.address, table.address) for buffers in others]
+        self._kernel(stack, own.address, table.address)
         for future in futures:
             if not future.cancel():  # one that has not begun has nothing left to do
                 future.result()

@@ -22,13 +22,7 @@ RECURRENT = ["ptr"] * 7 + ["i64"] * 2
 class StackWord(IntEnum):
     """Words of a stack of layers: how many, where their `LayerWord`s are; the head, if `HEAD` is not 0."""
 
-    LAYERS = 0
-    LAYER_TABLE = 1
-    HEAD = 2
-    HEAD_PANELS = 3
-    HEAD_STRIDE = 4
-    HEAD_BYTES = 5
-    OUTPUT_BYTES = 6
+    LAYERS, LAYER_TABLE, HEAD, HEAD_PANELS, HEAD_STRIDE, HEAD_BYTES, OUTPUT_BYTES = range(7)
 
 
 class LayerWord(IntEnum):
@@ -37,32 +31,13 @@ class LayerWord(IntEnum):
     `_STRIDE`: bytes from one row to the next in scratch; `_BYTES`: of the state itself.
     """
 
-    LINEAR = 0
-    LINEAR_PANELS = 1
-    RECURRENT = 2
-    PANELS = 3
-    PROJECTION = 4
-    H_STRIDE = 5
-    H_BYTES = 6
-    C_STRIDE = 7
-    C_BYTES = 8
+    LINEAR, LINEAR_PANELS, RECURRENT, PANELS, PROJECTION, H_STRIDE, H_BYTES, C_STRIDE, C_BYTES = range(9)
 
 
 class BufferWord(IntEnum):
-    """Words of a thread's buffers: their addresses, and how much they hold.
+    """Words of a thread's buffers: their addresses; `ROW_STEPS`: most steps, summed over the lanes, of a block."""
 
-    `ROW_STEPS` is the most steps, summed over the lanes, that a block may have.
-    """
-
-    INPUTS = 0
-    X_PARTS = 1
-    H = 2
-    H_NEXT = 3
-    C = 4
-    UNITS = 5
-    UNIT_TABLE = 6
-    LANES = 7
-    ROW_STEPS = 8
+    INPUTS, X_PARTS, H, H_NEXT, C, UNITS, UNIT_TABLE, LANES, ROW_STEPS = range(9)
 
 
 @dataclass(frozen=True)
@@ -132,13 +107,13 @@ class Block:
             self._point_at(f.at(before, f.mul(self.rows, stride)), stride)
             h.set(h_next.get())
             h_next.set(before)
-        self._write(RowWord.OUT, RowWord.OUT_STEP, f.word("%stack", StackWord.OUTPUT_BYTES))
+        self._write(RowWord.OUT, f.word("%stack", StackWord.OUTPUT_BYTES))
         head = f.pointer("%stack", StackWord.HEAD)
         with f.when(f.value(f"icmp ne ptr {head}, null")):
             panels = f.pointer("%stack", StackWord.HEAD_PANELS)
             f.call_at(head, LINEAR, [panels, self.inputs, self.x_parts, self.row_steps])
             self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
-            self._write(RowWord.PREDICTION, RowWord.PREDICTION_STEP, f.word("%stack", StackWord.HEAD_BYTES))
+            self._write(RowWord.PREDICTION, f.word("%stack", StackWord.HEAD_BYTES))
 
     def advance(self, live: Variable) -> None:
         """Move every lane on; the last lane takes the place of one that has ended."""
@@ -146,12 +121,8 @@ class Block:
         with f.loop(self.rows) as i:
             lane = self.lane(i)
             f.set_word(lane, RowWord.STEPS, f.sub(f.word(lane, RowWord.STEPS), self.steps))
-            for address, stride in (
-                (RowWord.X, RowWord.X_STEP),
-                (RowWord.OUT, RowWord.OUT_STEP),
-                (RowWord.PREDICTION, RowWord.PREDICTION_STEP),
-            ):
-                f.set_word(lane, address, f.add(f.word(lane, address), f.mul(self.steps, f.word(lane, stride))))
+            for address in (RowWord.X, RowWord.OUT, RowWord.PREDICTION):  # its stride is the next word
+                f.set_word(lane, address, f.add(f.word(lane, address), f.mul(self.steps, f.word(lane, address + 1))))
         place = f.variable("i64", 0)
         with f.repeat() as stop:
             stop(f.compare("sge", place.get(), live.get()))
@@ -163,7 +134,6 @@ class Block:
             place.set(f.add(place.get(), f.select(ended, 0, 1)))
 
     def _run_layer(self, layer: Value, number: Value, h: Value) -> None:
-        """One layer: states in, both kernels, states out."""
         f = self.f
         products = [f.pointer(layer, LayerWord.LINEAR_PANELS), self.inputs, self.x_parts, self.row_steps]
         f.call_at(f.pointer(layer, LayerWord.LINEAR), LINEAR, products)
@@ -208,13 +178,13 @@ class Block:
         with f.loop(self.row_steps) as i:
             f.store("ptr", f.at(first, f.mul(i, stride)), f.at(self.inputs, f.mul(i, 8)), 8)
 
-    def _write(self, place: RowWord, stride: RowWord, size: Value) -> None:
+    def _write(self, place: RowWord, size: Value) -> None:
         """Copy what the table points at to where each lane wants it, if it does."""
         f = self.f
         with f.loop(self.rows) as i:
             lane = self.lane(i)
             target = f.pointer(lane, place)
             with f.when(f.value(f"icmp ne ptr {target}, null")):
-                step = f.word(lane, stride)
+                step = f.word(lane, place + 1)
                 with f.loop(self.steps) as t:
                     f.copy(f.at(target, f.mul(t, step)), f.pointer(self._entry(t, i)), size)

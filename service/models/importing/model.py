@@ -23,8 +23,6 @@ h and c, and predictions (T, O) with a head."""
 Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 """Runs sequences through the checkpoint's own arrays."""
 
-_LAYERS = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-
 
 @dataclass(frozen=True, slots=True)
 class CheckpointModel:
@@ -46,7 +44,7 @@ class CheckpointModel:
 
 def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor]) -> tuple[Reference, str]:
     """`torch.nn.RNN`, `GRU` or `LSTM` with the head as a reference, and its name."""
-    make: Any = _LAYERS[spec.kind]
+    make: Any = getattr(torch.nn, spec.kind.upper())
     options: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
     if spec.proj_size:
         options["proj_size"] = spec.proj_size

@@ -11,9 +11,7 @@ from service.models.importing.tensors import Tensors, check_tensor
 from service.spec import GATES, ModelSpec, Nonlinearity
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")
-
-# How --layer names the layer whose arrays have no prefix.
-_TOP = "."
+_TOP = "."  # how --layer names the layer whose arrays have no prefix
 
 
 def model_from_tensors(
@@ -63,7 +61,7 @@ def model_from_tensors(
 
 
 def _layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """The names of every recurrent layer's arrays, by the prefix that they share."""
+    """The names of every recurrent layer's arrays, by their prefix."""
     layers: dict[str, list[str]] = {}
     for name in tensors:
         prefix, _, array = name.rpartition(".")

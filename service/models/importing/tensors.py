@@ -21,7 +21,6 @@ from service.models.importing.refusal import CheckpointRefused, refusing
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_DEPTH = 4
 MAX_ENTRIES = 100_000
-
 _EXPORT = (
     "from Python, export the weights alone: torch.save(model.state_dict(), 'weights.pt'), "
     "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
@@ -37,7 +36,7 @@ class Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Read `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors`. Raises CheckpointRefused."""
+    """Raises CheckpointRefused."""
     loaded = _load(path)
     if not isinstance(loaded, Mapping):
         raise CheckpointRefused(f"the file holds a {type(loaded).__name__}, not a state_dict; {_EXPORT}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.engine.interface import Floats, Rows
-from service.engine.native import NativeEngine
+from service.engine.native.engine import NativeEngine
 from service.spec import ModelSpec
 from tests.reference import run_reference
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.engine.interface import Floats
 from service.engine.native.cells import relu, sigmoid, tanh
-from service.engine.native.compiler import Code, Processor
+from service.engine.native.compiler import Processor, compiled
 from service.engine.native.ir import Module, Value, Vectors
 from tests.engine.native.processors import runnable
 
@@ -36,7 +36,7 @@ class Elementwise:
 
 def apply(operation: Callable[[Vectors, Value], Value], values: Floats, processor: Processor) -> Floats:
     data = np.concatenate([values, np.zeros(-len(values) % processor.width, np.float32)])
-    code = Code(Elementwise(operation, processor))
+    code = compiled(Elementwise(operation, processor))
     ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(code.address)(
         data.ctypes.data, len(data) // processor.width
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from service.engine.interface import Rows
-from service.engine.native import NativeEngine
+from service.engine.native.engine import NativeEngine
 from service.spec import ModelSpec
 from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
 from tests.reference import weights_of

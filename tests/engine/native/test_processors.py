@@ -4,8 +4,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from service.engine.native import NativeEngine
 from service.engine.native.compiler import Processor, optimised, target_machine
+from service.engine.native.engine import NativeEngine
 from service.engine.native.recurrent import Recurrent
 from service.spec import ModelSpec
 from tests.engine.native import processors

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops.op_rnn import RNN_14
 
+from service.models.importing.model import Numbers
 from service.models.importing.refusal import CheckpointRefused, refusing
 
 Node = Any
-Array = NDArray[np.floating[Any]]
 
 # Operators that exporters put between a stored parameter and its use. None makes a large value of a small one.
 MOVING = ("Constant", "Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Slice", "Concat")
@@ -40,7 +39,7 @@ class Graph:
         producers = {output: node for node in nodes for output in node.output if output}
         return cls(model, nodes, producers, {tensor.name: tensor for tensor in model.graph.initializer})
 
-    def constant(self, value: str, depth: int = _MAX_FOLDS) -> Array | None:
+    def constant(self, value: str, depth: int = _MAX_FOLDS) -> Numbers | None:
         """A value that does not depend on the graph's inputs; None if it does, or if no simple operator makes it.
 
         Raises CheckpointRefused for a constant that is damaged or too large.
@@ -69,7 +68,7 @@ def node_input(node: Node, place: int) -> str:
     return str(node.input[place]) if len(node.input) > place else ""
 
 
-def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list[str]) -> list[Array]:
+def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list[str]) -> list[Numbers]:
     """Run nodes with onnx's reference implementation, by the operator versions that the model states."""
     untyped = {
         name: helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in (*feed, *outputs)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.models.importing.onnx.graph import Array, Graph, Node, attributes, node_input, run_nodes
+from service.models.importing.model import Numbers
+from service.models.importing.onnx.graph import Graph, Node, attributes, node_input, run_nodes
 from service.models.importing.onnx.layers import ZEROS
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 
@@ -14,12 +15,12 @@ class OnnxHead:
     """The nodes of a linear layer, weight (O, D·P), bias (O), and their names; bias_name is ZEROS if there is none."""
 
     nodes: list[Node]
-    weight: Array
-    bias: Array
+    weight: Numbers
+    bias: Numbers
     weight_name: str
     bias_name: str
 
-    def run(self, graph: Graph, outputs: Array) -> Array:
+    def run(self, graph: Graph, outputs: Numbers) -> Numbers:
         """Predictions (T, O) of outputs (T, D·P), by the graph's own nodes and the reference implementation."""
         feed = {self.nodes[0].input[0]: outputs}
         for value in (value for node in self.nodes for value in node.input):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from service.models.importing.onnx.graph import Array, Graph, Node, attributes, node_input
+from service.models.importing.model import Numbers
+from service.models.importing.onnx.graph import Graph, Node, attributes, node_input
 from service.models.importing.refusal import CheckpointRefused
 from service.spec import GATES, Kind, Nonlinearity
 
@@ -21,8 +22,7 @@ ZEROS = "(zeros)"  # in place of the name of an array that is not in the file
 # Where each gate of PyTorch's order stands in ONNX's: r z n in z r h, and i f g o in i o f c.
 _ORDER: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 2, 3, 1]}
 _ACTIVATIONS = {"rnn": ["tanh"], "gru": ["sigmoid", "tanh"], "lstm": ["sigmoid", "tanh", "tanh"]}
-
-_MAX_LINKS = 16
+_MAX_LINKS = 16  # nodes between two layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class OnnxLayer:
     kind: Kind
     nonlinearity: Nonlinearity
     layout: int
-    w: Array
-    r: Array
-    b: Array | None
+    w: Numbers
+    r: Numbers
+    b: Numbers | None
 
     @property
     def directions(self) -> int:
@@ -46,11 +46,8 @@ class OnnxLayer:
     def hidden_size(self) -> int:
         return int(self.r.shape[2])
 
-    def arrays(self, index: int, *, bias: bool) -> Iterator[tuple[str, Array, str]]:
-        """The arrays of PyTorch's layer `index`: PyTorch's name, the array, and its name in the file.
-
-        Gates are in PyTorch's order. With bias, a node without B gets zeros.
-        """
+    def arrays(self, index: int, *, bias: bool) -> Iterator[tuple[str, Numbers, str]]:
+        """PyTorch's name, array, and name in the file of each array of layer `index`; with bias, zeros if without B."""
         rows = self.w.shape[1]
         b_name = ZEROS if self.b is None else node_input(self.node, 3)
         for direction, suffix in enumerate([f"l{index}", f"l{index}_reverse"][: self.directions]):
@@ -61,7 +58,7 @@ class OnnxLayer:
                 yield f"bias_ih_{suffix}", self._reordered(both[:rows]), b_name
                 yield f"bias_hh_{suffix}", self._reordered(both[rows:]), b_name
 
-    def _reordered(self, array: Array) -> Array:
+    def _reordered(self, array: Numbers) -> Numbers:
         gates = np.split(array, GATES[self.kind])
         return np.concatenate([gates[place] for place in _ORDER[self.kind]])
 
@@ -114,7 +111,7 @@ def _nonlinearity(kind: Kind, directions: int, activations: list[str]) -> Nonlin
     raise CheckpointRefused(f"activations are {', '.join(activations)}; PyTorch has {allowed}")
 
 
-def _parameter(graph: Graph, node: Node, place: int, letter: str) -> Array:
+def _parameter(graph: Graph, node: Node, place: int, letter: str) -> Numbers:
     value = node_input(node, place)
     array = graph.constant(value)
     if array is None:
@@ -124,7 +121,7 @@ def _parameter(graph: Graph, node: Node, place: int, letter: str) -> Array:
     return array
 
 
-def _check_shapes(kind: Kind, directions: int, w: Array, r: Array, b: Array | None) -> None:
+def _check_shapes(kind: Kind, directions: int, w: Numbers, r: Numbers, b: Numbers | None) -> None:
     hidden = r.shape[-1]
     rows = GATES[kind] * hidden
     expected = {"W": (directions, rows, w.shape[-1]), "R": (directions, rows, hidden), "B": (directions, 2 * rows)}
