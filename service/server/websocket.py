@@ -76,7 +76,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
                 self.close_sent = self.handshake_complete = True
                 self.transport.write(b"".join(self.conn.data_to_send()) or BAD_REQUEST)
                 self._cut_later()
-            if perf_counter() > end:
+            if self._unparsed and perf_counter() > end:
                 self._turn = self.loop.call_soon(self._parse)
                 break
         self._pace()
