@@ -56,8 +56,8 @@ def test_ten_thousand_ragged_rows(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", [replace(KINDS[0], input_size=1, hidden_size=1), replace(KINDS[3], num_layers=2)])
-def test_hundred_thousand_steps(spec: ModelSpec) -> None:
-    x, h, c = random_rows(spec, [100_000])
+def test_twenty_thousand_steps(spec: ModelSpec) -> None:
+    x, h, c = random_rows(spec, [20_000])
     actual = run_rows(engine(spec), x, h, c)
     expected = reference(spec, weights_of(spec), x, h, c)
     np.testing.assert_allclose(actual.outputs[0], expected.outputs[0], rtol=0, atol=1e-5)
