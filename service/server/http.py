@@ -31,11 +31,8 @@ MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 
 
 class HttpConnection(HttpToolsProtocol):
-    """The head timer runs whenever bytes came and no request is being handled.
-
-    That is before a head is complete, but also when a body goes on after its reply or when only empty lines follow.
-    """
-
+    # Its head timer runs whenever bytes came and no request is being handled: before a head is complete, but also when
+    # a body goes on after its reply, or when only empty lines follow.
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +95,6 @@ class HttpConnection(HttpToolsProtocol):
             self._head_timer.start()
 
     def on_message_begin(self) -> None:
-        """A request line has begun; unless its head came with it, `data_received` starts to wait for that."""
         if self._replays_head:
             return
         self.url = b""
@@ -122,7 +118,6 @@ class HttpConnection(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Begin with the request, or with reading the body of one that may be answered directly."""
         if self._replays_head:
             return
         self._in_head = False
@@ -151,7 +146,6 @@ class HttpConnection(HttpToolsProtocol):
             self._use_asgi()
 
     def on_message_complete(self) -> None:
-        """Answer directly, or let the application know that it has all of a body."""
         if self._ignores_upgrade:
             return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
         self._in_body = False
@@ -182,7 +176,6 @@ class HttpConnection(HttpToolsProtocol):
         self._watch.caught_up()
 
     def shutdown(self) -> None:
-        """A request of which a part has come is answered; an idle connection is closed."""
         if self._body is not None:
             self._use_asgi()
         super().shutdown()
@@ -191,7 +184,6 @@ class HttpConnection(HttpToolsProtocol):
         return self._is_handshake
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Start a request, or go on with one that `_answer` has begun."""
         self._under_way = cycle
         if self._running is not None:
             request, running = self._running
@@ -249,7 +241,6 @@ class HttpConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _use_asgi(self) -> None:
-        """Go on by ASGI with a request that was about to be answered directly."""
         body, self._body = self._body, None
         self._rest_timer.cancel()
         self._begin_asgi()
@@ -280,7 +271,6 @@ class HttpConnection(HttpToolsProtocol):
             return False
 
     def _upgrade(self) -> None:
-        """Become a WebSocket."""
         if not self._has_answered():
             self._drop("upgrade_while_answering")
         else:
@@ -300,7 +290,6 @@ class HttpConnection(HttpToolsProtocol):
         self._replays_head = False
 
     def _is_ready(self) -> bool:
-        """Whether a reply may be written now."""
         return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()
 
     def _has_answered(self) -> bool:
