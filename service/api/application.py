@@ -91,7 +91,7 @@ class Application:
     ) -> Request:
         """A request that has just come."""
         found = joined(headers)
-        request_id = given_id(found) or self._accounting.new_id()
+        request_id = (b"x-request-id" in found and given_id(found)) or self._accounting.new_id()
         return Request(method, path, query, found, client[0] if client else "", request_id)
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
@@ -175,7 +175,8 @@ class Application:
             await send({"type": "http.response.body", "body": b""})
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
-        self._bodies.refuse_too_large(request)
+        if incoming is not None or len(request.body) > self._bodies.max_bytes:
+            self._bodies.refuse_too_large(request)
         if admission := self._admissions.get(request.path):
             admission.enter(request, request.client)
         if incoming is None:

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import inf
 
 from starlette.types import Receive
@@ -79,7 +80,8 @@ class Incoming:
 class BodyBudget:
     """The bytes of all bodies in the process, from their arrival to the end of their replies.
 
-    At the bound, only the body that began first among the unfinished ones is read on: it always gets to its end.
+    At the bound, only the body that began first among the unfinished ones is read on: it always gets to its end. While
+    others wait for room, no more bodies are begun.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -89,10 +91,13 @@ class BodyBudget:
         self._of_client: Counter[str] = Counter()
         self._unfinished: dict[Request, None] = {}
         self._changed = asyncio.Event()
+        self._waiting = 0
         self.bytes = 0
 
     def begin(self, request: Request) -> None:
-        """A body is about to be read; `finish` and `release` come later."""
+        """A body is about to be read; `finish` and `release` come later. Raises ServiceFull."""
+        if self._waiting:
+            raise ServiceFull("the limit for all bodies together is reached; try again in a second")
         self._held[request] = 0
         self._unfinished[request] = None
 
@@ -105,7 +110,11 @@ class BodyBudget:
     async def grow(self, request: Request, size: int) -> None:
         """Hold so much more of a body, when there is room."""
         while not self.has_room(request, size):
-            await self._changed.wait()
+            self._waiting += 1
+            try:
+                await self._changed.wait()
+            finally:
+                self._waiting -= 1
         self.bytes += size
         self._held[request] += size
         self._of_client[request.client] += size
@@ -147,7 +156,7 @@ class Bodies:
 
         Raises BodyTooLarge, BodyTimeout, ServiceFull, ServiceDraining, or as `Incoming.pieces` does.
         """
-        pieces: list[bytes] = []
+        body = BytesIO()  # one block of memory, which grows, and no copy at the end
         total = 0
         waiting = False
         begun = asyncio.get_running_loop().time()
@@ -162,7 +171,7 @@ class Bodies:
                     waiting = not self.budget.has_room(request, len(piece))
                     await self.budget.grow(request, len(piece))
                     waiting = False
-                    pieces.append(piece)
+                    body.write(piece)
                     if not incoming.complete:
                         allowed = request.received_bytes / self.min_bytes_per_second
                         deadline.reschedule(begun + self.grace_seconds + allowed)
@@ -178,4 +187,4 @@ class Bodies:
         finally:
             self.draining.waiting.discard(deadline)
             self.budget.finish(request)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return body.getvalue()

@@ -41,6 +41,7 @@ class Documents:
             )
         kind = request_format(request.headers.get(b"content-type", b""))
         body, begun = request.body, perf_counter()
+        request.body = b""  # it need not be held any longer than it is read
         decode = safetensors.decode if kind == SAFETENSORS else json.decode
         is_heavy = len(body) >= HEAVY_BYTES
         document: Document | None

@@ -69,9 +69,11 @@ def is_plain(headers: Headers, max_bytes: int) -> bool:
 
 def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:
     """The head of a reply with a body of so many bytes, on a connection that is kept or closed after it; as by ASGI."""
-    framing = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-    framing %= (reply.media_type, size, request_id.encode())
-    before, after = (b"".join([b"%b: %b\r\n" % header for header in headers]) for headers in (default, reply.headers))
-    return b"".join(
-        (STATUS_LINE[reply.status], before, framing, after, b"\r\n" if keeps else b"connection: close\r\n\r\n")
-    )
+    head = STATUS_LINE[reply.status]
+    for line in default:
+        head += b"%b: %b\r\n" % line
+    framing = (reply.media_type, size, request_id.encode())
+    head += b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % framing
+    for line in reply.headers:
+        head += b"%b: %b\r\n" % line
+    return head + (b"\r\n" if keeps else b"connection: close\r\n\r\n")

@@ -46,6 +46,8 @@ class Ragged:
 
 def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:
     """A nested list of the numbers (n,): an array if every depth is uniform, else `Ragged`."""
+    if len(sizes) == 1:
+        return values
     for depth in sizes:
         if len(depth) > 1 and depth.count(depth[0]) != len(depth):
             return Ragged(values, sizes)
