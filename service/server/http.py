@@ -76,8 +76,7 @@ class HttpConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._unset_keepalive_if_required()
-        if self._body is not None:
-            self._rest_timer.cancel()
+        self._rest_timer.cancel()
         self._turn_ends = monotonic() + TURN_SECONDS
         is_idle = self._body is None and not self._in_head and self._is_ready()
         if is_idle and self._known_head and (body := self._known_head.body(data)) is not None:
@@ -291,8 +290,8 @@ class HttpConnection(HttpToolsProtocol):
         self._replays_head = False
 
     def _is_ready(self) -> bool:
-        has_answered = self.cycle is None or self.cycle.response_complete
-        return has_answered and not self.flow.write_paused and not self.transport.is_closing()
+        answered = self.cycle is None or self.cycle.response_complete  # as below, without a call
+        return answered and not self.flow.write_paused and not self.transport.is_closing()
 
     def _has_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
