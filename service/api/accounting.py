@@ -36,8 +36,8 @@ class Accounting:
         self._metrics.count(request, path, seconds)
         if self._log is None or path.startswith(_UNLOGGED):
             return
-        ms = {stage: round(spent * 1000, 3) for stage, spent in request.stages.items()}
-        ms["total"] = round(seconds * 1000, 3)
+        ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
+        ms["total"] = int(seconds * 1e6) / 1000
         self._log(
             {
                 "request_id": request.request_id,

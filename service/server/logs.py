@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import select
+import stat
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ class LogFile:
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
+        # A write to a plain file does not wait for a reader.
+        self._at_once = 2**20 if stat.S_ISREG(os.fstat(descriptor).st_mode) else PIPE_BYTES
         self._lines: list[bytes] = []
         self.dropped = 0
 
@@ -39,7 +42,7 @@ class LogFile:
         lines, self._lines = self._lines, []
         data = b""
         for line in lines:
-            if data and len(data) + len(line) > PIPE_BYTES:
+            if data and len(data) + len(line) > self._at_once:
                 self._put(data)
                 data = b""
             data += line
@@ -49,20 +52,22 @@ class LogFile:
         """Write an entry as a line of JSON, with others at the end of this turn of the event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        entry |= {"event": "request", "level": "info", "timestamp": datetime.now(UTC)}
+        entry["event"], entry["level"], entry["timestamp"] = "request", "info", datetime.now(UTC)
         self._lines.append(orjson.dumps(entry, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
 
     def _put(self, data: bytes) -> None:
         while data:
             try:
-                writable = any(event & select.POLLOUT for _, event in self._poll.poll(0))
-                written = os.write(self._descriptor, data[:PIPE_BYTES]) if writable else 0
+                written = os.write(self._descriptor, data[: self._at_once]) if self._is_writable() else 0
             except OSError:  # the reader is gone, or the disk is full
                 written = 0
             if not written:
                 self.dropped += data.count(b"\n")
                 return
             data = data[written:]
+
+    def _is_writable(self) -> bool:
+        return self._at_once > PIPE_BYTES or any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
 
 def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | None:
