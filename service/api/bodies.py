@@ -13,14 +13,12 @@ from service.api.draining import Draining
 from service.api.encodings import Decoder
 from service.api.request import Request
 from service.errors import BodyTimeout, BodyTooLarge, ClientGone, ServiceDraining, ServiceFull
+from service.serving.inference import CLIENT_SHARE
 
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 8 * 2**20
 """How long, and for how many bytes, a body is read on after its request was refused: a client that is still sending
 would otherwise lose the reply that says why."""
-
-CLIENT_SHARE = 0.75
-"""Of all bytes and places, what one client may take: others always find some."""
 
 
 class Incoming:
@@ -81,7 +79,7 @@ class BodyBudget:
     """The bytes of all bodies in the process, from their arrival to the end of their replies.
 
     At the bound, only the body that began first among the unfinished ones is read on: it always gets to its end. While
-    others wait for room, no more bodies are begun.
+    one waits for room, no more bodies are begun; where only its client's share is full, no more of that client.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -91,13 +89,13 @@ class BodyBudget:
         self._of_client: Counter[str] = Counter()
         self._unfinished: dict[Request, None] = {}
         self._changed = asyncio.Event()
-        self._waiting = 0
+        self._waiting: Counter[str | None] = Counter()  # by client; None: for room in what all share
         self.bytes = 0
 
     def begin(self, request: Request) -> None:
         """A body is about to be read; `finish` and `release` come later. Raises ServiceFull."""
-        if self._waiting:
-            raise ServiceFull("the limit for all bodies together is reached; try again in a second")
+        if self._waiting[None] or self._waiting[request.client]:
+            raise _full()
         self._held[request] = 0
         self._unfinished[request] = None
 
@@ -110,11 +108,12 @@ class BodyBudget:
     async def grow(self, request: Request, size: int) -> None:
         """Hold so much more of a body, when there is room."""
         while not self.has_room(request, size):
-            self._waiting += 1
+            full = None if self.bytes + size > self._max_bytes else request.client
+            self._waiting[full] += 1
             try:
                 await self._changed.wait()
             finally:
-                self._waiting -= 1
+                self._waiting -= Counter((full,))
         self.bytes += size
         self._held[request] += size
         self._of_client[request.client] += size
@@ -180,7 +179,7 @@ class Bodies:
                 message = "the service is shutting down and does not wait for the rest of this body"
                 raise ServiceDraining(message) from None
             if waiting or incoming.complete:
-                raise ServiceFull("the limit for all bodies together is reached; try again in a second") from None
+                raise _full() from None
             rate = f"{self.grace_seconds:g} s and {self.min_bytes_per_second:g} bytes/s"
             message = f"the body came more slowly than {rate}; {request.received_bytes} bytes had arrived"
             raise BodyTimeout(message) from None
@@ -188,3 +187,7 @@ class Bodies:
             self.draining.waiting.discard(deadline)
             self.budget.finish(request)
         return body.getvalue()
+
+
+def _full() -> ServiceFull:
+    return ServiceFull("the service holds as many bytes of bodies as it may, or as many of this client; try again in a second")

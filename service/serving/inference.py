@@ -15,7 +15,7 @@ from service.serving.scheduler import Scheduler, Timings, passed
 
 # Work of up to this runs where it stands: handing it to another thread and back costs about as much under load.
 INLINE_SECONDS = 200e-6
-CLIENT_SHARE = 0.75  # of all places, what one client may take: others always find some
+CLIENT_SHARE = 0.75  # of all places, or bytes, what one client may take: others always find some
 
 HungUp = Callable[[], Awaitable[None]]
 

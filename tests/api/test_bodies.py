@@ -126,8 +126,31 @@ async def test_client_leaves_bytes_for_others():
     await budget.grow(mine, 70)
     assert [budget.has_room(also_mine, size) for size in (5, 6)] == [True, False]
     assert budget.has_room(other, 29)
+    waiting = asyncio.create_task(budget.grow(also_mine, 6))
+    await turns()
+    budget.begin(request("c"))  # a client that waits for its own share keeps only itself from beginning more
+    with pytest.raises(ServiceFull):
+        budget.begin(request("a"))
     budget.release(mine)
-    assert budget.has_room(also_mine, 75)
+    await waiting
+    assert budget.has_room(also_mine, 69)
+    budget.begin(request("a"))
+
+
+@in_loop
+async def test_nobody_begins_while_others_wait_for_the_room_of_all():
+    budget = BodyBudget(100)
+    requests = [request(peer) for peer in "ab"]
+    for asked, size in zip(requests, (60, 40), strict=True):
+        budget.begin(asked)
+        await budget.grow(asked, size)
+    waiting = asyncio.create_task(budget.grow(requests[1], 1))
+    await turns()
+    with pytest.raises(ServiceFull):
+        budget.begin(request("c"))
+    waiting.cancel()
+    await turns()
+    budget.begin(request("c"))
 
 
 @in_loop
@@ -136,7 +159,7 @@ async def test_wait_for_room_ends_with_the_deadline():
     oldest, asked = request("a"), request("b")
     reader.budget.begin(oldest)
     await reader.budget.grow(oldest, 10)
-    with pytest.raises(ServiceFull, match="the limit for all bodies together is reached"):
+    with pytest.raises(ServiceFull, match="as many bytes of bodies as it may"):
         await reader.read(asked, Incoming(asked, sent(b"abc")))
     reader.budget.release(oldest)
     assert await reader.read(asked, Incoming(asked, sent(b"abc"))) == b"abc"
