@@ -79,7 +79,8 @@ class HttpConnection(HttpToolsProtocol):
         self._rest_timer.cancel()
         self._turn_ends = monotonic() + TURN_SECONDS
         is_idle = self._body is None and not self._in_head and self._is_ready()
-        if is_idle and self._known_head and (body := self._known_head.body(data)) is not None:
+        known = self._known_head if is_idle and len(data) <= DIRECT_BYTES else None
+        if known and (body := known.body(data)) is not None:
             self._head_timer.cancel()
             self._answer(body)
             return
@@ -290,8 +291,7 @@ class HttpConnection(HttpToolsProtocol):
         self._replays_head = False
 
     def _is_ready(self) -> bool:
-        answered = self.cycle is None or self.cycle.response_complete  # as below, without a call
-        return answered and not self.flow.write_paused and not self.transport.is_closing()
+        return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()
 
     def _has_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

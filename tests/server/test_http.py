@@ -184,6 +184,17 @@ async def test_repeated_heads_change_nothing():
 
 
 @in_loop
+async def test_large_body_behind_a_known_head_is_read_as_any_large_body():
+    with connected() as (connection, _, entries):
+        connection.data_received(post())
+        assert (connection._known_head is None, connection.cycle) == (False, None)
+        connection.data_received(post(body=bytes(DIRECT_BYTES + 1)))
+        assert connection.cycle is not None
+        await turns(20)
+        assert [entry["received_bytes"] for entry in entries] == [3, DIRECT_BYTES + 1]
+
+
+@in_loop
 async def test_no_timer_outlasts_a_reply():
     with connected() as (connection, _, _):
         for data in (post(), b"\r\n", post()):
