@@ -91,7 +91,7 @@ class Application:
     ) -> Request:
         """A request that has just come."""
         found = joined(headers)
-        request_id = (b"x-request-id" in found and given_id(found)) or self._accounting.new_id()
+        request_id = given_id(found) or self._accounting.new_id()
         return Request(method, path, query, found, client[0] if client else "", request_id)
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:

@@ -81,8 +81,6 @@ def _frame(encoding: str) -> Any:
 
 async def compressed(reply: Reply, request: Request) -> Reply:
     """The reply as the client takes it, compressed if that is worth it."""
-    if isinstance(reply.body, bytes) and len(reply.body) < COMPRESS_FROM_BYTES:  # by far the most
-        return reply
     pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
     size = sum(map(len, pieces))
     if size < COMPRESS_FROM_BYTES:

@@ -103,9 +103,8 @@ class Request:
 
     def deadline(self) -> float | None:
         """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
-        if b"x-request-timeout-ms" not in self.headers:
-            return None
-        return monotonic() - (perf_counter() - self.begun) + (self.timeout() or 0)
+        timeout = self.timeout()
+        return None if timeout is None else monotonic() - (perf_counter() - self.begun) + timeout
 
 
 def joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -61,32 +61,31 @@ class ReaderWatch:
         self, transport: Any, loop: asyncio.AbstractEventLoop, min_bytes_per_second: float, stalled: Callable[[], None]
     ) -> None:
         self._transport = transport
-        self._loop = loop
         self._min_bytes = min_bytes_per_second * CHECK_SECONDS
         self._stalled = stalled
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer(loop, CHECK_SECONDS, self._check)
+        self._before = 0
         self._caught_up = False
 
     def start(self) -> None:
         """Check in a while, if more was written than the client takes."""
-        if self._timer is None and self._transport.get_write_buffer_size():
+        if self._transport.get_write_buffer_size() and not self._timer.runs:
             self._caught_up = False
-            self._timer = self._loop.call_later(CHECK_SECONDS, self._check, self._unread())
+            self._before = self._unread()
+            self._timer.start()
 
     def caught_up(self) -> None:
         """The client has taken nearly all of it."""
         self._caught_up = True
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
-    def _check(self, before: int) -> None:
-        self._timer = None
+    def _check(self) -> None:
         unread = self._unread()
         if not unread:
             return
-        if self._caught_up or before - unread >= self._min_bytes:
+        if self._caught_up or self._before - unread >= self._min_bytes:
             self.start()
         else:
             self._stalled()

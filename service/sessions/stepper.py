@@ -11,6 +11,7 @@ from service.errors import FieldError, InvalidRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.spec import ModelSpec
+from service.wire.arrays import finite
 
 _FIRST = np.zeros(1, np.int64)
 _FIRST.flags.writeable = False
@@ -51,17 +52,13 @@ def check_finite(done: Sequence[Steps], *, state: bool) -> None:
     for steps in done:
         results = [steps.outputs] if steps.predictions is None else [steps.outputs, steps.predictions]
         states = [values for values in (steps.h, steps.c) if values is not None] if state else []
-        if not all(map(_all_finite, results + states)):
+        if not all(map(finite, results + states)):
             good = np.ones(steps.count, np.bool_)
             for values in results:
                 good &= np.isfinite(values).all(axis=-1)
-            good[-1] &= all(map(_all_finite, states))  # known of the last step only
+            good[-1] &= all(map(finite, states))  # known of the last step only
             raise NonFinite(ahead + int(np.argmin(good)))
         ahead += steps.count
-
-
-def _all_finite(values: Floats) -> bool:
-    return bool(np.count_nonzero(np.isfinite(values)) == values.size)  # `all` takes three times as long
 
 
 def prepare(

@@ -36,17 +36,19 @@ class Opener:
         if "session" not in fields:
             model = steppable(self.inference.registry.resolve_fields(fields))
             asked = validate(StreamRequest, fields)
-            stepper = await self._stateless(request, asked, model)
+            returns = returned(asked.returns, STREAM_RETURNS, model)
+            stepper = await self._stateless(request, asked, model, returns)
         else:
             asked = validate(StreamRequest, fields)
             stepper = await self._session(request, asked, fields["session"])
             model = stepper.model
+            returns = returned(asked.returns, STREAM_RETURNS, model)
         request.model, request.version = model.name, model.version
         binary = ["outputs"] if asked.returns is None else list(set(asked.returns))
         return StepStream(
             stepper,
             request,
-            returns=returned(asked.returns, STREAM_RETURNS, model),
+            returns=returns,
             binary=binary[0] if len(binary) == 1 else None,
             refuse_non_finite=asked.non_finite == "error",
             timeout=request.timeout(),
@@ -65,8 +67,9 @@ class Opener:
             return await self.open(request, fields), True
         return await self.open(request, {}), False
 
-    async def _stateless(self, request: Request, asked: StreamRequest, model: ModelVersion) -> Stepper:
-        returns = returned(asked.returns, STREAM_RETURNS, model)
+    async def _stateless(
+        self, request: Request, asked: StreamRequest, model: ModelVersion, returns: frozenset[str]
+    ) -> Stepper:
         h, c = initial_state(asked.h, asked.c, model, 1, ROW)
         return StatelessStepper(
             model,
