@@ -190,4 +190,4 @@ class Bodies:
 
 
 def _full() -> ServiceFull:
-    return ServiceFull("the service holds as many bytes of bodies as it may, or as many of this client; try again in a second")
+    return ServiceFull("bodies of the service, or of this client, fill their memory; try again in a second")
