@@ -1,23 +1,75 @@
-"""What a recurrent model is: its kind and its sizes, and the arrays that these call for.
+"""What a model is: the recurrent stack, the layers before and after it, their sizes and the arrays that these call for.
 
-Letters used everywhere: B sequences in a batch, T time steps, I `input_size`, H `hidden_size`, P the width of a
+Letters used everywhere: B sequences in a batch, T time steps, I `in_features`, H `hidden_size`, P the width of a
 hidden state, L `num_layers`, D directions, O `out_features` of the head.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, Self
 
 Kind = Literal["rnn", "gru", "lstm"]
 Nonlinearity = Literal["tanh", "relu"]
 WeightsDtype = Literal["f32", "bf16"]
+Pooling = Literal["none", "last", "final", "mean", "max"]
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus", "exp"]
+RowFunction = Literal["layer_norm", "normalize", "softmax", "log_softmax"]
+LayerType = Literal[Activation, RowFunction, "embedding", "linear", "batch_norm", "scale", "dropout"]
 
 GATES: dict[Kind, int] = {"rnn": 1, "gru": 3, "lstm": 4}
+
+# The arrays of a layer that has any, beside an embedding's and a linear one's: those that it must have, and which sets
+# of others it may have.
+_ARRAYS: dict[LayerType, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    "layer_norm": ((), ((), ("weight",), ("weight", "bias"))),
+    "batch_norm": (("running_mean", "running_var"), ((), ("weight", "bias"))),
+    "scale": (("mean", "scale"), ((),)),
+}
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """A layer of `front` or `head`, which takes the vector of each step by itself; all words are PyTorch's.
+
+    - name: what its arrays' names begin with: `front.0`, `head.2`; `head` for one that the config gives in short
+    - in_features: 1 for an embedding, which takes a token id
+    - options: the constructor's other arguments that serving needs
+    """
+
+    type: LayerType
+    name: str
+    in_features: int
+    out_features: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def option(self, name: str) -> Any:
+        return dict(self.options)[name]
+
+    @cached_property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array that it must have."""
+        if self.type == "embedding":
+            return {f"{self.name}.weight": (self.option("num_embeddings"), self.out_features)}
+        if self.type == "linear":
+            shapes: dict[str, tuple[int, ...]] = {f"{self.name}.weight": (self.out_features, self.in_features)}
+            return shapes | ({f"{self.name}.bias": (self.out_features,)} if self.option("bias") else {})
+        required, _ = _ARRAYS.get(self.type, ((), ()))
+        return {f"{self.name}.{array}": (self.out_features,) for array in required}
+
+    @cached_property
+    def optional_shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """The sets of arrays that it may have beside these."""
+        _, sets = _ARRAYS.get(self.type, ((), ((),)))
+        return [{f"{self.name}.{array}": (self.out_features,) for array in arrays} for arrays in sets]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A recurrent stack and an optional linear head, by PyTorch's argument names; `models.config` checks the sizes."""
+    """A recurrent stack by PyTorch's argument names, the layers that a step's input passes before it, and the head.
+
+    pooling says what the head reads: each step's output, or one vector of each row. `models.config` checks the sizes.
+    """
 
     kind: Kind
     input_size: int
@@ -27,8 +79,26 @@ class ModelSpec:
     bias: bool = True
     bidirectional: bool = False
     proj_size: int = 0
-    out_features: int | None = None
     weights_dtype: WeightsDtype = "f32"
+    front: tuple[ChainLayer, ...] = ()
+    pooling: Pooling = "none"
+    head: tuple[ChainLayer, ...] = ()
+
+    @cached_property
+    def in_features(self) -> int:
+        """I: the width of a step's input; 1 where that is a token id."""
+        return self.front[0].in_features if self.front else self.input_size
+
+    @cached_property
+    def num_embeddings(self) -> int | None:
+        """How many token ids there are; None for a model that takes vectors."""
+        takes_ids = self.front and self.front[0].type == "embedding"
+        return self.front[0].option("num_embeddings") if takes_ids else None
+
+    @cached_property
+    def out_features(self) -> int | None:
+        """O: the width of `predictions`; None without a head."""
+        return self.head[-1].out_features if self.head else None
 
     @cached_property
     def directions(self) -> int:
@@ -61,11 +131,19 @@ class ModelSpec:
 
     @cached_property
     def flops_per_step(self) -> int:
-        """Multiply-adds of one row's step through every layer and the head, counted as two operations each."""
-        return 2 * sum(shape[0] * shape[1] for shape in self.weight_shapes().values() if len(shape) == 2)
+        """Multiply-adds of one row's step through every layer, counted as two operations each."""
+        stack = sum(shape[0] * shape[1] for shape in self.stack_shapes().values() if len(shape) == 2)
+        return 2 * stack + flops(self.front) + flops(self.head)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every array of the model's state_dict, in PyTorch's order; the head comes last.
+        """Name and shape of every array that the model must have: of the stack, then of front and head."""
+        shapes = self.stack_shapes()
+        for layer in (*self.front, *self.head):
+            shapes |= layer.weight_shapes
+        return shapes
+
+    def stack_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array of the stack's state_dict, in PyTorch's order.
 
         Source: the `Variables` section of torch.nn.RNN, GRU and LSTM.
         """
@@ -81,11 +159,20 @@ class ModelSpec:
                     shapes[f"bias_hh_{suffix}"] = (rows,)
                 if self.proj_size:
                     shapes[f"weight_hr_{suffix}"] = (self.proj_size, self.hidden_size)
-        if self.out_features is not None:
-            shapes["head.weight"] = (self.out_features, self.output_size)
-            shapes["head.bias"] = (self.out_features,)
         return shapes
+
+    def with_linear_head(self, out_features: int) -> Self:
+        """This stack with one linear layer as head, whose arrays are `head.weight` and `head.bias`."""
+        return replace(self, head=(ChainLayer("linear", "head", self.output_size, out_features, (("bias", True),)),))
 
     def suffixes(self, layer: int) -> list[str]:
         """The endings of PyTorch's names for one layer: `l0`, and `l0_reverse` when bidirectional."""
         return [f"l{layer}", f"l{layer}_reverse"] if self.bidirectional else [f"l{layer}"]
+
+
+def flops(layers: Iterable[ChainLayer]) -> int:
+    """Operations of one step through layers: multiply-adds count as two, and an activation's as some tens."""
+    return sum(
+        2 * layer.in_features * layer.out_features if layer.type == "linear" else 32 * layer.out_features
+        for layer in layers
+    )

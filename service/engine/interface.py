@@ -25,12 +25,12 @@ class Rows:
     Row b reads `inputs[starts[b] : starts[b] + lengths[b]]` and writes the same places of `outputs` and `predictions`,
     where those are given; steps that belong to no row are neither read nor written.
 
-    - inputs (N, I)
+    - inputs (N, I); token ids are (N, 1), whole numbers in float32
     - starts, lengths (B,): first step and number of steps of each row; a length may be 0
     - h (L·D, B, P), c (L·D, B, H) for an LSTM: initial state on the way in, final state on the way out, in place;
       any strides, the last axis contiguous. PyTorch's order: layer 0 forward, layer 0 reverse, layer 1 forward …
     - outputs (N, D·P): hidden state of the last layer at each step; None if nobody asked
-    - predictions (N, O): the linear head over outputs; None if nobody asked or there is no head
+    - predictions (N, O): the head over each step's outputs; None if nobody asked or there is no head
     """
 
     inputs: Floats
@@ -71,3 +71,7 @@ class Engine(ABC):
     @abstractmethod
     def run(self, batches: Sequence[Rows]) -> None:
         """Run every row of every batch together; results are written into the batches' own arrays."""
+
+    @abstractmethod
+    def predict(self, pooled: Floats) -> Floats:
+        """The head over pooled outputs (B, D·P), of a model that pools: predictions (B, O)."""

@@ -18,6 +18,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from service.engine.interface import Engine, Floats, Integers, Rows
+from service.engine.torch_chain import chain_module
 from service.spec import GATES, ModelSpec
 
 CALL_BYTES = 64 * 2**20  # what the steps of one call may take
@@ -52,8 +53,8 @@ def build_module(spec: ModelSpec) -> torch.nn.RNNBase:
 class TorchEngine(Engine):
     """One model as a `torch.nn` module on one device; float32 arithmetic (`EngineFactory` turns TF32 off).
 
-    weights are the state_dict's arrays, `head.weight` and `head.bias` among them where the spec has a head; with
-    `weights_dtype` bf16 the matrices are rounded to bfloat16 and computed with in float32.
+    weights are the arrays of the stack's state_dict, and of front and head; with `weights_dtype` bf16 the matrices are
+    rounded to bfloat16 and computed with in float32.
     """
 
     name = "torch"
@@ -64,12 +65,11 @@ class TorchEngine(Engine):
         self.spec = spec
         self._device = device
         tensors = {name: _rounded(torch.from_numpy(array.copy()), spec) for name, array in weights.items()}
-        head = {name: tensors.pop(f"head.{name}") for name in ("weight", "bias") if f"head.{name}" in tensors}
         self._module = build_module(spec).eval()
-        self._module.load_state_dict(tensors)
+        self._module.load_state_dict({name: tensors[name] for name in spec.stack_shapes()})
         self._module.to(device).requires_grad_(requires_grad=False)
         self._module.flatten_parameters()  # cuDNN wants the weights in one piece, else each call copies them
-        self._head = {name: tensor.to(device) for name, tensor in head.items()}
+        self._front, self._head = (chain_module(layers, tensors).to(device) for layers in (spec.front, spec.head))
         self.nbytes = sum(array.nbytes for array in weights.values())
         if device.type == "cuda":
             self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop
@@ -81,12 +81,17 @@ class TorchEngine(Engine):
                 if any(rows.steps for rows in group):
                     self._run_packed(Packing(group))
 
+    def predict(self, pooled: Floats) -> Floats:
+        with torch.inference_mode():
+            predictions: Floats = self._head(torch.from_numpy(pooled).to(self._device)).cpu().numpy()
+            return predictions
+
     def _run_packed(self, packing: "Packing") -> None:
         batches, spec = packing.batches, self.spec
         states = [np.concatenate([rows.h for rows in batches], axis=1)]
         if spec.has_cell_state:
             states.append(np.concatenate([rows.c for rows in batches if rows.c is not None], axis=1))
-        shapes: list[tuple[int, ...]] = [(len(packing.places), spec.input_size)]
+        shapes: list[tuple[int, ...]] = [(len(packing.places), spec.in_features)]
         shapes += [(spec.states, len(packing.lengths), state.shape[2]) for state in states]
         sizes = [int(np.prod(shape)) for shape in shapes]
         sent = np.empty(sum(sizes), np.float32)
@@ -97,10 +102,10 @@ class TorchEngine(Engine):
         # Pieces of one contiguous tensor, in order, and so contiguous themselves, as cuDNN demands.
         pieces = torch.from_numpy(sent).to(self._device).split(sizes)
         x, *h = (piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
-        outputs, final = self._forward(x, h, packing)
+        outputs, final = self._forward(self._front(x), h, packing)
         results = {"outputs": outputs} if any(rows.outputs is not None for rows in batches) else {}
-        if self._head and any(rows.predictions is not None for rows in batches):
-            results["predictions"] = torch.nn.functional.linear(outputs, **self._head)
+        if any(rows.predictions is not None for rows in batches):
+            results["predictions"] = self._head(outputs)
         tensors = [*results.values(), *final]
         received = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
         arrays = _split(received, [tuple(tensor.shape) for tensor in tensors])
@@ -170,7 +175,8 @@ class Packing:
 def bytes_per_step(spec: ModelSpec) -> int:
     """What one row's time step takes in a call, roughly and rather too much, with all that torch makes on the way."""
     gates = spec.directions * GATES[spec.kind] * spec.hidden_size
-    widths = 2 * max(spec.input_size, spec.output_size) + gates + 2 * spec.output_size + (spec.out_features or 0)
+    chains = sum(layer.out_features for layer in (*spec.front, *spec.head))
+    widths = 2 * max(spec.in_features, spec.input_size, spec.output_size) + gates + 2 * spec.output_size + chains
     return 4 * widths
 
 

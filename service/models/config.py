@@ -1,25 +1,39 @@
 """`config.json` of a model folder, as a pydantic model."""
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from service.spec import Kind, ModelSpec, Nonlinearity, WeightsDtype
-
-Size = Annotated[int, Field(ge=1, le=65_536)]
+from service.errors import ModelFailed, spell
+from service.models.chain import MAX_LAYERS, LayerConfig, Shapes, Size, chain, described, front_width
+from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
 
 # Arguments of PyTorch's constructors that serving does not need: requests say whether they are batch-first, and dropout
 # does nothing outside training.
 IGNORED = ("dropout", "batch_first")
 
+_OF_STACK = (
+    ("kind", "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "bidirectional", "proj_size")
+    + ("weights_dtype",)
+)
+
+
+Layers = Annotated[tuple[LayerConfig, ...], Field(max_length=MAX_LAYERS, strict=False)]
+
 
 class HeadConfig(BaseModel):
-    """A linear layer over `outputs`; its weights are `head.weight` (O, D·P) and `head.bias` (O)."""
+    """Short for one linear layer; its weights are `head.weight` (O, D·P) and `head.bias` (O)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     out_features: Size = Field(description="O: width of `predictions`.")
+
+
+Head = Annotated[
+    Annotated[HeadConfig, Tag("short")] | Annotated[Layers, Tag("list")],
+    Discriminator(lambda given: "list" if isinstance(given, list | tuple) else "short"),
+]
 
 
 class ModelConfig(BaseModel):
@@ -38,7 +52,9 @@ class ModelConfig(BaseModel):
         0, description="LSTM only: project each hidden state to this width; 0 for none."
     )
     weights_dtype: WeightsDtype = Field("f32", description="Precision in which the engine keeps the weights.")
-    head: HeadConfig | None = Field(None, description="A linear layer over the outputs, if the model has one.")
+    front: Layers = Field((), description="What each step's input passes before the stack.")
+    pooling: Pooling = Field("none", description="What the head reads: each step's output, or one vector of each row.")
+    head: Head | None = Field(None, description="What makes predictions of the outputs.")
     description: str = Field("", max_length=4000, description="For people: what it models, and how well.")
 
     @model_validator(mode="before")
@@ -54,22 +70,45 @@ class ModelConfig(BaseModel):
             raise ValueError(f"proj_size {self.proj_size} must be smaller than hidden_size {self.hidden_size}")
         return self
 
+    @model_validator(mode="after")
+    def _check_pooling(self) -> Self:
+        if self.pooling != "none" and not self.head:
+            raise ValueError(f"pooling is {self.pooling}, and there is no head that would read it")
+        return self
+
     @classmethod
     def of_spec(cls, spec: ModelSpec, description: str = "") -> Self:
         """The config of a spec. Raises ValidationError where a size is larger than the service takes."""
-        values = asdict(spec)
-        out_features = values.pop("out_features")
-        head = None if out_features is None else {"out_features": out_features}
-        return cls.model_validate(values | {"head": head, "description": description})
+        values: dict[str, Any] = {name: getattr(spec, name) for name in _OF_STACK}
+        if spec.head and spec.head[0].name == "head":
+            values["head"] = {"out_features": spec.out_features}
+        else:
+            values["head"] = [described(layer) for layer in spec.head]
+        values["front"] = [described(layer) for layer in spec.front]
+        return cls.model_validate(values | {"pooling": spec.pooling, "description": description})
 
-    def spec(self) -> ModelSpec:
-        values = self.model_dump(exclude={"head", "description"})
+    def spec(self, shapes: Shapes | None = None) -> ModelSpec:
+        """What the config describes; shapes are those of the file's arrays, for widths that the config leaves out.
+
+        Raises ModelFailed where the widths do not fit.
+        """
+        values = {name: getattr(self, name) for name in _OF_STACK}
         if self.kind != "rnn":
             values["nonlinearity"] = "tanh"  # only an RNN has a choice
-        return ModelSpec(**values, out_features=self.head.out_features if self.head else None)
+        spec = ModelSpec(**values, pooling=self.pooling)
+        try:
+            front = chain("front", self.front, front_width(self.front, self.input_size, shapes or {}))
+            if front and front[-1].out_features != self.input_size:
+                raise ValueError(f"front ends {front[-1].out_features} wide, and input_size is {self.input_size}")
+            spec = replace(spec, front=front)
+            if isinstance(self.head, HeadConfig):
+                return spec.with_linear_head(self.head.out_features)
+            return replace(spec, head=chain("head", self.head or (), spec.output_size))
+        except ValueError as error:
+            raise ModelFailed(f"config.json: {error}") from None
 
 
 def first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(step) for step in first["loc"])
+    place = spell(tuple(step for step in first["loc"] if step not in ("short", "list")))
     return f"{place}: {first['msg']}" if place else first["msg"]

@@ -9,9 +9,14 @@ import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.native.compiler import Processor
+from service.engine.native.maps import gather, maps
+from service.engine.native.panels import Bytes, aligned
 from service.engine.native.rows import check_layout
-from service.engine.native.stack import Head, Layer, Pass, Stack
-from service.spec import ModelSpec
+from service.engine.native.stack import Layer, Pass, Stack
+from service.spec import ModelSpec, flops
+
+TABLE_BYTES = 256 * 2**20
+"""Up to this, what token ids are before the first state comes in is computed once, for all of them."""
 
 
 class NativeEngine(Engine):
@@ -35,22 +40,32 @@ class NativeEngine(Engine):
             for layer in range(spec.num_layers)
             for suffix in spec.suffixes(layer)
         ]
-        head = None
-        if spec.out_features is not None:
-            head = Head(weights["head.weight"], weights["head.bias"], spec.weights_dtype, processor)
-        self._head_pass: Pass | None = None
+        of_chain = partial(maps, weights=weights, dtype=spec.weights_dtype, processor=processor)
+        front = of_chain(spec.front, padded_inputs=False)
+        first = layers[: spec.directions]
+        if spec.num_embeddings and all(4 * spec.num_embeddings * layer.x_parts.columns <= TABLE_BYTES for layer in first):
+            for layer in first:
+                rows = new_pass(Stack([], head=[*front, layer.x_parts]), flops_per_step=spec.flops_per_step)
+                columns = layer.x_parts.columns
+                layer.x_parts = gather(_table(rows, spec.num_embeddings, columns), columns, processor)
+            front = []
+        # Of a bidirectional layer each direction is a pass of its own, as it needs the whole sequence of the one below.
+        self._front_pass = self._head_pass = None
+        if spec.bidirectional and front:
+            self._front_pass = new_pass(Stack([], head=front), flops_per_step=flops(spec.front))
+        if spec.head and (spec.bidirectional or spec.pooling != "none"):
+            head = of_chain(spec.head, padded_inputs=False)
+            self._head_pass = new_pass(Stack([], head=head), flops_per_step=flops(spec.head))
         if not spec.bidirectional:
-            self._passes = [new_pass(Stack(layers, head), flops_per_step=spec.flops_per_step)]
+            head = of_chain(spec.head, padded_inputs=True)
+            self._passes = [new_pass(Stack(layers, front, head), flops_per_step=spec.flops_per_step)]
         else:
-            # A bidirectional layer needs the whole sequence of the layer below, so each direction is a pass of its own.
-            flops = spec.flops_per_step // len(layers)
+            of_layer = spec.flops_per_step // len(layers)
             self._passes = [
-                new_pass(Stack([layer]), flops_per_step=flops, first_state=number, backwards=number % 2 == 1)
+                new_pass(Stack([layer]), flops_per_step=of_layer, first_state=number, backwards=number % 2 == 1)
                 for number, layer in enumerate(layers)
             ]
-            if head:
-                self._head_pass = new_pass(Stack([], head), flops_per_step=flops)
-        self.nbytes = sum(each.nbytes for each in (*self._passes, self._head_pass) if each)
+        self.nbytes = sum(each.nbytes for each in (*self._passes, self._front_pass, self._head_pass) if each)
 
     def run(self, batches: Sequence[Rows]) -> None:
         if self.spec.bidirectional:
@@ -60,6 +75,11 @@ class NativeEngine(Engine):
 
     def _run_both_ways(self, batches: Sequence[Rows]) -> None:
         spec = self.spec
+        if self._front_pass:
+            mapped = [np.empty((len(batch.inputs), spec.input_size), np.float32) for batch in batches]
+            pairs = list(zip(batches, mapped, strict=True))
+            self._front_pass.run([replace(batch, outputs=None, predictions=values) for batch, values in pairs])
+            batches = [replace(batch, inputs=values) for batch, values in pairs]
         for layer in range(spec.num_layers):
             layer_outputs = [
                 np.empty((len(batch.inputs), spec.output_size), np.float32)
@@ -78,3 +98,23 @@ class NativeEngine(Engine):
             batches = [replace(batch, inputs=outputs) for batch, outputs in zip(batches, layer_outputs, strict=True)]
         if self._head_pass:
             self._head_pass.run([replace(batch, outputs=None) for batch in batches if batch.predictions is not None])
+
+    def predict(self, pooled: Floats) -> Floats:
+        predictions = np.empty((len(pooled), self.spec.out_features or 0), np.float32)
+        if self._head_pass:
+            self._head_pass.run([_steps(pooled, predictions)])
+        return predictions
+
+
+def _table(rows: Pass, count: int, columns: int) -> Bytes:
+    """What maps make of each of so many token ids, as a table for `gather`."""
+    table = aligned(4 * count * columns)
+    rows.run([_steps(np.arange(count, dtype=np.float32)[:, None], table.view(np.float32).reshape(count, columns))])
+    return table
+
+
+def _steps(inputs: Floats, predictions: Floats) -> Rows:
+    """Rows of one step each, for maps alone."""
+    count = len(inputs)
+    state = np.empty((0, count, 0), np.float32)
+    return Rows(inputs, np.arange(count), np.ones(count, np.int64), state, predictions=predictions)

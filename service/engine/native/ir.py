@@ -27,7 +27,12 @@ class Module:
         declarations = ["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"]
         for width in (4, 8, 16):
             vector = f"<{width} x float>"
-            declarations.append(f"declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})")
+            declarations += [
+                f"declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})",
+                f"declare {vector} @llvm.sqrt.v{width}f32({vector})",
+                f"declare float @llvm.vector.reduce.fadd.v{width}f32(float, {vector})",
+                f"declare float @llvm.vector.reduce.fmax.v{width}f32({vector})",
+            ]
         # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
         attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
         return "\n".join([*(function.text() for function in self._functions), *declarations, attributes])
@@ -231,8 +236,11 @@ class Vectors:
         self.function.store(self.type, value, self.function.at(pointer, offset))
 
     def broadcast(self, pointer: Value, offset: int = 0) -> Value:
+        return self.splat(self.function.load("float", self.function.at(pointer, offset)))
+
+    def splat(self, scalar: Value) -> Value:
+        """The same float in every element."""
         f = self.function
-        scalar = f.load("float", f.at(pointer, offset))
         first = f.value(f"insertelement {self.type} poison, float {scalar}, i64 0")
         return f.value(f"shufflevector {self.type} {first}, {self.type} poison, <{self.width} x i32> zeroinitializer")
 
@@ -260,6 +268,36 @@ class Vectors:
     def div(self, a: Value, b: Value) -> Value:
         return self.function.value(f"fdiv {self.type} {a}, {b}")
 
+    def sqrt(self, a: Value) -> Value:
+        return self.function.value(f"call {self.type} @llvm.sqrt.v{self.width}f32({self.type} {a})")
+
+    def bits(self, a: Value) -> Value:
+        """The bits of each element, as an integer vector for `power_of_two` and the like."""
+        return self.function.value(f"bitcast {self.type} {a} to <{self.width} x i32>")
+
+    def integers(self, operation: str, a: Value, b: int) -> Value:
+        """An operation of LLVM on the integers a and one constant."""
+        return self.function.value(f"{operation} <{self.width} x i32> {a}, {_all(self.width, 'i32', str(b))}")
+
+    def floats(self, a: Value) -> Value:
+        """The float32 values whose bits these are."""
+        return self.function.value(f"bitcast <{self.width} x i32> {a} to {self.type}")
+
+    def select(self, a: Value, relation: str, b: Value, then: Value, otherwise: Value) -> Value:
+        """`then` where a and b are in a relation of LLVM's (ogt, olt, uno …), else `otherwise`."""
+        condition = self.function.value(f"fcmp {relation} {self.type} {a}, {b}")
+        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {then}, {self.type} {otherwise}")
+
+    def sum(self, a: Value) -> Value:
+        """The sum of all elements, in every element; always in the same order."""
+        zero = "float -0.0"
+        total = self.function.value(f"call float @llvm.vector.reduce.fadd.v{self.width}f32({zero}, {self.type} {a})")
+        return self.splat(total)
+
+    def largest(self, a: Value) -> Value:
+        """The largest element, in every element; NaN is passed over."""
+        return self.splat(self.function.value(f"call float @llvm.vector.reduce.fmax.v{self.width}f32({self.type} {a})"))
+
     def at_most(self, a: Value, limit: Value) -> Value:
         """The smaller of each pair; NaN in `a` stays NaN."""
         return self._limited(a, "ogt", limit)
@@ -269,8 +307,7 @@ class Vectors:
         return self._limited(a, "olt", limit)
 
     def _limited(self, a: Value, beyond: str, limit: Value) -> Value:
-        condition = self.function.value(f"fcmp {beyond} {self.type} {a}, {limit}")
-        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {limit}, {self.type} {a}")
+        return self.select(a, beyond, limit, limit, a)
 
 
 def _all(width: int, type_: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""A stack of layers: kernels and packed weights, and rows through them in one call, on as many threads as pay."""
+"""Front, layers and head: kernels and packed weights, and rows through them in one call, on as many threads as pay."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,15 @@ from functools import partial
 
 import numpy as np
 
-from service.engine.interface import Floats, Rows
+from service.engine.interface import Floats, Integers, Rows
 from service.engine.native.cells import CELLS
 from service.engine.native.compiler import Processor, compiled
-from service.engine.native.linear import Linear
+from service.engine.native.maps import Map
 from service.engine.native.panels import aligned
 from service.engine.native.recurrent import Recurrent
 from service.engine.native.rows import LANES, ROW_BYTES, RowTable
-from service.engine.native.stack_kernel import BufferWord, LayerWord, StackKernel, StackWord
-from service.spec import ModelSpec, WeightsDtype
+from service.engine.native.stack_kernel import BufferWord, LayerWord, MapWord, StackKernel, StackWord
+from service.spec import ModelSpec
 
 BLOCK_FLOATS = 65_536  # of x-parts in a block, so that they stay in the second-level cache beside the weights
 MOST_ROW_STEPS = 512  # rows times steps of a block of narrow layers; a longer block would bring nothing
@@ -26,7 +26,10 @@ HELD_FLOPS = 200_000
 
 
 class Layer:
-    """One direction of one layer, from the arrays of PyTorch's state_dict whose names end in `suffix`."""
+    """One direction of one layer, from the arrays of PyTorch's state_dict whose names end in `suffix`.
+
+    `x_parts` is the map that makes its x-parts of its inputs.
+    """
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats], suffix: str, processor: Processor) -> None:
         name = f"rnn_{spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
@@ -39,58 +42,77 @@ class Layer:
         order = recurrent.panels.cell_order(cell.gates, hidden)
         apart = np.repeat([gate in cell.apart for gate in range(cell.gates)], hidden)
         with_x = (bias_ih.astype(np.float64) + np.where(apart, 0, bias_hh)).astype(np.float32)
-        self.code = [compiled(linear), compiled(recurrent)]
-        self.weights = [linear.panels.pack(ih, with_x, order), recurrent.panels.pack(hh, bias_hh, order)]
+        columns = linear.panels.columns
+        self.x_parts = Map(compiled(linear), linear.panels.pack(ih, with_x, order), columns, columns)
+        self._code = compiled(recurrent)
+        self._weights = [recurrent.panels.pack(hh, bias_hh, order)]
         if projection := recurrent.projection:
             hr, no_bias = weights[f"weight_hr_{suffix}"], np.zeros(state, np.float32)
-            self.weights.append(projection.panels.pack(hr, no_bias, np.arange(state)))
-        words = {
-            LayerWord.LINEAR: self.code[0].address,
-            LayerWord.LINEAR_PANELS: self.weights[0].ctypes.data,
-            LayerWord.RECURRENT: self.code[1].address,
-            LayerWord.PANELS: self.weights[1].ctypes.data,
-            LayerWord.PROJECTION: self.weights[2].ctypes.data if projection else 0,
+            self._weights.append(projection.panels.pack(hr, no_bias, np.arange(state)))
+        self._words = {
+            LayerWord.RECURRENT: self._code.address,
+            LayerWord.PANELS: self._weights[0].ctypes.data,
+            LayerWord.PROJECTION: self._weights[1].ctypes.data if projection else 0,
             LayerWord.H_STRIDE: 4 * recurrent.h_columns,
             LayerWord.H_BYTES: 4 * state,
             LayerWord.C_STRIDE: 4 * recurrent.c_columns,
             LayerWord.C_BYTES: 4 * hidden if cell.has_cell_state else 0,
         }
-        self.words = [words[word] for word in LayerWord]
 
+    @property
+    def words(self) -> list[int]:
+        x_parts = self.x_parts
+        address = x_parts.parameters.ctypes.data
+        words = self._words | {LayerWord.LINEAR: x_parts.code.address, LayerWord.LINEAR_PANELS: address}
+        return [words[word] for word in LayerWord]
 
-class Head:
-    """The linear layer over the outputs: code and packed weights (O, D·P), (O)."""
-
-    def __init__(self, weight: Floats, bias: Floats, dtype: WeightsDtype, processor: Processor) -> None:
-        self.size, depth = weight.shape
-        linear = Linear(depth, self.size, dtype, processor)
-        self.columns = linear.panels.columns
-        self.code = compiled(linear)
-        self.weights = linear.panels.pack(weight, bias, np.arange(self.size))
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (self.x_parts.parameters, *self._weights))
 
 
 class Stack:
-    """Layers that rows go through in one call, each reading the one before; and the head, if it is part of the call."""
+    """Layers that rows go through in one call, each reading the one before; front and head, as far as they are in it."""
 
-    def __init__(self, layers: Sequence[Layer], head: Head | None = None) -> None:
-        self.layers, self.head = layers, head
+    def __init__(self, layers: Sequence[Layer], front: Sequence[Map] = (), head: Sequence[Map] = ()) -> None:
+        self.layers, self.front, self.head = layers, front, head
         self._layer_words = np.array([layer.words for layer in layers], np.int64)
-        words = np.zeros(len(StackWord), np.int64)
-        words[StackWord.LAYERS] = len(layers)
-        words[StackWord.LAYER_TABLE] = self._layer_words.ctypes.data
-        words[StackWord.OUTPUT_BYTES] = 4 * layers[-1].recurrent.state if layers else 0
-        if head:
-            words[StackWord.HEAD] = head.code.address
-            words[StackWord.HEAD_PANELS] = head.weights.ctypes.data
-            words[StackWord.HEAD_STRIDE] = 4 * head.columns
-            words[StackWord.HEAD_BYTES] = 4 * head.size
-        self._words = words
-        self.address = int(words.ctypes.data)
-        self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [head.columns if head else 0])
+        # Results go to two buffers in turn. The last of the front must not be where the first layer's x-parts go.
+        self._front_words = _map_words(front, len(front) + 1)
+        self._head_words = _map_words(head, 1)
+        words = {
+            StackWord.LAYERS: len(layers),
+            StackWord.LAYER_TABLE: self._layer_words.ctypes.data,
+            StackWord.FRONT: len(front),
+            StackWord.FRONT_TABLE: self._front_words.ctypes.data,
+            StackWord.HEAD: len(head),
+            StackWord.HEAD_TABLE: self._head_words.ctypes.data,
+            StackWord.OUTPUT_BYTES: 4 * layers[-1].recurrent.state if layers else 0,
+            StackWord.PREDICTION_BYTES: 4 * head[-1].size if head else 0,
+        }
+        self._words = np.array([words[word] for word in StackWord], np.int64)
+        self.address = int(self._words.ctypes.data)
+        maps = (*front, *head)
+        self.x_columns = max([layer.recurrent.x_columns for layer in layers] + [each.columns for each in maps])
+        self.mapped_columns = max((each.columns for each in maps), default=0) if front or len(head) > 1 else 0
         self.h_columns = max((layer.recurrent.h_columns for layer in layers), default=0)
         self.c_columns = max((layer.recurrent.c_columns for layer in layers), default=0)
-        self.nbytes = sum(array.nbytes for layer in layers for array in layer.weights)
-        self.nbytes += head.weights.nbytes if head else 0
+        self.nbytes = sum(layer.nbytes for layer in layers) + sum(each.parameters.nbytes for each in maps)
+
+
+def _map_words(maps: Sequence[Map], first: int) -> Integers:
+    """The `MapWord`s of maps, (n, 4); the first puts its results into the x-parts' buffer if `first` is odd."""
+    targets = (BufferWord.MAPPED, BufferWord.X_PARTS)
+    rows = [
+        {
+            MapWord.CODE: each.code.address,
+            MapWord.PARAMETERS: each.parameters.ctypes.data,
+            MapWord.STRIDE: 4 * each.columns,
+            MapWord.TARGET: targets[(first + number) % 2],
+        }
+        for number, each in enumerate(maps)
+    ]
+    return np.array([[row[word] for word in MapWord] for row in rows], np.int64)
 
 
 class Buffers:
@@ -104,6 +126,7 @@ class Buffers:
         sizes = {
             BufferWord.INPUTS: 8 * row_steps,
             BufferWord.X_PARTS: 4 * row_steps * stack.x_columns,
+            BufferWord.MAPPED: 4 * row_steps * stack.mapped_columns,
             BufferWord.H: states,
             BufferWord.H_NEXT: states if len(stack.layers) > 1 else 0,
             BufferWord.C: cells,

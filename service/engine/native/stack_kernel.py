@@ -1,4 +1,4 @@
-"""The stack kernel takes rows of unequal length through a stack of layers, in one call; one serves all models.
+"""The stack kernel takes rows of unequal length through front, stack and head, in one call; one serves all models.
 
 A thread has some lanes. Each lane holds a row that is under way; when a row ends, the next of the table takes its lane.
 Work goes in blocks: all lanes advance by the same number of steps, as many as the scratch memory holds and as the
@@ -20,9 +20,15 @@ RECURRENT = ["ptr"] * 7 + ["i64"] * 2
 
 
 class StackWord(IntEnum):
-    """Words of a stack of layers: how many, where their `LayerWord`s are; the head, if `HEAD` is not 0."""
+    """Words of a stack: how many layers, and maps of front and head there are, and where their words are."""
 
-    LAYERS, LAYER_TABLE, HEAD, HEAD_PANELS, HEAD_STRIDE, HEAD_BYTES, OUTPUT_BYTES = range(7)
+    LAYERS, LAYER_TABLE, FRONT, FRONT_TABLE, HEAD, HEAD_TABLE, OUTPUT_BYTES, PREDICTION_BYTES = range(8)
+
+
+class MapWord(IntEnum):
+    """Words of a map: its kernel and parameters, bytes from one vector to the next, and its `BufferWord` for results."""
+
+    CODE, PARAMETERS, STRIDE, TARGET = range(4)
 
 
 class LayerWord(IntEnum):
@@ -37,7 +43,7 @@ class LayerWord(IntEnum):
 class BufferWord(IntEnum):
     """Words of a thread's buffers: their addresses; `ROW_STEPS`: most steps, summed over the lanes, of a block."""
 
-    INPUTS, X_PARTS, H, H_NEXT, C, UNITS, UNIT_TABLE, LANES, ROW_STEPS = range(9)
+    INPUTS, X_PARTS, MAPPED, H, H_NEXT, C, UNITS, UNIT_TABLE, LANES, ROW_STEPS = range(10)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Block:
         """Take every lane through every layer, then write what was asked for."""
         f = self.f
         self._point_at_rows()
+        self._run_maps(StackWord.FRONT)
         h, h_next = (f.variable("ptr", f.pointer("%buffers", part)) for part in (BufferWord.H, BufferWord.H_NEXT))
         with f.loop(f.word("%stack", StackWord.LAYERS)) as number:
             layer = f.at(f.pointer("%stack", StackWord.LAYER_TABLE), f.mul(number, 8 * len(LayerWord)))
@@ -108,12 +115,12 @@ class Block:
             h.set(h_next.get())
             h_next.set(before)
         self._write(RowWord.OUT, f.word("%stack", StackWord.OUTPUT_BYTES))
-        head = f.pointer("%stack", StackWord.HEAD)
-        with f.when(f.value(f"icmp ne ptr {head}, null")):
-            panels = f.pointer("%stack", StackWord.HEAD_PANELS)
-            f.call_at(head, LINEAR, [panels, self.inputs, self.x_parts, self.row_steps])
-            self._point_at(self.x_parts, f.word("%stack", StackWord.HEAD_STRIDE))
-            self._write(RowWord.PREDICTION, f.word("%stack", StackWord.HEAD_BYTES))
+        wanted = f.variable("i64", 0)
+        with f.loop(self.rows) as i:
+            wanted.set(f.value(f"or i64 {wanted.get()}, {f.word(self.lane(i), RowWord.PREDICTION)}"))
+        with f.when(f.compare("ne", wanted.get(), 0)):
+            self._run_maps(StackWord.HEAD)
+            self._write(RowWord.PREDICTION, f.word("%stack", StackWord.PREDICTION_BYTES))
 
     def advance(self, live: Variable) -> None:
         """Move every lane on; the last lane takes the place of one that has ended."""
@@ -144,6 +151,17 @@ class Block:
         f.call_at(f.pointer(layer, LayerWord.RECURRENT), RECURRENT, [*arrays, self.rows, self.steps])
         last = f.at(h, f.mul(self.row_steps, f.word(layer, LayerWord.H_STRIDE)))
         self._move_states(layer, number, last, inward=False)
+
+    def _run_maps(self, count: StackWord) -> None:
+        """Take what the table of inputs points at through maps; the word after their number is where theirs are."""
+        f = self.f
+        table = f.pointer("%stack", count + 1)
+        with f.loop(f.word("%stack", count)) as number:
+            words = f.at(table, f.mul(number, 8 * len(MapWord)))
+            target = f.pointer(f.at("%buffers", f.mul(f.word(words, MapWord.TARGET), 8)))
+            arguments = [f.pointer(words, MapWord.PARAMETERS), self.inputs, target, self.row_steps]
+            f.call_at(f.pointer(words, MapWord.CODE), LINEAR, arguments)
+            self._point_at(target, f.word(words, MapWord.STRIDE))
 
     def _move_states(self, layer: Value, number: Value, h: Value, *, inward: bool) -> None:
         """Copy the layer's state of every lane from the caller's memory to scratch, or back."""

@@ -1,0 +1,128 @@
+"""`front` and `head` of a config.json: lists of layers by PyTorch's names, checked from the first width to the last."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.spec import ChainLayer, LayerType
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Ids = Annotated[int, Field(ge=1, le=2**24)]  # a float32 holds every smaller whole number
+
+MAX_LAYERS = 64
+"""Of a front or a head."""
+
+# What PyTorch's constructors take besides and serving does not need: it matters in training alone.
+_IGNORED = frozenset(
+    ("p", "inplace", "momentum", "affine", "track_running_stats", "elementwise_affine", "padding_idx")
+    + ("norm_type", "scale_grad_by_freq", "sparse")
+)
+
+# The arguments of each type that serving needs: their defaults, or ... where one must be given.
+_OPTIONS: dict[LayerType, dict[str, Any]] = {
+    "embedding": {"num_embeddings": ..., "embedding_dim": ...},
+    "linear": {"out_features": ..., "bias": True},
+    "layer_norm": {"eps": 1e-5},
+    "batch_norm": {"eps": 1e-5},
+    "scale": {"inverse": False},
+    "normalize": {"eps": 1e-12},
+    "leaky_relu": {"negative_slope": 0.01},
+    "elu": {"alpha": 1.0},
+    "gelu": {"approximate": "none"},
+    "softplus": {"beta": 1.0, "threshold": 20.0},
+}
+# Arguments that say again what is known.
+_SAYS_WIDTH: dict[LayerType, str] = {
+    "linear": "in_features",
+    "layer_norm": "normalized_shape",
+    "batch_norm": "num_features",
+}
+_OVER_FEATURES = ("softmax", "log_softmax", "normalize")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class LayerConfig(BaseModel):
+    """A layer: its type, and the arguments that PyTorch's module or function of that name takes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    type: LayerType
+    num_embeddings: Ids | None = None
+    embedding_dim: Size | None = None
+    max_norm: float | None = None
+    in_features: Size | None = None
+    out_features: Size | None = None
+    bias: bool | None = None
+    normalized_shape: Size | Annotated[list[Size], Field(min_length=1, max_length=1)] | None = None
+    num_features: Size | None = None
+    eps: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    inverse: bool | None = None
+    negative_slope: float | None = None
+    alpha: float | None = None
+    approximate: Literal["none", "tanh"] | None = None
+    beta: Annotated[float, Field(gt=0)] | None = None
+    threshold: float | None = None
+    dim: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if k not in _IGNORED} if isinstance(data, dict) else data
+
+
+def front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes) -> int:
+    """How wide the vectors are that a front takes: what its first linear layer says, or the file does."""
+    for index, entry in enumerate(entries):
+        if entry.type == "linear":
+            shape = shapes.get(f"front.{index}.weight", ())
+            found = entry.in_features or (shape[1] if len(shape) == 2 else None)
+            if found is None:
+                raise ValueError(f"front[{index}]: linear does not say its in_features")
+            return found
+    return input_size
+
+
+def chain(name: str, entries: Sequence[LayerConfig], width: int) -> tuple[ChainLayer, ...]:
+    """The layers of a list, the first of which takes vectors of `width`. Raises ValueError with the place."""
+    layers: list[ChainLayer] = []
+    for index, entry in enumerate(entries):
+        layers.append(_layer(f"{name}[{index}]", f"{name}.{index}", entry, width))
+        if entry.type == "embedding" and (index or name != "front"):
+            raise ValueError(f"{name}[{index}]: an embedding can only come first in front, where token ids are")
+        width = layers[-1].out_features
+    return tuple(layers)
+
+
+def _layer(place: str, name: str, entry: LayerConfig, width: int) -> ChainLayer:
+    given = entry.model_dump(exclude_none=True, exclude={"type"})
+    kind: LayerType = entry.type
+    if given.pop("max_norm", None) is not None:
+        raise ValueError(f"{place}: max_norm is not served; scale the embedding's rows once, and leave it out")
+    if kind in _OVER_FEATURES and given.pop("dim", -1) != -1:
+        raise ValueError(f"{place}: {kind} is served over the features alone, with dim -1")
+    options, says = _OPTIONS.get(kind, {}), _SAYS_WIDTH.get(kind, "")
+    stated = given.pop(says, width)
+    [stated] = stated if isinstance(stated, list) else [stated]
+    if unknown := sorted(given.keys() - options.keys()):
+        takes = ", ".join([*options, says] if says else options) or "no arguments"
+        raise ValueError(f"{place}: {kind} has no {unknown[0]}; it takes {takes}")
+    if missing := [option for option, default in options.items() if default is ... and option not in given]:
+        raise ValueError(f"{place}: {kind} needs {missing[0]}")
+    if stated != width:
+        raise ValueError(f"{place}: {says} is {stated}, and what comes before it is {width} wide")
+    values = options | given
+    before = 1 if kind == "embedding" else width
+    after = values.pop("embedding_dim", None) or values.pop("out_features", None) or width
+    return ChainLayer(kind, name, before, after, tuple(values.items()))
+
+
+def described(layer: ChainLayer) -> dict[str, Any]:
+    """The entry of a config.json that gives this layer."""
+    entry: dict[str, Any] = {"type": layer.type, **dict(layer.options)}
+    if layer.type == "linear":
+        entry |= {"in_features": layer.in_features, "out_features": layer.out_features}
+    elif layer.type == "embedding":
+        entry["embedding_dim"] = layer.out_features
+    return entry
