@@ -1,12 +1,14 @@
 """The independent reference: torch.nn in float64, one row at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
 from service.engine.torch_engine import build_module
+from service.models.chain import LayerConfig, chain
 from service.spec import ModelSpec
 
 TOLERANCE = 1e-5
@@ -28,7 +30,7 @@ def specs(*, kinds=("rnn", "gru", "lstm"), directions=(False, True), layers=3, s
         kind = draw_one(st.sampled_from(kinds))
         hidden = draw_one(st.integers(1, size))
         projects = kind == "lstm" and hidden > 1 and draw_one(st.booleans())
-        return ModelSpec(
+        spec = ModelSpec(
             kind=kind,
             input_size=draw_one(st.integers(1, size)),
             hidden_size=hidden,
@@ -37,8 +39,9 @@ def specs(*, kinds=("rnn", "gru", "lstm"), directions=(False, True), layers=3, s
             bias=draw_one(st.booleans()),
             bidirectional=draw_one(st.sampled_from(directions)),
             proj_size=draw_one(st.integers(1, hidden - 1)) if projects else 0,
-            out_features=draw_one(st.none() | st.integers(1, 4)),
         )
+        head = draw_one(st.none() | st.integers(1, 4))
+        return spec.with_linear_head(head) if head else spec
 
     return draw()
 
@@ -47,26 +50,79 @@ def weights_of(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     """PyTorch's default initialisation, float32, by state_dict name."""
     torch.manual_seed(seed)
     arrays = {name: tensor.numpy() for name, tensor in build_module(spec).state_dict().items()}
-    if spec.out_features:
-        head = torch.nn.Linear(spec.output_size, spec.out_features)
-        arrays |= {"head.weight": head.weight.detach().numpy(), "head.bias": head.bias.detach().numpy()}
+    rng = np.random.default_rng(seed)
+    for layer in (*spec.front, *spec.head):
+        optional = layer.optional_shapes[-1 if seed % 2 == 0 else 0]
+        for name, shape in (layer.weight_shapes | optional).items():
+            values = rng.uniform(-1, 1, shape) / np.sqrt(layer.in_features)  # as torch.nn.Linear begins
+            positive = name.endswith((".running_var", ".scale"))
+            arrays[name] = (np.abs(values) + 0.5 if positive else values).astype(np.float32)
     return arrays
+
+
+def with_chains(draw, spec: ModelSpec) -> ModelSpec:
+    """The spec with a linear head, or with a front and a head of a few layers each."""
+    if draw(st.booleans()):
+        head = draw(st.sampled_from([None, 1, 6]))
+        return spec.with_linear_head(head) if head else spec
+    size = spec.input_size
+    ids, linear = {"type": "embedding", "num_embeddings": 7}, {"type": "linear", "in_features": 4}
+    first = draw(st.sampled_from([[], [ids | {"embedding_dim": size}], [linear | {"out_features": size}]]))
+    others = st.lists(st.builds(dict, type=st.sampled_from(OTHERS)), max_size=2)
+    last = {"type": "linear", "out_features": draw(st.sampled_from([1, 6, 33])), "bias": draw(st.booleans())}
+    front, head = [*first, *draw(others)], [*draw(others), last, *draw(others)]
+    front, head = ([LayerConfig(**entry) for entry in entries] for entries in (front, head))
+    width = 4 if front and front[0].type == "linear" else size
+    return replace(spec, front=chain("front", front, width), head=chain("head", head, spec.output_size))
+
+
+def run_chain(layers, arrays, x: torch.Tensor) -> torch.Tensor:
+    """Layers by the functions of torch.nn.functional, in the precision of x."""
+    for layer in layers:
+        of = {name.removeprefix(layer.name + "."): a.double() for name, a in arrays.items() if name.startswith(layer.name + ".")}
+        x = FUNCTIONS.get(layer.type, lambda x, *_: x)(x, of, dict(layer.options))
+    return x
+
+
+FUNCTIONS = {
+    "embedding": lambda x, of, _: of["weight"][x[..., 0].long()],
+    "linear": lambda x, of, _: F.linear(x, of["weight"], of.get("bias")),
+    "layer_norm": lambda x, of, o: F.layer_norm(x, x.shape[-1:], of.get("weight"), of.get("bias"), o["eps"]),
+    "batch_norm": lambda x, of, o: (x - of["running_mean"])
+    / torch.sqrt(of["running_var"] + o["eps"])
+    * of.get("weight", 1)
+    + of.get("bias", 0),
+    "scale": lambda x, of, o: x * of["scale"] + of["mean"] if o["inverse"] else (x - of["mean"]) / of["scale"],
+    "normalize": lambda x, _, o: F.normalize(x, dim=-1, eps=o["eps"]),
+    "softmax": lambda x, *_: F.softmax(x, -1),
+    "log_softmax": lambda x, *_: F.log_softmax(x, -1),
+    "relu": lambda x, *_: F.relu(x),
+    "leaky_relu": lambda x, _, o: F.leaky_relu(x, **o),
+    "elu": lambda x, _, o: F.elu(x, **o),
+    "gelu": lambda x, _, o: F.gelu(x, **o),
+    "silu": lambda x, *_: F.silu(x),
+    "tanh": lambda x, *_: torch.tanh(x),
+    "sigmoid": lambda x, *_: torch.sigmoid(x),
+    "softplus": lambda x, _, o: F.softplus(x, **o),
+    "exp": lambda x, *_: torch.exp(x),
+}
+OTHERS = sorted(FUNCTIONS.keys() - {"embedding", "linear", "exp"}) + ["dropout"]
 
 
 def run_reference(spec: ModelSpec, weights, inputs, h0=None, c0=None) -> Result:
     """One row: inputs (T, I), h0 (L·D, P), c0 (L·D, H)."""
     tensors = {name: torch.from_numpy(array).double() for name, array in weights.items()}
-    head = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
     module = build_module(spec).double()
-    module.load_state_dict(tensors)
+    module.load_state_dict({name: tensors[name] for name in spec.stack_shapes()})
     h = torch.zeros(spec.states, spec.state_size) if h0 is None else torch.from_numpy(np.array(h0))
     state = h.double()
     if spec.has_cell_state:
         c = torch.zeros(spec.states, spec.hidden_size) if c0 is None else torch.from_numpy(np.array(c0))
         state = (state, c.double())
     with torch.no_grad():
-        outputs, final = module(torch.from_numpy(np.array(inputs)).double(), state)
-        predictions = torch.nn.functional.linear(outputs, *head).numpy() if head[0] is not None else None
+        x = run_chain(spec.front, tensors, torch.from_numpy(np.array(inputs)).double())
+        outputs, final = module(x, state)
+        predictions = run_chain(spec.head, tensors, outputs).numpy() if spec.head else None
     h_n, c_n = (final[0].numpy(), final[1].numpy()) if spec.has_cell_state else (final.numpy(), None)
     return Result(outputs.numpy(), h_n, c_n, predictions)
 

@@ -48,7 +48,7 @@ def test_no_command_shows_the_help():
 def test_table_of_models(tmp_path):
     for _ in range(2):
         add(tmp_path, "plain", ModelSpec("rnn", 3, 4, nonlinearity="relu"))
-    add(tmp_path, "wide", ModelSpec("lstm", 5, 6, num_layers=2, bidirectional=True, proj_size=2, out_features=7))
+    add(tmp_path, "wide", ModelSpec("lstm", 5, 6, num_layers=2, bidirectional=True, proj_size=2).with_linear_head(7))
     (tmp_path / "wide" / "1" / "model.safetensors").write_bytes(b"junk")
     (tmp_path / "empty").mkdir()
     result = run("models", "--models", tmp_path)

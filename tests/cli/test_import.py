@@ -22,7 +22,7 @@ from service.spec import ModelSpec
 from tests.models.onnx_files import save_stack
 from tests.reference import specs, weights_of
 
-LSTM = ModelSpec("lstm", 3, 4, out_features=2)
+LSTM = ModelSpec("lstm", 3, 4).with_linear_head(2)
 
 
 def run(*arguments):

@@ -69,7 +69,7 @@ def test_states_may_be_strided_views():
 
 
 def test_bf16_rounds_weights_and_nothing_else():
-    spec = ModelSpec("gru", 5, 7, out_features=2, weights_dtype="bf16")
+    spec = ModelSpec("gru", 5, 7, weights_dtype="bf16").with_linear_head(2)
     engine, weights = engine_of(spec)
     rounded = {
         name: torch.from_numpy(array).to(torch.bfloat16).float().numpy() if array.ndim == 2 else array

@@ -29,8 +29,8 @@ def test_every_field_reaches_the_spec():
         }
     )
     assert config.spec() == ModelSpec(
-        "lstm", 5, 7, num_layers=2, bias=False, bidirectional=True, proj_size=3, out_features=2, weights_dtype="bf16"
-    )
+        "lstm", 5, 7, num_layers=2, bias=False, bidirectional=True, proj_size=3, weights_dtype="bf16"
+    ).with_linear_head(2)
 
 
 def test_training_arguments_are_ignored():

@@ -249,7 +249,7 @@ def test_every_truncation_is_one_sentence(path):
 
 def test_damage_is_refused_or_read(path):
     """Bytes changed at random raise nothing but refusals, in reading and in the reference."""
-    spec = ModelSpec("gru", 3, 4, num_layers=2, out_features=2)
+    spec = ModelSpec("gru", 3, 4, num_layers=2).with_linear_head(2)
     save_stack(path, spec, weights_of(spec), head="Gemm")
     content, rng = path.read_bytes(), random.Random(0)
     sequence = {"x": np.zeros((2, 3)), "h": np.zeros((2, 4))}

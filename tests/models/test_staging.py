@@ -13,7 +13,7 @@ from service.models.weights import read_weights
 from service.spec import ModelSpec
 from tests.reference import weights_of
 
-SPEC = ModelSpec("lstm", 3, 4, bidirectional=True, out_features=2)
+SPEC = ModelSpec("lstm", 3, 4, bidirectional=True).with_linear_head(2)
 
 
 def stage(root, *, spec=SPEC, arrays=None, version=None, description=None, seed=0):

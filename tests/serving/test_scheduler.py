@@ -16,7 +16,7 @@ from service.serving.scheduler import MIN_SLICE_STEPS, SHORT_STEPS, Scheduler
 from service.spec import ModelSpec
 from tests.reference import numbers, weights_of
 
-SPEC = ModelSpec("gru", 3, 5, num_layers=2, out_features=2)
+SPEC = ModelSpec("gru", 3, 5, num_layers=2).with_linear_head(2)
 BOTH_WAYS = ModelSpec("rnn", 3, 5, bidirectional=True)
 MAX_TURN_ROWS, TURN_SECONDS = Engine.turn_rows, Engine.turn_seconds
 STEP_SECONDS = 1e-4  # a turn of one row has 20 steps

@@ -25,7 +25,7 @@ from service.stores.memory import MemoryStore
 from tests.loop import in_loop
 from tests.reference import weights_of
 
-SPECS = [ModelSpec("rnn", 3, 5), ModelSpec("lstm", 2, 4, num_layers=2, proj_size=3, out_features=2)]
+SPECS = [ModelSpec("rnn", 3, 5), ModelSpec("lstm", 2, 4, num_layers=2, proj_size=3).with_linear_head(2)]
 ENGINES = [NativeEngine(spec, weights_of(spec, seed=1), threads=1) for spec in SPECS]
 OWNER = b"somebody"
 UNLIMITED = SessionLimits(10**6, 2**40, "refuse")

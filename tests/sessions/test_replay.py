@@ -23,7 +23,7 @@ def seen(steps):
     ]
 
 
-@pytest.mark.parametrize("spec", [ModelSpec("rnn", 3, 2), ModelSpec("lstm", 1, 2, num_layers=2, out_features=1)])
+@pytest.mark.parametrize("spec", [ModelSpec("rnn", 3, 2), ModelSpec("lstm", 1, 2, num_layers=2).with_linear_head(1)])
 @given(cuts=st.lists(st.integers(1, 40), min_size=1, max_size=12))
 def test_latest_steps_can_be_repeated(spec, cuts):
     promised = SessionSteps(None, None, None, LIMIT).replay_steps(type("Version", (), {"spec": spec}))

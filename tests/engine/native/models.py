@@ -38,7 +38,7 @@ def run_rows(engine: NativeEngine, x: list[Floats], h: Floats, c: Floats | None)
     spec = engine.spec
     lengths = np.array([len(row) for row in x], np.int64)
     starts = np.cumsum(lengths) - lengths
-    inputs = np.concatenate([*x, np.zeros((0, spec.input_size), np.float32)])
+    inputs = np.concatenate([*x, np.zeros((0, spec.in_features), np.float32)])
     rows = Rows(inputs, starts, lengths, h.copy(), None if c is None else c.copy())
     rows.outputs = np.full((len(inputs), spec.output_size), np.nan, np.float32)
     if spec.out_features is not None:
@@ -58,7 +58,12 @@ def random_rows(spec: ModelSpec, lengths: list[int], seed: int = 0) -> tuple[lis
     def normal(*shape: int) -> Floats:
         return rng.standard_normal(shape).astype(np.float32)
 
-    x = [normal(length, spec.input_size) for length in lengths]
+    def inputs(length: int) -> Floats:
+        if spec.num_embeddings:
+            return rng.integers(0, spec.num_embeddings, (length, 1)).astype(np.float32)
+        return normal(length, spec.in_features)
+
+    x = [inputs(length) for length in lengths]
     h = normal(spec.states, len(lengths), spec.state_size)
     return x, h, normal(spec.states, len(lengths), spec.hidden_size) if spec.has_cell_state else None
 

@@ -121,7 +121,7 @@ def test_nan_and_denormal_weights(spec: ModelSpec) -> None:
 
 @pytest.mark.parametrize("spec", KINDS)
 def test_bf16_rounds_weights_and_nothing_else(spec: ModelSpec) -> None:
-    spec = replace(spec, hidden_size=96, num_layers=2, out_features=3, weights_dtype="bf16")
+    spec = replace(spec, hidden_size=96, num_layers=2, weights_dtype="bf16").with_linear_head(3)
     weights = weights_of(spec)
     x, h, c = random_rows(spec, [40, 9])
     actual = run_rows(NativeEngine(spec, weights, threads=1), x, h, c)
@@ -139,7 +139,7 @@ def test_bf16_rounds_weights_and_nothing_else(spec: ModelSpec) -> None:
 
 
 def test_loads_and_unloads_take_no_memory() -> None:
-    spec = ModelSpec("lstm", 9, 30, num_layers=2, out_features=2)
+    spec = ModelSpec("lstm", 9, 30, num_layers=2).with_linear_head(2)
     weights = weights_of(spec)
     x, h, c = random_rows(spec, [5])
 

@@ -11,7 +11,7 @@ from service.engine.interface import Floats, Rows
 from service.engine.native.engine import NativeEngine
 from service.spec import ModelSpec
 from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
-from tests.reference import weights_of
+from tests.reference import weights_of, with_chains
 
 KINDS = [
     ModelSpec("rnn", 3, 5),
@@ -27,7 +27,7 @@ KINDS = [
 def specs(draw: st.DrawFn, *, one_way: bool = False) -> ModelSpec:
     spec = draw(st.sampled_from(KINDS))
     hidden = draw(st.sampled_from([1, 5, 16, 33, 70]))
-    return replace(
+    spec = replace(
         spec,
         input_size=draw(st.sampled_from([1, 3, 17])),
         hidden_size=max(hidden, 2) if spec.proj_size else hidden,
@@ -35,9 +35,9 @@ def specs(draw: st.DrawFn, *, one_way: bool = False) -> ModelSpec:
         num_layers=draw(st.integers(1, 2)),
         bias=draw(st.booleans()),
         bidirectional=not one_way and draw(st.booleans()),
-        out_features=draw(st.sampled_from([None, 1, 6])),
         weights_dtype=draw(st.sampled_from(["f32", "bf16"])) if one_way else "f32",
     )
+    return with_chains(draw, spec)
 
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)
@@ -51,7 +51,8 @@ def close(actual: Floats | None, expected: Floats | None, spec: ModelSpec) -> No
     if actual is None or expected is None:
         assert actual is expected
         return
-    bound = 1e-5 * (max(1.0, np.abs(expected).max()) if spec.nonlinearity == "relu" else 1.0)
+    unbounded = spec.nonlinearity == "relu" or spec.head
+    bound = 1e-5 * (max(1.0, np.abs(expected).max()) if unbounded else 1.0)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
@@ -124,7 +125,7 @@ def test_row_has_same_bits_alone_and_batched(spec: ModelSpec, lengths: list[int]
 
 @pytest.mark.parametrize("spec", KINDS)
 def test_threads_change_no_bit(spec: ModelSpec) -> None:
-    spec = replace(spec, input_size=40, hidden_size=96, proj_size=spec.proj_size and 40, num_layers=2, out_features=3)
+    spec = replace(spec, input_size=40, hidden_size=96, proj_size=spec.proj_size and 40, num_layers=2).with_linear_head(3)
     x, h, c = random_rows(spec, [int(n) for n in np.random.default_rng(0).integers(1, 60, 130)])
     one, two = run_rows(engine(spec), x, h, c), run_rows(engine(spec, threads=3), x, h, c)
     for a, b in zip(one.outputs, two.outputs, strict=True):
@@ -132,7 +133,7 @@ def test_threads_change_no_bit(spec: ModelSpec) -> None:
     assert_same_bits(one.h, two.h)
 
 
-@pytest.mark.parametrize("spec", [KINDS[0], replace(KINDS[3], bidirectional=True, num_layers=2, out_features=2)])
+@pytest.mark.parametrize("spec", [KINDS[0], replace(KINDS[3], bidirectional=True, num_layers=2).with_linear_head(2)])
 def test_only_what_is_asked_for_is_written(spec: ModelSpec) -> None:
     x, h, c = random_rows(spec, [9, 9])
     model = engine(spec)

@@ -14,7 +14,7 @@ from tests.engine.native.processors import runnable
 from tests.reference import weights_of
 
 SPECS = [
-    ModelSpec("rnn", 5, 37, num_layers=2, out_features=3),
+    ModelSpec("rnn", 5, 37, num_layers=2).with_linear_head(3),
     ModelSpec("gru", 5, 37, bidirectional=True),
     ModelSpec("lstm", 5, 37, proj_size=9, weights_dtype="bf16"),
 ]
