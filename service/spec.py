@@ -101,6 +101,11 @@ class ModelSpec:
         return self.head[-1].out_features if self.head else None
 
     @cached_property
+    def step_predictions(self) -> int:
+        """The width of the prediction that a single step gives; 0 without one: no head, or one over whole sequences."""
+        return (self.out_features or 0) if self.pooling in ("none", "last", "final") else 0
+
+    @cached_property
     def directions(self) -> int:
         """D: 2 when bidirectional, else 1."""
         return 2 if self.bidirectional else 1
@@ -162,7 +167,7 @@ class ModelSpec:
         return shapes
 
     def with_linear_head(self, out_features: int) -> Self:
-        """This stack with one linear layer as head, whose arrays are `head.weight` and `head.bias`."""
+        """The stack with one linear layer as head, whose arrays are `head.weight` and `head.bias`."""
         return replace(self, head=(ChainLayer("linear", "head", self.output_size, out_features, (("bias", True),)),))
 
     def suffixes(self, layer: int) -> list[str]:

@@ -79,7 +79,8 @@ def with_chains(draw, spec: ModelSpec) -> ModelSpec:
 def run_chain(layers, arrays, x: torch.Tensor) -> torch.Tensor:
     """Layers by the functions of torch.nn.functional, in the precision of x."""
     for layer in layers:
-        of = {name.removeprefix(layer.name + "."): a.double() for name, a in arrays.items() if name.startswith(layer.name + ".")}
+        own = [name for name in arrays if name.startswith(f"{layer.name}.")]
+        of = {name.removeprefix(f"{layer.name}."): arrays[name].double() for name in own}
         x = FUNCTIONS.get(layer.type, lambda x, *_: x)(x, of, dict(layer.options))
     return x
 
@@ -88,10 +89,9 @@ FUNCTIONS = {
     "embedding": lambda x, of, _: of["weight"][x[..., 0].long()],
     "linear": lambda x, of, _: F.linear(x, of["weight"], of.get("bias")),
     "layer_norm": lambda x, of, o: F.layer_norm(x, x.shape[-1:], of.get("weight"), of.get("bias"), o["eps"]),
-    "batch_norm": lambda x, of, o: (x - of["running_mean"])
-    / torch.sqrt(of["running_var"] + o["eps"])
-    * of.get("weight", 1)
-    + of.get("bias", 0),
+    "batch_norm": lambda x, of, o: (
+        (x - of["running_mean"]) / torch.sqrt(of["running_var"] + o["eps"]) * of.get("weight", 1) + of.get("bias", 0)
+    ),
     "scale": lambda x, of, o: x * of["scale"] + of["mean"] if o["inverse"] else (x - of["mean"]) / of["scale"],
     "normalize": lambda x, _, o: F.normalize(x, dim=-1, eps=o["eps"]),
     "softmax": lambda x, *_: F.softmax(x, -1),
@@ -106,7 +106,7 @@ FUNCTIONS = {
     "softplus": lambda x, _, o: F.softplus(x, **o),
     "exp": lambda x, *_: torch.exp(x),
 }
-OTHERS = sorted(FUNCTIONS.keys() - {"embedding", "linear", "exp"}) + ["dropout"]
+OTHERS = [*sorted(FUNCTIONS.keys() - {"embedding", "linear", "exp"}), "dropout"]
 
 
 def run_reference(spec: ModelSpec, weights, inputs, h0=None, c0=None) -> Result:

@@ -14,11 +14,13 @@ from service.api.shapes import (
     SEQUENCES,
     Limits,
     initial_state,
+    refuse_float_ids,
     refuse_non_finite,
     returned,
     sequences,
 )
 from service.engine.interface import Floats, Rows
+from service.engine.pooling import reads_outputs
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 
@@ -51,6 +53,8 @@ class Forward:
         model = self.inference.registry.resolve_fields(document)
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
+        if came_as == SAFETENSORS:
+            refuse_float_ids(document, model)
         asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
         call = ForwardCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
@@ -90,7 +94,9 @@ class ForwardCall:
         self.batch_first = request.batch_first
         # The last output of a reverse direction is not in h_n, which has its first.
         self.last_of_outputs = "last" in returns and spec.bidirectional
-        wants_outputs = "outputs" in returns or self.last_of_outputs
+        predicts = (spec.out_features or 0) * ("predictions" in returns)
+        pools = predicts and spec.pooling != "none"
+        wants_outputs = "outputs" in returns or self.last_of_outputs or (pools and reads_outputs(spec))
         steps, batch = len(inputs.steps), inputs.lengths.size
         limits.check_reply(spec, batch, steps, returns | {"outputs"} if wants_outputs else returns)
         forms = SEQUENCES if inputs.batched else SEQUENCE
@@ -99,8 +105,10 @@ class ForwardCall:
         room = np.zeros if inputs.padded else np.empty
         if wants_outputs:
             rows.outputs = room((steps, spec.output_size), np.float32)
-        if "predictions" in returns and spec.out_features:
-            rows.predictions = room((steps, spec.out_features), np.float32)
+        if pools:
+            rows.pooled = np.empty((batch, predicts), np.float32)
+        elif predicts:
+            rows.predictions = room((steps, predicts), np.float32)
 
     def results(self) -> dict[str, Floats]:
         """As `Call` says."""
@@ -109,7 +117,8 @@ class ForwardCall:
             last = rows.h[-1]
             if self.last_of_outputs and rows.outputs is not None:
                 last = rows.outputs[rows.starts + rows.lengths - 1]
-        found = {"outputs": rows.outputs, "last": last, "h_n": rows.h, "c_n": rows.c, "predictions": rows.predictions}
+        predictions = rows.predictions if rows.pooled is None else rows.pooled
+        found = {"outputs": rows.outputs, "last": last, "h_n": rows.h, "c_n": rows.c, "predictions": predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}
 
     def reply(self, *, ragged: bool) -> dict[str, Any]:
@@ -117,12 +126,12 @@ class ForwardCall:
         inputs = self.inputs
         fields: dict[str, Any] = {}
         for name, values in self.results().items():
-            if name in ("outputs", "predictions"):
+            if name == "outputs" or values is self.rows.predictions:
                 fields[name] = self._by_sequence(values, ragged=ragged)
             elif inputs.batched:
                 fields[name] = values
             else:  # of one row
-                fields[name] = values[0] if name == "last" else np.ascontiguousarray(values[:, 0])
+                fields[name] = values[0] if values.ndim == 2 else np.ascontiguousarray(values[:, 0])
         if inputs.time is None and not ragged:
             fields["lengths"] = inputs.lengths
         return fields

@@ -24,10 +24,20 @@ StepReturn = Literal["outputs", "h", "c", "predictions"]
 
 
 class Numbers:
-    """Marks a field that holds an array, of one of the given depths of nesting; axes are its title in OpenAPI."""
+    """Marks a field that holds an array, of one of the given depths of nesting; axes are its title in OpenAPI.
+
+    A depth of 0 is a number alone, which comes as an array, too.
+    """
 
     def __init__(self, axes: str, *depths: int, **number: Any) -> None:
         shapes = []
+        self._kinds: list[Any] = [
+            core_schema.is_instance_schema(np.ndarray),
+            core_schema.is_instance_schema(Ragged),
+        ]
+        if 0 in depths:
+            alone = core_schema.float_schema(strict=True, ge=-1e38, le=1e38)
+            self._kinds.append(core_schema.no_info_after_validator_function(np.float32, alone))
         for depth in depths:
             schema: dict[str, Any] = number or {"type": "number"}
             for _ in range(depth):
@@ -37,9 +47,8 @@ class Numbers:
 
     def __get_pydantic_core_schema__(self, _: Any, __: Any) -> core_schema.CoreSchema:
         """Let pydantic ask for the type by itself, without a call into Python."""
-        array, ragged = map(core_schema.is_instance_schema, (np.ndarray, Ragged))
         return core_schema.custom_error_schema(
-            core_schema.union_schema([array, ragged]),
+            core_schema.union_schema(self._kinds),
             custom_error_type="numbers",
             custom_error_message="expected a list of numbers",
         )
@@ -101,8 +110,9 @@ class Request(BaseModel):
 class ForwardRequest(Request):
     """Whole sequences for `torch.nn.RNN`, `GRU` or `LSTM`; numbers are 32-bit floats."""
 
-    inputs: Annotated[Any, Numbers("(B,T,I) or (T,I)", 3, 2)] = Field(
-        description="Sequences: (B,T,I), or (T,I) for one unbatched sequence; rows of unequal length are allowed."
+    inputs: Annotated[Any, Numbers("(B,T,I) or (T,I)", 3, 2, 1)] = Field(
+        description="Sequences: (B,T,I), or (T,I) for one unbatched sequence; rows of unequal length are allowed. "
+        "Token ids: (B,T) or (T)."
     )
     h0: Annotated[Any, Numbers("(L·D,B,P) or (L·D,P)", 3, 2)] | None = Field(
         None, description="Initial hidden state; (L·D,P) if inputs are unbatched; zeros if left out."
@@ -124,8 +134,8 @@ class ForwardRequest(Request):
 class StepRequest(Request):
     """One time step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model."""
 
-    inputs: Annotated[Any, Numbers("(B,I) or (I)", 2, 1)] = Field(
-        description="One step of each row: (B,I), or (I) for one row."
+    inputs: Annotated[Any, Numbers("(B,I) or (I)", 2, 1, 0)] = Field(
+        description="One step of each row: (B,I), or (I) for one row. Token ids: (B), or one number."
     )
     h: Annotated[Any, Numbers("(L,B,P), (B,P) or (P)", 3, 2, 1)] | None = Field(
         None, description="Hidden state before the step: (L,B,P), or (B,P) if L = 1, or (P); zeros if left out."
@@ -142,8 +152,8 @@ class SessionStepRequest(Request):
     """Steps of a session, whose state the service keeps."""
 
     session: SessionId = Field(description="The session; X-Session-Id may name it instead.")
-    inputs: Annotated[Any, Numbers("(I) or (k,I)", 1, 2)] = Field(
-        description="One step (I), or k steps (k,I) that are run and kept together."
+    inputs: Annotated[Any, Numbers("(I) or (k,I)", 1, 2, 0)] = Field(
+        description="One step (I), or k steps (k,I) that are run and kept together. Token ids: one number, or (k)."
     )
     step: Annotated[int, Field(ge=1), Text] | None = Field(
         None,
@@ -192,7 +202,7 @@ class StepLine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    inputs: Annotated[Any, Numbers("(I)", 1)]
+    inputs: Annotated[Any, Numbers("(I)", 1, 0)]
     step: int | None = None
 
 

@@ -1,6 +1,6 @@
 """Checks of a request's arrays against a model, and the sentences that say what is wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
@@ -44,8 +44,9 @@ class Limits:
 
     def check_reply(self, spec: ModelSpec, rows: int, steps: int, returns: frozenset[str]) -> None:
         """Count states, and what `returns` names per step, before there is room for them. Raises InvalidRequest."""
-        per_step = ("outputs" in returns) * spec.output_size + ("predictions" in returns) * (spec.out_features or 0)
-        total = rows * spec.state_values + steps * per_step
+        predictions = (spec.out_features or 0) * (rows if spec.pooling != "none" else steps)
+        total = rows * spec.state_values + steps * spec.output_size * ("outputs" in returns)
+        total += predictions * ("predictions" in returns)
         if total > self.reply_values:
             raise invalid(
                 f"states and reply would hold {total} numbers; the limit is {self.reply_values}: send fewer rows, "
@@ -71,7 +72,7 @@ class Sequences(NamedTuple):
 
 def sequences(inputs: Numbers, lengths: Numbers | None, model: ModelVersion, *, batch_first: bool) -> Sequences:
     """Check `inputs` and `lengths` against the model. Raises InvalidRequest."""
-    _check_inputs(inputs, (2, 3), "(B,T,I) or (T,I)" if batch_first else "(T,B,I) or (T,I)", model)
+    inputs = vectors(inputs, (3, 2), "B,T" if batch_first else "T,B", model)
     if isinstance(inputs, Ragged):
         return _ragged(inputs, lengths, model, batch_first=batch_first)
     batched = inputs.ndim == 3
@@ -90,11 +91,20 @@ def sequences(inputs: Numbers, lengths: Numbers | None, model: ModelVersion, *, 
     return Sequences(steps, starts, counts, time, batched, padded=bool((counts < time).any()))
 
 
-def steps(inputs: Numbers, model: ModelVersion) -> Floats:
-    """One step of each row, (B,I) or (I), as (B,I). Raises InvalidRequest."""
-    _check_inputs(inputs, (1, 2), "one step of each row, (B,I) or (I)", model)
-    rows: Floats = np.ascontiguousarray(inputs, np.float32)
-    return rows if rows.ndim == 2 else rows[None]
+def steps(inputs: Numbers, model: ModelVersion) -> tuple[Floats, bool]:
+    """One step of each row, (B,I) or (I), or token ids (B) or one, as (B,I); and whether B was there.
+
+    Raises InvalidRequest.
+    """
+    rows: Floats = np.ascontiguousarray(vectors(inputs, (2, 1), "B", model), np.float32)
+    return (rows, True) if rows.ndim == 2 else (rows[None], False)
+
+
+def refuse_float_ids(fields: Mapping[str, Any], model: ModelVersion) -> None:
+    """Raise InvalidRequest if a binary body has floats where token ids belong."""
+    inputs = fields.get("inputs")
+    if model.spec.num_embeddings and isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+        raise invalid(f"inputs are {inputs.dtype}; token ids are int64 or int32", "inputs")
 
 
 def whole_rows(batch: int, time: int) -> tuple[Integers, Integers]:
@@ -157,14 +167,23 @@ def _state_shapes(shape: tuple[int, int, int], forms: tuple[str, ...], letter: s
     return allowed
 
 
-def returned(names: Sequence[str] | None, default: tuple[str, ...], model: ModelVersion) -> frozenset[str]:
-    """What to send back: what was named, else what the model has of the default. Raises InvalidRequest."""
+def returned(
+    names: Sequence[str] | None, default: tuple[str, ...], model: ModelVersion, *, by_step: bool = False
+) -> frozenset[str]:
+    """What to send back: what was named, else what the model has of the default; of single steps, or of sequences.
+
+    Raises InvalidRequest.
+    """
     spec = model.spec
+    predicts = bool(spec.step_predictions if by_step else spec.out_features)
     if names is None:
-        return _existing(default, spec.has_cell_state, bool(spec.out_features))
+        return _existing(default, spec.has_cell_state, predicts)
     for index, name in enumerate(names):
-        if not _existing((name,), spec.has_cell_state, bool(spec.out_features)):
-            lacks = "has no head" if name == "predictions" else f"is of kind {spec.kind}"
+        if not _existing((name,), spec.has_cell_state, predicts):
+            lacks = f"is of kind {spec.kind}"
+            if name == "predictions":
+                pools = f"predicts from the {spec.pooling} of whole sequences; send them to /rnn/forward"
+                lacks = pools if spec.head else "has no head"
             raise invalid(f'returns[{index}] is {name}, and model "{model.name}" {lacks}', "returns", index)
     return frozenset(names)
 
@@ -194,12 +213,44 @@ def refuse_non_finite(name: str, values: Floats, starts: Integers | None = None)
     )
 
 
-def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: ModelVersion) -> None:
-    """Check the number of axes, and that there are vectors of `input_size`. Raises InvalidRequest."""
-    width = model.spec.input_size
-    if inputs.ndim not in axes or not inputs.size:
+def vectors(inputs: Numbers, axes: tuple[int, int], letters: str, model: ModelVersion) -> Numbers:
+    """Inputs whose last axis are vectors of `in_features`; token ids come without that axis, and get it here.
+
+    axes are the numbers of axes, of a batch and of one row; letters are a batch's, without I. Raises InvalidRequest.
+    """
+    takes_ids = model.spec.num_embeddings is not None
+    if inputs.ndim + takes_ids not in axes or not inputs.size:
         came = f"has {inputs.ndim} axes" if inputs.size else "is empty"
-        raise invalid(f"inputs {came}; expected {form}, with I = {width}", "inputs")
+        alone = letters.replace("B", "").strip(",")
+        expected = f"token ids ({letters}) or {f'({alone})' if alone else 'one number'}"
+        if not takes_ids:
+            expected = f"({letters},I) or ({f'{alone},I'.strip(',')}), with I = {model.spec.in_features}"
+        raise invalid(f"inputs {came}; expected {expected}", "inputs")
+    if takes_ids:
+        return _ids(inputs, model)
+    _check_width(inputs, model)
+    return inputs
+
+
+def _ids(inputs: Numbers, model: ModelVersion) -> Numbers:
+    """Token ids as vectors of one value. Raises InvalidRequest."""
+    count = model.spec.num_embeddings or 0
+    flat = inputs.values if isinstance(inputs, Ragged) else inputs.reshape(-1)
+    bad = (flat < 0) | (flat >= count) | (flat != np.floor(flat))
+    if bad.any():
+        index = int(np.argmax(bad))
+        place = _place(inputs, index) if isinstance(inputs, Ragged) else np.unravel_index(index, inputs.shape)
+        loc: Loc = ("inputs", *map(int, place))
+        what = f'{spell(loc)} is {flat[index]:g}; model "{model.name}" takes token ids from 0 to {count - 1}'
+        raise invalid(what, *loc)
+    if isinstance(inputs, Ragged):
+        return Ragged(inputs.values, [*inputs.sizes, [1] * inputs.size])
+    return inputs[..., None]
+
+
+def _check_width(inputs: Numbers, model: ModelVersion) -> None:
+    """Raise InvalidRequest if a vector is not of `in_features`."""
+    width = model.spec.in_features
     if isinstance(inputs, Ragged):
         widths = inputs.sizes[-1]
         if widths.count(width) == len(widths):
@@ -211,7 +262,8 @@ def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: Mode
     else:
         got, place = inputs.shape[-1], [0] * (inputs.ndim - 1)
     loc: Loc = ("inputs", *place)
-    raise invalid(f'{spell(loc)} has {got} values; model "{model.name}" takes input_size {width}', *loc)
+    takes = f"{width} values a step" if model.spec.front else f"input_size {width}"
+    raise invalid(f'{spell(loc)} has {got} values; model "{model.name}" takes {takes}', *loc)
 
 
 def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, batch_first: bool) -> Sequences:
@@ -224,7 +276,7 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, bat
     if 0 in inputs.sizes[1]:
         row = inputs.sizes[1].index(0)
         raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
-    steps = inputs.values.reshape(-1, model.spec.input_size)
+    steps = inputs.values.reshape(-1, model.spec.in_features)
     return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)
 
 

@@ -11,7 +11,17 @@ from service.api.forward import run_call
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
 from service.api.request import Reply, Request
 from service.api.requests import SessionStepRequest, StepRequest, validate
-from service.api.shapes import ROW, ROWS, Limits, initial_state, invalid, returned, steps, whole_rows
+from service.api.shapes import (
+    ROW,
+    ROWS,
+    Limits,
+    initial_state,
+    invalid,
+    refuse_float_ids,
+    returned,
+    steps,
+    whole_rows,
+)
 from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
 from service.engine.interface import Floats, Rows
 from service.errors import NonFiniteOutput
@@ -44,6 +54,8 @@ class Step:
         model = steppable(self.inference.registry.resolve_fields(document))
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
+        if came_as == SAFETENSORS:
+            refuse_float_ids(document, model)
         asked = validate(StepRequest, document, texts=came_as == SAFETENSORS)
         call = StepCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
@@ -53,10 +65,12 @@ class Step:
         model = session.model
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
+        if came_as == SAFETENSORS:
+            refuse_float_ids(fields, model)
         asked = validate(SessionStepRequest, fields, texts=came_as == SAFETENSORS)
         refuse_another_model(model, asked.model, asked.version)
-        inputs = steps(asked.inputs, model)
-        returns = returned(asked.returns, STREAM_RETURNS, model)
+        inputs, several = steps(asked.inputs, model)
+        returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
         self.limits.check_inputs(inputs)
         self.limits.check_reply(model.spec, 1, len(inputs), returns | {"outputs"})
         _refuse_long(len(inputs), model.spec)
@@ -70,7 +84,7 @@ class Step:
                 'the session is as it was; ask for safetensors, or send "non_finite": "null"'
             ) from None
         request.rows, request.steps = 1, len(inputs)
-        reply = _session_reply(ran, returns, several=asked.inputs.ndim == 2)
+        reply = _session_reply(ran, returns, several=several)
         return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
@@ -80,17 +94,16 @@ class StepCall:
     def __init__(self, request: StepRequest, model: ModelVersion, limits: Limits) -> None:
         """Check the shapes and make room. Raises InvalidRequest."""
         spec = model.spec
-        inputs = steps(request.inputs, model)
+        inputs, self.batched = steps(request.inputs, model)
         batch = len(inputs)
-        self.batched = request.inputs.ndim == 2
-        self.returns = returned(request.returns, DEFAULT_RETURNS, model)
+        self.returns = returned(request.returns, DEFAULT_RETURNS, model, by_step=True)
         self.non_finite: str = request.non_finite
         limits.check_inputs(inputs)
         limits.check_reply(spec, batch, batch, self.returns)
         h, c = initial_state(request.h, request.c, model, batch, ROWS if self.batched else ROW)
         self.rows = Rows(inputs, *whole_rows(batch, 1), h, c)
-        if "predictions" in self.returns and spec.out_features:
-            self.rows.predictions = np.empty((batch, spec.out_features), np.float32)
+        if "predictions" in self.returns:
+            self.rows.predictions = np.empty((batch, spec.step_predictions), np.float32)
         self.state_shapes = {} if request.h is None else {"h": request.h.shape}
         if request.c is not None:
             self.state_shapes["c"] = request.c.shape
@@ -125,7 +138,7 @@ def squeezed(state: Floats, *, batched: bool) -> Floats:
 
 def _refuse_long(count: int, spec: ModelSpec) -> None:
     """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
-    most = MAX_KEPT_BYTES // (4 * (spec.input_size + spec.output_size + (spec.out_features or 0)))
+    most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
     if count > most:
         raise invalid(
             f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"

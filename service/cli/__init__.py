@@ -13,9 +13,9 @@ from rich.text import Text
 from service.cli.importing import import_checkpoint
 from service.cli.options import FAILED, console, fail, read_settings, setting, with_settings
 from service.errors import ModelFailed
-from service.models.config import ModelConfig
 from service.models.importing.refusal import terminal_text
 from service.settings import Settings
+from service.spec import ModelSpec
 
 
 def build_app() -> typer.Typer:
@@ -54,7 +54,7 @@ def serve(settings: Settings) -> None:
 
 def list_models(models: setting("models") = None) -> None:  # type: ignore[valid-type]  # made from Settings
     """List the models of a repository: what they are, and whether they can be served."""
-    from service.models.folder import VersionFolder, scan  # noqa: PLC0415  # torch takes seconds to import
+    from service.models.folder import scan  # noqa: PLC0415  # torch takes seconds to import
 
     root = read_settings({"models": models}).models
     try:
@@ -63,19 +63,19 @@ def list_models(models: setting("models") = None) -> None:  # type: ignore[valid
         fail(f"{root}: {error}", FAILED)
     table = Table("model", "version", "kind", "sizes", "layers", "directions", "head", "dtype", "state")
     for folder in found.values():
-        about = _about(folder.config)
-        for entry in folder.versions or [VersionFolder("–", root, folder.failure)]:
-            state = f"failed: {entry.failure}" if entry.failure else "available"
-            style = "red" if entry.failure else "green"
-            table.add_row(terminal_text(folder.name), entry.version, *about, Text(terminal_text(state, 300), style))
+        about = _about(folder.versions[0].spec if folder.versions else None)
+        versions = [(entry.version, entry.failure) for entry in folder.versions] or [("–", folder.failure)]
+        for number, failure in versions:
+            state = f"failed: {failure}" if failure else "available"
+            style = "red" if failure else "green"
+            table.add_row(terminal_text(folder.name), number, *about, Text(terminal_text(state, 300), style))
             about = [""] * len(about)
     console().print(table if found else Text(f"no models in {root}"))
 
 
-def _about(config: ModelConfig | None) -> list[str]:
-    if config is None:
+def _about(spec: ModelSpec | None) -> list[str]:
+    if spec is None:
         return [""] * 6
-    spec = config.spec()
     kind = f"rnn {spec.nonlinearity}" if spec.kind == "rnn" else spec.kind
     width = f"{spec.hidden_size} → {spec.proj_size}" if spec.proj_size else str(spec.hidden_size)
     head = "–" if spec.out_features is None else str(spec.out_features)

@@ -31,6 +31,7 @@ class Rows:
       any strides, the last axis contiguous. PyTorch's order: layer 0 forward, layer 0 reverse, layer 1 forward …
     - outputs (N, D·P): hidden state of the last layer at each step; None if nobody asked
     - predictions (N, O): the head over each step's outputs; None if nobody asked or there is no head
+    - pooled (B, O): the head over what is pooled of each row. `Inference` fills it when the rows are at their end
     """
 
     inputs: Floats
@@ -40,6 +41,7 @@ class Rows:
     c: Floats | None = None
     outputs: Floats | None = None
     predictions: Floats | None = None
+    pooled: Floats | None = None
 
     @property
     def steps(self) -> int:

@@ -22,7 +22,8 @@ def pooled(spec: ModelSpec, rows: Rows) -> Floats:
     if outputs is None or not reads_outputs(spec):
         return np.ascontiguousarray(rows.h[-spec.directions :].swapaxes(0, 1)).reshape(rows.h.shape[1], -1)
     if spec.pooling == "last":
-        return outputs[rows.starts + rows.lengths - 1]
+        last: Floats = outputs[rows.starts + rows.lengths - 1]
+        return last
     places = zip(rows.starts.tolist(), rows.lengths.tolist(), strict=True)
     own = (outputs[start : start + length] for start, length in places)
     if spec.pooling == "max":

@@ -1,6 +1,7 @@
 """`front` and `head` as `torch.nn` modules."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,19 @@ from torch import nn
 
 from service.spec import ChainLayer
 
-_ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
+
+class _Function(nn.Module):
+    """A function of torch as a module."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], **arguments: Any) -> None:
+        super().__init__()
+        self._function = partial(function, **arguments)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._function(x)
+
+
+_WITHOUT_ARRAYS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -17,19 +30,12 @@ _ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
+    "exp": partial(_Function, torch.exp),
+    "softmax": partial(nn.Softmax, dim=-1),
+    "log_softmax": partial(nn.LogSoftmax, dim=-1),
+    "normalize": partial(_Function, nn.functional.normalize, dim=-1),
     "dropout": nn.Identity,
 }
-
-
-class _Function(nn.Module):
-    """A function of torch as a module."""
-
-    def __init__(self, function: Callable[..., torch.Tensor], **arguments: Any) -> None:
-        super().__init__()
-        self._function, self._arguments = function, arguments
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._function(x, **self._arguments)
 
 
 class _Ids(nn.Embedding):
@@ -69,23 +75,13 @@ def _module(layer: ChainLayer, tensors: Mapping[str, torch.Tensor]) -> nn.Module
 
 
 def _untrained(layer: ChainLayer, arrays: Mapping[str, torch.Tensor]) -> nn.Module:
-    size, options = layer.in_features, dict(layer.options)
-    if layer.type == "embedding":
-        return _Ids(options["num_embeddings"], layer.out_features)
-    if layer.type == "linear":
-        return nn.Linear(size, layer.out_features, bias=options["bias"])
-    if layer.type == "layer_norm":
-        return nn.LayerNorm(size, eps=options["eps"], elementwise_affine="weight" in arrays, bias="bias" in arrays)
-    if layer.type == "batch_norm":
-        return nn.BatchNorm1d(size, eps=options["eps"], affine="weight" in arrays)
-    if layer.type == "scale":
-        return _Scale(size, **options)
-    if layer.type == "softmax":
-        return nn.Softmax(dim=-1)
-    if layer.type == "log_softmax":
-        return nn.LogSoftmax(dim=-1)
-    if layer.type == "normalize":
-        return _Function(nn.functional.normalize, dim=-1, **options)
-    if layer.type == "exp":
-        return _Function(torch.exp)
-    return _ACTIVATIONS[layer.type](**options)
+    options = dict(layer.options)
+    affine = {"elementwise_affine": "weight" in arrays, "bias": "bias" in arrays}
+    modules: dict[str, Callable[..., nn.Module]] = {
+        "embedding": partial(_Ids, embedding_dim=layer.out_features),
+        "linear": partial(nn.Linear, layer.in_features, layer.out_features),
+        "layer_norm": partial(nn.LayerNorm, layer.in_features, **affine),
+        "batch_norm": partial(nn.BatchNorm1d, layer.in_features, affine="weight" in arrays),
+        "scale": partial(_Scale, layer.in_features),
+    }
+    return (modules | _WITHOUT_ARRAYS)[layer.type](**options)

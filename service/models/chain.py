@@ -14,10 +14,8 @@ MAX_LAYERS = 64
 """Of a front or a head."""
 
 # What PyTorch's constructors take besides and serving does not need: it matters in training alone.
-_IGNORED = frozenset(
-    ("p", "inplace", "momentum", "affine", "track_running_stats", "elementwise_affine", "padding_idx")
-    + ("norm_type", "scale_grad_by_freq", "sparse")
-)
+_IGNORED = {"p", "inplace", "momentum", "affine", "elementwise_affine", "track_running_stats"}
+_IGNORED |= {"padding_idx", "norm_type", "scale_grad_by_freq", "sparse"}
 
 # The arguments of each type that serving needs: their defaults, or ... where one must be given.
 _OPTIONS: dict[LayerType, dict[str, Any]] = {

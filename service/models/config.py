@@ -1,6 +1,6 @@
 """`config.json` of a model folder, as a pydantic model."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -13,10 +13,7 @@ from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
 # does nothing outside training.
 IGNORED = ("dropout", "batch_first")
 
-_OF_STACK = (
-    ("kind", "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "bidirectional", "proj_size")
-    + ("weights_dtype",)
-)
+_OF_STACK = [field.name for field in fields(ModelSpec) if field.name not in ("front", "pooling", "head")]
 
 
 Layers = Annotated[tuple[LayerConfig, ...], Field(max_length=MAX_LAYERS, strict=False)]
@@ -87,15 +84,19 @@ class ModelConfig(BaseModel):
         values["front"] = [described(layer) for layer in spec.front]
         return cls.model_validate(values | {"pooling": spec.pooling, "description": description})
 
+    def stack(self) -> ModelSpec:
+        """The recurrent stack alone."""
+        values = {name: getattr(self, name) for name in _OF_STACK}
+        if self.kind != "rnn":
+            values["nonlinearity"] = "tanh"  # only an RNN has a choice
+        return ModelSpec(**values, pooling=self.pooling)
+
     def spec(self, shapes: Shapes | None = None) -> ModelSpec:
         """What the config describes; shapes are those of the file's arrays, for widths that the config leaves out.
 
         Raises ModelFailed where the widths do not fit.
         """
-        values = {name: getattr(self, name) for name in _OF_STACK}
-        if self.kind != "rnn":
-            values["nonlinearity"] = "tanh"  # only an RNN has a choice
-        spec = ModelSpec(**values, pooling=self.pooling)
+        spec = self.stack()
         try:
             front = chain("front", self.front, front_width(self.front, self.input_size, shapes or {}))
             if front and front[-1].out_features != self.input_size:

@@ -5,6 +5,7 @@ No path is ever built from a request.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from service.errors import ModelFailed
 from service.models.config import ModelConfig, first_error
 from service.models.weights import FILE, verify_header
+from service.spec import ModelSpec
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -22,10 +24,11 @@ MAX_CONFIG_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class VersionFolder:
-    """One version on disk: the path of its weights, and why they cannot serve if they cannot."""
+    """One version on disk: the path of its weights, what they are, and why they cannot serve if they cannot."""
 
     version: str
     weights: Path
+    spec: ModelSpec
     failure: str | None
 
 
@@ -81,8 +84,11 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_version(folder: Path, config: ModelConfig) -> VersionFolder:
+    spec, failure = config.stack(), None
+    with suppress(ModelFailed):  # where the config leaves out a width that the file has
+        spec = config.spec()
     try:
-        verify_header(folder / FILE, config.spec())
+        spec = verify_header(folder / FILE, config)
     except ModelFailed as error:
-        return VersionFolder(folder.name, folder / FILE, str(error))
-    return VersionFolder(folder.name, folder / FILE, None)
+        failure = str(error)
+    return VersionFolder(folder.name, folder / FILE, spec, failure)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from service.errors import ModelFailed
+from service.models.config import ModelConfig
 from service.spec import ModelSpec
 
 FILE = "model.safetensors"
 _CONVERTED = ("F16", "BF16", "F64")
+_IGNORED = ".num_batches_tracked"  # of a batch_norm, which counts with it in training
 
 
 @dataclass(slots=True)
@@ -27,10 +29,12 @@ class Weights:
     notes: list[str]
 
 
-def verify_header(path: Path, spec: ModelSpec) -> None:
+def verify_header(path: Path, config: ModelConfig) -> ModelSpec:
     """Check names, shapes and dtypes without reading the data. Raises ModelFailed with the reason."""
     with _opened(path) as file:
+        spec = config.spec({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
         _verify(file, spec)
+        return spec
 
 
 def read_weights(path: Path, spec: ModelSpec) -> Weights:
@@ -39,7 +43,7 @@ def read_weights(path: Path, spec: ModelSpec) -> Weights:
         _verify(file, spec)
         arrays, notes = {}, []
         digest = blake2b(repr(spec).encode(), digest_size=16)
-        for name in spec.weight_shapes():
+        for name in _expected(file, spec):
             dtype = file.get_slice(name).get_dtype()
             # A copy: the file is mapped, and may be replaced while the model serves.
             tensor = file.get_tensor(name).to(torch.float32, copy=True)
@@ -65,8 +69,18 @@ def _opened(path: Path) -> Iterator[safe_open]:
         raise ModelFailed(f"{FILE} cannot be read: {error.strerror or 'I/O error'}") from None
 
 
-def _verify(file: safe_open, spec: ModelSpec) -> None:
+def _expected(file: safe_open, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array that the file must have, and of those of front and head that it may have."""
     expected, found = spec.weight_shapes(), set(file.keys())
+    for layer in (*spec.front, *spec.head):
+        for shapes in layer.optional_shapes:  # each with those before it
+            if found >= shapes.keys():
+                expected |= shapes
+    return expected
+
+
+def _verify(file: safe_open, spec: ModelSpec) -> None:
+    expected, found = _expected(file, spec), {name for name in file.keys() if not name.endswith(_IGNORED)}  # noqa: SIM118
     if missing := sorted(expected.keys() - found):
         raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
     if unknown := sorted(found - expected.keys()):

@@ -9,6 +9,7 @@ from math import ceil
 from time import monotonic
 
 from service.engine.interface import Engine, Rows
+from service.engine.pooling import pooled
 from service.errors import ClientFull, ClientGone, ServiceFull
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
@@ -89,6 +90,8 @@ class Inference:
         if deadline is not None and begun > deadline:
             raise passed()
         engine.run([rows])
+        if rows.pooled is not None:
+            _predict(engine, rows)
         return Timings(compute=monotonic() - begun)
 
     def close(self) -> None:
@@ -96,7 +99,7 @@ class Inference:
 
     @contextmanager
     def _queued(self, rows: Rows) -> Iterator[None]:
-        arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions)
+        arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions, rows.pooled)
         size = sum(array.nbytes for array in arrays if array is not None)
         if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
             raise ServiceFull(f"{self.queued_requests} requests are waiting for compute; try again in a second")
@@ -117,7 +120,15 @@ class Inference:
             scheduler = Scheduler(engine, self._pool, self._on_turn)
             if model.engine is engine:
                 model.scheduler = scheduler
-        return await scheduler.run(rows, deadline)
+        timings = await scheduler.run(rows, deadline)
+        if rows.pooled is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, _predict, engine, rows)
+        return timings
+
+
+def _predict(engine: Engine, rows: Rows) -> None:
+    """The head over what is pooled of rows that have run."""
+    rows.pooled[...] = engine.predict(pooled(engine.spec, rows))  # type: ignore[index]  # the caller has looked
 
 
 async def _unless(hung_up: HungUp | None, running: Awaitable[Timings]) -> Timings:

@@ -268,9 +268,9 @@ class Registry:
         model = Model(folder.name, folder.config, folder.failure, {})
         if folder.config is None:
             return model
-        spec = folder.config.spec()
         for entry in folder.versions:
-            model.versions[entry.version] = ModelVersion(model.name, entry.version, spec, entry.weights, entry.failure)
+            version = ModelVersion(model.name, entry.version, entry.spec, entry.weights, entry.failure)
+            model.versions[entry.version] = version
             if entry.failure:
                 self._log.warning("model_failed", model=folder.name, version=entry.version, reason=entry.failure)
         return model

@@ -51,11 +51,11 @@ def _decode(kept: bytes, begin: int, spec: ModelSpec) -> tuple[Floats, Steps]:
         place += count * width * 4
     inputs, outputs, predictions = arrays
     h, c = decode_state(spec, kept[place : begin + size])
-    return inputs, Steps(first, outputs, predictions if spec.out_features else None, h, c)
+    return inputs, Steps(first, outputs, predictions if spec.step_predictions else None, h, c)
 
 
 def _widths(spec: ModelSpec) -> tuple[int, int, int]:
-    return spec.input_size, spec.output_size, spec.out_features or 0
+    return spec.in_features, spec.output_size, spec.step_predictions
 
 
 def step_bytes(spec: ModelSpec) -> int:
@@ -96,7 +96,7 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
         if kept[1:begin] != _digest(inputs):
             raise _other_inputs(first, position)
         h, c = decode_state(spec, position.state)
-        predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.out_features else None
+        predictions = np.frombuffer(kept, "<f4", offset=begin)[None] if spec.step_predictions else None
         return [Steps(first, h[-1], predictions, h, c)]
     done: list[Steps] = []
     begin, reached, end = 1, first, first + len(inputs)

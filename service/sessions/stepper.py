@@ -67,7 +67,7 @@ def prepare(
     """Steps for inputs (k,I) from h (L,1,P) and c (L,1,H) or None, and the row that fills their arrays in an engine."""
     count = len(inputs)
     outputs = np.empty((count, spec.output_size), np.float32)
-    wanted = np.empty((count, spec.out_features), np.float32) if predictions and spec.out_features else None
+    wanted = np.empty((count, spec.step_predictions), np.float32) if predictions and spec.step_predictions else None
     return Steps(first, outputs, wanted, h, c), Rows(inputs, _FIRST, np.array((count,)), h, c, outputs, wanted)
 
 

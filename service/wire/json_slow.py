@@ -41,9 +41,12 @@ def decode(body: bytes) -> Document:
     return value
 
 
-def decode_steps(line: bytes) -> Document | Floats | Ragged:
-    """One line of a stream: an object, or an array of numbers alone. Raises as `decode` does."""
-    if line.lstrip()[:1] != b"[":
+def decode_steps(line: bytes) -> Document | Floats | Ragged | float:
+    """One line of a stream: an object, or an array of numbers alone, or one number. Raises as `decode` does."""
+    begin = line.lstrip()[:1]
+    if begin.isdigit() or begin == b"-":
+        return float(_parse(line, ("inputs",)))
+    if begin != b"[":
         return decode(line)
     return _numbers(_parse(line, ("inputs",)), ("inputs",))
 

@@ -15,6 +15,10 @@ from service.wire.arrays import Floats
 from service.wire.json import Suspicious, decode_list
 
 _BEFORE = re.compile(rb'\s*\{\s*(?:"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*,\s*)?"inputs"\s*:\s*(?=\[)')
+_ID_LINE = re.compile(
+    rb'\s*(?:(0|[1-9][0-9]{0,7})|\{\s*(?:"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*,\s*)?"inputs"\s*:\s*(0|[1-9][0-9]{0,7})'
+    rb'\s*(?:,\s*"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*)?\})\s*'
+)
 _AFTER = re.compile(rb'\s*(?:,\s*"step"\s*:\s*(0|[1-9][0-9]{0,17})\s*)?\}\s*')
 
 
@@ -30,6 +34,22 @@ def decode(lines: Sequence[bytes], width: int) -> tuple[Floats, list[int | None]
     if sizes != [[len(lines)], [width] * len(lines)]:
         raise Suspicious
     return values.reshape(-1, width), numbers
+
+
+def decode_ids(lines: Sequence[bytes]) -> tuple[Floats, list[int | None]]:
+    """The token ids (k, 1) of k lines, each a whole number or an object with one, and the numbers of their steps.
+
+    Raises Suspicious.
+    """
+    ids, numbers = [], []
+    for line in lines:
+        found = _ID_LINE.fullmatch(line)
+        if found is None or (found[2] and found[4]):
+            raise Suspicious
+        ids.append(int(found[1] or found[3]))
+        step = found[2] or found[4]
+        numbers.append(int(step) if step else None)
+    return np.array(ids, np.float32)[:, None], numbers
 
 
 def encode(fields: Mapping[str, Floats], first: int, count: int) -> list[bytes]:

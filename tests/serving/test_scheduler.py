@@ -62,6 +62,9 @@ class TimedEngine(Engine):
         self.turns.append([rows.lengths.tolist() for rows in batches])
         self.now += STEP_SECONDS * sum(rows.steps for rows in batches)
 
+    def predict(self, pooled):
+        return self._engine.predict(pooled)
+
 
 def rows_of(spec, lengths, seed, poison=False):
     rng = np.random.default_rng(seed)

@@ -36,13 +36,13 @@ class Opener:
         if "session" not in fields:
             model = steppable(self.inference.registry.resolve_fields(fields))
             asked = validate(StreamRequest, fields)
-            returns = returned(asked.returns, STREAM_RETURNS, model)
+            returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
             stepper = await self._stateless(request, asked, model, returns)
         else:
             asked = validate(StreamRequest, fields)
             stepper = await self._session(request, asked, fields["session"])
             model = stepper.model
-            returns = returned(asked.returns, STREAM_RETURNS, model)
+            returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
         request.model, request.version = model.name, model.version
         binary = ["outputs"] if asked.returns is None else list(set(asked.returns))
         return StepStream(

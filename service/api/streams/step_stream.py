@@ -69,11 +69,21 @@ class StepStream:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
         try:
-            block = Block(*ndjson.decode(lines, self.stepper.model.spec.input_size), places, "line")
+            block = Block(*self._decode(lines), places, "line")
         except json.Suspicious:
             block = await self._decode_each(lines, places)
         self.request.mark("decode", begun)
         return block
+
+    def _decode(self, lines: Sequence[bytes]) -> tuple[Floats, list[int | None]]:
+        """The inputs (k,I) of lines, and the numbers of their steps. Raises Suspicious."""
+        spec = self.stepper.model.spec
+        if spec.num_embeddings is None:
+            return ndjson.decode(lines, spec.in_features)
+        inputs, numbers = ndjson.decode_ids(lines)
+        if inputs.max(initial=0) >= spec.num_embeddings:
+            raise json.Suspicious
+        return inputs, numbers
 
     async def run(self, block: Block) -> AsyncIterator[Steps]:
         """Run a block; yield what has run, in order. Raises a ServiceError at the first step that is wrong or fails."""
@@ -135,23 +145,26 @@ class StepStream:
 
     async def _decode_each(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
         model = self.stepper.model
-        inputs = np.empty((len(lines), model.spec.input_size), np.float32)
+        inputs = np.empty((len(lines), model.spec.in_features), np.float32)
         numbers: list[int | None] = []
         for index, line in enumerate(lines):
             try:
                 fields = await decode_line(line)
                 asked = validate(StepLine, fields if isinstance(fields, Mapping) else {"inputs": fields})
-                if asked.inputs.ndim != 1:
+                if asked.inputs.ndim > 1:
                     raise invalid(f"inputs has {asked.inputs.ndim} axes; a line is one step of one row, (I)", "inputs")
-                inputs[index] = steps(asked.inputs, model)[0]
+                row, batched = steps(asked.inputs, model)
+                if batched:
+                    raise invalid("inputs is a list; a line is one step of one row, one token id", "inputs")
+                inputs[index] = row[0]
             except ServiceError as error:
                 return Block(inputs[:index], numbers, places, "line", located(error, "line", places[index]))
             numbers.append(asked.step)
         return Block(inputs, numbers, places, "line")
 
 
-async def decode_line(line: bytes) -> Document | Floats | Ragged:
-    """One line: an object, or an array alone. Raises MalformedBody, DuplicateName, InvalidRequest."""
+async def decode_line(line: bytes) -> Document | Floats | Ragged | float:
+    """One line: an object, an array alone, or a token id. Raises MalformedBody, DuplicateName, InvalidRequest."""
     try:
         return json.decode_steps(line)
     except json.Suspicious:

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.api.problems import STATUS, slug
 from service.api.request import Request
-from service.api.shapes import invalid
+from service.api.shapes import invalid, steps
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, Block, IdleTimeout, StepStream, error_line
 from service.engine.interface import Floats
@@ -162,8 +162,8 @@ class _Connection:
         text = message.get("text")
         if text is None:
             self._stream = self._stream or await self._opener.open(self._request, {})
-            steps = self._inputs(message["bytes"], self._stream)
-            await self._add_frame(_Frame(False, steps, [self._frame_count] * len(steps)))
+            inputs = self._inputs(message["bytes"], self._stream)
+            await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)))
             return
         lines = _LINES.findall(text.encode())
         places = range(self._line_count + 1, self._line_count + 1 + len(lines))
@@ -175,13 +175,17 @@ class _Connection:
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
-        width = stream.stepper.model.spec.input_size
+        model = stream.stepper.model
+        width, takes_ids = model.spec.in_features, model.spec.num_embeddings is not None
         if not data or len(data) % (4 * width):
-            expected = f"k·{width} little-endian float32 values, {4 * width} bytes for each of k steps, k ≥ 1"
+            what = "int32 token ids" if takes_ids else "float32 values"
+            expected = f"k·{width} little-endian {what}, {4 * width} bytes for each of k steps, k ≥ 1"
             raise MalformedBody(f"frame {self._frame_count} has {len(data)} bytes; expected {expected}")
         if stream.binary is None:
             named = ", ".join(sorted(stream.returns)) or "nothing"
             raise invalid(f"returns is {named}; a binary frame holds one array: name one in returns", "returns")
+        if takes_ids:
+            return steps(np.frombuffer(data, "<i4"), model)[0]
         return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
 
     async def _add_frame(self, frame: _Frame) -> None:

@@ -43,11 +43,12 @@ class NativeEngine(Engine):
         of_chain = partial(maps, weights=weights, dtype=spec.weights_dtype, processor=processor)
         front = of_chain(spec.front, padded_inputs=False)
         first = layers[: spec.directions]
-        if spec.num_embeddings and all(4 * spec.num_embeddings * layer.x_parts.columns <= TABLE_BYTES for layer in first):
+        ids = spec.num_embeddings or 0
+        if 0 < 4 * ids * max(layer.x_parts.columns for layer in first) <= TABLE_BYTES:
             for layer in first:
                 rows = new_pass(Stack([], head=[*front, layer.x_parts]), flops_per_step=spec.flops_per_step)
                 columns = layer.x_parts.columns
-                layer.x_parts = gather(_table(rows, spec.num_embeddings, columns), columns, processor)
+                layer.x_parts = gather(_table(rows, ids, columns), columns, processor)
             front = []
         # Of a bidirectional layer each direction is a pass of its own, as it needs the whole sequence of the one below.
         self._front_pass = self._head_pass = None

@@ -1,7 +1,5 @@
 """Elementary functions of vectors, beside tanh and sigmoid (`cells`); errors are of some units in the last place."""
 
-from functools import reduce
-
 from service.engine.native.cells import sigmoid
 from service.engine.native.ir import Value, Vectors
 
@@ -22,7 +20,7 @@ _ERF_A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
 def exp(v: Vectors, x: Value) -> Value:
-    """e to the power of x."""
+    """E to the power of x."""
     less_one, scale = _exp_parts(v, x)
     return v.mul(v.mul(v.add(less_one, v.constant(1)), scale[0]), scale[1])
 
@@ -61,7 +59,10 @@ def erf(v: Vectors, x: Value) -> Value:
 
 
 def polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:  # by Horner's scheme; x⁰ comes first
-    return reduce(lambda sum_, next_: v.fma(sum_, x, v.constant(next_)), coefficients[-2::-1], v.constant(coefficients[-1]))
+    result = v.constant(coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        result = v.fma(result, x, v.constant(coefficient))
+    return result
 
 
 def _exp_parts(v: Vectors, x: Value) -> tuple[Value, tuple[Value, Value]]:
@@ -85,7 +86,7 @@ def leaky_relu(v: Vectors, x: Value, negative_slope: float) -> Value:
 
 
 def elu(v: Vectors, x: Value, alpha: float) -> Value:
-    """x for x > 0, else alpha·(exp(x) - 1). Source: torch.nn.ELU."""
+    """X for x > 0, else alpha·(exp(x) - 1). Source: torch.nn.ELU."""
     negative = v.mul(expm1(v, v.at_most(x, v.constant(0))), v.constant(alpha))
     return v.select(x, "ogt", v.constant(0), x, negative)
 

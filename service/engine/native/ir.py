@@ -285,8 +285,9 @@ class Vectors:
 
     def select(self, a: Value, relation: str, b: Value, then: Value, otherwise: Value) -> Value:
         """`then` where a and b are in a relation of LLVM's (ogt, olt, uno …), else `otherwise`."""
-        condition = self.function.value(f"fcmp {relation} {self.type} {a}, {b}")
-        return self.function.value(f"select <{self.width} x i1> {condition}, {self.type} {then}, {self.type} {otherwise}")
+        f, t = self.function, self.type
+        condition = f.value(f"fcmp {relation} {t} {a}, {b}")
+        return f.value(f"select <{self.width} x i1> {condition}, {t} {then}, {t} {otherwise}")
 
     def sum(self, a: Value) -> Value:
         """The sum of all elements, in every element; always in the same order."""

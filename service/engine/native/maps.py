@@ -1,7 +1,7 @@
 """Maps: what `front` and `head` do to each step's vector by itself, as kernels with the signature of `Linear`.
 
-    map(ptr parameters, ptr inputs, ptr y, i64 n): `inputs` is a table of n pointers to vectors, y is dense, n vectors of
-    `columns` float32 values. All kernels but those of `Linear` and `Gather` read whole vectors, padding included.
+map(ptr parameters, ptr inputs, ptr y, i64 n): `inputs` is a table of n pointers to vectors, y is dense, n vectors of
+`columns` float32 values. All kernels but those of `Linear` and `Gather` read whole vectors, padding included.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ _POINTWISE: Mapping[str, Pointwise] = {
 
 @dataclass(frozen=True)
 class Map:
-    """A kernel with its parameters; `columns` floats from one vector of its results to the next, `size` without padding."""
+    """A kernel with its parameters. Its results are vectors of `size` values, `columns` with their padding."""
 
     code: Code
     parameters: Bytes
@@ -79,7 +79,8 @@ class Gather:
         with f.loop("%n") as i:
             number = f.load("float", f.pointer(f.at("%inputs", f.mul(i, 8))))
             row = f.value(f"fptosi float {number} to i64")
-            f.copy(f.element("%y", i, self.columns, 0), f.element("%parameters", row, self.columns, 0), 4 * self.columns)
+            source = f.element("%parameters", row, self.columns, 0)
+            f.copy(f.element("%y", i, self.columns, 0), source, 4 * self.columns)
         return module.text()
 
 
@@ -111,7 +112,8 @@ class MapBody:
 
     def __init__(self, f: Function, source: VectorMap, x: Value, y: Value) -> None:
         self.f, self.x, self.y = f, x, y
-        self.type, self.options, self.size, self.columns = source.type, dict(source.options), source.size, source.columns
+        self.type, self.options = source.type, dict(source.options)
+        self.size, self.columns = source.size, source.columns
         self.v = Vectors(f, source.processor.width_for(source.size), source.processor.has_fma)
 
     def pointwise(self) -> None:
@@ -120,8 +122,8 @@ class MapBody:
 
     def affine(self) -> None:
         """(x - p₁)·p₂ + p₃."""
-        v = self.v
-        self._write(lambda x, at: v.fma(v.sub(x, self._parameter(1, at)), self._parameter(2, at), self._parameter(3, at)))
+        v, p = self.v, self._parameter
+        self._write(lambda x, at: v.fma(v.sub(x, p(1, at)), p(2, at), p(3, at)))
 
     def layer_norm(self) -> None:
         """(x - E[x])/√(Var[x] + eps)·p₁ + p₂. Source: torch.nn.LayerNorm."""
@@ -138,7 +140,7 @@ class MapBody:
         )
 
     def normalize(self) -> None:
-        """x divided by its Euclidean length, or by eps if that is more. Source: torch.nn.functional.normalize."""
+        """X divided by its Euclidean length, or by eps if that is more. Source: torch.nn.functional.normalize."""
         v = self.v
         length = v.at_least(v.sqrt(self._sum(lambda x: v.mul(x, x))), v.constant(self.options["eps"]))
         self._write(lambda x, _: v.div(x, length))
@@ -268,10 +270,10 @@ def _parameters(layer: ChainLayer, weights: Mapping[str, Floats]) -> list[Floats
         return [ones, weight, bias]
     if layer.type == "batch_norm":
         deviation = np.sqrt(given("running_var", ones).astype(np.float64) + layer.option("eps"))
-        return [ones, given("running_mean", zeros), (weight / deviation).astype(np.float32), bias]
+        return [ones, given("running_mean", zeros), np.asarray(weight / deviation, np.float32), bias]
     if layer.type == "scale":
         mean, scale = given("mean", zeros), given("scale", ones)
-        return [ones, zeros, scale, mean] if layer.option("inverse") else [ones, mean, 1 / scale, zeros]
+        return [ones, zeros, scale, mean] if layer.option("inverse") else [ones, mean, ones / scale, zeros]
     return [ones]
 
 

@@ -72,7 +72,7 @@ class Layer:
 
 
 class Stack:
-    """Layers that rows go through in one call, each reading the one before; front and head, as far as they are in it."""
+    """Layers that rows go through in one call, each reading the one before; front and head, if they are part of it."""
 
     def __init__(self, layers: Sequence[Layer], front: Sequence[Map] = (), head: Sequence[Map] = ()) -> None:
         self.layers, self.front, self.head = layers, front, head

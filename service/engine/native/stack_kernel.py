@@ -26,7 +26,7 @@ class StackWord(IntEnum):
 
 
 class MapWord(IntEnum):
-    """Words of a map: its kernel and parameters, bytes from one vector to the next, and its `BufferWord` for results."""
+    """Words of a map: kernel and parameters, bytes from one result to the next, and the `BufferWord` of all results."""
 
     CODE, PARAMETERS, STRIDE, TARGET = range(4)
 

@@ -94,7 +94,7 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
             "say --nonlinearity tanh (PyTorch's default) or --nonlinearity relu"
         )
     indexed = [match for match in map(_ARRAY.fullmatch, arrays) if match and match[1]]
-    return ModelSpec(
+    spec = ModelSpec(
         kind=kind,
         input_size=ih.shape[1],
         hidden_size=hidden,
@@ -103,8 +103,8 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
         bias=any(array.startswith("bias") for array in arrays),
         bidirectional=any(match[2] for match in indexed),
         proj_size=projection.shape[0] if projection is not None else 0,
-        out_features=arrays["head.weight"].shape[0] if "head.weight" in arrays else None,
     )
+    return spec.with_linear_head(arrays["head.weight"].shape[0]) if "head.weight" in arrays else spec
 
 
 def _matrix(arrays: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

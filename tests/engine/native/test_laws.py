@@ -125,7 +125,8 @@ def test_row_has_same_bits_alone_and_batched(spec: ModelSpec, lengths: list[int]
 
 @pytest.mark.parametrize("spec", KINDS)
 def test_threads_change_no_bit(spec: ModelSpec) -> None:
-    spec = replace(spec, input_size=40, hidden_size=96, proj_size=spec.proj_size and 40, num_layers=2).with_linear_head(3)
+    spec = replace(spec, input_size=40, hidden_size=96, proj_size=spec.proj_size and 40, num_layers=2)
+    spec = spec.with_linear_head(3)
     x, h, c = random_rows(spec, [int(n) for n in np.random.default_rng(0).integers(1, 60, 130)])
     one, two = run_rows(engine(spec), x, h, c), run_rows(engine(spec, threads=3), x, h, c)
     for a, b in zip(one.outputs, two.outputs, strict=True):

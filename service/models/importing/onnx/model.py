@@ -1,7 +1,6 @@
 """The model in an ONNX file: PyTorch's arrays of its nodes, and the nodes in `onnx.reference` as its reference."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def model_from_onnx(
             raise ChoiceNeeded(
                 f"--head has weights {linear.weight.shape}; outputs of the layer are {spec.output_size} wide"
             )
-        spec = replace(spec, out_features=linear.weight.shape[0])
+        spec = spec.with_linear_head(linear.weight.shape[0])
         arrays |= {"head.weight": linear.weight, "head.bias": linear.bias}
         sources |= {"head.weight": linear.weight_name, "head.bias": linear.bias_name}
         if linear.bias_name == ZEROS:
