@@ -1,6 +1,5 @@
 """GET /models and its admin calls: what can be called, and in what state it is."""
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
@@ -8,9 +7,17 @@ from pydantic import BaseModel, Field
 
 from service.api.routes import admin_only
 from service.serving.registry import Model, ModelVersion, Registry
-from service.spec import Kind, Nonlinearity, WeightsDtype
+from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
 
 VersionState = Literal["loaded", "available", "failed"]
+
+
+class TensorView(BaseModel):
+    """An array that a call takes or gives."""
+
+    name: str = Field(description="Its field in requests or replies.")
+    dtype: Literal["float32", "int64"] = Field(description="int64: token ids.")
+    shape: list[str | int] = Field(description="Its axes: B rows, T steps, or a size.")
 
 
 class VersionView(BaseModel):
@@ -43,7 +50,13 @@ class ModelView(BaseModel):
     bias: bool | None = Field(None, description="Whether the layers have biases.")
     bidirectional: bool | None = Field(None, description="D = 2 if true.")
     proj_size: int | None = Field(None, description="LSTM only: width of the projection, 0 for none.")
+    pooling: Pooling = Field("none", description="What the head reads: each step's output, or one vector of each row.")
     out_features: int | None = Field(None, description="O of the head; null if there is none.")
+    front: list[str] = Field(default_factory=list, description="Layers before the stack.")
+    head: list[str] = Field(default_factory=list, description="Layers after it.")
+    inputs: list[TensorView] = Field(default_factory=list, description="What /rnn/forward takes.")
+    outputs: list[TensorView] = Field(default_factory=list, description="What it gives.")
+    steppable: bool | None = Field(None, description="Whether /cell/step can run it.")
     weights_dtype: WeightsDtype | None = Field(None, description="Precision of the weights in memory.")
     description: str = Field("", description="What its author says of it.")
 
@@ -91,9 +104,8 @@ def _model(model: Model, registry: Registry) -> ModelView:
     serving, config = model.serving(), model.config
     described: dict[str, Any] = {}
     if config is not None:
-        described = asdict(config.spec()) | {"description": config.description}
-        if described["kind"] != "rnn":
-            described["nonlinearity"] = None
+        spec = serving.spec if serving else config.stack()
+        described = _describe(spec) | {"description": config.description}
     return ModelView(
         name=model.name,
         state="failed" if model.failure or serving is None else serving.state,
@@ -105,6 +117,31 @@ def _model(model: Model, registry: Registry) -> ModelView:
         ],
         **described,
     )
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    names = ModelView.model_fields.keys() & {*spec.__dataclass_fields__, "out_features"}
+    described: dict[str, Any] = {name: getattr(spec, name) for name in names}
+    described |= {"front": [layer.type for layer in spec.front], "head": [layer.type for layer in spec.head]}
+    if spec.kind != "rnn":
+        described["nonlinearity"] = None
+
+    def tensor(name: str, *shape: str | int | None) -> TensorView:
+        return TensorView(name=name, dtype="float32", shape=list(shape))
+
+    inputs = tensor("inputs", "B", "T", spec.in_features)
+    if spec.num_embeddings is not None:
+        inputs = TensorView(name="inputs", dtype="int64", shape=["B", "T"])
+    outputs = [tensor("outputs", "B", "T", spec.output_size), tensor("h_n", spec.states, "B", spec.state_size)]
+    states = [tensor("h0", spec.states, "B", spec.state_size)]
+    if spec.has_cell_state:
+        states.append(tensor("c0", spec.states, "B", spec.hidden_size))
+        outputs.append(tensor("c_n", spec.states, "B", spec.hidden_size))
+    if spec.head:
+        time = ["T"] if spec.pooling == "none" else []
+        outputs.append(tensor("predictions", "B", *time, spec.out_features))
+    steppable = not spec.bidirectional
+    return described | {"inputs": [inputs, *states], "outputs": outputs, "steppable": steppable}
 
 
 def _version(version: ModelVersion, registry: Registry, *, replaced: bool = False) -> VersionView:

@@ -235,17 +235,16 @@ def vectors(inputs: Numbers, axes: tuple[int, int], letters: str, model: ModelVe
 def _ids(inputs: Numbers, model: ModelVersion) -> Numbers:
     """Token ids as vectors of one value. Raises InvalidRequest."""
     count = model.spec.num_embeddings or 0
-    flat = inputs.values if isinstance(inputs, Ragged) else inputs.reshape(-1)
-    bad = (flat < 0) | (flat >= count) | (flat != np.floor(flat))
+    ids: Any = inputs.values if isinstance(inputs, Ragged) else inputs.reshape(-1)
+    bad = (ids < 0) | (ids >= count) | (ids != np.floor(ids))
+    vectors = Ragged(ids, [*inputs.sizes, [1] * ids.size]) if isinstance(inputs, Ragged) else inputs[..., None]
     if bad.any():
         index = int(np.argmax(bad))
-        place = _place(inputs, index) if isinstance(inputs, Ragged) else np.unravel_index(index, inputs.shape)
+        place = _place(vectors, index) if isinstance(vectors, Ragged) else np.unravel_index(index, vectors.shape[:-1])
         loc: Loc = ("inputs", *map(int, place))
-        what = f'{spell(loc)} is {flat[index]:g}; model "{model.name}" takes token ids from 0 to {count - 1}'
-        raise invalid(what, *loc)
-    if isinstance(inputs, Ragged):
-        return Ragged(inputs.values, [*inputs.sizes, [1] * inputs.size])
-    return inputs[..., None]
+        takes = f'model "{model.name}" takes token ids, whole numbers from 0 to {count - 1}'
+        raise invalid(f"{spell(loc)} is {ids[index]:.9g}; {takes}", *loc)
+    return vectors
 
 
 def _check_width(inputs: Numbers, model: ModelVersion) -> None:
