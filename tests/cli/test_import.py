@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from service.cli import build_app, verify
+from service.engine.native import cells
+from service.engine.native.compiler import compiled
 from service.models.folder import read_folder
 from service.models.weights import read_weights
 from service.spec import ModelSpec
@@ -71,7 +73,7 @@ def test_output_of_an_import(tmp_path):
     found = "found in model.pt: module.lstm, kind lstm, input_size 3, hidden_size 4, num_layers 1, head of 2"
     assert found in result.stdout
     assert "module.lstm.weight_hh_l0" in result.stdout
-    assert "against torch.nn.LSTM in float64, over random sequences of 17, 1 and 6 steps" in result.stdout
+    assert "against torch.nn.LSTM in float64, over random and saturating sequences of up to 1000 steps" in result.stdout
     assert f"imported: {tmp_path}/models/m/1" in result.stdout
     assert read_folder(tmp_path / "models", "m").config.description == "a test"
 
@@ -107,6 +109,25 @@ def test_failed_verification_leaves_no_folder(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "error: not imported: max abs error" in result.stderr
     assert not (tmp_path / "models").exists()
+
+
+def test_memory_that_leaks_is_noticed(tmp_path, monkeypatch):
+    """An engine that loses 1e-7 of a memory at each step passes in short sequences."""
+    spec, precise = ModelSpec("lstm", 6, 4), cells.precise_sigmoid
+    monkeypatch.setattr(cells, "precise_sigmoid", lambda v, x: v.mul(precise(v, x), v.constant(1 - 1e-7)))
+    compiled.cache_clear()
+    try:
+        assert run_on(tmp_path, spec, weights_of(spec, seed=2)).exit_code == 1
+        monkeypatch.setattr(verify, "LONG", 10)
+        assert run_on(tmp_path, spec, weights_of(spec, seed=2)).exit_code == 0
+    finally:
+        compiled.cache_clear()
+
+
+def test_relu_beyond_float32_in_long_sequences(tmp_path):
+    spec = ModelSpec("rnn", 3, 4, nonlinearity="relu")
+    weights = {name: np.abs(array) * 4 for name, array in weights_of(spec).items()}
+    assert run_on(tmp_path, spec, weights).exit_code == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])

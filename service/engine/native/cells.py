@@ -4,7 +4,6 @@ For each unit and gate the engine sums bias + W_ih·x ahead of time (the gate's 
 W_hh·h, or, where the cell needs the two sums apart, sums bias_hh + W_hh·h on its own.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,11 +14,10 @@ from service.engine.native.ir import Value, Vectors
 NUMERATOR = (1, 0.13444497, 0.0035715973, 2.1894651e-05, 1.5230403e-08)
 DENOMINATOR = (1, 0.46777825, 0.02616444, 0.00034112909, 8.5224404e-07)
 # exp(-x) = 2ⁿ·(E - r·O)/(E + r·O) with r = x + n·ln 2, |r| ≤ ln(2)/2; E and O are linear in r², fitted in the same way.
-EVEN = (1, 0.09998005)
-ODD = (0.5, 0.008323389)
+EVEN, ODD = (1, 0.09998005), (0.5, 0.008323389)
 LN2 = (0.693359375, -2.1219444e-4)  # its first part times n is exact
 SHIFT = 1.5 * 2**23 + 127  # added to a number, it rounds it to an integer n, ready for `Vectors.power_of_two`
-MOST, LEAST = 88.0, -88.5  # x beyond which 2ⁿ is 0 or infinity: n is -127 or 128
+MOST, LEAST = 88.0, -88.5  # of x: n is -127 and 128 there, and 2ⁿ 0 and infinity
 
 
 @dataclass(frozen=True)
@@ -50,24 +48,25 @@ def tanh(v: Vectors, x: Value) -> Value:
 
 
 def sigmoid(v: Vectors, x: Value) -> Value:
-    """1 / (1 + exp(-x)), at most 2e-7 from the true value, relative to it; NaN stays NaN."""
-    power, numerator, denominator = _exponential(v, v.at_least(v.at_most(x, v.constant(MOST)), v.constant(LEAST)))
+    """1 / (1 + exp(-x)), at most 2.5e-7 from the true value, relative to it; NaN stays NaN."""
+    power, numerator, denominator = _exponential(v, x)
     return v.div(denominator, v.fma(power, numerator, denominator))
 
 
 def precise_sigmoid(v: Vectors, x: Value) -> Value:
     """`sigmoid`, near 1 as good as the true value rounded: for the factor of a memory, whose errors add up."""
-    power, numerator, denominator = _exponential(v, v.at_most(v.magnitude(x), v.constant(MOST)))
-    small = v.div(v.mul(power, numerator), v.fma(power, numerator, denominator))
+    power, numerator, denominator = _exponential(v, x)
+    nearer = v.select(x, "olt", v.constant(0.0), denominator, v.mul(power, numerator))  # of 0, or of 1 - σ
+    small = v.div(nearer, v.fma(power, numerator, denominator))
     return v.select(x, "olt", v.constant(0.0), small, v.sub(v.constant(1.0), small))
 
 
 def _exponential(v: Vectors, x: Value) -> tuple[Value, Value, Value]:
     """Exp(-x) as a power of two, a numerator and a denominator."""
-    shifted = v.fma(x, v.constant(-1 / math.log(2)), v.constant(SHIFT))
-    n, r = v.sub(shifted, v.constant(SHIFT)), x
-    for part in LN2:
-        r = v.fma(n, v.constant(part), r)
+    x = v.at_least(v.at_most(x, v.constant(MOST)), v.constant(LEAST))
+    shifted = v.fma(x, v.constant(-1.44269504), v.constant(SHIFT))  # -1 / ln 2
+    n = v.sub(shifted, v.constant(SHIFT))
+    r = v.fma(n, v.constant(LN2[1]), v.fma(n, v.constant(LN2[0]), x))
     square = v.mul(r, r)
     even, odd = _polynomial(v, square, EVEN), _polynomial(v, square, ODD)
     return v.power_of_two(shifted), v.fma(v.neg(r), odd, even), v.fma(r, odd, even)
@@ -96,8 +95,8 @@ def _rnn_relu(v: Vectors, unit: Unit) -> tuple[Value, None]:
 
 
 def _gru(v: Vectors, unit: Unit) -> tuple[Value, None]:
-    """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h = h + (1 - z)·(n - h). Source: torch.nn.GRU."""
-    # 1 - z = σ(-x) in full precision, also where z is all but 1 and h a memory.
+    """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU."""
+    # As h + (1 - z)·(n - h): 1 - σ(x) = σ(-x) is precise also where z is all but 1, and h a memory.
     r, update = sigmoid(v, unit.sums[0]), sigmoid(v, v.neg(unit.sums[1]))
     n = tanh(v, v.fma(r, unit.sums[2], unit.x[2]))
     return v.fma(update, v.sub(n, unit.h), unit.h), None

@@ -28,7 +28,6 @@ class Module:
         for width in (4, 8, 16):
             vector = f"<{width} x float>"
             declarations.append(f"declare {vector} @llvm.fma.v{width}f32({vector}, {vector}, {vector})")
-            declarations.append(f"declare {vector} @llvm.fabs.v{width}f32({vector})")
         # Without these, LLVM takes 512-bit vectors apart on processors for which it prefers 256 bits.
         attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
         return "\n".join([*(function.text() for function in self._functions), *declarations, attributes])
@@ -264,9 +263,6 @@ class Vectors:
     def div(self, a: Value, b: Value) -> Value:
         return self.function.value(f"fdiv {self.type} {a}, {b}")
 
-    def magnitude(self, a: Value) -> Value:
-        return self.function.value(f"call {self.type} @llvm.fabs.v{self.width}f32({self.type} {a})")
-
     def at_most(self, a: Value, limit: Value) -> Value:
         """The smaller of each pair; NaN in `a` stays NaN."""
         return self.select(a, "ogt", limit, limit, a)
@@ -276,10 +272,10 @@ class Vectors:
         return self.select(a, "olt", limit, limit, a)
 
     def select(self, a: Value, relation: str, b: Value, then: Value, otherwise: Value) -> Value:
-        """`then` where `a` and `b` are in LLVM's relation (olt, ogt …), which NaN never is."""
-        t = self.type
-        condition = self.function.value(f"fcmp {relation} {t} {a}, {b}")
-        return self.function.value(f"select <{self.width} x i1> {condition}, {t} {then}, {t} {otherwise}")
+        """`then` where LLVM's relation (olt, ogt …) holds between `a` and `b`; for NaN it never does."""
+        f, t = self.function, self.type
+        condition = f.value(f"fcmp {relation} {t} {a}, {b}")
+        return f.value(f"select <{self.width} x i1> {condition}, {t} {then}, {t} {otherwise}")
 
     def power_of_two(self, a: Value) -> Value:
         """2ⁿ for `a` = 1.5·2²³ + 127 + n, whose lowest bits are 2ⁿ's exponent; 0 for n = -127, infinity for 128."""
