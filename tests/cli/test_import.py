@@ -126,8 +126,7 @@ def test_memory_that_leaks_is_noticed(tmp_path, monkeypatch):
 
 def test_relu_beyond_float32_in_long_sequences(tmp_path):
     spec = ModelSpec("rnn", 3, 4, nonlinearity="relu")
-    weights = {name: np.abs(array) * 4 for name, array in weights_of(spec).items()}
-    assert run_on(tmp_path, spec, weights).exit_code == 0
+    assert run_on(tmp_path, spec, {name: np.abs(4 * array) for name, array in weights_of(spec).items()}).exit_code == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
