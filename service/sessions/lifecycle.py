@@ -16,7 +16,7 @@ from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailabl
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.cache import SessionCache
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import decode_state, encode_state, zero_state
+from service.sessions.replay import encode_state, zero_state
 from service.stores.interface import Position, SessionRecord, Weights
 
 SWEEP_SECONDS = 1.0  # between two endings of expired sessions
@@ -67,15 +67,15 @@ class Sessions:
     async def open(
         self, model: ModelVersion, owner: bytes, ttl_seconds: float | None, h: Floats | None, c: Floats | None
     ) -> SessionRecord:
-        """A new session at step 0, from h (L,1,P) and c (L,1,H), zeros if None. Raises ModelInUse, SessionsFull."""
+        """A new session at step 0, from h (L,1,P), and c (L,1,H) of an LSTM; from zeros if h is None.
+
+        Raises ModelInUse, SessionsFull.
+        """
         _refuse_if_draining(model)
         await self._registry.engine(model)
-        zeros, initial = zero_state(model.spec), b""
-        if h is not None or c is not None:
-            zero_h, zero_c = decode_state(model.spec, zeros)
-            initial = encode_state(zero_h if h is None else h, zero_c if c is None else c)
+        initial = b"" if h is None else encode_state(h, c)
         ttl_seconds = ttl_seconds or self.lifetimes.default_seconds
-        return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zeros)
+        return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zero_state(model.spec))
 
     async def fork(self, session: str, owner: bytes | None) -> SessionRecord:
         """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""
