@@ -37,7 +37,7 @@ class SqliteStore:
         self._open_file = partial(connect, path, synchronous, busy_seconds)
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._connection: sqlite3.Connection | None = None
-        self._log = Path(f"{path.resolve()}-wal")
+        self._beside = [Path(f"{path.resolve()}-{name}") for name in ("wal", "shm")]  # there while the file is open
         self._file: os.stat_result | None = None  # that was opened
         self._calls: Batches[Call] = Batches(lambda calls: self._in_thread(partial(self._transact, calls)))
 
@@ -113,7 +113,7 @@ class SqliteStore:
         """
         try:
             now = self._path.stat()
-            whole = now.st_size > 0 and (self._connection is None or self._log.exists())
+            whole = now.st_size > 0 and (self._connection is None or all(file.exists() for file in self._beside))
             self.lost = not whole or not os.path.samestat(now, self._file or now)
         except OSError:
             self.lost = True

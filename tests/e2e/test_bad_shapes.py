@@ -122,16 +122,12 @@ def test_cell_state_needs_lstm(service, model):
 def test_lstm_takes_both_states_or_neither(service, came, missing):
     """As PyTorch does; at every entrance."""
     state = np.zeros((2, 6), np.float32)
-    for path, suffix, rest in (
-        ("/rnn/forward", "0", {"inputs": [[0.0] * 5]}),
-        ("/cell/step", "", {"inputs": [0.0] * 5}),
-        ("/cell/sessions", "", {}),
-    ):
-        body = {**rest, f"{came}{suffix}": state}
-        told = (422, "invalid-request", f"{missing}{suffix} is missing", f"{came}{suffix} came")
-        assert_problem(service.post(path, {"model": "lstm", **body, f"{came}{suffix}": state.tolist()}), *told)
-        arrays = {name: np.array(value, np.float32) for name, value in body.items()}
-        assert_problem(post_arrays(service, path, arrays, model="lstm"), *told)
+    forward = {"inputs": np.zeros((1, 5), np.float32), f"{came}0": state}
+    step = {"inputs": np.zeros(5, np.float32), came: state}
+    for path, arrays in (("/rnn/forward", forward), ("/cell/step", step), ("/cell/sessions", {came: state})):
+        body = {"model": "lstm"} | {name: array.tolist() for name, array in arrays.items()}
+        for reply in (service.post(path, body), post_arrays(service, path, arrays, model="lstm")):
+            assert_problem(reply, 422, "invalid-request", f"{missing}{'0' * (arrays is forward)} is missing")
     opening = {"model": "lstm", came: state.tolist()}
     with Wire(service) as wire:
         wire.send(stream_head("/cell/step") + chunk(line(opening)))

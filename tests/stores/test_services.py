@@ -79,7 +79,8 @@ class SessionCalls(RuleBasedStateMachine):
         if reply and kept and same:
             assert reply.content == answered
         elif reply:
-            assert_problem(reply, 409, "step-conflict" if kept else "step-out-of-order")
+            slug, words = ("step-conflict", "was done with other inputs") if kept else ("step-out-of-order", "expects")
+            assert_problem(reply, 409, slug, words)
 
     @rule(session=sessions, who=WHO, inputs=INPUTS, ahead=st.integers(1, 3))
     def skip_steps(self, session, who, inputs, ahead):

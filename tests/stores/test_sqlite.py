@@ -156,6 +156,7 @@ def replaced(path):
 HARM = {
     "moved": lambda path: path.rename(path.with_name("away")),
     "log removed": lambda path: path.with_name(path.name + "-wal").unlink(),
+    "index removed": lambda path: path.with_name(path.name + "-shm").unlink(),
     "emptied": lambda path: path.write_bytes(b""),
     "replaced": replaced,
 }
