@@ -91,6 +91,10 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     origins = frozenset(map(str.lower, settings.allowed_origins))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
+    def unready() -> list[str]:
+        lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
+        return (["shutting down"] if draining.started else []) + lost + waiting
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
@@ -118,7 +122,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry),
-        operations_router(sampler, lambda: (["shutting down"] if draining.started else []) + waiting),
+        operations_router(sampler, unready),
     ):
         app.include_router(router)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it

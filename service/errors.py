@@ -71,6 +71,10 @@ class ModelFailed(ServiceError):
     """The model is in the repository, but its files are not a model that can be served."""
 
 
+class WeightsUnavailable(ServiceError):
+    """The files of the weights that a session runs on are missing or cannot be read; the session waits for them."""
+
+
 class NotAcceptable(ServiceError):
     """None of the formats in `Accept` can be produced."""
 

@@ -78,7 +78,7 @@ InitialH = Annotated[
 ]
 InitialC = Annotated[
     Annotated[Any, Numbers("(L,H) or (H)", 2, 1)] | None,
-    Field(description="LSTM only: cell state before the first step; zeros if left out."),
+    Field(description="LSTM only: cell state before the first step; with h or not at all."),
 ]
 
 
@@ -108,7 +108,7 @@ class ForwardRequest(Request):
         None, description="Initial hidden state; (L·D,P) if inputs are unbatched; zeros if left out."
     )
     c0: Annotated[Any, Numbers("(L·D,B,H) or (L·D,H)", 3, 2)] | None = Field(
-        None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; zeros if left out."
+        None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; with h0 or not at all."
     )
     lengths: Annotated[Any, Numbers("(B)", 1, type="integer", minimum=1)] | None = Field(
         None, description="True lengths of padded inputs: B whole numbers from 1 to T."
@@ -131,7 +131,7 @@ class StepRequest(Request):
         None, description="Hidden state before the step: (L,B,P), or (B,P) if L = 1, or (P); zeros if left out."
     )
     c: Annotated[Any, Numbers("(L,B,H), (B,H) or (H)", 3, 2, 1)] | None = Field(
-        None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
+        None, description="LSTM only: cell state before the step, in the form of h; with h or not at all."
     )
     returns: Stepped | None = Field(
         None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."

@@ -121,12 +121,13 @@ def sessions_router(handlers: SessionHandlers) -> APIRouter:
     async def delete(request: Called, session: str, state: State = False, non_finite: NonFinite = "error") -> Response:
         """Its last state comes in the body on request (200 instead of 204)."""
         owner = request.session_owner
-        record, model, _ = await sessions.use(session, owner, fresh=True)
-        if state:  # a reply that cannot be given must not cost the session
-            await handlers.described(request, record, model, state=True, non_finite=non_finite)
-        record = await sessions.delete(session, owner)
         if not state:
+            await sessions.delete(session, owner)
             return Response(status_code=204)
+        record, model, _ = await sessions.use(session, owner, fresh=True)
+        # A reply that cannot be given must not cost the session.
+        await handlers.described(request, record, model, state=True, non_finite=non_finite)
+        record = await sessions.delete(session, owner)
         return _response(await handlers.described(request, record, model, state=True, non_finite="null"))
 
     return router

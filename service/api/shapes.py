@@ -119,14 +119,18 @@ def initial_state(
     forms: tuple[str, ...],
     names: tuple[str, str] = ("h", "c"),
 ) -> tuple[Floats, Floats | None]:
-    """States h (L·D,B,P), and c (L·D,B,H) of an LSTM, that the engine may write into; zeros for what did not come.
+    """States h (L·D,B,P), and c (L·D,B,H) of an LSTM, that the engine may write into; zeros if they did not come.
 
     forms are those in which they may come, names those of the fields. Raises InvalidRequest.
     """
     spec = model.spec
     state = _state(h, names[0], (spec.states, batch, spec.state_size), forms)
     if spec.has_cell_state:
-        return state, _state(c, names[1], (spec.states, batch, spec.hidden_size), forms)
+        cell = _state(c, names[1], (spec.states, batch, spec.hidden_size), forms)
+        if (h is None) != (c is None):
+            came, missing = names if c is None else names[::-1]
+            raise invalid(f"{missing} is missing: {came} came, and an LSTM takes both or neither", missing)
+        return state, cell
     if c is not None:
         raise invalid(f'{names[1]} is for LSTMs; model "{model.name}" is of kind {spec.kind}', names[1])
     return state, None

@@ -142,7 +142,10 @@ class Registry:
         return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
     async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
-        """The version with the weights that a session was opened with; None if they are gone. Raises ModelFailed."""
+        """The version with the weights that a session was opened with; None if its files hold others.
+
+        Raises ModelFailed if they are missing or cannot be read.
+        """
         if found := self.pinned_loaded(name, version, fingerprint):
             return found
         current = self._current(name, version)
@@ -152,11 +155,13 @@ class Registry:
             if found := self.pinned_loaded(name, version, fingerprint):
                 return found
             # For sessions alone: another process has reloaded the model, and this one has not.
-            folder = await asyncio.to_thread(self._read, name)
-            found = self._model(folder).versions.get(version) if folder else None
-            if found:
-                await self._load(found)
-            if found is None or found.fingerprint != fingerprint:
+            model = self._model(await asyncio.to_thread(read_folder, self._root, name))
+            if version not in model.versions:
+                reason = model.failure or "its folder is missing"
+                raise ModelFailed(f"version {version} of model {name!r} cannot be served: {reason}")
+            found = model.versions[version]
+            await self._load(found)
+            if found.fingerprint != fingerprint:
                 return None
             self._retired.append(found)
             return found

@@ -86,8 +86,9 @@ class AsyncClient:
         """Run whole sequences.
 
         inputs (B,T,I), one sequence (T,I), or a list of B arrays (T_i,I) whose outputs and predictions come as lists.
-        h0 (L·D,B,P) and c0 (L·D,B,H) are the initial states, without B for one sequence; zeros if left out. lengths (B)
-        are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n, predictions.
+        h0 (L·D,B,P) and, of an LSTM, c0 (L·D,B,H) are the initial states, without B for one sequence: both or neither,
+        then zeros. lengths (B) are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n,
+        predictions.
         """
         rows: list[int] | None = None
         if not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
@@ -112,7 +113,7 @@ class AsyncClient:
     ) -> StepResult:
         """Run one step of inputs (B,I) or (I) from a state that the caller keeps, and give the new state back.
 
-        h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM; zeros if left out.
+        h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM: both or neither, then zeros.
         """
         fields = {"model": model, "version": version, "returns": names(returns)}
         body = encode({"inputs": inputs, "h": h, "c": c}, fields)
