@@ -41,12 +41,12 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     """
     # torch takes seconds to import
     from service.cli.verify import verify  # noqa: PLC0415
-    from service.models.folder import NAME, VERSION  # noqa: PLC0415
+    from service.models.folder import NAME, NAME_RULE, VERSION  # noqa: PLC0415
     from service.models.importing.staging import staged  # noqa: PLC0415
 
     root = read_settings({"models": models}).models
     if not NAME.fullmatch(name):
-        fail(f"--name: expected {NAME.pattern}, and got {name!r:.120}", USAGE)
+        fail(f"--name: expected {NAME_RULE}, and got {name!r:.120}", USAGE)
     if version is not None and not VERSION.fullmatch(version):
         fail(f"--version: expected a whole number without leading zeros, and got {version!r:.120}", USAGE)
     stdout = console()

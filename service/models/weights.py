@@ -1,9 +1,12 @@
 """`model.safetensors` of a model version: checked by its header alone, and read into float32 arrays."""
 
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from service.errors import ModelFailed
 from service.spec import ModelSpec
 
 FILE = "model.safetensors"
+PIECE_BYTES = 2**20  # read at a time; the first piece must hold the whole header
 _CONVERTED = ("F16", "BF16", "F64")
 
 
@@ -27,22 +31,23 @@ class Weights:
     notes: list[str]
 
 
-def verify_header(path: Path, spec: ModelSpec) -> None:
-    """Check names, shapes and dtypes without reading the data. Raises ModelFailed with the reason."""
-    with _opened(path) as file:
-        _verify(file, spec)
+def header_failure(path: Path, spec: ModelSpec) -> str | None:
+    """Why weights cannot serve, by their names, shapes and dtypes; the data are not read."""
+    try:
+        with _opened(path, spec, whole=False):
+            return None
+    except ModelFailed as error:
+        return str(error)
 
 
 def read_weights(path: Path, spec: ModelSpec) -> Weights:
     """Read and check names, shapes, dtypes, and that all values are finite. Raises ModelFailed with the reason."""
-    with _opened(path) as file:
-        _verify(file, spec)
+    with _opened(path, spec, whole=True) as file:
         arrays, notes = {}, []
         digest = blake2b(repr(spec).encode(), digest_size=16)
         for name in spec.weight_shapes():
             dtype = file.get_slice(name).get_dtype()
-            # A copy: the file is mapped, and may be replaced while the model serves.
-            tensor = file.get_tensor(name).to(torch.float32, copy=True)
+            tensor = file.get_tensor(name).to(torch.float32)
             if not torch.isfinite(tensor).all():
                 raise ModelFailed(f"{name} holds NaN or infinity, or is too large for a 32-bit float")
             if dtype in _CONVERTED:
@@ -53,16 +58,46 @@ def read_weights(path: Path, spec: ModelSpec) -> Weights:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def plain_file(path: Path) -> Iterator[FileIO]:
+    """Open a file to read it. ModelFailed that is raised for an error of the system has that as its cause."""
     try:
-        with safe_open(path, framework="pt") as file:
+        # To open a named pipe would wait for its writer.
+        with FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ModelFailed(f"{path.name} is not a regular file")
             yield file
-    except SafetensorError as error:
-        raise ModelFailed(f"{FILE} is not a safetensors file: {error}") from None
-    except FileNotFoundError:
-        raise ModelFailed(f"{FILE} is missing") from None
+    except FileNotFoundError as error:
+        raise ModelFailed(f"{path.name} is missing") from error
     except OSError as error:
-        raise ModelFailed(f"{FILE} cannot be read: {error.strerror or 'I/O error'}") from None
+        raise ModelFailed(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _opened(path: Path, spec: ModelSpec, *, whole: bool) -> Iterator[safe_open]:
+    """A file that fits the spec; if it is not read whole, its data are zeros.
+
+    The library maps what it opens, and a mapped file that is cut off ends the process. So it gets a copy in memory.
+    """
+    with plain_file(path) as file, os.fdopen(os.memfd_create(FILE), "wb") as copy:
+        before = os.fstat(file.fileno())
+        copy.truncate(before.st_size)
+        copy.write(file.read(PIECE_BYTES))
+        copy.flush()
+        try:
+            weights = safe_open(f"/proc/self/fd/{copy.fileno()}", framework="pt")
+        except SafetensorError as error:
+            raise ModelFailed(f"{FILE} is not a safetensors file: {error}") from None
+        except (FileNotFoundError, RuntimeError):  # what the library makes of every error of the system
+            raise OSError(0, "Too many open files") from None
+        with weights:
+            _verify(weights, spec)
+            while whole and copy.tell() < before.st_size and (piece := file.read(PIECE_BYTES)):
+                copy.write(piece)
+            copy.flush()
+            after = os.fstat(file.fileno())
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise OSError(0, "it was written to meanwhile")
+            yield weights
 
 
 def _verify(file: safe_open, spec: ModelSpec) -> None:

@@ -154,7 +154,10 @@ def test_chaotic_network_may_err_as_torch_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--name", "../up"], r"--name: expected \[A-Za-z0-9\]"),
+        (
+            ["--name", "../up"],
+            "--name: expected 1 to 64 letters, digits, .* the first a letter or digit, and got '../up'",
+        ),
         (["--name", "m", "--version", "01"], "--version: expected a whole number"),
         (["--name", "m", "--layer", "gru"], "--layer gru is not in the file; it has net"),
         (["--name", "m", "--head", "decoder"], "--head decoder is not in the file; it has"),
