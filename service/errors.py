@@ -27,6 +27,10 @@ class FieldError:
     msg: str
 
 
+class MalformedRequest(ServiceError):
+    """The bytes are no HTTP."""
+
+
 class MalformedBody(ServiceError):
     """The bytes are not what their content type says."""
 

@@ -33,6 +33,7 @@ from service.errors import (
     ClientGone,
     FieldError,
     InvalidRequest,
+    MalformedRequest,
     MethodNotAllowed,
     RouteNotFound,
     ServiceDraining,
@@ -134,6 +135,12 @@ class Application:
             work = self._serve_route(request, scope, receive, send)
         await self._until_finished(request, work)
 
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as an ASGI application, bytes that are no HTTP, and read on for a while what follows them."""
+        request = self.request("", "other", b"", [(b"transfer-encoding", b"")], scope["client"])
+        reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request.request_id)
+        await self._until_finished(request, self.send(request, reply, send, Incoming(request, receive)))
+
     async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
         """Account for a request when its work is done; that gives the path of its route, if it has another."""
         path = None
@@ -161,7 +168,9 @@ class Application:
             *reply.headers,
         ]
         declared = request.declared_bytes
-        interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
+        interrupts = incoming is not None and not incoming.complete
+        closes = "close" in request.header(b"connection").lower()
+        interrupts = interrupts and (closes or not 0 < declared <= READ_TO_THE_END_BYTES)
         interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
         if interrupts:
             headers.append((b"connection", b"close"))

@@ -9,6 +9,7 @@ from service import errors
 from service.api.request import Reply
 
 STATUS: dict[type[Exception], int] = {
+    errors.MalformedRequest: 400,
     errors.MalformedBody: 400,
     errors.DuplicateName: 400,
     errors.Unauthorized: 401,

@@ -13,7 +13,7 @@ STAGES = ("decode", "queue", "compute", "encode")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_LISTS = (b"accept", b"accept-encoding", b"content-encoding")
+_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

@@ -23,8 +23,8 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics
 from service.api.request import Reply
 from service.errors import ClientGone
-from service.server import http
-from service.server.flow import PipelineFlow
+from service.server import flow
+from service.server.flow import SLICE_BYTES, Paced, PipelineFlow
 from service.server.http import DIRECT_BYTES, HttpConnection
 from service.server.websocket import GuardedWebSocket
 from tests.e2e.running import ROOT
@@ -43,7 +43,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n%b\r\n4\r\nabcd\r\n2\r\nef\r\n0\r\n\r\
 
 @pytest.fixture(autouse=True)
 def clock_stands_still(monkeypatch):
-    monkeypatch.setattr(http, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(flow, "perf_counter", lambda: 0.0)
 
 
 def post(path=b"/echo", headers=b"", body=b"abc", request_id=b"r1"):
@@ -118,7 +118,7 @@ async def test_all_that_is_used_of_uvicorn_is_there():
     with connected() as (connection, _, _):
         theirs = HttpToolsProtocol(connection.config, ServerState(), {})
         theirs.on_message_begin()
-        own = vars(HttpConnection).keys() | (vars(connection).keys() - vars(theirs).keys())
+        own = vars(HttpConnection).keys() | vars(Paced).keys() | (vars(connection).keys() - vars(theirs).keys())
         for owner, there in {
             r"self": {*dir(theirs), *own},
             r"super\(\)": dir(HttpToolsProtocol),
@@ -205,16 +205,18 @@ async def test_no_timer_outlasts_a_reply():
 
 @in_loop
 async def test_turn_of_direct_answers_ends(monkeypatch):
-    """By a clock that goes on by 0.6 ms at each look: once when the bytes come, then for each request."""
+    """By a clock that goes on by 0.6 ms at each look: once when the bytes come, then after each slice."""
     ticks = count()
-    monkeypatch.setattr(http, "monotonic", lambda: 6e-4 * next(ticks))
+    monkeypatch.setattr(flow, "perf_counter", lambda: 6e-4 * next(ticks))
+    size = 2 * SLICE_BYTES // len(post())
     with connected() as (connection, transport, entries):
-        connection.data_received(post() * 10)
-        assert len(transport.writes) == len(entries) == 3
-        await turns(50)
-        assert (len(entries), transport.written.count(b"HTTP/1.1 200")) == (10, 10)
-        connection.data_received(post())
-        assert len(entries) == 11
+        connection.data_received(post() * 10 * size)
+        for turn in range(1, 10):
+            assert not transport.reading
+            assert turn * size <= len(transport.writes) == len(entries) <= turn * (size + 1)
+            await turns(1)
+        assert (len(entries), transport.written.count(b"HTTP/1.1 200")) == (10 * size, 10 * size)
+        assert transport.reading
 
 
 @pytest.mark.parametrize("entrance", [b"", BY_ASGI])
