@@ -20,6 +20,7 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
@@ -88,7 +89,6 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     sampler = Sampler(metrics, inference, sessions)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    origins = frozenset(map(str.lower, settings.allowed_origins))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     @asynccontextmanager
@@ -131,10 +131,11 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
                 "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
-            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
+            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
         admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
         bodies=bodies,
+        hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log),
     )

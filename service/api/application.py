@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.accounting import Accounting
 from service.api.bodies import Bodies, Incoming
 from service.api.encodings import compressed
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, problem_reply
@@ -72,6 +73,7 @@ class Application:
         handlers: Handlers,
         admissions: Mapping[str, Admission],
         bodies: Bodies,
+        hosts: HostRules,
         keys: Keys,
         accounting: Accounting,
     ) -> None:
@@ -80,6 +82,7 @@ class Application:
         self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
+        self._hosts = hosts
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
@@ -97,6 +100,7 @@ class Application:
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             reply = await self._handle(request, incoming)
         except Exception as error:
@@ -125,6 +129,7 @@ class Application:
             return
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
+        request.http_version = scope.get("http_version", request.http_version)
         work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
@@ -188,6 +193,7 @@ class Application:
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
         """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             await serve(*arguments)
         except Exception as error:

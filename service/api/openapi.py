@@ -46,7 +46,7 @@ STREAM = """Open it as a WebSocket. What may stand in the query may also come as
   is too large, 1008 for other refusals, 1012 when the process goes down (connect again), 1013 to try again later, 1011
   for a failure of the service.
 - Browsers, which cannot send Authorization, offer the subprotocols `rnn-service` and `bearer.<base64url of the key>`.
-  Pages of other hosts need their origin in RNN_ALLOWED_ORIGINS."""
+  Pages of other origins need theirs in RNN_ALLOWED_ORIGINS."""
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from service.api.request import Reply
 STATUS: dict[type[Exception], int] = {
     errors.MalformedBody: 400,
     errors.DuplicateName: 400,
+    errors.MalformedHost: 400,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.RouteNotFound: 404,

@@ -13,7 +13,7 @@ STAGES = ("decode", "queue", "compute", "encode")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_LISTS = (b"accept", b"accept-encoding", b"content-encoding")
+_LISTS = (b"accept", b"accept-encoding", b"content-encoding", b"host")  # two hosts make one that is malformed
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -43,6 +43,7 @@ class Request:
     headers: Mapping[bytes, bytes]
     peer: str
     request_id: str
+    http_version: str = "1.1"
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)

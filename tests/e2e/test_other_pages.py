@@ -1,0 +1,140 @@
+"""Who may call: pages of other origins, names that somebody else made point here, and heads without a sound Host."""
+
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from .conftest import SIGNED_KEY
+from .formats import NDJSON
+from .problems import assert_problem
+from .raw import Wire
+from .relay import Relay
+from .running import ROOT, until
+
+STEP = b'{"model":"tanh","inputs":[1,2,3,4]}'
+HANDSHAKE = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}=="
+ENTRANCES = {
+    "direct": ("POST /cell/step", "Accept: */*", STEP),
+    "ASGI": ("POST /cell/step", "Content-Encoding: identity", STEP),
+    "NDJSON": ("POST /cell/step?model=tanh", f"Content-Type: {NDJSON}", b"[1,2,3,4]\n"),
+    "WebSocket": ("GET /cell/stream?model=tanh", HANDSHAKE, b""),
+    "route": ("GET /models", "Accept: */*", b""),
+    "page": ("GET /", "Accept: */*", b""),
+}
+OK = {200, 101}
+
+
+def request(entrance, *headers, version="1.1"):
+    line, own, body = ENTRANCES[entrance]
+    lines = [
+        f"{line} HTTP/{version}",
+        *headers,
+        own,
+        f"Content-Length: {len(body)}" if body else "X-No-Body: 1",
+        "",
+        "",
+    ]
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+def status(service, entrance, *headers, version="1.1"):
+    with Wire(service) as wire:
+        wire.send(request(entrance, *headers, version=version))
+        return wire.status_and_headers()[0]
+
+
+entrances = pytest.mark.parametrize("entrance", ENTRANCES)
+
+
+@entrances
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://localhost:1", "localhost:8000"])
+def test_page_of_another_origin_is_refused(service, entrance, origin):
+    assert status(service, entrance, "Host: localhost:8000", f"Origin: {origin}") == 403
+
+
+@entrances
+@pytest.mark.parametrize("origin", ["http://localhost:8000", "https://LOCALHOST", "https://[::1]:9000"])
+def test_own_page_may_call(service, entrance, origin):
+    authority = origin.partition("://")[2]
+    for host in (authority, authority.upper(), *([f"{authority}:443"] if authority == "LOCALHOST" else [])):
+        assert status(service, entrance, f"Host: {host}", f"Origin: {origin}") in OK
+
+
+@entrances
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "localhost.evil.example", "2130706433"])
+def test_name_that_was_made_to_point_here_is_refused(service, entrance, host):
+    assert status(service, entrance, f"Host: {host}") == 403
+    assert status(service, entrance, f"Host: {host}", f"Origin: http://{host}") == 403
+
+
+@entrances
+@pytest.mark.parametrize("hosts", ["", "localhost|localhost", " ", "a b", "a/b", "[:::]", "a:b", "a@b", "é", "[::1"])
+def test_malformed_host_is_refused(service, entrance, hosts):
+    assert status(service, entrance, *(f"Host: {host}" for host in hosts.split("|") if host)) == 400
+
+
+@entrances
+def test_http_1_0_needs_no_host(service, entrance):
+    if entrance != "WebSocket":
+        assert status(service, entrance, version="1.0") == 200
+        assert status(service, entrance) == 400
+        assert status(service, entrance, "Host: localhost", "Host: localhost", version="1.0") == 400
+
+
+def test_refusals_say_what_to_do(service):
+    for headers, names in (
+        ({"host": "evil.example"}, ("evil.example", "RNN_ALLOWED_HOSTS")),
+        ({"origin": "https://evil.example"}, ("https://evil.example", "RNN_ALLOWED_ORIGINS")),
+    ):
+        assert_problem(service.post("/cell/step", content=STEP, headers=headers), 403, "forbidden", *names)
+    assert_problem(service.post("/cell/step", content=STEP, headers={"host": "a/b"}), 400, "malformed-host", "a/b")
+
+
+def test_repeated_head_is_judged_anew(service):
+    good, evil = request("direct", "Host: localhost"), request("direct", "Host: evilhosts")
+    foreign = request("direct", "Host: localhost", "Origin: http://evil")
+    with Wire(service) as wire:
+        for data in (good, good, evil, evil, good, foreign, foreign):
+            wire.send(data)
+            assert wire.reply().status == (200 if data == good else 403)
+
+
+@entrances
+def test_keys_keep_other_pages_out_except_of_websockets(guarded, entrance):
+    headers = "Host: localhost", "Origin: https://evil.example", f"Authorization: Bearer {SIGNED_KEY}"
+    assert status(guarded, entrance, *headers) == (403 if entrance == "WebSocket" else 200)
+
+
+def test_listed_names_and_origins_may_call(launch):
+    everywhere = launch(host="0.0.0.0", allowed_origins="https://lab.example")
+    for origin, wanted in (("https://LAB.example", 200), ("https://rnn.example", 200), ("https://evil.example", 403)):
+        assert status(everywhere, "direct", "Host: rnn.example", f"Origin: {origin}") == wanted
+    named = launch(host="0.0.0.0", allowed_hosts="rnn.example, Other.example")
+    for host, wanted in (("RNN.example:80", 200), ("other.example", 200), ("10.1.2.3:9", 200), ("evil.example", 403)):
+        assert status(named, "direct", f"Host: {host}") == wanted
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="there is no nginx")
+def test_page_works_behind_nginx(service, tmp_path):
+    """A browser names the proxy's port in Host and Origin; HTTP/1.0 may come without a Host there, too."""
+    relay = Relay(service.port)
+    relay.close()  # its port is free now
+    conf = (ROOT / "deploy/nginx.conf").read_text().replace("/tmp", str(tmp_path))
+    conf = conf.replace("rnn-service-1:8000", f"127.0.0.1:{service.port}").replace(
+        "rnn-service-2:8000", "127.0.0.1:9 down"
+    )
+    (tmp_path / "nginx.conf").write_text(conf.replace("listen 8000", f"listen 127.0.0.1:{relay.port}"))
+    nginx = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf", "-g", "daemon off;"])
+    try:
+        until((tmp_path / "nginx.pid").exists, "nginx listens")
+        proxy, own = SimpleNamespace(port=relay.port), f"Host: localhost:{relay.port}"
+        for entrance in ENTRANCES:
+            assert status(proxy, entrance, own, f"Origin: http://localhost:{relay.port}") in OK
+            assert status(proxy, entrance, own, f"Origin: http://localhost:{service.port}") == 403
+            assert status(proxy, entrance, "Host: evil.example") == 403
+            assert entrance == "WebSocket" or status(proxy, entrance, version="1.0") == 200
+    finally:
+        nginx.terminate()
+        nginx.wait()
