@@ -121,7 +121,7 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         operations_router(sampler, lambda: (["shutting down"] if draining.started else []) + waiting),
     ):
         app.include_router(router)
-    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
         handlers=Handlers(

@@ -216,6 +216,7 @@ class Application:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
+            request.streams = True
             reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
@@ -236,6 +237,7 @@ class Application:
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         socket = self._sockets.get(request.path)
+        request.streams = True
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
 

@@ -33,7 +33,8 @@ class Request:
     - headers: by lower-case name; lists that came in several lines are joined
     - peer: the client's address
     - watch: a call that returns when the client has gone; set before the request waits for anything
-    - owner: a digest of the key, empty for an open service; admin: whether that is an admin's key
+    - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
+    - streams: whether it takes as long as its client wants
     - stages: seconds by one of `STAGES`
     """
 
@@ -48,7 +49,8 @@ class Request:
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
     owner: bytes = b""
-    admin: bool = False
+    admin: bool | None = None
+    streams: bool = False
     model: str | None = None
     version: str | None = None
     rows: int = 0

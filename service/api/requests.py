@@ -168,6 +168,7 @@ class OpenRequest(Request):
     used_at: Any = Field(None, description="Of a snapshot; not used.")
     expires_at: Any = Field(None, description="Of a snapshot; not used.")
     replay_steps: Any = Field(None, description="Of a snapshot; not used.")
+    input_size: Any = Field(None, description="Of a snapshot; not used.")
 
 
 class StreamRequest(Request):
