@@ -83,7 +83,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             "summary": "A stream of steps over a WebSocket",
             "description": STREAM,
             "parameters": STREAM_PARAMETERS,
-            "responses": {"101": {"description": "The stream is open."}, **_problems((400, 401, 403, 422, 426, 500, 503))},
+            "responses": {"101": {"description": "It is open."}, **_problems((400, 401, 403, 422, 426, 500, 503))},
         }
     }
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
