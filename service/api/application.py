@@ -277,6 +277,8 @@ def request_of(scope: Mapping[str, Any]) -> Request:
 
 
 async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
+    if scope["method"] != "GET":
+        raise MethodNotAllowed(f"{scope['path']} is a WebSocket, which a GET opens, not {scope['method']:.20}", "GET")
     raise UpgradeRequired(f"{scope['path']} is a WebSocket; connect with ws:// or wss://")
 
 

@@ -22,9 +22,8 @@ class HostRules:
 
     def __init__(self, settings: Settings) -> None:
         self._names = frozenset(map(str.lower, settings.allowed_hosts))
-        bound_to = _address(settings.host)
-        is_on_loopback = bound_to.is_loopback if bound_to else settings.host == "localhost"
-        self._takes_any_name = "*" in self._names or not (self._names or is_on_loopback)
+        local = settings.host == "localhost" or ((bound_to := _address(settings.host)) and bound_to.is_loopback)
+        self._takes_any_name = "*" in self._names or not (self._names or local)
         self._origins = frozenset(map(str.lower, settings.allowed_origins))
         self._is_open = not settings.api_keys
         self._passed: bytes | None = b"localhost"  # the last Host that was right: nearly all are the same
@@ -33,7 +32,7 @@ class HostRules:
         """Let the request pass. Raises MalformedHost, Forbidden."""
         host = request.headers.get(b"host")
         if host != self._passed:
-            self._check_host(host, request.http_version)
+            self._check_host(host, request)
             self._passed = host or self._passed
         if (origin := request.header(b"origin").lower()) and (self._is_open or request.method == "WS"):
             scheme, _, authority = origin.partition("://")
@@ -41,15 +40,14 @@ class HostRules:
             if authority != own and self._origins.isdisjoint((origin, "*")):
                 raise Forbidden(f"Origin is {origin!r:.80}, which is not this host; RNN_ALLOWED_ORIGINS lists others")
 
-    def _check_host(self, host: bytes | None, http_version: str) -> None:
-        if host is None and http_version == "1.0":
+    def _check_host(self, host: bytes | None, request: Request) -> None:
+        if host is None and request.http_version == "1.0":
             return
         match = _HOST.fullmatch(host or b"")
         name = match[1].decode().lower() if match else ""
         address = _address(name.strip("[]"))
         if not name or name.startswith("[") != isinstance(address, IPv6Address):
-            came = "is missing" if host is None else f"is {host.decode('latin-1')!r:.80}"
-            raise MalformedHost(f"Host {came}; expected one name or address, and maybe a port")
+            raise MalformedHost(f"Host is {request.header(b'host')!r:.80}; expected one name or one address")
         if not (address or name == "localhost" or self._takes_any_name or name in self._names):
             message = "is no address and not localhost; RNN_ALLOWED_HOSTS lists the names that may be used"
             raise Forbidden(f"Host is {name!r:.80}, which {message}")

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi import Request as Routed
-from fastapi.routing import APIRoute
 
 from service.api.application import request_of
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS
@@ -31,7 +30,7 @@ _HEADERS = [
         minimum=0,
         maximum=999_999_999,
     ),
-    _parameter("X-Request-Id", "header", "The reply and the log carry it.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+    _parameter("X-Request-Id", "header", "The reply and the log carry it, if it is 1 to 64 of A-Z a-z 0-9 . _ -"),
 ]
 _SESSION_ID = _parameter("X-Session-Id", "header", "Instead of `session`.", pattern="^[A-Za-z0-9_-]{1,64}$")
 STREAM_PARAMETERS = [
@@ -61,12 +60,9 @@ def admin_only(request: Called) -> None:
         raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
 
 
-class HotRoute(APIRoute):
-    """A route that is documented by FastAPI and called by `Application`, which knows it by its path."""
-
-
 def hot_router() -> APIRouter:
-    router = APIRouter(route_class=HotRoute)
+    """Routes that are documented by FastAPI and called by `Application`, which knows them by their paths."""
+    router = APIRouter()
 
     @router.post(
         "/rnn/forward",
