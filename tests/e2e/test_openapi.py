@@ -36,7 +36,6 @@ def test_examples_run_on_models_of_the_service(service, launch, tmp_path, names)
         **({"/cell/step": 200, "/cell/sessions": 201} if steppable else {}),
     }.items():
         examples = paths[path]["post"]["requestBody"]["content"]["application/json"]["examples"].values()
-        assert len(examples) == 2
         for example in examples:
             reply = running.post(path, example["value"])
             assert reply.status_code == status, (example, reply.text)

@@ -88,8 +88,7 @@ def test_latencies_leave_out_streams(service):
     with opened(service, "?model=tanh", "[1,2,3,4]") as socket:
         socket.recv()
     ended = 'rnn_requests_total{path="/cell/stream",status="101"}'
-    until(lambda: service.metrics().get(ended, 0) > before.get(ended, 0), "the WebSocket is counted")
-    after = service.metrics()
+    after = until(lambda: (now := service.metrics()).get(ended, 0) > before.get(ended, 0) and now, "the end is counted")
     grown = {name for name in after if after[name] > before.get(name, 0) and "_seconds_count" in name}
     assert grown <= {'rnn_request_seconds_count{path="/metrics"}'}
 
