@@ -20,6 +20,7 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
@@ -91,7 +92,6 @@ def create_app(
     sampler = Sampler(metrics, inference, sessions, dropped)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    origins = frozenset(map(str.lower, settings.allowed_origins))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:
@@ -131,7 +131,7 @@ def create_app(
         operations_router(sampler, unready),
     ):
         app.include_router(router)
-    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
         handlers=Handlers(
@@ -141,10 +141,11 @@ def create_app(
                 "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
-            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
+            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
         admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
         bodies=bodies,
+        hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log),
     )

@@ -39,12 +39,16 @@ class DuplicateName(ServiceError):
     """A name stands twice in one object."""
 
 
+class MalformedHost(ServiceError):
+    """Host is missing, stands there twice, or holds no host."""
+
+
 class Unauthorized(ServiceError):
     """No key, or a wrong one."""
 
 
 class Forbidden(ServiceError):
-    """The key does not give the right to do this."""
+    """The key, the page or the name by which the service was called does not give the right to do this."""
 
 
 class RouteNotFound(ServiceError):

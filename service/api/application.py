@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.accounting import Accounting
 from service.api.bodies import Bodies, Incoming
 from service.api.encodings import compressed
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, problem_reply
@@ -73,6 +74,7 @@ class Application:
         handlers: Handlers,
         admissions: Mapping[str, Admission],
         bodies: Bodies,
+        hosts: HostRules,
         keys: Keys,
         accounting: Accounting,
     ) -> None:
@@ -81,6 +83,7 @@ class Application:
         self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
+        self._hosts = hosts
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
@@ -98,6 +101,7 @@ class Application:
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             reply = await self._handle(request, incoming)
         except Exception as error:
@@ -126,6 +130,7 @@ class Application:
             return
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
+        request.http_version = scope.get("http_version", request.http_version)
         work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
@@ -197,6 +202,7 @@ class Application:
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
         """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             await serve(*arguments)
         except Exception as error:
@@ -219,6 +225,7 @@ class Application:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
+            request.streams = True
             reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
@@ -239,6 +246,7 @@ class Application:
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         socket = self._sockets.get(request.path)
+        request.streams = True
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
 
@@ -278,6 +286,8 @@ def request_of(scope: Mapping[str, Any]) -> Request:
 
 
 async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
+    if scope["method"] != "GET":
+        raise MethodNotAllowed(f"{scope['path']} is a WebSocket, which a GET opens, not {scope['method']:.20}", "GET")
     raise UpgradeRequired(f"{scope['path']} is a WebSocket; connect with ws:// or wss://")
 
 

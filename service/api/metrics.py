@@ -78,15 +78,16 @@ class Metrics:
         self._run: dict[str, list[int]] = {}
 
     def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request. path is a route's, never a client's own words."""
+        """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
         key = path, request.status
         self._answered[key] = self._answered.get(key, 0) + 1
-        latency = self._of_path.get(path)
-        if latency is None:
-            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-        latency.observe(seconds)
-        for stage, spent in request.stages.items():
-            self._of_stage[stage].observe(spent)
+        if not request.streams:
+            latency = self._of_path.get(path)
+            if latency is None:
+                latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
+            latency.observe(seconds)
+            for stage, spent in request.stages.items():
+                self._of_stage[stage].observe(spent)
         if request.rows and request.model is not None:
             run = self._run.setdefault(request.model, [0, 0])
             run[0] += request.rows

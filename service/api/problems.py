@@ -12,6 +12,7 @@ STATUS: dict[type[Exception], int] = {
     errors.MalformedRequest: 400,
     errors.MalformedBody: 400,
     errors.DuplicateName: 400,
+    errors.MalformedHost: 400,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.RouteNotFound: 404,

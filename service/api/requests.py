@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema
 from pydantic_core import core_schema
 
 from service.errors import FieldError, InvalidRequest, spell
@@ -80,6 +80,10 @@ InitialC = Annotated[
     Annotated[Any, Numbers("(L,H) or (H)", 2, 1)] | None,
     Field(description="LSTM only: cell state before the first step; with h or not at all."),
 ]
+
+
+_SCALAR = WithJsonSchema({"type": ["string", "number", "null"]})
+Unused = Annotated[Any, Field(description="Of a snapshot; not used."), _SCALAR]
 
 
 class Request(BaseModel):
@@ -162,12 +166,13 @@ class OpenRequest(Request):
     ttl_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), Text] | None = Field(
         None, description="Life since the last step, in seconds; RNN_SESSION_TTL_SECONDS if left out."
     )
-    session: Any = Field(None, description="Of a snapshot; not used.")
-    step: Any = Field(None, description="Of a snapshot; not used: a new session begins at step 0.")
-    created_at: Any = Field(None, description="Of a snapshot; not used.")
-    used_at: Any = Field(None, description="Of a snapshot; not used.")
-    expires_at: Any = Field(None, description="Of a snapshot; not used.")
-    replay_steps: Any = Field(None, description="Of a snapshot; not used.")
+    session: Unused = None
+    step: Unused = None
+    created_at: Unused = None
+    used_at: Unused = None
+    expires_at: Unused = None
+    replay_steps: Unused = None
+    input_size: Unused = None
 
 
 class StreamRequest(Request):

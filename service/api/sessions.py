@@ -69,7 +69,8 @@ class SessionHandlers:
         non_finite: str = "error",
     ) -> Reply:
         """A session as its owner sees it. Raises NonFiniteOutput for a state that JSON is not to print as null."""
-        fields: dict[str, Any] = {**_view(record, record.id), "replay_steps": self.steps.replay_steps(model)}
+        fields: dict[str, Any] = _view(record, record.id)
+        fields |= {"replay_steps": self.steps.replay_steps(model), "input_size": model.spec.input_size}
         kind = JSON
         if state:
             kind = reply_format(request.headers.get(b"accept", b""), JSON)

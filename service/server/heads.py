@@ -66,13 +66,15 @@ def content_length(headers: Headers) -> int:
 
 
 def is_plain(headers: Headers, max_bytes: int) -> bool:
-    """Whether a body is neither compressed nor a stream nor known to be larger than max_bytes."""
+    """Whether there is a Host, and a body that is neither compressed nor a stream nor known to exceed max_bytes."""
+    has_host = False
     for name, value in headers:
         if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
             return False
         if name == b"content-length" and int(value.lstrip(b"0") or b"0") > max_bytes:
             return False
-    return True
+        has_host = has_host or name == b"host"
+    return has_host
 
 
 def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:

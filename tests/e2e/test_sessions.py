@@ -168,7 +168,7 @@ def test_same_step_from_many_clients_runs_once(service):
 
 def test_admin_sees_short_ids_page_by_page(service):
     mine = {opened(service, "tanh") for _ in range(5)}
-    assert_problem(service.get("/cell/sessions"), 403, "forbidden", "RNN_ADMIN_KEYS")
+    assert_problem(service.get("/cell/sessions"), 401, "unauthorized", "admin")
     seen, after = [], ""
     while after is not None:
         page = service.get("/cell/sessions", params={"limit": 3, "after": after}, headers=ADMIN).json()

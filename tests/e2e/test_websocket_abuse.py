@@ -134,7 +134,7 @@ def test_open_websocket_has_no_header_timeout(short_timeouts):
         Wire(short_timeouts) as half_handshake,
         Wire(short_timeouts) as idle,
     ):
-        half_handshake.send(b"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n")
+        half_handshake.send(b"GET /cell/stream HTTP/1.1\r\nHost: [::1]\r\nUpgrade: websocket\r\n")
         idle.send(head("GET", "/health/live"))
         assert idle.reply().status == 200
 
@@ -155,7 +155,7 @@ def test_open_websocket_has_no_header_timeout(short_timeouts):
 )
 def test_bad_handshake_is_refused(service, headers):
     with Wire(service) as wire:
-        begin = f"GET /cell/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{headers}"
+        begin = f"GET /cell/stream HTTP/1.1\r\nHost: [::1]\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{headers}"
         wire.send((begin.rstrip() + "\r\n\r\n").encode())
         assert wire.reply().status in (400, 426)
 

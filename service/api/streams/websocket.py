@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -23,7 +22,7 @@ from service.api.shapes import invalid
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, Block, IdleTimeout, StepStream, error_line
 from service.engine.interface import Floats
-from service.errors import ClientGone, Forbidden, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
+from service.errors import ClientGone, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
 
 SUBPROTOCOL = "rnn-service"
 
@@ -41,18 +40,13 @@ _LINES = re.compile(rb"\S[^\n]*")
 
 @dataclass(frozen=True, slots=True)
 class WebSocketStreams:
-    """The handler. Each message must be complete within the idle timeout after the one before it.
-
-    Pages of other hosts may connect if `origins` has their origin, or `*`.
-    """
+    """The handler. Each message must be complete within the idle timeout after the one before it."""
 
     opener: Opener
     idle_timeout: IdleTimeout
-    origins: frozenset[str]
 
     async def __call__(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone."""
-        self._check_origin(request)
         connection = _Connection(self, request, scope, receive, send)
         await receive()  # websocket.connect, always
         request.status = 101
@@ -68,14 +62,6 @@ class WebSocketStreams:
                 structlog.get_logger().exception("internal_error", request_id=request.request_id)
             await connection.write(error_line(error, request.request_id))
             await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
-
-    def _check_origin(self, request: Request) -> None:
-        """Browsers send Origin, and let any page open a WebSocket anywhere. Raises Forbidden."""
-        origin = request.header(b"origin")
-        if not origin or "*" in self.origins or origin.lower() in self.origins:
-            return
-        if urlsplit(origin).netloc.lower() != request.header(b"host").lower():
-            raise Forbidden(f"Origin is {origin!r:.80}, which is not this host; RNN_ALLOWED_ORIGINS lists others")
 
 
 def authorization_of(scope: Scope) -> bytes | None:
