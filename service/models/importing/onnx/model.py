@@ -1,7 +1,7 @@
 """The model in an ONNX file: PyTorch's arrays of its nodes, and the nodes in `onnx.reference` as its reference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,9 +79,15 @@ def model_from_onnx(
 def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Known]:
     nodes = [node for node in graph.nodes if node.op_type in KINDS]
     if not nodes:
+        everywhere = (node for place in (graph.model.graph, *graph.model.functions) for node in _all_nodes(place.node))
+        hidden = [node for node in everywhere if node.op_type.endswith(tuple(KINDS))]
+        why = "layers that an exporter has taken apart into smaller operators cannot be imported: import the state_dict"
+        if hidden and hidden[0].op_type in KINDS:
+            why = f"{hidden[0].op_type} {node_name(hidden[0])} is in a branch, loop or function: export it without"
+        elif hidden:
+            why = f"{hidden[0].op_type} is quantized, or not ONNX's own: import the model as it was before"
         raise CheckpointRefused(
-            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; "
-            "layers that an exporter has taken apart into smaller operators cannot be imported"
+            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; {why}"
         )
     layers: list[OnnxLayer] = []
     for node in nodes:
@@ -100,6 +106,14 @@ def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Kn
         what = f"{found[0][0].nodes[0].op_type} node {found[0][0].name}"
         raise CheckpointRefused(f"{what}: direction 'reverse' alone does not exist in PyTorch")
     return found[0], known
+
+
+def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g.node)
 
 
 def _fits(node: Node, wanted: str | None) -> bool:
