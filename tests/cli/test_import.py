@@ -175,6 +175,20 @@ def test_unfit_options_are_usage_errors(tmp_path, options, message):
     assert not (tmp_path / "models").exists()
 
 
+def test_name_that_is_taken_says_what_to_do(tmp_path):
+    plain = replace(LSTM, out_features=None)
+    assert run_on(tmp_path, plain, weights_of(plain)).exit_code == 0
+    result = run_on(tmp_path, LSTM, weights_of(LSTM))
+    assert result.exit_code == 2
+    assert f"choose another --name, or delete {tmp_path}/models/m first" in result.stderr
+
+
+def test_onnx_is_told_by_its_name_in_any_case(tmp_path):
+    assert run_on(tmp_path, LSTM, weights_of(LSTM), suffix=".onnx").exit_code == 0
+    (tmp_path / "model.onnx").rename(tmp_path / "MODEL.ONNX")
+    assert run(tmp_path / "MODEL.ONNX", "--name", "n", "--models", tmp_path / "models").exit_code == 0
+
+
 def test_missing_onnx_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     (tmp_path / "model.onnx").write_bytes(b"")
@@ -192,7 +206,7 @@ def test_missing_onnx_package_is_named(tmp_path, monkeypatch):
         ("junk.safetensors", os.urandom(999), 1),
         ("empty.onnx", b"", 1),
         ("junk.onnx", os.urandom(999), 1),
-        ("model.txt", b"hello", 2),
+        ("model.txt", b"hello", 1),
     ],
 )
 def test_files_that_are_no_checkpoints(tmp_path, name, content, code):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx.helper import make_node
+from onnx.helper import make_graph, make_node
 from onnx.reference import ReferenceEvaluator
 
 from service.models.importing.onnx.model import model_from_onnx
@@ -234,6 +234,23 @@ def test_head_without_bias(path):
 def test_graph_without_recurrent_nodes(path):
     save_graph(path, [make_node("Identity", ["x"], ["y"])], {})
     with pytest.raises(CheckpointRefused, match="no RNN, GRU or LSTM node among the 1 nodes"):
+        find(path)
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (make_node("If", ["x"], ["y"], then_branch=make_graph([lstm_node()], "then", [], [])), "LSTM n is in a branch"),
+        (
+            make_node("DynamicQuantizeLSTM", ["x"], ["y"], domain="com.microsoft"),
+            "DynamicQuantizeLSTM is quantized, or",
+        ),
+        (make_node("MatMul", ["x", "w"], ["y"]), "taken apart into smaller operators"),
+    ],
+)
+def test_layer_that_is_not_found_has_its_reason(path, node, reason):
+    save_graph(path, [node], {"w": W})
+    with pytest.raises(CheckpointRefused, match=f"no RNN, GRU or LSTM node among .*; .*{reason}"):
         find(path)
 
 
