@@ -13,11 +13,8 @@ STAGES = ("decode", "queue", "compute", "encode")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-<<<<<<< HEAD
-_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding")
-=======
-_LISTS = (b"accept", b"accept-encoding", b"content-encoding", b"host")  # two hosts make one that is malformed
->>>>>>> people
+# Two hosts make one that is malformed.
+_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
