@@ -10,16 +10,18 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
+import orjson
+import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from service.errors import ModelFailed
 from service.spec import ModelSpec
 
 FILE = "model.safetensors"
-PIECE_BYTES = 2**20  # read at a time; the first piece must hold the whole header
-_CONVERTED = ("F16", "BF16", "F64")
+MAX_HEADER_BYTES = 2**20
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 @dataclass(slots=True)
@@ -34,26 +36,40 @@ class Weights:
 def header_failure(path: Path, spec: ModelSpec) -> str | None:
     """Why weights cannot serve, by their names, shapes and dtypes; the data are not read."""
     try:
-        with _opened(path, spec, whole=False):
-            return None
+        with plain_file(path) as file:
+            _verify(_header(file), spec)
     except ModelFailed as error:
         return str(error)
+    return None
 
 
 def read_weights(path: Path, spec: ModelSpec) -> Weights:
     """Read and check names, shapes, dtypes, and that all values are finite. Raises ModelFailed with the reason."""
-    with _opened(path, spec, whole=True) as file:
-        arrays, notes = {}, []
-        digest = blake2b(repr(spec).encode(), digest_size=16)
-        for name in spec.weight_shapes():
-            dtype = file.get_slice(name).get_dtype()
-            tensor = file.get_tensor(name).to(torch.float32)
-            if not torch.isfinite(tensor).all():
-                raise ModelFailed(f"{name} holds NaN or infinity, or is too large for a 32-bit float")
-            if dtype in _CONVERTED:
-                notes.append(f"{name} was converted from {dtype} to F32")
-            arrays[name] = tensor.numpy()
-            digest.update(arrays[name])
+    with plain_file(path) as file:
+        before = os.fstat(file.fileno())
+        _verify(_header(file), spec)  # which bounds what is read
+        file.seek(0)
+        body = file.readall()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise ModelFailed(f"{FILE} cannot be read: it was written to meanwhile") from BlockingIOError()
+    try:
+        found = dict(safetensors.deserialize(body))
+    except SafetensorError as error:
+        raise ModelFailed(f"{FILE} is not a safetensors file: {error}") from None
+    del body
+    arrays, notes = {}, []
+    digest = blake2b(repr(spec).encode(), digest_size=16)
+    for name, shape in spec.weight_shapes().items():
+        entry = found.pop(name)
+        dtype = entry["dtype"]
+        tensor = torch.frombuffer(entry["data"], dtype=_DTYPES[dtype]).reshape(shape).to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise ModelFailed(f"{name} holds NaN or infinity, or is too large for a 32-bit float")
+        if dtype != "F32":
+            notes.append(f"{name} was converted from {dtype} to F32")
+        arrays[name] = values = tensor.numpy()
+        digest.update(values.data)
     return Weights(arrays, digest.digest(), notes)
 
 
@@ -72,46 +88,39 @@ def plain_file(path: Path) -> Iterator[FileIO]:
         raise ModelFailed(f"{path.name} cannot be read: {error.strerror}") from error
 
 
-@contextmanager
-def _opened(path: Path, spec: ModelSpec, *, whole: bool) -> Iterator[safe_open]:
-    """A file that fits the spec; if it is not read whole, its data are zeros.
+def _header(file: FileIO) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype and shape of each array. Raises ModelFailed.
 
-    The library maps what it opens, and a mapped file that is cut off ends the process. So it gets a copy in memory.
+    The library maps the files that it opens, and a mapped file that is cut off ends the process. It checks what is
+    read of this one later; here is checked what the reading relies on.
     """
-    with plain_file(path) as file, os.fdopen(os.memfd_create(FILE), "wb") as copy:
-        before = os.fstat(file.fileno())
-        copy.truncate(before.st_size)
-        copy.write(file.read(PIECE_BYTES))
-        copy.flush()
-        try:
-            weights = safe_open(f"/proc/self/fd/{copy.fileno()}", framework="pt")
-        except SafetensorError as error:
-            raise ModelFailed(f"{FILE} is not a safetensors file: {error}") from None
-        except (FileNotFoundError, RuntimeError):  # what the library makes of every error of the system
-            raise OSError(0, "Too many open files") from None
-        with weights:
-            _verify(weights, spec)
-            while whole and copy.tell() < before.st_size and (piece := file.read(PIECE_BYTES)):
-                copy.write(piece)
-            copy.flush()
-            after = os.fstat(file.fileno())
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                raise OSError(0, "it was written to meanwhile")
-            yield weights
+    size = int.from_bytes(file.read(8), "little")
+    try:
+        header = orjson.loads(file.read(min(size, MAX_HEADER_BYTES)))
+        header.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        shapes = [tuple(entry["shape"]) for entry in header.values()]
+        whole = 8 + size + max(ends, default=0)
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+        raise ModelFailed(f"{FILE} is not a safetensors file: its header cannot be read") from None
+    if (there := os.fstat(file.fileno()).st_size) != whole:
+        raise ModelFailed(f"{FILE} has {there} bytes, and its header says {whole}")
+    return {name: (entry.get("dtype"), shape) for (name, entry), shape in zip(header.items(), shapes, strict=True)}
 
 
-def _verify(file: safe_open, spec: ModelSpec) -> None:
-    expected, found = spec.weight_shapes(), set(file.keys())
-    if missing := sorted(expected.keys() - found):
+def _verify(found: Mapping[str, tuple[str, tuple[int, ...]]], spec: ModelSpec) -> None:
+    """Raise ModelFailed unless these dtypes and shapes are what the spec calls for."""
+    expected = spec.weight_shapes()
+    if missing := sorted(expected.keys() - found.keys()):
         raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
-    if unknown := sorted(found - expected.keys()):
+    if unknown := sorted(found.keys() - expected.keys()):
         raise ModelFailed(f"{FILE} has {_listed(unknown)}, which config.json does not call for")
     for name, shape in expected.items():
-        entry = file.get_slice(name)
-        if tuple(entry.get_shape()) != shape:
-            raise ModelFailed(f"{name} has shape {tuple(entry.get_shape())}; config.json makes it {shape}")
-        if entry.get_dtype() not in ("F32", *_CONVERTED):
-            raise ModelFailed(f"{name} is {entry.get_dtype()}; expected F32, or one of {', '.join(_CONVERTED)}")
+        dtype, came = found[name]
+        if came != shape:
+            raise ModelFailed(f"{name} has shape {came}; config.json makes it {shape}")
+        if dtype not in _DTYPES:
+            raise ModelFailed(f"{name} is {dtype}; expected one of {', '.join(_DTYPES)}")
 
 
 def _listed(names: list[str]) -> str:
