@@ -40,9 +40,9 @@ class Verdict:
         return self.error <= self.allowed  # not for NaN
 
     def __str__(self) -> str:
-        measured = f"{self.error:.1e} (allowed {self.allowed:.1e}, largest value {self.largest:.3g})"
-        sequences = f"random and saturating sequences of up to {LONG} steps"
-        return f"max abs error {measured} against {self.reference} in float64, over {sequences}"
+        scale = max(1.0, self.largest)
+        text = f"max error {self.error / scale:.1e} (allowed {self.allowed / scale:.1e}) relative to {scale:.3g}"
+        return f"{text} against {self.reference} in float64, over random and saturating sequences of up to {LONG} steps"
 
 
 def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:

@@ -61,7 +61,7 @@ def test_every_model_comes_through(spec, suffix, seed):
         folder = Path(name)
         result = run_on(folder, spec, weights, suffix=suffix)
         assert result.exit_code == 0, result.output
-        assert "verified: max abs error" in result.stdout
+        assert "verified: max error" in result.stdout
         assert read_folder(folder / "models", "m").config.spec() == spec
         written = read_weights(folder / "models" / "m" / "1" / "model.safetensors", spec).arrays
     assert all(np.array_equal(written[name], weights[name]) for name in weights)
@@ -107,7 +107,7 @@ def test_failed_verification_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "read_weights", altered)
     result = run_on(tmp_path, LSTM, weights_of(LSTM))
     assert result.exit_code == 1
-    assert "error: not imported: max abs error" in result.stderr
+    assert "error: not imported: max error" in result.stderr
     assert not (tmp_path / "models").exists()
 
 
