@@ -80,14 +80,12 @@ def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Kn
     nodes = [node for node in graph.nodes if node.op_type in KINDS]
     if not nodes:
         everywhere = (node for place in (graph.model.graph, *graph.model.functions) for node in _all_nodes(place.node))
-        hidden = [node for node in everywhere if node.op_type.endswith(tuple(KINDS))]
-        why = "layers that an exporter has taken apart into smaller operators cannot be imported: import the state_dict"
-        if hidden and hidden[0].op_type in KINDS:
-            why = f"{hidden[0].op_type} {node_name(hidden[0])} is in a branch, loop or function: export it without"
-        elif hidden:
-            why = f"{hidden[0].op_type} is quantized, or not ONNX's own: import the model as it was before"
+        hidden = [f"{node.op_type} {node_name(node)}" for node in everywhere if node.op_type.endswith(tuple(KINDS))]
+        why = "an exporter has taken its layers apart into smaller operators: import the model's state_dict"
+        if hidden:
+            why = f"{hidden[0]} is quantized, or in a branch, loop or function: export the model without that"
         raise CheckpointRefused(
-            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; {why}"
+            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} of the file's main graph; {why}"
         )
     layers: list[OnnxLayer] = []
     for node in nodes:
