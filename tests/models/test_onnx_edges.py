@@ -177,6 +177,11 @@ def test_initial_state_is_said(find, start, notes):
     assert find(start, "LSTM x w0 r0 - - h > y name=n hidden_size=4", more_inputs=given).notes == notes
 
 
+def test_lengths_of_rows_are_said(find):
+    found = find("LSTM x w0 r0 - i4 > y name=n hidden_size=4")
+    assert found.notes == ["n has lengths of its rows (sequence_lens): requests must send rows cut to them"]
+
+
 def test_layer_that_starts_from_the_state_of_another(find):
     texts = LOWER, "Identity h0 > h", "LSTM s w1 r1 - - h > y name=upper hidden_size=4"
     with pytest.raises(ChoiceNeeded, match="2 recurrent layers: lower, upper"):

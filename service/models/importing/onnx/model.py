@@ -46,6 +46,8 @@ def model_from_onnx(
             arrays[name], sources[name] = array, source
         for letter, how in initial_states(graph, entry, known).items():  # the service starts from zeros
             notes.append(f"{entry.name} starts from a {how} {letter} that is not zero: requests must send it")
+        lengths = f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
+        notes += [lengths] if node_input(entry.nodes[0], 4) else []
     if ZEROS in sources.values():
         notes.append("some layers have no bias; zeros were written")
     linear = find_head(graph, head) if head is not None else None
