@@ -14,23 +14,11 @@ from tests.reference import numbers, run_reference, weights_of
 
 LSTM = ModelSpec("lstm", 4, 4)
 (W0, R0, B1), (W1, R1, _) = (parameters(LSTM, weights_of(LSTM, seed)) for seed in (0, 1))
-WHOLE = {f"i{number}": [number] for number in (-9, -1, 0, 1, 2, 3, 4)}
-WHOLE |= {
-    "last": -1,
-    "fourth": 4,
-    "state": [1, 1, 4],
-    "mixed": [-1, 1, 4],
-    "huge": [2**20] * 3,
-    "far": [2**40],
-    "fixed": [5, 3, 4],
-}
+WHOLE = {f"i{number}": [number] for number in (-9, -1, 0, 1, 2, 3, 4)} | {"last": -1, "fourth": 4, "far": [2**40]}
+WHOLE |= {"state": [1, 1, 4], "mixed": [-1, 1, 4], "fixed": [5, 3, 4], "huge": [2**20] * 3}
 FLOATS = {"w0": W0, "r0": R0, "w1": W1, "r1": R1, "bias": B1, "wide": np.concatenate([W0, W1], axis=2), "half": [0.5]}
-FLOATS |= {
-    "fc.weight": np.ones((4, 2)),
-    "fc8.weight": np.ones((8, 2)),
-    "scale": [1, 2, 3, 4],
-    "zeros": np.zeros((1, 1, 4)),
-}
+FLOATS |= {"w6": np.ones((1, 24, 4)), "r6": np.ones((1, 24, 6)), "scale": [1, 2, 3, 4], "zeros": np.zeros((1, 1, 4))}
+FLOATS |= {"fc.weight": np.ones((4, 2)), "fc8.weight": np.ones((8, 2))}
 STORED = {name: np.array(value, np.int64) for name, value in WHOLE.items()}
 STORED |= {name: np.array(value, np.float32) for name, value in FLOATS.items()}
 LOWER = "LSTM x w0 r0 > y0 h0 c0 name=lower hidden_size=4\nSqueeze y0 i1 > s"
@@ -143,6 +131,13 @@ def test_head_over_the_last_step(find, top):
     assert found.notes[0].startswith("the file has its head over the last step alone")
 
 
+def test_layers_of_unlike_sizes_are_two_models(find):
+    texts = LOWER, "LSTM s w6 r6 > y name=upper hidden_size=6"
+    assert find(*texts, layer="upper").spec == ModelSpec("lstm", 4, 6, bias=False)
+    with pytest.raises(ChoiceNeeded, match="--layer other is not in the file; it has lower, upper"):
+        find(*texts, layer="other")
+
+
 def pair(x, place, forward, backward):
     """A forward and a reverse node, their outputs beside each other as t0 or t1."""
     return f"""LSTM {x} {forward} > yf{place} name=forward{place} hidden_size=4
@@ -180,6 +175,11 @@ START = "n starts from a {} h0 that is not zero: requests must send it"
 def test_initial_state_is_said(find, start, notes):
     given = {"given": (2, "batch", 4)}
     assert find(start, "LSTM x w0 r0 - - h > y name=n hidden_size=4", more_inputs=given).notes == notes
+
+
+def test_lengths_of_rows_are_said(find):
+    found = find("LSTM x w0 r0 - i4 > y name=n hidden_size=4")
+    assert found.notes == ["n has lengths of its rows (sequence_lens): requests must send rows cut to them"]
 
 
 def test_layer_that_starts_from_the_state_of_another(find):

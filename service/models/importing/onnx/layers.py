@@ -66,11 +66,6 @@ class OnnxLayer:
         gates = np.split(array, GATES[self.kind])
         return np.concatenate([gates[place] for place in _ORDER[self.kind]])
 
-    def inputs(self, graph: Graph, known: Known) -> Numbers | None:
-        """Its inputs (T, B, I), if they follow from what is known."""
-        x = graph.value(self.nodes[0].input[0], known)
-        return self.turned(x, back=True) if x is not None and x.ndim == 3 else None
-
     def outputs(self, known: Known) -> Numbers:
         """Its outputs (T, B, D·H), as torch.nn has them."""
         y = self.result(0, known)
@@ -177,7 +172,8 @@ def stacks(graph: Graph, layers: list[OnnxLayer]) -> tuple[list[list[OnnxLayer]]
     known = graph.inputs()
     grouped: list[list[OnnxLayer]] = []
     for layer in _paired(graph, layers):  # nodes of a valid graph are in topological order
-        x = layer.inputs(graph, dict(known))
+        x = graph.value(layer.nodes[0].input[0], dict(known))
+        x = layer.turned(x, back=True) if x is not None and x.ndim == 3 else None
         below = None
         if x is not None and "computed" not in initial_states(graph, layer, known).values():
             tops = (stack for stack in grouped if stack[-1].common == layer.common)

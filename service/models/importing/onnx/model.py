@@ -46,6 +46,8 @@ def model_from_onnx(
             arrays[name], sources[name] = array, source
         for letter, how in initial_states(graph, entry, known).items():  # the service starts from zeros
             notes.append(f"{entry.name} starts from a {how} {letter} that is not zero: requests must send it")
+        lengths = f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
+        notes += [lengths] if node_input(entry.nodes[0], 4) else []
     if ZEROS in sources.values():
         notes.append("some layers have no bias; zeros were written")
     linear = find_head(graph, head) if head is not None else None
@@ -80,14 +82,12 @@ def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Kn
     nodes = [node for node in graph.nodes if node.op_type in KINDS]
     if not nodes:
         everywhere = (node for place in (graph.model.graph, *graph.model.functions) for node in _all_nodes(place.node))
-        hidden = [node for node in everywhere if node.op_type.endswith(tuple(KINDS))]
-        why = "layers that an exporter has taken apart into smaller operators cannot be imported: import the state_dict"
-        if hidden and hidden[0].op_type in KINDS:
-            why = f"{hidden[0].op_type} {node_name(hidden[0])} is in a branch, loop or function: export it without"
-        elif hidden:
-            why = f"{hidden[0].op_type} is quantized, or not ONNX's own: import the model as it was before"
+        hidden = [f"{node.op_type} {node_name(node)}" for node in everywhere if node.op_type.endswith(tuple(KINDS))]
+        why = "an exporter has taken its layers apart into smaller operators: import the model's state_dict"
+        if hidden:
+            why = f"{hidden[0]} is quantized, or in a branch, loop or function: export the model without that"
         raise CheckpointRefused(
-            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; {why}"
+            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} of the file's main graph; {why}"
         )
     layers: list[OnnxLayer] = []
     for node in nodes:
