@@ -139,7 +139,7 @@ def test_unreadable_weights_end_no_session(pair):
 def test_draining_model_opens_no_session(pair):
     service = pair[0]
     session = opened(service, "draining")
-    assert service.post("/models/draining/drain").status_code == 403
+    assert service.post("/models/draining/drain").status_code == 401
     view = admin(service, "draining", "drain")
     assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
     assert_problem(service.post("/cell/sessions", {"model": "draining"}), 409, "model-in-use", "drained")
