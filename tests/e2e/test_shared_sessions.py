@@ -178,7 +178,7 @@ def test_lost_store_is_noticed(launch, tmp_path):
 def test_draining_model_opens_no_session(pair):
     service = pair[0]
     session = opened(service, "draining")
-    assert service.post("/models/draining/drain").status_code == 403
+    assert service.post("/models/draining/drain").status_code == 401
     view = admin(service, "draining", "drain")
     assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
     assert_problem(service.post("/cell/sessions", {"model": "draining"}), 409, "model-in-use", "drained")
