@@ -145,10 +145,7 @@ class Registry:
         return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
     async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
-        """The version with the weights that a session was opened with; None if its files hold others.
-
-        Raises ModelFailed if they are missing or cannot be read.
-        """
+        """The version with a session's weights; None if its files hold others. Raises ModelFailed if it cannot say."""
         if found := self.pinned_loaded(name, version, fingerprint):
             return found
         current = self._current(name, version)

@@ -120,9 +120,9 @@ class Sessions:
         self._registry.release()
         for weights in self._users.keys() - self._known if self.cache.store.shared else ():
             # Opened by another process: this one loads them, too, before the files are replaced.
-            self._known.add(weights)
-            with suppress(ModelFailed):  # which the registry logs
+            with suppress(ModelFailed):  # which the registry logs; tried again
                 await self._registry.pinned(*weights)
+                self._known.add(weights)
 
     async def _create(
         self, weights: Weights, owner: bytes, ttl_seconds: float, initial: bytes, state: bytes

@@ -67,6 +67,7 @@ class SqliteStore:
         return await self._call(lambda tables: tables.end(session, reason, at))
 
     async def expire(self, now: float) -> tuple[int, bool]:
+        await self._in_thread(self._look_at_file)  # not at each transaction: every look gives up the interpreter
         return await self._call(lambda tables: tables.expire(now, LOOKS))
 
     async def evict(self, count: int, now: float) -> int:
@@ -91,7 +92,10 @@ class SqliteStore:
 
     def _transact(self, calls: list[Call]) -> list[Any]:
         """Run calls, which are kept together or not at all. Raises StoreUnavailable."""
-        self._check_file()
+        if self.lost or self._connection is None:
+            self._look_at_file()
+        if self.lost:
+            raise unavailable(StoreError(f"the session store {self._path} was removed, replaced or emptied"))
         try:
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
@@ -106,8 +110,8 @@ class SqliteStore:
         self.totals = totals
         return answers
 
-    def _check_file(self) -> None:
-        """Raise StoreUnavailable if the file that was opened is not at its path any more, or has lost what it held.
+    def _look_at_file(self) -> None:
+        """The store is lost if the file that was opened is not at its path any more, or has lost what it held.
 
         It stays open, and no other is opened in its place: closing one would delete the write-ahead log of the other.
         """
@@ -117,8 +121,6 @@ class SqliteStore:
             self.lost = not whole or not os.path.samestat(now, self._file or now)
         except OSError:
             self.lost = True
-        if self.lost:
-            raise unavailable(StoreError(f"the session store {self._path} was removed, replaced or emptied"))
 
     def _connect(self) -> sqlite3.Connection:
         self._connection = self._open_file()
