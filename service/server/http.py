@@ -249,7 +249,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     data = data[upgrade.args[0] :]
                     if self._is_handshake:
-                        self._upgrade(bytes(data) + self._take_rest())
+                        self._upgrade(early=len(data) + len(self._take_rest()))
                         return False
                     # Go on without the offered protocol, as RFC 9110 (7.8) allows.
                     self._replays_head = True
@@ -288,12 +288,14 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.url, self.headers, self.app = b"/", [], self._application.refuse
         self._begin_asgi()
 
-    def _upgrade(self, early: bytes) -> None:
+    def _upgrade(self, early: int) -> None:
+        if early:  # a client must wait for our part of the handshake
+            self._is_handshake = False
+            self._refuse()
+            return
         self._head_timer.cancel()
         self._watch.stop()
         self.handle_websocket_upgrade()
-        if early:
-            self.transport.get_protocol().data_received(early)
 
     def _is_ready(self) -> bool:
         return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()
