@@ -119,10 +119,10 @@ class Paced(asyncio.Protocol):
     """
 
     config: Any  # `server.process.Config`
+    flow: Any
     transport: Any
     loop: asyncio.AbstractEventLoop
     _parse: Callable[[memoryview], int]  # a slice; gives how many bytes of a body still come, which need no slices
-    _has_room: Callable[[], bool]  # whether to parse on
     _drop: Callable[[str], None]  # cuts the connection for a reason
 
     _unparsed = memoryview(b"")
@@ -136,7 +136,7 @@ class Paced(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.stop()
-        self._take_rest()
+        self._unparsed = memoryview(b"")
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -154,6 +154,10 @@ class Paced(asyncio.Protocol):
         if self._turn is None:
             self._run()
 
+    def _has_room(self) -> bool:
+        """Whether to parse on."""
+        return not self.flow.read_paused
+
     def _wants_more(self) -> bool:
         """Whether to read on, once all is parsed."""
         return self._has_room()
@@ -163,12 +167,6 @@ class Paced(asyncio.Protocol):
         if self._unparsed and self._turn is None and self._has_room():
             self._turn = self.loop.call_soon(self._run)
         self._pace()
-
-    def _take_rest(self) -> bytes:
-        """What is not parsed yet, and now will not be."""
-        rest, self._unparsed = bytes(self._unparsed), memoryview(b"")
-        self._pace()
-        return rest
 
     def _run(self) -> None:
         self._turn = None

@@ -31,9 +31,7 @@ MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 class HttpConnection(Paced, HttpToolsProtocol):
     # Its head timer runs whenever bytes came and no request is being handled: before a head is complete, but also when
     # a body goes on after its reply, or when only empty lines follow.
-    flow: PipelineFlow
     cycle: Any
-    pipeline: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -82,7 +80,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
 
     def _parse(self, data: memoryview) -> int:
         """Look also at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
-        if self._refused:  # what comes now is thrown away as a body is
+        if self._refused:  # what comes now is thrown away, as a body is
             self.on_body(bytes(data))
             return 0
         self._unset_keepalive_if_required()
@@ -249,7 +247,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     data = data[upgrade.args[0] :]
                     if self._is_handshake:
-                        self._upgrade(bytes(data) + self._take_rest())
+                        self._upgrade(early=bool(data or self._unparsed))
                         return False
                     # Go on without the offered protocol, as RFC 9110 (7.8) allows.
                     self._replays_head = True
@@ -259,25 +257,20 @@ class HttpConnection(Paced, HttpToolsProtocol):
                     return True
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
-            if self.transport.is_closing():
-                pass
-            elif ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError | ConnectionError):
                 structlog.get_logger().exception("internal_error")
                 self.transport.abort()
-            else:
+            elif not self.transport.is_closing():
                 self._refuse()
             return False
 
     def _refuse(self) -> None:
-        """Answer 400 after the replies that are still to come; also to a request whose body is no HTTP.
-
-        Where its own reply has begun, anything more would be taken for a part of that.
-        """
+        """Answer 400 in its turn; to a request whose body is no HTTP, only if its own reply has not begun."""
         self._refused = True
         self._head_timer.cancel()
         if self._in_body and self._body is None:
             if self.pipeline:
-                self.pipeline[0] = self.cycle, self._application.refuse
+                self.pipeline[0] = self.cycle, self._application.refuse  # type: ignore[assignment]
                 return
             self._leave()
             if self.cycle.response_started:
@@ -288,21 +281,20 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.url, self.headers, self.app = b"/", [], self._application.refuse
         self._begin_asgi()
 
-    def _upgrade(self, early: bytes) -> None:
-        self._head_timer.cancel()
-        self._watch.stop()
-        self.handle_websocket_upgrade()
-        if early:
-            self.transport.get_protocol().data_received(early)
+    def _upgrade(self, early: int) -> None:
+        if early:  # a client must wait for our part of the handshake
+            self._is_handshake = False
+            self._refuse()
+        else:
+            self._head_timer.cancel()
+            self._watch.stop()
+            self.handle_websocket_upgrade()
 
     def _is_ready(self) -> bool:
         return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()
 
     def _has_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
-
-    def _has_room(self) -> bool:
-        return not self.flow.read_paused
 
     def _head_is_late(self) -> None:
         if self.flow.read_paused:  # by us, while requests before it wait

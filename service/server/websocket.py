@@ -11,11 +11,11 @@ from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
 from service.api.streams.websocket import WAITING
-from service.server.flow import Paced
+from service.server.flow import SLICE_BYTES, Paced
 
 MAX_MESSAGES = 1024  # that wait for the application; the rest of what was read waits as bytes
 MAX_FRAGMENTS = 1024  # of a message: empty ones count for nothing in its size
-MAX_EMPTY_FRAMES = 4096  # pings, pongs and blank messages, from one message with content to the next
+MAX_EMPTY_FRAMES = 4096  # pings, pongs and blank messages (large ones count for more) between two with content
 CLOSE_SECONDS = 2.0  # from our close until the connection is cut, if the client does not end it before
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -82,7 +82,7 @@ class GuardedWebSocket(Paced, WebSocketsSansIOProtocol):
         if data and not data.isspace():
             self._empty_frames = 0
         else:
-            self._count_empty_frame()
+            self._count_empty_frame(len(data))
 
     def handle_ping(self) -> None:
         """Answer, unless the answers to those before are still unread."""
@@ -95,9 +95,10 @@ class GuardedWebSocket(Paced, WebSocketsSansIOProtocol):
         super().handle_pong(event)
         self._count_empty_frame()
 
-    def _count_empty_frame(self) -> None:
-        self._empty_frames += 1
-        if self._empty_frames == MAX_EMPTY_FRAMES:
+    def _count_empty_frame(self, size: int = 0) -> None:
+        before = self._empty_frames
+        self._empty_frames += 1 + size // SLICE_BYTES
+        if before < MAX_EMPTY_FRAMES <= self._empty_frames:
             self._drop("too_many_empty_frames", f"{MAX_EMPTY_FRAMES} frames without content")
 
     def handle_parser_exception(self) -> None:

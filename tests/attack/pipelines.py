@@ -86,7 +86,7 @@ def _sound(rng: random.Random, name: str, *, last: bool, early: bool) -> Asked:
     if rng.random() < 0.5 and not (method == "GET" and not body):
         offers = [offer for offer in OFFERS if method != "GET" or offer.lower() != "websocket"]
         headers |= {_cased(rng, "Connection"): rng.choice(OFFERED_BY), _cased(rng, "Upgrade"): rng.choice(offers)}
-    if last and (method != "GET" or not body):
+    if last and method != "GET":
         headers["CONNECTION"] = "close"
     if (step is not None or last) and rng.random() < 0.5:  # a reply before such a body is the last
         headers[_cased(rng, "Transfer-Encoding")] = rng.choice(("chunked", "Chunked", "CHUNKED", "  chunked "))

@@ -67,25 +67,6 @@ def test_frame_byte_by_byte(service):
         assert len(received(wire)[1]) == 24
 
 
-def test_pinging_without_reading_is_cut(short_timeouts):
-    """As those of `test_unread_stream_holds_up_nobody`, which send steps."""
-    pings = frame(PING, b"x" * 125) * 200
-
-    def ping_on(wire):
-        for _ in range(5000):
-            wire.send(pings)
-
-    with (
-        others_are_served(short_timeouts),
-        memory_returns(short_timeouts),
-        Wire(short_timeouts, receive_buffer=4096, seconds=1) as wire,
-    ):
-        upgraded(wire)
-        with pytest.raises((TimeoutError, ConnectionError)):  # the service reads no more, or has closed
-            ping_on(wire)
-        until(lambda: not short_timeouts.holds(wire.port), "the client is cut")
-
-
 def test_silent_client_is_told_to_go(short_timeouts):
     with opened(short_timeouts, "?model=tanh", "[1,2,3,4]") as socket:
         messages, code, reason = ended(socket)

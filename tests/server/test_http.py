@@ -257,9 +257,3 @@ async def test_offer_of_another_protocol_is_ignored(body, entrance, number, conn
         assert await replies(data, count=2) == (wanted, closed)
     for place in range(len(data)):
         assert await replies(data[:place], data[place:], count=2) == (wanted, closed)
-
-
-@in_loop
-async def test_many_offers_in_one_read():
-    written, _ = await replies((b"POST /echo HTTP/1.1\r\nHost: a\r\n" + LENGTH % offer(OFFERS[0])) * 1000, count=1000)
-    assert written.count(b"abcdef") == 1000

@@ -10,6 +10,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ WAITING = "rnn.waiting"
 _CODE_OF_ERROR: dict[type[Exception], int] = {ServiceDraining: 1012, InvalidRequest: 1007}
 _CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 500: 1011, 503: 1013}
 _POLICY_VIOLATION = 1008
+
+ANSWERS_IN_TURN = 64
+"""Frames that are answered without a pause."""
 
 _LINES = re.compile(rb"\S[^\n]*")
 """Lines that are not blank, without leading blanks."""
@@ -151,13 +155,15 @@ class _Connection:
             steps = self._inputs(message["bytes"], self._stream)
             await self._add_frame(_Frame(False, steps, [self._frame_count] * len(steps)))
             return
-        lines = _LINES.findall(text.encode())
-        places = range(self._line_count + 1, self._line_count + 1 + len(lines))
-        self._line_count += len(lines)
-        if lines and self._stream is None:
-            self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
-            lines, places = lines[opens:], places[opens:]
-        await self._add_frame(_Frame(True, lines, places))
+        found = (line[0] for line in _LINES.finditer(text.encode()))
+        # So many at a time: half a million may stand in a message.
+        while lines := list(islice(found, MAX_BLOCK_STEPS)):
+            places = range(self._line_count + 1, self._line_count + 1 + len(lines))
+            self._line_count += len(lines)
+            if self._stream is None:
+                self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
+                lines, places = lines[opens:], places[opens:]
+            await self._add_frame(_Frame(True, lines, places))
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
@@ -198,6 +204,7 @@ class _Connection:
         sizes = (len(frame.places) for frame in frames)
         missing = next(sizes)
         answer: list[bytes] = []  # what has run of one frame
+        answered = 0
         try:
             async for ran in stream.run(block):
                 answers: Any = stream.lines(ran) if text else stream.array(ran)
@@ -209,6 +216,9 @@ class _Connection:
                     if not missing:
                         await self.write(b"".join(answer), text=text)
                         answer, missing = [], next(sizes, 0)
+                        answered += 1
+                        if not answered % ANSWERS_IN_TURN:
+                            await asyncio.sleep(0)  # give other tasks a turn
         except ServiceError:
             if answer:
                 await self.write(b"".join(answer), text=text)
