@@ -19,7 +19,7 @@ from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
 from service.sessions.replay import decode_state, encode_state, keep_one, keep_steps, out_of_order, replay, step_bytes
-from service.sessions.stepper import Steps, check_finite, prepare
+from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
 from service.stores.interface import Position
 
 
@@ -85,7 +85,9 @@ class SessionSteps:
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
         counts, spec = self._cache.counts, session.model.spec
-        as_stored = not self._cache.store.shared  # else another process may have advanced the session
+        as_stored = not self._cache.store.shared  # else another process may have advanced, reset or ended the session
+        if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
+            as_stored, session = True, await self.again(session, fresh=True)
         while True:
             before = session.record.position
             try:
@@ -110,9 +112,9 @@ class SessionSteps:
                     counts.commits += 1
                     counts.steps += steps.count
                     return [*done, steps]
-            except (StepConflict, StepOutOfOrder):
+            except (StepConflict, StepOutOfOrder, NonFinite) as error:
                 if as_stored:
-                    counts.conflicts += 1
+                    counts.conflicts += not isinstance(error, NonFinite)
                     raise
             as_stored, session = True, await self.again(session, fresh=True)
 

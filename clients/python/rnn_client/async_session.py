@@ -6,16 +6,17 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
-from urllib.parse import quote
 
 from numpy.typing import ArrayLike
 
-from rnn_client.calls import Caller
+from rnn_client.calls import Caller, path
 from rnn_client.errors import BrokenReply, ClientError, SessionGone, SessionNotFound
 from rnn_client.results import Snapshot, StepResult
 from rnn_client.stream import Progress, Stream
 from rnn_client.tensors import MEDIA_TYPE, Returns, encode, floats, names
 from rnn_client.transports import STREAM_FAILURES, Exchange
+
+SESSIONS = "/cell/sessions"
 
 
 class AsyncSession:
@@ -30,7 +31,7 @@ class AsyncSession:
         self._progress = progress
         self._keep = keep
         self.id, self.model, self.version = progress.session, progress.model, progress.version
-        self._path = session_path(self.id)
+        self._path = path(SESSIONS, self.id, "session_id")
 
     @property
     def done(self) -> int:
@@ -193,10 +194,6 @@ class _StreamConnection:
     async def aclose(self) -> None:
         self._exchange = None
         await self._open.aclose()
-
-
-def session_path(session_id: str) -> str:
-    return f"/cell/sessions/{quote(session_id, safe='')}"
 
 
 async def _each(inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike]) -> AsyncGenerator[ArrayLike, None]:

@@ -5,7 +5,7 @@ and NaN and infinity pass.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,12 @@ def floats(values: ArrayLike, name: str) -> Floats:
 
 def padded(rows: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int64]]:
     """Rows (T_i, I) as one array (B, T, I) and their lengths. Raises ValueError for rows that do not fit together."""
-    if not rows:
-        raise ValueError("inputs is empty; expected at least one row")
     arrays = [floats(row, f"inputs[{index}]") for index, row in enumerate(rows)]
+    if not arrays:
+        raise ValueError("inputs is empty; expected at least one row")
     for index, array in enumerate(arrays):
-        if array.ndim != 2 or array.shape[1] != arrays[0].shape[-1]:
-            raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, {arrays[0].shape[-1]})")
+        if array.ndim != 2 or array.shape[1] != arrays[0].shape[1]:
+            raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, I), and the same I in all rows")
     lengths = np.array([len(array) for array in arrays], np.int64)
     batch = np.zeros((len(arrays), int(lengths.max()), arrays[0].shape[1]), "<f4")
     for row, array in zip(batch, arrays, strict=True):
@@ -42,7 +42,7 @@ def padded(rows: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def names(returns: Returns) -> list[str] | None:
-    return [returns] if isinstance(returns, str) else None if returns is None else list(returns)
+    return [returns] if isinstance(returns, str) else list(returns) if isinstance(returns, Iterable) else returns
 
 
 def encode(arrays: Mapping[str, ArrayLike | None], fields: Mapping[str, Any]) -> bytes:
@@ -70,16 +70,22 @@ def decode(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _array(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:
     try:
-        if hasattr(values, "__array__") and np.iscomplexobj(values):
-            raise TypeError("complex numbers have no float32 value")
-        return np.asarray(values, dtype, order="C")
+        given = np.asarray(values)
+        if given.dtype.kind in "cmMSU" or given.dtype.names:
+            raise TypeError(f"values of dtype {given.dtype} have no float32 value")
+        array = np.asarray(given, dtype, order="C")
+        if name == "lengths" and (array != given).any():
+            raise ValueError("lengths are whole numbers")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor with a gradient
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} cannot be read as an array of numbers: {error}") from error
+    return array
 
 
 def _text(value: Any, name: str) -> str:
     try:
-        return value if isinstance(value, str) else json.dumps(value)
+        return (value if isinstance(value, str) else json.dumps(value)).encode().decode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {value!r:.80}, which is no Unicode text") from None
     except TypeError:
         raise TypeError(f"{name} is of type {type(value).__name__}; expected text, numbers or names") from None

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from service.engine.interface import Floats
-from service.engine.native.cells import relu, sigmoid, tanh
+from service.engine.native.cells import precise_sigmoid, relu, sigmoid, tanh
 from service.engine.native.compiler import Processor, compiled
 from service.engine.native.ir import Module, Value, Vectors
 from tests.engine.native.processors import runnable
 
-SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e30, -1e30, np.inf, -np.inf, 8.0, -8.0], np.float32)
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e30, -1e30, np.inf, -np.inf], np.float32)
+SMALLEST = 2.0**-126  # below stand numbers of fewer bits, of which a result may be 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def apply(operation: Callable[[Vectors, Value], Value], values: Floats, processo
 def whole_range() -> Floats:
     """About four million values, spread evenly over the bit patterns of float32, and those where something happens."""
     values = np.arange(0, 2**32, 1021, dtype=np.uint32).view(np.float32)
-    return np.concatenate([values[np.isfinite(values)], np.linspace(-10, 10, 200_001, dtype=np.float32), SPECIAL])
+    return np.concatenate([values[np.isfinite(values)], np.linspace(-110, 110, 2_200_001, dtype=np.float32), SPECIAL])
 
 
 @pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
@@ -56,20 +57,30 @@ def test_tanh(processor: Processor) -> None:
     exact = np.tanh(x.astype(np.float64))
     assert np.abs(y - exact).max() <= 4e-7
     assert np.abs(y).max() <= 1
+    assert_same_where_saturated(y, exact)
     np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
     small = (np.abs(x) > 1e-37) & (np.abs(x) < 1e-3)
     assert (np.abs(y - exact)[small] <= 4e-7 * np.abs(exact[small])).all()
 
 
+@pytest.mark.parametrize("operation", [sigmoid, precise_sigmoid])
 @pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
-def test_sigmoid(processor: Processor) -> None:
+def test_sigmoid(processor: Processor, operation: Callable[[Vectors, Value], Value]) -> None:
     x = whole_range()
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         exact = 1 / (1 + np.exp(-x.astype(np.float64)))
-    y = apply(sigmoid, x, processor)
-    assert np.abs(y - exact).max() <= 3e-7
-    assert y.min() >= 0
-    assert y.max() <= 1
+    y = apply(operation, x, processor)
+    assert (np.abs(y - exact) <= np.maximum(2.5e-7 * exact, SMALLEST)).all()
+    assert_same_where_saturated(y, exact)
+    if operation is precise_sigmoid:
+        assert np.abs(y - exact)[x > 4].max() <= 0.55 * 2**-24  # 0.5 is what rounding alone costs
+
+
+def assert_same_where_saturated(y: Floats, exact: np.ndarray) -> None:
+    """Exactly 0, 1 or -1 where the true value rounds to it."""
+    rounded = exact.astype(np.float32)
+    saturated = np.isin(rounded, [0, 1, -1])
+    np.testing.assert_array_equal(y[saturated], rounded[saturated])
 
 
 @pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
@@ -78,7 +89,7 @@ def test_relu(processor: Processor) -> None:
     np.testing.assert_array_equal(apply(relu, x, processor), np.maximum(x, 0))
 
 
-@pytest.mark.parametrize("operation", [tanh, sigmoid, relu])
+@pytest.mark.parametrize("operation", [tanh, sigmoid, precise_sigmoid, relu])
 def test_nan_stays_nan(operation: Callable[[Vectors, Value], Value]) -> None:
     for processor in runnable():
         assert np.isnan(apply(operation, np.full(3, np.nan, np.float32), processor)).all()
