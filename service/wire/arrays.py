@@ -1,6 +1,6 @@
 """What decoding yields: float32 arrays, and nested lists that are not rectangular."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ Integers = NDArray[np.int64]
 # Arrays come as Floats, Integers or Ragged; everything else as the Python value of its format.
 Document = Mapping[str, Any]
 
-Sizes = list[list[int]]
+Sizes = Sequence[list[int] | NDArray[np.int32]]
 """For each depth of a nested list, the lengths of the lists of that depth, in order; the first has one entry."""
 
 MAX_DEPTH = 3
@@ -49,10 +49,15 @@ def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:
     if len(sizes) == 1:
         return values
     for depth in sizes:
-        if len(depth) > 1 and depth.count(depth[0]) != len(depth):
+        if len(depth) > 1 and not _alike(depth):
             return Ragged(values, sizes)
     # A depth below an empty list has no lists at all: its axis is empty too.
-    return values.reshape([depth[0] if depth else 0 for depth in sizes])
+    return values.reshape([depth[0] if len(depth) else 0 for depth in sizes])
+
+
+def _alike(depth: list[int] | NDArray[np.int32]) -> bool:
+    same = depth.count(depth[0]) if isinstance(depth, list) else np.count_nonzero(depth == depth[0])
+    return bool(same == len(depth))
 
 
 def finite(values: Floats) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, Sizes, assemble
+from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
@@ -24,8 +24,8 @@ SLICE_VALUES = 32 * 1024
 MAX_NAMES = 32
 """Strings in a list of names: no field of the contract has as many."""
 
-MAX_LISTS = 2**18
-"""Lists of one depth: each is looked at. A longer body of that many is read in pieces."""
+MAX_LISTS = 2**15
+"""Lists of one depth: each is looked at. A body of more is long enough to be read in pieces."""
 
 DOT_VALUES = 4096
 """Up to so many numbers one dot product is the quickest look at all of them: BLAS does it in one thread."""
@@ -80,7 +80,7 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     return assemble(*decode_list(line)) if line.lstrip()[:1] == b"[" else decode(line)
 
 
-def decode_list(text: bytes) -> tuple[Floats, Sizes]:
+def decode_list(text: bytes) -> tuple[Floats, list[list[int]]]:
     """The numbers of a list, however nested, and the sizes of its lists, for `assemble`. Raises Suspicious."""
     try:
         array = _parsed(text, _Array)
@@ -152,7 +152,7 @@ def _brackets(text: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("[")))
 
 
-def _numbers(array: Any, first: Any) -> tuple[Floats, Sizes]:
+def _numbers(array: Any, first: Any) -> tuple[Floats, list[list[int]]]:
     """The numbers of a list, and its sizes as deep as the first elements go: other brackets are the caller's to find.
 
     Raises Suspicious; ValueError or TypeError where something is neither a number nor a list.

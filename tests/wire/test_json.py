@@ -113,11 +113,12 @@ def test_ragged_rows_keep_their_lengths():
         (b"", MalformedBody, "empty"),
         (b"[1]", MalformedBody, "the body is a list; expected an object"),
         (b'{"inputs": [[1, 2], [3', MalformedBody, "in inputs[1][0]"),
-        (b'{"inputs": [[1, 2], [3,]]}', MalformedBody, "line 1 column 23, in inputs[1][0]"),
+        (b'{"inputs": [[1, 2], [3,]]}', MalformedBody, "column 23, in inputs[1][0]"),
         (b"null", MalformedBody, "null"),
-        (b'{"x": 1}{}', MalformedBody, "line 1 column 9"),
-        (b"{'x': 1}", MalformedBody, "line 1 column 2"),
-        (b'{"x": "a\x00"}', MalformedBody, "line 1 column 9"),
+        (b'{"x":\n1}{}', MalformedBody, "line 2 column 3"),
+        (b'{"x": 1}{}', MalformedBody, "column 9"),
+        (b"{'x': 1}", MalformedBody, ": column 2"),
+        (b'{"x": "a\x00"}', MalformedBody, "column 9"),
         (b'{"x": "\\ud800"}', MalformedBody, "surrogate"),
         ('{"x": 1}'.encode("utf-16"), MalformedBody, ""),
         (b"[" * 100_000, MalformedBody, "depth limit"),
@@ -165,14 +166,6 @@ def test_integers_beyond_float64_are_rounded():
 
 def test_name_may_hold_any_character():
     assert read(b'{"\\u0000a": 1}') == {"\0a": 1}
-
-
-def test_error_in_a_large_body_names_no_place():
-    body = b'{"x": [' + b"0," * (json_slow.MAX_BYTES // 2) + b"null]}"
-    with pytest.raises(InvalidRequest, match="would be named"):
-        read(body)
-    with pytest.raises(MalformedBody, match="would be named"):
-        read(body[:-1])
 
 
 @pytest.mark.parametrize("line", [b"[1, 2.5]", b'{"inputs": [1, 2.5], "step": 3}'])
