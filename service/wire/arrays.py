@@ -27,6 +27,9 @@ OVERFLOW = 2.0**128 - 2.0**103
 MAX_FIELDS = 32
 """Names in one document: no request of the contract has a third as many."""
 
+ROW_VALUES = 16
+"""Numbers that are printed in the time that it takes to cut out a row."""
+
 
 @dataclass(slots=True)
 class Ragged:
@@ -42,6 +45,37 @@ class Ragged:
     @property
     def size(self) -> int:
         return self.values.size
+
+
+class RaggedRows:  # no dataclass: orjson would print its fields
+    """Rows of unequal length of one array (n, ·), cut out one by one as they are asked for; ends has a 0 before it."""
+
+    def __init__(self, values: Floats, ends: Integers) -> None:
+        self.values = values
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, rows: int | slice) -> "Floats | RaggedRows":
+        if isinstance(rows, slice):
+            begin, end, _ = rows.indices(len(self))
+            return RaggedRows(self.values, self.ends[begin : end + 1])
+        if rows >= len(self):
+            raise IndexError
+        return self.values[self.ends[rows] : self.ends[rows + 1]]
+
+    @property
+    def size(self) -> int:
+        """About as much work as so many numbers."""
+        steps = int(self.ends[-1]) - int(self.ends[0])
+        return steps * int(self.values.shape[1]) + ROW_VALUES * len(self)
+
+    def padded(self) -> Floats:
+        lengths = np.diff(self.ends)
+        rows: Floats = np.zeros((len(lengths), lengths.max(), self.values.shape[1]), np.float32)
+        rows[np.arange(rows.shape[1]) < lengths[:, None]] = self.values
+        return rows
 
 
 def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:

@@ -97,7 +97,7 @@ def encode(fields: Document) -> bytes:
 
     NaN and infinities are printed as null: callers that do not want that look for them before.
     """
-    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(fields, list, orjson.OPT_SERIALIZE_NUMPY)
 
 
 def slices(fields: Document) -> Iterator[bytes]:
@@ -105,32 +105,25 @@ def slices(fields: Document) -> Iterator[bytes]:
     before = b"{"
     for name, value in fields.items():
         before += orjson.dumps(name) + b":"
-        if _count(value) > SLICE_VALUES:
+        if getattr(value, "size", 1) > SLICE_VALUES:
             yield from _items(value, before + b"[", b"]")
         else:
-            yield before + orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+            yield before + orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY)
         before = b","
     yield b"}" if fields else b"{}"
 
 
 def _items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
-    """The items of an array, or of a list of arrays, in pieces: it is cut in halves until few numbers are left."""
+    """The items of an array, or of `RaggedRows`, in pieces: it is cut in halves until few numbers are left."""
     half = len(value) // 2
-    if _count(value) <= SLICE_VALUES:
-        text = memoryview(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    if getattr(value, "size", 1) <= SLICE_VALUES:
+        text = memoryview(orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY))
         yield b"".join((before, text[1:-1], after))
     elif half:
         yield from _items(value[:half], before, b",")
         yield from _items(value[half:], b"", after)
     else:
         yield from _items(value[0], before + b"[", b"]" + after)
-
-
-def _count(value: Any) -> int:
-    """Numbers in an array or in a list of arrays."""
-    if isinstance(value, list):
-        return sum(map(_count, value))
-    return value.size if isinstance(value, np.ndarray) else 1
 
 
 def _parsed(text: bytes, kind: type) -> Any:

@@ -52,7 +52,7 @@ def decode(body: bytes) -> Iterator[Document]:
     Raises MalformedBody; or Suspicious with the call that gives the fields or the error, and takes longer.
     """
     lists: dict[str, Floats | Ragged] = {}
-    texts, rest = [], 0
+    texts, rest, body = [], 0, body.rstrip()
     for name, depth, begin, end in _long_lists(body):
         texts += [body[rest:begin], b"[]"]
         lists[name] = yield from _list(body, begin + 1, end, name, depth)
@@ -120,6 +120,8 @@ def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator
         if not cut and not (is_last and opened.endswith(b"]")):
             # A string is in its midst, or the body ends in it, or a piece of it has no place to cut.
             text = (opened + b'""' * (end < len(body))) if is_last else opened.rpartition(b",")[0]
+            if not text and not opened[-1:].isspace():
+                text = opened
             raise Suspicious(partial(json_slow.explain, text, name, before, depth, closes=end < len(body)))
         try:
             numbers, lengths = json.decode_list(opened + b"]" * is_cut)

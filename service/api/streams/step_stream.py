@@ -69,7 +69,18 @@ class StepStream:
     async def decode(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
+        if (size := sum(map(len, lines))) > HEAVY_BYTES and len(lines) > 1:
+            half = len(lines) // 2
+            block = await self.decode(lines[:half], places[:half])
+            await asyncio.sleep(0)  # give other tasks a turn
+            if block.failure is None:
+                rest = await self.decode(lines[half:], places[half:])
+                inputs = np.concatenate((block.inputs, rest.inputs))
+                block = Block(inputs, block.numbers + rest.numbers, places, "line", rest.failure)
+            return block
         try:
+            if size > HEAVY_BYTES:
+                raise json.Suspicious
             block = Block(*ndjson.decode(lines, self.stepper.model.spec.input_size), places, "line")
         except json.Suspicious:
             block = await self._decode_each(lines, places)
