@@ -205,11 +205,12 @@ def _check_inputs(inputs: Numbers, axes: tuple[int, ...], form: str, model: Mode
         came = f"has {inputs.ndim} axes" if inputs.size else "is empty"
         raise invalid(f"inputs {came}; expected {form}, with I = {width}", "inputs")
     if isinstance(inputs, Ragged):
-        widths = inputs.sizes[-1]
-        if widths.count(width) == len(widths):
+        widths = np.asarray(inputs.sizes[-1])
+        wrong = widths != width
+        if not wrong.any():
             return
-        index = next(index for index, got in enumerate(widths) if got != width)
-        got, place = widths[index], _place(inputs, index)
+        index = int(wrong.argmax())
+        got, place = int(widths[index]), _place(inputs, index)
     elif inputs.shape[-1] == width:
         return
     else:
@@ -225,8 +226,8 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, bat
     if lengths is not None:
         raise invalid("lengths is for padded inputs; ragged ones have their own", "lengths")
     counts = np.array(inputs.sizes[1], np.int64)
-    if 0 in inputs.sizes[1]:
-        row = inputs.sizes[1].index(0)
+    if not counts.all():
+        row = int(counts.argmin())
         raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
     steps = inputs.values.reshape(-1, model.spec.input_size)
     return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)
