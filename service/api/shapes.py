@@ -260,11 +260,12 @@ def _check_width(inputs: Numbers, model: ModelVersion) -> None:
     """Raise InvalidRequest if a vector is not of `in_features`."""
     width = model.spec.in_features
     if isinstance(inputs, Ragged):
-        widths = inputs.sizes[-1]
-        if widths.count(width) == len(widths):
+        widths = np.asarray(inputs.sizes[-1])
+        wrong = widths != width
+        if not wrong.any():
             return
-        index = next(index for index, got in enumerate(widths) if got != width)
-        got, place = widths[index], _place(inputs, index)
+        index = int(wrong.argmax())
+        got, place = int(widths[index]), _place(inputs, index)
     elif inputs.shape[-1] == width:
         return
     else:
@@ -281,8 +282,8 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, bat
     if lengths is not None:
         raise invalid("lengths is for padded inputs; ragged ones have their own", "lengths")
     counts = np.array(inputs.sizes[1], np.int64)
-    if 0 in inputs.sizes[1]:
-        row = inputs.sizes[1].index(0)
+    if not counts.all():
+        row = int(counts.argmin())
         raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
     steps = inputs.values.reshape(-1, model.spec.in_features)
     return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)
