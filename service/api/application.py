@@ -182,6 +182,8 @@ class Application:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         last = len(pieces) - 1
         for index, piece in enumerate(pieces):
+            if index:  # a client that reads as quickly as we send would have the event loop for itself
+                await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": piece, "more_body": interrupts or index < last})
         if interrupts and incoming is not None:
             # Closing a connection with unread data in it resets it, and the client could lose the reply.
