@@ -49,7 +49,7 @@ _CUT = re.compile(rb",\s{0,64}+(?=[-0-9]|(\[)\s{0,64}+(?:[-0-9]|(\[)))")
 def decode(body: bytes) -> Iterator[Document]:
     """An empty document after each piece, and at the end what `json.decode` gives.
 
-    Raises MalformedBody, InvalidRequest; or Suspicious with the call that gives the fields or the error, and takes longer.
+    Raises MalformedBody, InvalidRequest; or Suspicious, with the call that gives the fields or the error and takes long.
     """
     lists: dict[str, Floats | Ragged] = {}
     texts, rest, body = [], 0, body.rstrip()
