@@ -20,6 +20,7 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
+from service.api.generate import Generate
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
@@ -86,6 +87,8 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     sampler = Sampler(metrics, inference, sessions)
+    generate = Generate(inference, documents, limits, sessions, session_steps, settings.max_generate_steps)
+    admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
     origins = frozenset(map(str.lower, settings.allowed_origins))
@@ -127,13 +130,14 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         handlers=Handlers(
             posts={
                 "/rnn/forward": Forward(inference, documents, limits),
+                "/rnn/generate": generate,
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
                 "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
             sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
         ),
-        admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
+        admissions={"/rnn/forward": admission, "/rnn/generate": admission},
         bodies=bodies,
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log),

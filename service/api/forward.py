@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.api.documents import Documents
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
@@ -141,15 +142,16 @@ class ForwardCall:
         if inputs.time is None:
             places = zip(inputs.starts.tolist(), inputs.lengths.tolist(), strict=True)
             parts = [flat[start : start + length] for start, length in places]
-            return parts if ragged else _padded(parts)
+            return parts if ragged else padded(parts)
         if not inputs.batched:
             return flat
         shaped: Floats = flat.reshape(-1, inputs.time, flat.shape[-1])
         return shaped if self.batch_first else np.ascontiguousarray(shaped.swapaxes(0, 1))
 
 
-def _padded(parts: list[Floats]) -> Floats:
-    padded = np.zeros((len(parts), max(map(len, parts)), parts[0].shape[-1]), np.float32)
+def padded(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays (T_i,·) as one, with zeros past the end of each."""
+    padded = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for row, part in enumerate(parts):
         padded[row, : len(part)] = part
     return padded

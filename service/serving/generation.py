@@ -7,8 +7,10 @@ begin ─► rows ─► engine ─► take ─► next inputs ─► rows …
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.interface import Engine, Floats, Integers, Rows
 from service.serving.sampling import Sampling
@@ -66,8 +68,13 @@ class Generation:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.inputs, self.future, self.tokens, self.predictions, self.outputs, self.rows.h, self.rows.c)
+        arrays = (self.inputs, self.future, *self.results, self.rows.h, self.rows.c)
         return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
+    def results(self) -> list[NDArray[Any]]:
+        """What was made at each step, (B,steps,·); zeros, or anything, past a row's end."""
+        return [values for values in (self.tokens, self.predictions, self.outputs) if values is not None]
 
     @property
     def states(self) -> dict[str, Floats]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil
@@ -105,7 +105,7 @@ class Inference:
         engine: Engine | None = None,
         *,
         by_turn: bool = False,
-    ) -> AsyncIterator[Timings]:
+    ) -> AsyncGenerator[Timings, None]:
         """Run a generation that has begun to its end; gives the timings of all, or by_turn of each turn, after it.
 
         Arguments and errors are those of `run`; what is left early must be closed.

@@ -8,19 +8,33 @@ A step is judged by its number, run, and committed together with what answers a 
 commit names the revision that the step was computed from: if another process was first, the step is judged again.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import NamedTuple, TypeVar
 
 from service.engine.interface import Floats
 from service.errors import StepConflict, StepOutOfOrder
+from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import decode_state, encode_state, keep_one, keep_steps, out_of_order, replay, step_bytes
+from service.sessions.replay import (
+    decode_state,
+    encode_state,
+    keep_generation,
+    keep_one,
+    keep_steps,
+    out_of_order,
+    replay,
+    replay_generation,
+    step_bytes,
+)
 from service.sessions.stepper import Steps, check_finite, prepare
 from service.stores.interface import Position
+
+Result = TypeVar("Result")
 
 
 class Terms(NamedTuple):
@@ -81,35 +95,88 @@ class SessionSteps:
             call.result = await self._run(session, inputs, step, terms, deadline)
             return call.result
 
+    async def generate(
+        self,
+        session: Session,
+        generation: Generation,
+        step: int | None,
+        digest: bytes,
+        check: Callable[[], None],
+        book: Callable[[float, float], None],
+        deadline: float | None = None,
+    ) -> int:
+        """Run a generation of one row on a session just found, or fill it again; gives the number of its first step.
+
+        step is as for `run`; digest is of what a retry must have in common with the first try; check raises what
+        keeps results from being committed. Raises as `run` does.
+        """
+
+        async def attempt(session: Session) -> tuple[int, Position | None]:
+            before = session.record.position
+            h, c = decode_state(session.model.spec, before.state)
+            generation.begin(h, c)
+            if step not in (None, before.step + 1):
+                replay_generation(before, generation, step or 0, digest)
+                check()
+                return before.step + 1 - generation.step, None
+            if generation.sampling:
+                generation.sampling.firsts[:] = before.step + 1
+            turns = self._inference.generate(session.model, generation, deadline, engine=session.engine)
+            async with aclosing(turns):
+                async for timings in turns:
+                    book(timings.queue, timings.compute)
+            check()
+            kept = keep_generation(generation, digest)
+            return before.step + 1, self._next_position(before, generation.step, encode_state(h, c), kept)
+
+        async with self._queue.turn(session.record.id) as call:
+            if call.waited:
+                session = await self.again(session)
+            return await self._once(session, attempt)
+
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
-        counts, spec = self._cache.counts, session.model.spec
+        async def attempt(session: Session) -> tuple[list[Steps], Position | None]:
+            before, spec = session.record.position, session.model.spec
+            done = _done_already(session, inputs, step, terms)
+            new = inputs[sum(steps.count for steps in done) :] if done else inputs
+            if not len(new):
+                return terms.checked(done), None
+            h, c = decode_state(spec, before.state)
+            steps, rows = prepare(spec, before.step + 1, new, h, c)
+            timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
+            terms.book(timings.queue, timings.compute)
+            terms.checked([*done, steps])
+            if terms.in_stream or steps.count > 1:
+                earlier = before.replies if terms.in_stream else b""
+                kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
+            else:
+                kept = keep_one(new, steps)
+            return [*done, steps], self._next_position(before, steps.count, encode_state(steps.h, steps.c), kept)
+
+        return await self._once(session, attempt)
+
+    def _next_position(self, before: Position, steps: int, state: bytes, kept: bytes) -> Position:
+        return Position(before.revision + 1, before.step + steps, state, kept, self._cache.clock())
+
+    async def _once(
+        self, session: Session, attempt: Callable[[Session], Awaitable[tuple[Result, Position | None]]]
+    ) -> Result:
+        """Attempt from where the session stands, and commit the new position; None says that all was done before."""
+        counts = self._cache.counts
         as_stored = not self._cache.store.shared  # else another process may have advanced the session
         while True:
             before = session.record.position
             try:
-                done = _done_already(session, inputs, step, terms)
-                new = inputs[sum(steps.count for steps in done) :] if done else inputs
-                if not len(new):
+                result, position = await attempt(session)
+                if position is None:
                     counts.replays += 1
-                    return terms.checked(done)
-                h, c = decode_state(spec, before.state)
-                steps, rows = prepare(spec, before.step + 1, new, h, c)
-                timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
-                terms.book(timings.queue, timings.compute)
-                terms.checked([*done, steps])
-                if terms.in_stream or steps.count > 1:
-                    earlier = before.replies if terms.in_stream else b""
-                    kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
-                else:
-                    kept = keep_one(new, steps)
-                state, now = encode_state(steps.h, steps.c), self._cache.clock()
-                position = Position(before.revision + 1, before.step + steps.count, state, kept, now)
+                    return result
                 if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
-                    counts.steps += steps.count
-                    return [*done, steps]
+                    counts.steps += position.step - before.step
+                    return result
             except (StepConflict, StepOutOfOrder):
                 if as_stored:
                     counts.conflicts += 1
