@@ -210,14 +210,12 @@ class HttpConnection(HttpToolsProtocol):
         # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
         request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
-        if reply is not None:
-            if not isinstance(reply.body, AsyncGenerator):
-                self._body = None
-                self._write(request, reply, reply.body)
-                return
-            running = asyncio.sleep(0, reply)  # lines are sent by ASGI
-        assert running is not None  # noqa: S101  # one of both
-        self._running = request, running
+        if reply is not None and not isinstance(reply.body, AsyncGenerator):
+            self._body = None
+            self._write(request, reply, reply.body)
+            return
+        # The rest of it, or a reply whose lines are still to be made.
+        self._running = request, running or asyncio.sleep(0, reply)  # type: ignore[arg-type]  # one of both
         self._use_asgi()
         super().on_message_complete()
 
