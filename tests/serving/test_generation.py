@@ -1,4 +1,4 @@
-"""Rows that generate: the same however they are run, drawn as torch's softmax says, fed back as a loop in float64 does."""
+"""Rows that generate: the same however they run, drawn as torch's softmax says, fed back as a loop in float64 does."""
 
 import asyncio
 from dataclasses import replace
@@ -163,7 +163,7 @@ def test_most_likely_token_is_lowest_of_equals():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_is_drawn_from_what_is_not_finite(value, temperature):
     predictions = np.array([[1, 2], [value, 1]], np.float32)
-    with pytest.raises(NonFiniteOutput, match="row 1 .* step 3"):
+    with pytest.raises(NonFiniteOutput, match=r"row 1 .* step 3"):
         sampling([0, 1], temperature=temperature).draw(predictions, 2)
 
 
