@@ -187,6 +187,9 @@ class Application:
                 async for line in lines:
                     await reply.write(line)
             except Exception as error:
+                if not request.status:
+                    await self.send(request, self._reply_to(error, request), send)
+                    return
                 await reply.write(error_line(self._told(error, request), request.request_id))
         await reply.write(b"", last=True)
 

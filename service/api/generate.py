@@ -46,16 +46,14 @@ class Generate:
             refuse_another_model(model, asked.model, asked.version)
             await self._in_session(request, call, session)
         elif kind == NDJSON:
-            pieces = self._stream(request, call)
-            return Reply(200, NDJSON.encode(), _again(await anext(pieces), pieces))
+            return Reply(200, NDJSON.encode(), self._stream(request, call))
         else:
             async with aclosing(self._run(request, call)) as turns:
                 async for _ in turns:
                     pass
             call.check()
         if kind == NDJSON:
-            text, _ = call.lines()
-            return Reply(200, NDJSON.encode(), text)
+            return Reply(200, NDJSON.encode(), call.lines())
         fields = call.reply(ragged=kind == JSON)
         body = await self.documents.encode(request, fields, kind, int(call.generation.counts.sum()) * call.width)
         return Reply(200, kind.encode(), body)
@@ -85,21 +83,12 @@ class Generate:
                 yield
 
     async def _stream(self, request: Request, call: GenerateCall) -> AsyncGenerator[bytes, None]:
-        """The lines of each turn together, after it. A line that cannot be sent is the end: its error is raised."""
+        """The lines of each turn together, after it."""
         try:
             async with aclosing(self._run(request, call, by_turn=True)) as turns:
                 async for _ in turns:
-                    text, failure = call.lines()
-                    yield text
-                    if failure:
-                        raise failure
+                    yield call.lines()
+                    call.check()  # after what is finite has been sent
         except ServiceError:
-            yield call.lines()[0]  # what had run before the error
+            yield call.lines()  # what had run before the error
             raise
-
-
-async def _again(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece

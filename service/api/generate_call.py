@@ -15,7 +15,6 @@ from service.api.shapes import (
     Limits,
     initial_state,
     invalid,
-    refuse_non_finite,
     returned,
     sequences,
     steps,
@@ -23,11 +22,12 @@ from service.api.shapes import (
 from service.api.step import MAX_KEPT_BYTES
 from service.api.stepping import steppable
 from service.engine.interface import Floats, Rows
-from service.errors import NonFiniteOutput, ServiceError
+from service.errors import NonFiniteOutput
 from service.serving.generation import Generation
 from service.serving.registry import ModelVersion
 from service.serving.sampling import Sampling
 from service.wire import json
+from service.wire.arrays import finite
 
 OF_TOKENS = ("temperature", "top_k", "top_p", "seed", "stop")
 OF_VECTORS = ("feedback", "future")
@@ -85,74 +85,67 @@ class GenerateCall:
         return blake2b(text.encode() + generation.inputs.tobytes() + future, digest_size=16).digest()
 
     def check(self) -> None:
-        """Raise NonFiniteOutput if something is not finite that JSON is to carry."""
-        if not self.strict:
-            return
-        batch = len(self.generation.inputs)
-        starts = np.arange(batch) * self.asked.steps
-        for name, values in self._results().items():
-            if name != "tokens":
-                refuse_non_finite(name, values.reshape(batch * self.asked.steps, -1), starts)
-        for name, state in self.generation.states.items():
-            refuse_non_finite(name, state)
+        """Raise NonFiniteOutput if something is not finite that JSON is to carry, and was not sent yet."""
+        if place := self._not_finite():
+            step, row, name = place
+            raise NonFiniteOutput(
+                f"{name} of row {row} is not finite at step {self.before + step + 1}, and JSON has no NaN or infinity; "
+                'ask for safetensors, or send "non_finite": "null"'
+            )
 
     def reply(self, *, ragged: bool) -> dict[str, Any]:
         """The fields of a whole reply; `ragged`: its format has lists of unequal length, else rows come padded."""
         generation, counts = self.generation, self.generation.counts
-        longest = int(counts.max())
         ragged = ragged and self.asked.batch_first
         fields: dict[str, Any] = {}
         for name, values in self._results().items():
+            rows = [row[:count] for row, count in zip(values, counts.tolist(), strict=True)]
+            fields[name] = rows if ragged else padded(rows)
             if not self.batched:
-                fields[name] = values[0, :longest]
-            elif counts.min() == longest:
-                fields[name] = values[:, :longest]
-            else:
-                rows = [row[:count] for row, count in zip(values, counts.tolist(), strict=True)]
-                fields[name] = rows if ragged else padded(rows)
-            if self.batched and not self.asked.batch_first:
-                fields[name] = fields[name].swapaxes(0, 1)
-            if isinstance(fields[name], np.ndarray):
-                fields[name] = np.ascontiguousarray(fields[name])
+                fields[name] = rows[0]
+            elif not self.asked.batch_first:
+                fields[name] = np.ascontiguousarray(fields[name].swapaxes(0, 1))
         if self.batched and generation.sampling and not ragged:
             fields["lengths"] = counts
-        return fields | self._final() | self._run_by()
+        if self.asked.session:
+            fields["step"] = self.before + generation.step
+        return fields | self._states() | self._run_by()
 
-    def lines(self) -> tuple[bytes, ServiceError | None]:
-        """The lines of the steps that have run since the last call, as far as they can be sent, and why no further."""
-        lines = []
-        try:
-            while self._sent < self.generation.step:
-                lines.append(json.encode(self._line(self._sent)) + b"\n")
-                self._sent += 1
-        except NonFiniteOutput as error:
-            return b"".join(lines), error
-        return b"".join(lines), None
+    def lines(self) -> bytes:
+        """The lines of the steps that have run since the last call, as far as `check` lets them pass."""
+        place = self._not_finite()
+        begin, self._sent = self._sent, place[0] if place else self.generation.step
+        return b"".join(json.encode(self._line(step)) + b"\n" for step in range(begin, self._sent))
 
     def _line(self, step: int) -> dict[str, Any]:
         """Of one step: values of rows that have ended are null. The first says what runs, the last has the states."""
-        counts = self.generation.counts.tolist()
+        generation, counts = self.generation, self.generation.counts.tolist()
         fields: dict[str, Any] = {"step": self.before + step + 1}
         for name, values in self._results().items():
-            if self.strict and name != "tokens":
-                refuse_non_finite(f"{name} of step {fields['step']}", values[:, step].reshape(len(values), -1))
             rows = [None if 0 < count <= step else row[step] for row, count in zip(values, counts, strict=True)]
             fields[name] = rows if self.batched else rows[0]
-        if not step:
-            fields |= self._run_by()
-        if not self.generation.live and step + 1 == self.generation.step:
-            for name, state in self.generation.states.items():
-                if self.strict:
-                    refuse_non_finite(name, state)
-            fields |= self._final()
-        return fields
+        ends = not generation.live and step + 1 == generation.step
+        return fields | ({} if step else self._run_by()) | (self._states() if ends else {})
 
-    def _final(self) -> dict[str, Any]:
+    def _not_finite(self) -> tuple[int, int, str] | None:
+        """Step, row and name of the first value that has not been sent and is not finite, if JSON is to carry it."""
+        if not self.strict:
+            return None
+        begin, end = self._sent, self.generation.step
+        parts = [(begin, name, values[:, begin:end]) for name, values in self._results().items()]
+        if not self.generation.live:  # states are sent with the last step
+            parts += [(end - 1, name, state.swapaxes(0, 1)[:, None]) for name, state in self.generation.states.items()]
+        found = []
+        for first, name, values in parts:
+            if not finite(values):
+                bad = ~np.isfinite(values.reshape(*values.shape[:2], -1)).all(axis=-1)
+                step = int(bad.any(axis=0).argmax())
+                found.append((first + step, int(bad[:, step].argmax()), name))
+        return min(found, default=None)
+
+    def _states(self) -> dict[str, Any]:
         states = self.generation.states.items()
-        fields: dict[str, Any] = {
-            name: np.ascontiguousarray(state if self.batched else state[:, 0]) for name, state in states
-        }
-        return fields | ({"step": self.before + self.generation.step} if self.asked.session else {})
+        return {name: np.ascontiguousarray(state if self.batched else state[:, 0]) for name, state in states}
 
     def _run_by(self) -> dict[str, Any]:
         sampling, seed = self.generation.sampling, self.asked.seed

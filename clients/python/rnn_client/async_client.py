@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_client.async_session import Opening, session_path
 from rnn_client.calls import Caller
-from rnn_client.generation import GenerateResult, Options, request
+from rnn_client.generation import GenerateResult, Inputs, Options, request
 from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult
-from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, padded
+from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, sequences
 from rnn_client.transports import Address, AsyncTransport, Transport
 
 
@@ -92,56 +92,31 @@ class AsyncClient:
         h0 (L·D,B,P) and c0 (L·D,B,H) are the initial states, without B for one sequence; zeros if left out. lengths (B)
         are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n, predictions.
         """
-        arrays = _sequences(inputs, lengths) | {"h0": h0, "c0": c0}
+        arrays = sequences(inputs, lengths) | {"h0": h0, "c0": c0}
         rows = None if hasattr(inputs, "__array__") else np.asarray(arrays["lengths"]).tolist()
         body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
         read = partial(ForwardResult.read, lengths=rows)
         return await self._caller.send("POST", "/rnn/forward", read, body=body, accept=MEDIA_TYPE)
 
     async def generate(
-        self,
-        inputs: NDArray[Any] | Sequence[NDArray[Any]],
-        model: str | None = None,
-        *,
-        steps: int,
-        version: str | None = None,
-        h0: ArrayLike | None = None,
-        c0: ArrayLike | None = None,
-        lengths: ArrayLike | None = None,
-        step: int | None = None,
-        **options: Unpack[Options],
+        self, inputs: Inputs, model: str | None = None, *, steps: int, **options: Unpack[Options]
     ) -> GenerateResult:
         """Let a model go on by itself for so many steps after inputs, which are as those of `forward`.
 
-        Token ids are whole numbers: (B,T), (T), or a list of B arrays (T_i). step: the number of the first of inputs
-        in its sequence, if that goes on from h0 and is to draw what it would have drawn in one call. `Options` has the
-        others.
+        Token ids are whole numbers: (B,T), (T), or a list of B arrays (T_i). `Options` has the other arguments.
         """
-        arrays = _sequences(inputs, lengths) | {"h0": h0, "c0": c0}
-        body = request(arrays, {"model": model, "version": version, "steps": steps, "step": step}, options)
+        body = request(inputs, {"model": model, "steps": steps}, options)
         return await self._caller.send("POST", "/rnn/generate", GenerateResult.read, body=body, accept=MEDIA_TYPE)
 
     async def generate_stream(
-        self,
-        inputs: NDArray[Any] | Sequence[NDArray[Any]],
-        model: str | None = None,
-        *,
-        steps: int,
-        version: str | None = None,
-        h0: ArrayLike | None = None,
-        c0: ArrayLike | None = None,
-        lengths: ArrayLike | None = None,
-        step: int | None = None,
-        **options: Unpack[Options],
+        self, inputs: Inputs, model: str | None = None, *, steps: int, **options: Unpack[Options]
     ) -> AsyncGenerator[GenerateResult, None]:
-        """As `generate`, step by step as they are made. A stream that breaks off raises, and is not begun again."""
-        arrays = _sequences(inputs, lengths) | {"h0": h0, "c0": c0}
-        body = request(arrays, {"model": model, "version": version, "steps": steps, "step": step}, options)
-        first = None
+        """As `generate`, step by step as they are made. A stream that fails is not tried again."""
+        body = request(inputs, {"model": model, "steps": steps}, options)
+        result = None
         async with aclosing(self._caller.lines("/rnn/generate", body)) as lines:
             async for line in lines:
-                result = GenerateResult.of_line(line, first)
-                first = first or result
+                result = GenerateResult.of_line(line, result)
                 yield result
 
     async def step(
@@ -205,12 +180,3 @@ class AsyncClient:
         return self.session(
             snapshot.model, version=snapshot.version, h=snapshot.h, c=snapshot.c, ttl_seconds=ttl_seconds, keep=keep
         )
-
-
-def _sequences(inputs: NDArray[Any] | Sequence[NDArray[Any]], lengths: ArrayLike | None) -> dict[str, ArrayLike | None]:
-    """Inputs and lengths; those of a list of arrays are padded."""
-    if not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
-        if lengths is not None:
-            raise ValueError("lengths is for padded inputs; a list of arrays has its own")
-        inputs, lengths = padded(inputs)
-    return {"inputs": inputs, "lengths": lengths}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Self, Unpack
 from urllib.parse import quote
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from rnn_client.calls import Caller
@@ -78,7 +79,7 @@ class AsyncSession:
         """
         progress = self._progress
         progress.refuse_while_streaming()
-        body = request({"inputs": inputs}, {"session": self.id, "step": progress.done + 1, "steps": steps}, options)
+        body = request(np.asarray(inputs), {"session": self.id, "step": progress.done + 1, "steps": steps}, options)
         path = "/rnn/generate"
         result = await self._caller.send("POST", path, GenerateResult.read, body=body, accept=MEDIA_TYPE)
         progress.done = result.step

@@ -101,21 +101,11 @@ class Caller:
             raise BrokenReply(f"{what}: {error!r:.200}") from error
 
     async def lines(self, path: str, body: bytes) -> AsyncGenerator[str, None]:
-        """The lines that answer a POST, as they come; tried again only before the first. Raises as `send` does."""
-        retries, headers = self.retries(), {"accept": "application/x-ndjson", "content-type": MEDIA_TYPE}
-        begun = False
-        while True:
-            try:
-                try:
-                    async with aclosing(self.transport.lines(path, body, headers)) as lines:
-                        async for line in lines:
-                            begun = True
-                            yield line
-                except HTTP_FAILURES as failure:
-                    raise self.transport.address.lost(failure) from failure
-            except ClientError as error:
-                if begun:
-                    raise
-                await self.transport.sleep(retries.delay(error))
-            else:
-                return
+        """The lines that answer a POST, as they come. Raises ServiceError, or ConnectionLost; nothing is repeated."""
+        headers = {"accept": "application/x-ndjson", "content-type": MEDIA_TYPE}
+        try:
+            async with aclosing(self.transport.lines(path, body, headers)) as lines:
+                async for line in lines:
+                    yield line
+        except HTTP_FAILURES as failure:
+            raise self.transport.address.lost(failure) from failure

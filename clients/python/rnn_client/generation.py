@@ -1,8 +1,8 @@
 """Requests to /rnn/generate, and what they get back."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -10,17 +10,27 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_client.errors import BrokenReply, problem_error
 from rnn_client.results import Result
-from rnn_client.tensors import Floats, Returns, decode, encode, names
+from rnn_client.tensors import Floats, Returns, decode, encode, names, sequences
+
+Inputs = NDArray[Any] | Sequence[NDArray[Any]]
+_ARRAYS = ("h0", "c0", "future")
 
 
 class Options(TypedDict, total=False):
     """How a model goes on; what is left out is the service's choice.
 
-    - temperature, top_k, top_p, seed, stop: of token models, how the next token is drawn, and after which a row ends
-    - feedback, future: of others, which input each prediction replaces, and (B,steps-1,I) the inputs that are known
+    - version, lengths, h0, c0: as those of `forward`; a session has its own
+    - step: number of the first of inputs in its sequence, so that one that goes on from h0 draws as in one call
+    - temperature, top_k, top_p, seed, stop: of token models: how the next token is drawn, after which a row ends
+    - feedback, future: of others: which input each prediction replaces; (B,steps-1,I), the inputs that are known
     - returns: some of tokens, predictions, outputs, h_n, c_n
     """
 
+    version: str
+    lengths: ArrayLike
+    h0: ArrayLike
+    c0: ArrayLike
+    step: int
     temperature: float
     top_k: int
     top_p: float
@@ -62,30 +72,25 @@ class GenerateResult(_GeneratedArrays):
         return cls(arrays, texts["model"], texts["version"], seed, step)
 
     @classmethod
-    def of_line(cls, line: str, first: "GenerateResult | None") -> "GenerateResult":
+    def of_line(cls, line: str, before: "GenerateResult | None") -> "GenerateResult":
         """From a line of a stream, whose first says what runs. Raises ServiceError, BrokenReply."""
         try:
             document = json.loads(line)
             if "error" in document:
                 raise problem_error(document["error"])
-            arrays = {name: _array(document[name]) for name in cls._names() if name in document}
-            said = (first.model, first.version, first.seed) if first else None
-            model, version, seed = said or (document["model"], document["version"], document.get("seed"))
-            return cls(arrays, model, version, seed, document["step"])
+            arrays = {name: _array(document[name]) for name in document.keys() & _GeneratedArrays.__annotations__}
+            if before:
+                return replace(before, arrays=arrays, step=document["step"])
+            return cls(arrays, document["model"], document["version"], document.get("seed"), document["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise BrokenReply(f"a step was answered with {line!r:.80}") from error
 
-    @staticmethod
-    def _names() -> Iterable[str]:
-        return _GeneratedArrays.__annotations__
 
-
-def request(arrays: Mapping[str, ArrayLike | None], fields: Mapping[str, Any], options: Options) -> bytes:
+def request(inputs: Any, fields: Mapping[str, Any], options: Options) -> bytes:
     """The body of a request. Raises ValueError or TypeError that names what cannot be encoded."""
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    future = given.pop("future", None)
-    given["returns"] = names(given.get("returns"))
-    return encode({**arrays, "future": future}, {**fields, **given})
+    given: dict[str, Any] = {**options, "returns": names(options.get("returns"))}
+    arrays = sequences(inputs, given.pop("lengths", None)) | {name: given.pop(name, None) for name in _ARRAYS}
+    return encode(arrays, {**fields, **given})
 
 
 def _array(value: Any) -> Any:

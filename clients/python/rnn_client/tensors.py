@@ -5,8 +5,8 @@ and NaN and infinity pass.
 """
 
 import json
-from contextlib import suppress
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,15 @@ def padded(rows: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     for row, array in zip(batch, arrays, strict=True):
         row[: len(array)] = array
     return batch, lengths
+
+
+def sequences(inputs: Any, lengths: ArrayLike | None) -> dict[str, ArrayLike | None]:
+    """Inputs and their lengths; those of a list of arrays are padded."""
+    if not hasattr(inputs, "__array__"):  # torch's tensors have it too
+        if lengths is not None:
+            raise ValueError("lengths is for padded inputs; a list of arrays has its own")
+        inputs, lengths = padded(inputs)
+    return {"inputs": inputs, "lengths": lengths}
 
 
 def names(returns: Returns) -> list[str] | None:
