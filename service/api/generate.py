@@ -1,5 +1,6 @@
 """POST /rnn/generate: a context in, and how the model goes on by itself, whole or line by line."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Generate:
                     pass
             call.check()
         if kind == NDJSON:
-            return Reply(200, NDJSON.encode(), call.lines())
+            return Reply(200, NDJSON.encode(), _lines(call))
         fields = call.reply(ragged=kind == JSON)
         body = await self.documents.encode(request, fields, kind, int(call.generation.counts.sum()) * call.width)
         return Reply(200, kind.encode(), body)
@@ -83,12 +84,20 @@ class Generate:
                 yield
 
     async def _stream(self, request: Request, call: GenerateCall) -> AsyncGenerator[bytes, None]:
-        """The lines of each turn together, after it."""
+        """The lines of each turn, after it."""
         try:
             async with aclosing(self._run(request, call, by_turn=True)) as turns:
                 async for _ in turns:
-                    yield call.lines()
+                    async for text in _lines(call):
+                        yield text
                     call.check()  # after what is finite has been sent
         except ServiceError:
-            yield call.lines()  # what had run before the error
+            async for text in _lines(call):  # what had run before the error
+                yield text
             raise
+
+
+async def _lines(call: GenerateCall) -> AsyncGenerator[bytes, None]:
+    while text := call.lines():
+        yield text
+        await asyncio.sleep(0)  # others run between the pieces

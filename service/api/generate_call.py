@@ -112,9 +112,10 @@ class GenerateCall:
         return fields | self._states() | self._run_by()
 
     def lines(self) -> bytes:
-        """The lines of the steps that have run since the last call, as far as `check` lets them pass."""
-        place = self._not_finite()
-        begin, self._sent = self._sent, place[0] if place else self.generation.step
+        """The next lines of steps that have run, as far as `check` lets them pass; few enough to be printed quickly."""
+        place, begin = self._not_finite(), self._sent
+        few = max(1, json.SLICE_VALUES // (len(self.generation.inputs) * max(self.width, 1)))
+        self._sent = min(place[0] if place else self.generation.step, begin + few)
         return b"".join(json.encode(self._line(step)) + b"\n" for step in range(begin, self._sent))
 
     def _line(self, step: int) -> dict[str, Any]:
@@ -235,6 +236,8 @@ def _sampling(asked: GenerateRequest, model: ModelVersion, firsts: NDArray[np.in
     seed = randbits(48) if asked.seed is None else asked.seed
     if isinstance(seed, list) and len(seed) != batch:
         raise invalid(f"seed has {len(seed)} numbers; expected one, or {batch}, one a row", "seed")
+    if not isinstance(seed, list) and not -(2**63) <= seed < 2**64:
+        raise invalid(f"seed is {seed:.9g}; expected an integer of 64 bits", "seed")
     seeds = seed if isinstance(seed, list) else [seed + row for row in range(batch)]
     last = [layer.type for layer in spec.head if layer.type != "dropout"][-1:]
     return Sampling(

@@ -222,6 +222,7 @@ def test_session_repeats_what_it_generated(service, name, inputs):
         ({"model": "chars", "inputs": [1], "seed": "x"}, ("seed", "integer")),
         ({"model": "chars", "inputs": [1], "seed": [1, 2]}, ("seed has 2 numbers", "1")),
         ({"model": "chars", "inputs": [[1], [2]], "seed": [1, 2**40]}, ("seed", "16777216")),
+        ({"model": "chars", "inputs": [1], "seed": 2**64}, ("seed", "64 bits")),
         ({"model": "chars", "inputs": [1], "stop": [IDS]}, ("stop[0] is 9", "0 to 8")),
         ({"model": "chars", "inputs": [1], "stop": [1.5]}, ("stop[0]", "1.5")),
         ({"model": "chars", "inputs": [1, 9]}, ("inputs[1] is 9",)),
@@ -233,6 +234,12 @@ def test_refusals_say_why(service, fields, words):
     for accept in ("application/json", NDJSON):
         reply = service.post("/rnn/generate", fields, headers={"accept": accept})
         assert_problem(reply, 422, "not-steppable" if "both-ways" in words else "invalid-request", *words)
+
+
+def test_models_say_whether_they_generate(service):
+    models = {model["name"]: model["generates"] for model in service.get("/models").json()["models"]}
+    unable = {"bare", "both-ways", "classes", "pools"}
+    assert models == {name: name not in unable for name in SPECS}
 
 
 def test_sessions_refuse_what_they_have_or_cannot_keep(service):
