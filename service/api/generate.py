@@ -45,7 +45,10 @@ class Generate:
         request.rows = len(call.generation.inputs)
         if session:
             refuse_another_model(model, asked.model, asked.version)
-            await self._in_session(request, call, session)
+            call.before = -1 + await self.session_steps.generate(
+                session, call.generation, asked.step, call.digest(), call.check, request.book, request.deadline()
+            )
+            request.steps = call.generation.step
         elif kind == NDJSON:
             return Reply(200, NDJSON.encode(), self._stream(request, call))
         else:
@@ -58,13 +61,6 @@ class Generate:
         fields = call.reply(ragged=kind == JSON)
         body = await self.documents.encode(request, fields, kind, int(call.generation.counts.sum()) * call.width)
         return Reply(200, kind.encode(), body)
-
-    async def _in_session(self, request: Request, call: GenerateCall, session: Session) -> None:
-        first = await self.session_steps.generate(
-            session, call.generation, call.asked.step, call.digest(), call.check, request.book, request.deadline()
-        )
-        call.before = first - 1
-        request.steps = call.generation.step
 
     async def _run(self, request: Request, call: GenerateCall, *, by_turn: bool = False) -> AsyncGenerator[None, None]:
         """Run the context, and then the generation; stops after it, or by_turn after each turn."""

@@ -158,8 +158,7 @@ class GenerateCall:
     def _results(self) -> dict[str, NDArray[Any]]:
         """What is asked for of each step, (B,steps,·)."""
         generation = self.generation
-        found = {"tokens": generation.tokens, "predictions": generation.predictions, "outputs": generation.outputs}
-        return {name: values for name, values in found.items() if values is not None and name in generation.returns}
+        return {name: values for name, values in generation.results.items() if name in generation.returns}
 
     def _context(self, asked: GenerateRequest, model: ModelVersion) -> tuple[Floats, Rows]:
         """The last step of each row (B,I), and the rows before it."""

@@ -24,13 +24,14 @@ class Generation:
     """B rows, and up to `steps` predictions of each.
 
     - inputs (B,I): what the first step consumes
-    - returns: which of predictions (B,steps,O) and outputs (B,steps,P) are kept
+    - returns: which results are asked for
     - sampling: how tokens are drawn; None where the model takes vectors
     - stop: tokens after which a row ends
     - feedback: which predictions replace which inputs, as their places; None: all, in order
     - future (B,steps-1,I): the other inputs of the steps after the first
     - step: how many steps have run; counts (B,): how many of each row
     - live: rows that have not ended
+    - results: of tokens (B,steps), predictions (B,steps,O), outputs (B,steps,P) those that are kept; up to counts
     """
 
     spec: ModelSpec
@@ -41,9 +42,7 @@ class Generation:
     stop: Container[int] = ()
     feedback: tuple[Sequence[int], Sequence[int]] | None = None
     future: Floats | None = None
-    tokens: Integers | None = None
-    predictions: Floats | None = None
-    outputs: Floats | None = None
+    results: dict[str, NDArray[Any]] = field(default_factory=dict)
     step: int = 0
     live: int = 0
     counts: Integers = field(init=False)
@@ -52,11 +51,10 @@ class Generation:
     def __post_init__(self) -> None:
         batch, steps = len(self.inputs), self.steps
         if self.sampling:
-            self.tokens = np.zeros((batch, steps), np.int64)
-        if "predictions" in self.returns:
-            self.predictions = np.zeros((batch, steps, self.spec.step_predictions), np.float32)
-        if "outputs" in self.returns:
-            self.outputs = np.zeros((batch, steps, self.spec.output_size), np.float32)
+            self.results["tokens"] = np.zeros((batch, steps), np.int64)
+        for name, width in (("predictions", self.spec.step_predictions), ("outputs", self.spec.output_size)):
+            if name in self.returns:
+                self.results[name] = np.zeros((batch, steps, width), np.float32)
 
     def begin(self, h: Floats, c: Floats | None) -> None:
         """Begin, also anew, from h (L,B,P), and c (L,B,H) of an LSTM, which become the final states."""
@@ -68,13 +66,8 @@ class Generation:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.inputs, self.future, *self.results, self.rows.h, self.rows.c)
+        arrays = (self.inputs, self.future, *self.results.values(), self.rows.h, self.rows.c)
         return sum(array.nbytes for array in arrays if array is not None)
-
-    @property
-    def results(self) -> list[NDArray[Any]]:
-        """What was made at each step, (B,steps,·); zeros, or anything, past a row's end."""
-        return [values for values in (self.tokens, self.predictions, self.outputs) if values is not None]
 
     @property
     def states(self) -> dict[str, Floats]:
@@ -96,17 +89,17 @@ class Generation:
 
     def take(self) -> None:
         """Take what a step of `rows` has given: keep it, and make the next inputs. Raises as `Sampling.draw` does."""
-        rows, step = self.rows, self.step
+        rows, step, results = self.rows, self.step, self.results
         given = rows.predictions
         assert given is not None  # noqa: S101  # `begin` has made it
-        if self.sampling and self.tokens is not None:
-            self.tokens[:, step] = rows.inputs[:, 0] = self.sampling.draw(given, step)
+        if self.sampling:
+            results["tokens"][:, step] = rows.inputs[:, 0] = self.sampling.draw(given, step)
         elif step + 1 < self.steps:
             self._feed_back(given)
-        if self.predictions is not None:
-            self.predictions[:, step] = given
-        if self.outputs is not None:
-            self.outputs[:, step] = rows.h[-1]
+        if "predictions" in results:
+            results["predictions"][:, step] = given
+        if "outputs" in results:
+            results["outputs"][:, step] = rows.h[-1]
         self.step = step + 1
         if self.step == self.steps:
             self.counts[rows.lengths > 0] = self.steps

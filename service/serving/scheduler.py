@@ -28,6 +28,9 @@ SHORT_STEPS = 8  # rows of at most so many go before longer ones
 MIN_SLICE_STEPS = 16  # of a long row in a turn, however many rows: less would be spent on beginnings and ends
 LEARNING_RATE = 0.2  # weight of the newest turn in what a step costs
 
+Outcome = tuple[float, float, list[Exception | None]]
+"""Of a turn: when it began, the seconds that it took, and the failure of each of its parts."""
+
 
 @dataclass(slots=True)
 class Timings:
@@ -137,7 +140,8 @@ class Scheduler:
                 if jobs:
                     await self._run_slices(jobs, seconds)
                 if generating:
-                    await self._go_on(generating, seconds)
+                    generations = [job.generation for job in generating if job.generation]
+                    await self._turn(generating, 0, partial(generate, self.engine, generations, seconds, self._clock))
                 self._on_turn(sum(len(job.rows.lengths) for job in chosen))
         except Exception as error:  # not of one job: everybody who waits must hear of it
             for job in self._jobs:
@@ -153,19 +157,15 @@ class Scheduler:
         if self.engine.spec.bidirectional:  # cannot be cut: the backward direction begins at the end
             steps = max(job.longest for job in jobs)
         slices = [job.slice(steps) for job in jobs]
-        turn = partial(run_turn, self.engine, slices, self._clock)
-        begun, seconds, failures = await asyncio.get_running_loop().run_in_executor(self._pool, turn)
+        seconds = await self._turn(jobs, steps, partial(run_turn, self.engine, slices, self._clock))
         if total := sum(slice_.steps for slice_ in slices):
             self._step_seconds += LEARNING_RATE * (seconds / total - self._step_seconds)
-        for job, failure in zip(jobs, failures, strict=True):
-            job.advance(steps, begun, seconds, failure)
 
-    async def _go_on(self, jobs: list[Job], seconds: float) -> None:
-        generations = [job.generation for job in jobs if job.generation]
-        turn = partial(generate, self.engine, generations, seconds, self._clock)
+    async def _turn(self, jobs: list[Job], steps: int, turn: Callable[[], Outcome]) -> float:
         begun, seconds, failures = await asyncio.get_running_loop().run_in_executor(self._pool, turn)
         for job, failure in zip(jobs, failures, strict=True):
-            job.advance(0, begun, seconds, failure)
+            job.advance(steps, begun, seconds, failure)
+        return seconds
 
     def _next_jobs(self) -> list[Job]:
         """Jobs of each kind in order of arrival, as many rows of a kind as a turn has; the first is always in it."""
@@ -185,22 +185,15 @@ class Scheduler:
         return chosen
 
 
-def run_turn(
-    engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]
-) -> tuple[float, float, list[Exception | None]]:
-    """Run slices together; one that fails does not take the others with it.
-
-    Returns when it began, the seconds that it took, and the failure of each slice.
-    """
+def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]) -> Outcome:
+    """Run slices together; one that fails does not take the others with it."""
     begun = clock()
     failures = _run_apart(engine, slices)
     return begun, clock() - begun, failures
 
 
-def generate(
-    engine: Engine, generations: Sequence[Generation], seconds: float, clock: Callable[[], float]
-) -> tuple[float, float, list[Exception | None]]:
-    """Run generations step by step together, for one step at least; returns as `run_turn` does."""
+def generate(engine: Engine, generations: Sequence[Generation], seconds: float, clock: Callable[[], float]) -> Outcome:
+    """Run generations step by step together, for one step at least, and so long."""
     begun = clock()
     failures: dict[Generation, Exception | None] = dict.fromkeys(generations)
     live = list(generations)

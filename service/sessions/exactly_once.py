@@ -37,6 +37,14 @@ from service.stores.interface import Position
 Result = TypeVar("Result")
 
 
+class Progress(NamedTuple):
+    """How many steps a session has advanced, its new state, and what answers a retry."""
+
+    steps: int
+    state: bytes
+    kept: bytes
+
+
 class Terms(NamedTuple):
     """How the caller of steps wants them."""
 
@@ -111,7 +119,7 @@ class SessionSteps:
         keeps results from being committed. Raises as `run` does.
         """
 
-        async def attempt(session: Session) -> tuple[int, Position | None]:
+        async def attempt(session: Session) -> tuple[int, Progress | None]:
             before = session.record.position
             h, c = decode_state(session.model.spec, before.state)
             generation.begin(h, c)
@@ -126,8 +134,7 @@ class SessionSteps:
                 async for timings in turns:
                     book(timings.queue, timings.compute)
             check()
-            kept = keep_generation(generation, digest)
-            return before.step + 1, self._next_position(before, generation.step, encode_state(h, c), kept)
+            return before.step + 1, Progress(generation.step, encode_state(h, c), keep_generation(generation, digest))
 
         async with self._queue.turn(session.record.id) as call:
             if call.waited:
@@ -137,7 +144,7 @@ class SessionSteps:
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
-        async def attempt(session: Session) -> tuple[list[Steps], Position | None]:
+        async def attempt(session: Session) -> tuple[list[Steps], Progress | None]:
             before, spec = session.record.position, session.model.spec
             done = _done_already(session, inputs, step, terms)
             new = inputs[sum(steps.count for steps in done) :] if done else inputs
@@ -153,29 +160,28 @@ class SessionSteps:
                 kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
             else:
                 kept = keep_one(new, steps)
-            return [*done, steps], self._next_position(before, steps.count, encode_state(steps.h, steps.c), kept)
+            return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
         return await self._once(session, attempt)
 
-    def _next_position(self, before: Position, steps: int, state: bytes, kept: bytes) -> Position:
-        return Position(before.revision + 1, before.step + steps, state, kept, self._cache.clock())
-
     async def _once(
-        self, session: Session, attempt: Callable[[Session], Awaitable[tuple[Result, Position | None]]]
+        self, session: Session, attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]]
     ) -> Result:
-        """Attempt from where the session stands, and commit the new position; None says that all was done before."""
+        """Attempt from where the session stands, and commit the progress; None says that all was done before."""
         counts = self._cache.counts
         as_stored = not self._cache.store.shared  # else another process may have advanced the session
         while True:
             before = session.record.position
             try:
-                result, position = await attempt(session)
-                if position is None:
+                result, progress = await attempt(session)
+                if progress is None:
                     counts.replays += 1
                     return result
+                step = before.step + progress.steps
+                position = Position(before.revision + 1, step, progress.state, progress.kept, self._cache.clock())
                 if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
-                    counts.steps += position.step - before.step
+                    counts.steps += progress.steps
                     return result
             except (StepConflict, StepOutOfOrder):
                 if as_stored:

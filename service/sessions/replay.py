@@ -127,7 +127,7 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
 def keep_generation(generation: Generation, digest: bytes) -> bytes:
     """What is kept of a generation of one row that has ended."""
     seed = int(generation.sampling.seeds[0]) if generation.sampling else 0
-    arrays = [values[0, : generation.step].tobytes() for values in generation.results]
+    arrays = [values[0, : generation.step].tobytes() for values in generation.results.values()]
     return _GENERATED + _GENERATION.pack(digest, seed, generation.step) + b"".join(arrays)
 
 
@@ -147,7 +147,7 @@ def replay_generation(position: Position, generation: Generation, first: int, di
     if generation.sampling:
         generation.sampling.seeds[:] = seed
     begin = 1 + _GENERATION.size
-    for values in generation.results:
+    for values in generation.results.values():
         row = values[0, :steps]
         row[...] = np.frombuffer(kept, row.dtype, row.size, begin).reshape(row.shape)
         begin += row.nbytes

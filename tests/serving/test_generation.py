@@ -99,22 +99,22 @@ def test_alone_together_in_turns_and_in_two_pieces(kind, tokens, steps, cut, opt
             others = []
 
     asyncio.run(run_in_turns())
-    np.testing.assert_array_equal(in_turns.tokens, together.tokens)
+    np.testing.assert_array_equal(in_turns.results["tokens"], together.results["tokens"])
     np.testing.assert_array_equal(in_turns.rows.h, together.rows.h)
     np.testing.assert_array_equal(in_turns.counts, together.counts)
     for row, token in enumerate(tokens):
         own = [None if state is None else state[:, row : row + 1] for state in (h, c)]
         by_hand, state = run_by_hand(engine, token, steps, *own, sampling(row, **options), stop)
-        assert together.tokens[row, : together.counts[row]].tolist() == by_hand
+        assert together.results["tokens"][row, : together.counts[row]].tolist() == by_hand
         np.testing.assert_array_equal(together.rows.h[:, row : row + 1], state)
         first = begun(spec, [token], min(cut, steps), *own, sampling=sampling(row, **options), **keep)
         first.run(engine)
-        written = first.tokens[0, : first.counts[0]].tolist()
+        written = first.results["tokens"][0, : first.counts[0]].tolist()
         if cut < steps and written[-1] not in stop:
             draws = sampling(row, 1 + len(written), **options)
             second = begun(spec, written[-1:], steps - cut, *state_of(first, 0), sampling=draws, **keep)
             second.run(engine)
-            written += second.tokens[0, : second.counts[0]].tolist()
+            written += second.results["tokens"][0, : second.counts[0]].tolist()
         assert written == by_hand
 
 
@@ -190,7 +190,7 @@ def test_rollout_equals_loop_in_float64(data, batch, steps):
                 for index, place in pairs:
                     following[place] = result.predictions[-1, index]
                 sequence = np.concatenate([sequence, following[None]])
-        np.testing.assert_allclose(generation.predictions[row], result.predictions, atol=1e-5)
+        np.testing.assert_allclose(generation.results["predictions"][row], result.predictions, atol=1e-5)
         np.testing.assert_allclose(generation.rows.h[:, row], result.h, atol=1e-5)
 
 

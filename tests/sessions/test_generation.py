@@ -27,7 +27,7 @@ async def generate(process, steps, step=None, digest=b"d" * 16, seed=5, check=la
     session = Session(await process.cache.find("s", OWNER), process.model, ENGINE)
     first = await process.steps.generate(session, generation, step, digest, check, lambda queue, compute: None)
     count = generation.step
-    results = [values[0, :count].tobytes() for values in generation.results]
+    results = [values[0, :count].tobytes() for values in generation.results.values()]
     return first, count, int(sampling.seeds[0]), *results, generation.rows.h.tobytes(), generation.rows.c.tobytes()
 
 
