@@ -1,5 +1,6 @@
 """A request to /rnn/generate checked against its model, and what it gets back."""
 
+from collections import Counter
 from hashlib import blake2b
 from secrets import randbits
 from typing import Any
@@ -235,8 +236,8 @@ def _sampling(asked: GenerateRequest, model: ModelVersion, firsts: NDArray[np.in
     seed = randbits(48) if asked.seed is None else asked.seed
     if isinstance(seed, list) and len(seed) != batch:
         raise invalid(f"seed has {len(seed)} numbers; expected one, or {batch}, one a row", "seed")
-    if not isinstance(seed, list) and not -(2**63) <= seed < 2**64:
-        raise invalid(f"seed is {seed:.9g}; expected an integer of 64 bits", "seed")
+    if not all(-(2**63) <= one < 2**64 for one in (seed if isinstance(seed, list) else [seed])):
+        raise invalid("seed has more than 64 bits", "seed")
     seeds = seed if isinstance(seed, list) else [seed + row for row in range(batch)]
     last = [layer.type for layer in spec.head if layer.type != "dropout"][-1:]
     return Sampling(
@@ -260,13 +261,13 @@ def _feedback(asked: GenerateRequest, model: ModelVersion) -> tuple[list[int], l
             "feedback",
         )
     pairs = [(index, place) for index, place in enumerate(asked.feedback) if place is not None]
-    places = [place for _, place in pairs]
+    places = Counter(place for _, place in pairs)
     for index, place in pairs:
         if not 0 <= place < spec.in_features:
             raise invalid(f"feedback[{index}] is {place}; inputs are 0 to {spec.in_features - 1}", "feedback", index)
-        if places.count(place) > 1:
+        if places[place] > 1:
             raise invalid(f"feedback[{index}] is {place}, which stands there twice", "feedback", index)
-    missing = sorted(set(range(spec.in_features)) - set(places))
+    missing = sorted(set(range(spec.in_features)) - places.keys())
     if missing and asked.future is None and asked.steps > 1:
         raise invalid(f"input {missing[0]} of later steps is neither in feedback nor in future", "future")
-    return [index for index, _ in pairs], places
+    return [index for index, _ in pairs], [place for _, place in pairs]
