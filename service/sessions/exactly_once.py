@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 from service.engine.interface import Floats
-from service.errors import StepConflict, StepOutOfOrder
+from service.errors import NonFiniteOutput, StepConflict, StepOutOfOrder
 from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
@@ -31,7 +31,7 @@ from service.sessions.replay import (
     replay_generation,
     step_bytes,
 )
-from service.sessions.stepper import Steps, check_finite, prepare
+from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
 from service.stores.interface import Position
 
 Result = TypeVar("Result")
@@ -139,7 +139,7 @@ class SessionSteps:
         async with self._queue.turn(session.record.id) as call:
             if call.waited:
                 session = await self.again(session)
-            return await self._once(session, attempt)
+            return await self._once(session, step, attempt)
 
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
@@ -162,14 +162,19 @@ class SessionSteps:
                 kept = keep_one(new, steps)
             return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
-        return await self._once(session, attempt)
+        return await self._once(session, step, attempt)
 
     async def _once(
-        self, session: Session, attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]]
+        self,
+        session: Session,
+        step: int | None,
+        attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]],
     ) -> Result:
         """Attempt from where the session stands, and commit the progress; None says that all was done before."""
         counts = self._cache.counts
-        as_stored = not self._cache.store.shared  # else another process may have advanced the session
+        as_stored = not self._cache.store.shared  # else another process may have advanced, reset or ended the session
+        if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
+            as_stored, session = True, await self.again(session, fresh=True)
         while True:
             before = session.record.position
             try:
@@ -177,15 +182,15 @@ class SessionSteps:
                 if progress is None:
                     counts.replays += 1
                     return result
-                step = before.step + progress.steps
-                position = Position(before.revision + 1, step, progress.state, progress.kept, self._cache.clock())
+                last, now = before.step + progress.steps, self._cache.clock()
+                position = Position(before.revision + 1, last, progress.state, progress.kept, now)
                 if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
                     counts.steps += progress.steps
                     return result
-            except (StepConflict, StepOutOfOrder):
+            except (StepConflict, StepOutOfOrder, NonFinite, NonFiniteOutput) as error:
                 if as_stored:
-                    counts.conflicts += 1
+                    counts.conflicts += isinstance(error, StepConflict | StepOutOfOrder)
                     raise
             as_stored, session = True, await self.again(session, fresh=True)
 
