@@ -21,6 +21,7 @@ from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
 from service.api.generate import Generate
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
@@ -49,9 +50,12 @@ DESCRIPTION = """POST sequences, get outputs and final states; or send one time 
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 
-def create_app(settings: Settings, log: LogRequest | None = log_request) -> Application:
+def create_app(
+    settings: Settings, log: LogRequest | None = log_request, dropped: Callable[[], int] = int
+) -> Application:
     """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
+    dropped counts the log's lines that were lost.
     Raises ModelFailed if there is no model repository, ValueError for a wrong device or session store.
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
@@ -86,20 +90,26 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
-    sampler = Sampler(metrics, inference, sessions)
+    sampler = Sampler(metrics, inference, sessions, dropped)
     generate = Generate(inference, documents, limits, sessions, session_steps, settings.max_generate_steps)
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    origins = frozenset(map(str.lower, settings.allowed_origins))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
+
+    def unready() -> list[str]:
+        lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
+        return (["shutting down"] if draining.started else []) + lost + waiting
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
         await store.open()
         work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())
-        tasks = [asyncio.create_task(one) for one in work]
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(one) for one in work]
+        # A terminal that closes sends this to every process that it started.
+        loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(registry.reload_all())))
         try:
             yield
         finally:
@@ -121,10 +131,10 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry),
-        operations_router(sampler, lambda: (["shutting down"] if draining.started else []) + waiting),
+        operations_router(sampler, unready),
     ):
         app.include_router(router)
-    app.openapi = partial(describe, app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return Application(
         app,
         handlers=Handlers(
@@ -135,10 +145,11 @@ def create_app(settings: Settings, log: LogRequest | None = log_request) -> Appl
                 "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
-            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout, origins)},
+            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
         admissions={"/rnn/forward": admission, "/rnn/generate": admission},
         bodies=bodies,
+        hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log),
     )
@@ -163,15 +174,19 @@ def _on_signals(action: Callable[[], None]) -> None:
 
 
 async def _preload(registry: Registry, settings: Settings, waiting: list[str]) -> None:
-    """Look for the default model and load the others; the first that fails stays in `waiting`, the reasons to wait."""
+    """Look for the default model and load the others, until it succeeds; `waiting` has the reasons to wait."""
     for name in filter(None, (settings.default_model, *settings.preload)):
         waiting[:] = [f"loading model {name!r}"]
-        try:
-            version = registry.resolve(name, None)
-            if name in settings.preload:
-                await registry.engine(version)
-        except Exception as error:  # whatever it is, it must not end in silence
-            waiting[:] = [str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"]
-            structlog.get_logger().error("preload_failed", model=name, reason=str(error))
-            return
+        while True:
+            try:
+                version = registry.resolve(name, None)
+                if name in settings.preload:
+                    await registry.engine(version)
+                break
+            except Exception as error:  # whatever it is, it must not end in silence
+                reason = str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"
+                if waiting != [reason]:
+                    structlog.get_logger().error("preload_failed", model=name, reason=str(error))
+                waiting[:] = [reason]
+            await asyncio.sleep(1.0)
     waiting.clear()

@@ -27,6 +27,10 @@ class FieldError:
     msg: str
 
 
+class MalformedRequest(ServiceError):
+    """The bytes are no HTTP."""
+
+
 class MalformedBody(ServiceError):
     """The bytes are not what their content type says."""
 
@@ -35,12 +39,16 @@ class DuplicateName(ServiceError):
     """A name stands twice in one object."""
 
 
+class MalformedHost(ServiceError):
+    """Host is missing, stands there twice, or holds no host."""
+
+
 class Unauthorized(ServiceError):
     """No key, or a wrong one."""
 
 
 class Forbidden(ServiceError):
-    """The key does not give the right to do this."""
+    """The key, the page or the name by which the service was called does not give the right to do this."""
 
 
 class RouteNotFound(ServiceError):
@@ -69,6 +77,10 @@ class VersionNotFound(ServiceError):
 
 class ModelFailed(ServiceError):
     """The model is in the repository, but its files are not a model that can be served."""
+
+
+class WeightsUnavailable(ServiceError):
+    """The files of the weights that a session runs on are missing or cannot be read; the session waits for them."""
 
 
 class NotAcceptable(ServiceError):

@@ -49,7 +49,11 @@ class Settings(BaseSettings):
     max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")
     heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and time to answer one.")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Other origins whose pages may open WebSockets, as https://example.org; * for all."
+        (), description="Other origins whose pages may call, as https://example.org; * for all."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names in Host, beside addresses and localhost; * for all. Unset: all, but on loopback no others.",
     )
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
     shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
@@ -93,7 +97,7 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("preload", "allowed_origins", "api_keys", "admin_keys", mode="before")
+    @field_validator("preload", "allowed_origins", "allowed_hosts", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split_on_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -1,6 +1,8 @@
 """The independent reference: torch.nn in float64, one row at a time."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,20 +62,31 @@ def weights_of(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-def with_chains(draw, spec: ModelSpec) -> ModelSpec:
-    """The spec with a linear head, or with a front and a head of a few layers each."""
-    if draw(st.booleans()):
-        head = draw(st.sampled_from([None, 1, 6]))
+def with_chains(choose: Callable[[Sequence[Any]], Any], spec: ModelSpec) -> ModelSpec:
+    """The spec with a linear head or none, or with a front and a head of a few layers; `choose` picks from a list."""
+    if choose([False, False, True]):
+        head = choose([None, 1, 6])
         return spec.with_linear_head(head) if head else spec
     size = spec.input_size
     ids, linear = {"type": "embedding", "num_embeddings": 7}, {"type": "linear", "in_features": 4}
-    first = draw(st.sampled_from([[], [ids | {"embedding_dim": size}], [linear | {"out_features": size}]]))
-    others = st.lists(st.builds(dict, type=st.sampled_from(OTHERS)), max_size=2)
-    last = {"type": "linear", "out_features": draw(st.sampled_from([1, 6, 33])), "bias": draw(st.booleans())}
-    front, head = [*first, *draw(others)], [*draw(others), last, *draw(others)]
-    front, head = ([LayerConfig(**entry) for entry in entries] for entries in (front, head))
+    front = choose([[], [ids | {"embedding_dim": size}], [linear | {"out_features": size}]])
+    last = {"type": "linear", "out_features": choose([1, 6, 33]), "bias": choose([False, True])}
+
+    def others() -> list[dict[str, Any]]:
+        return [OTHERS[name] | {"type": name} for name in (choose(list(OTHERS)) for _ in range(choose([0, 1, 2])))]
+
+    front, head = (
+        [LayerConfig(**entry) for entry in entries] for entries in (front + others(), [*others(), last, *others()])
+    )
     width = 4 if front and front[0].type == "linear" else size
     return replace(spec, front=chain("front", front, width), head=chain("head", head, spec.output_size))
+
+
+def with_layers(spec: ModelSpec, entries: list[dict[str, Any]]) -> ModelSpec:
+    """The spec with the same layers as front and as head."""
+    layers = [LayerConfig(**entry) for entry in entries]
+    front, head = chain("front", layers, spec.input_size), chain("head", layers, spec.output_size)
+    return replace(spec, front=front, head=head)
 
 
 def run_chain(layers, arrays, x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +119,14 @@ FUNCTIONS = {
     "softplus": lambda x, _, o: F.softplus(x, **o),
     "exp": lambda x, *_: torch.exp(x),
 }
-OTHERS = [*sorted(FUNCTIONS.keys() - {"embedding", "linear", "exp"}), "dropout"]
+OTHERS: dict[str, dict[str, Any]] = {name: {} for name in FUNCTIONS if name not in ("embedding", "linear", "exp")}
+OTHERS |= {
+    "dropout": {"p": 0.5},
+    "leaky_relu": {"negative_slope": 0.3},
+    "elu": {"alpha": 0.7},
+    "scale": {"inverse": True},
+}
+OTHERS |= {"softplus": {"beta": 2.0, "threshold": 3.0}, "gelu": {"approximate": "tanh"}, "layer_norm": {"eps": 1e-3}}
 
 
 def run_reference(spec: ModelSpec, weights, inputs, h0=None, c0=None) -> Result:

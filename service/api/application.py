@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.accounting import Accounting
 from service.api.bodies import Bodies, Incoming
 from service.api.encodings import compressed
+from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, problem_reply
@@ -36,6 +37,7 @@ from service.errors import (
     ClientGone,
     FieldError,
     InvalidRequest,
+    MalformedRequest,
     MethodNotAllowed,
     RouteNotFound,
     ServiceDraining,
@@ -75,6 +77,7 @@ class Application:
         handlers: Handlers,
         admissions: Mapping[str, Admission],
         bodies: Bodies,
+        hosts: HostRules,
         keys: Keys,
         accounting: Accounting,
     ) -> None:
@@ -83,6 +86,7 @@ class Application:
         self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
+        self._hosts = hosts
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
@@ -100,6 +104,7 @@ class Application:
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             reply = await self._handle(request, incoming)
         except Exception as error:
@@ -128,6 +133,7 @@ class Application:
             return
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
+        request.http_version = scope.get("http_version", request.http_version)
         work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
@@ -136,6 +142,12 @@ class Application:
         else:
             work = self._serve_route(request, scope, receive, send)
         await self._until_finished(request, work)
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as an ASGI application, bytes that are no HTTP, and read on for a while what follows them."""
+        request = self.request("", "other", b"", [(b"transfer-encoding", b"")], scope["client"])
+        reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request.request_id)
+        await self._until_finished(request, self.send(request, reply, send, Incoming(request, receive)))
 
     async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
         """Account for a request when its work is done; that gives the path of its route, if it has another."""
@@ -167,13 +179,17 @@ class Application:
             *reply.headers,
         ]
         declared = request.declared_bytes
-        interrupts = incoming is not None and not incoming.complete and not 0 < declared <= READ_TO_THE_END_BYTES
+        interrupts = incoming is not None and not incoming.complete
+        closes = "close" in request.header(b"connection").lower()
+        interrupts = interrupts and (closes or not 0 < declared <= READ_TO_THE_END_BYTES)
         interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
         if interrupts:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         last = len(pieces) - 1
         for index, piece in enumerate(pieces):
+            if index:  # a client that reads as quickly as we send would have the event loop for itself
+                await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": piece, "more_body": interrupts or index < last})
         if interrupts and incoming is not None:
             # Closing a connection with unread data in it resets it, and the client could lose the reply.
@@ -207,6 +223,7 @@ class Application:
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
         """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
         try:
+            self._hosts.check(request)
             self._keys.check(request)
             await serve(*arguments)
         except Exception as error:
@@ -233,6 +250,7 @@ class Application:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
+            request.streams = True
             reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
@@ -253,6 +271,7 @@ class Application:
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         socket = self._sockets.get(request.path)
+        request.streams = True
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
 
@@ -292,6 +311,8 @@ def request_of(scope: Mapping[str, Any]) -> Request:
 
 
 async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:
+    if scope["method"] != "GET":
+        raise MethodNotAllowed(f"{scope['path']} is a WebSocket, which a GET opens, not {scope['method']:.20}", "GET")
     raise UpgradeRequired(f"{scope['path']} is a WebSocket; connect with ws:// or wss://")
 
 

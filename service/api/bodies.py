@@ -21,6 +21,10 @@ LINGER_BYTES = 8 * 2**20
 would otherwise lose the reply that says why."""
 
 
+LONGEST_GRACES = 60
+"""A body may take so many times the grace, however quickly it comes."""
+
+
 class Incoming:
     """A request's body as ASGI brings it; `complete` once all of it has come or the client has gone."""
 
@@ -136,7 +140,10 @@ class BodyBudget:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """Reads whole bodies: a body may take `grace_seconds`, and beyond that its bytes at `min_bytes_per_second`."""
+    """Reads whole bodies: a body may take `grace_seconds`, and beyond that its bytes at `min_bytes_per_second`.
+
+    It may wait `grace_seconds` for room, and all of it comes within `LONGEST_GRACES` times that.
+    """
 
     max_bytes: int
     grace_seconds: float
@@ -158,7 +165,8 @@ class Bodies:
         body = BytesIO()  # one block of memory, which grows, and no copy at the end
         total = 0
         waiting = False
-        begun = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         self.budget.begin(request)
         try:
             async with asyncio.timeout_at(begun + self.grace_seconds) as deadline:
@@ -167,13 +175,14 @@ class Bodies:
                     total += len(piece)
                     if total > self.max_bytes:
                         raise BodyTooLarge(f"the body has more than {self.max_bytes} bytes, which is the limit")
-                    waiting = not self.budget.has_room(request, len(piece))
+                    if waiting := not self.budget.has_room(request, len(piece)):
+                        deadline.reschedule(loop.time() + self.grace_seconds)
                     await self.budget.grow(request, len(piece))
                     waiting = False
                     body.write(piece)
                     if not incoming.complete:
-                        allowed = request.received_bytes / self.min_bytes_per_second
-                        deadline.reschedule(begun + self.grace_seconds + allowed)
+                        allowed = self.grace_seconds + request.received_bytes / self.min_bytes_per_second
+                        deadline.reschedule(begun + min(allowed, LONGEST_GRACES * self.grace_seconds))
         except TimeoutError:
             if self.draining.started:
                 message = "the service is shutting down and does not wait for the rest of this body"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import nullcontext
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -13,10 +13,10 @@ from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document
 
 HEAVY_BYTES = 64 * 1024
-"""Bodies from here on take a noticeable time to decode or encode."""
+"""Bodies from here on take a noticeable time to decode or encode; JSON is read in pieces."""
 
-PIECES_BYTES = 2**20
-"""Larger JSON bodies are read in pieces."""
+TURN_SECONDS = 0.5e-3
+"""Pieces are decoded or encoded for so long before others have their turn."""
 
 VIEW_BYTES = 4 * 2**20
 """Larger safetensors bodies are checked on another thread; nothing is parsed of them but the header."""
@@ -42,23 +42,14 @@ class Documents:
         kind = request_format(request.headers.get(b"content-type", b""))
         body, begun = request.body, perf_counter()
         request.body = b""  # it need not be held any longer than it is read
-        decode = safetensors.decode if kind == SAFETENSORS else json.decode
-        is_heavy = len(body) >= HEAVY_BYTES
-        document: Document | None
-        try:
-            if not is_heavy:
-                document = decode(body)
-            elif kind == SAFETENSORS and len(body) > VIEW_BYTES:
-                document = await asyncio.to_thread(decode, body)
-            else:
-                parts = json_pieces.decode(body) if kind == JSON and len(body) > PIECES_BYTES else map(decode, [body])
-                *_, document = await self._in_pieces(request, "decode", parts)
-        except json.Suspicious:  # and whatever the fast reader holds is let go
-            document = None
-        if document is None:
-            async with self._piece if is_heavy else nullcontext():
-                document = await asyncio.to_thread(json_slow.decode, body)
-        if not is_heavy:
+        document: Document
+        if kind == JSON:
+            document = await self._decode_json(request, body)
+        elif len(body) > VIEW_BYTES:
+            document = await asyncio.to_thread(safetensors.decode, body)
+        else:
+            document = safetensors.decode(body)
+        if len(body) < HEAVY_BYTES:
             request.mark("decode", begun)
         return document, kind
 
@@ -76,6 +67,17 @@ class Documents:
         parts = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
         return list(await self._in_pieces(request, "encode", parts))
 
+    async def _decode_json(self, request: Request, body: bytes) -> Document:
+        try:
+            if len(body) < HEAVY_BYTES:
+                return json.decode(body)
+            document = (await self._in_pieces(request, "decode", json_pieces.decode(body)))[-1]
+        except json.Suspicious as error:
+            read_slowly = error.args[0] if error.args else partial(json_slow.decode, body)
+        else:
+            return document
+        return await asyncio.to_thread(read_slowly)  # what the fast reader held is let go by now
+
     async def _in_pieces(self, request: Request, stage: str, work: Iterator[T]) -> list[T]:
         """All that an iterator gives."""
         taken: list[T] = []
@@ -84,7 +86,8 @@ class Documents:
                 begun = perf_counter()
                 for piece in work:
                     taken.append(piece)
-                    break
+                    if perf_counter() - begun > TURN_SECONDS:
+                        break
                 else:
                     return taken
                 request.mark(stage, begun)

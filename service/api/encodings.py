@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from service.api.negotiation import reply_encoding
@@ -23,7 +23,8 @@ MAX_EMPTY_FRAMES = 16
 
 COMPRESS_FROM_BYTES = 1024
 COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
-"""Larger replies are compressed on another thread, which releases the GIL."""
+"""Larger replies are compressed on other threads, which release the GIL, `PIECE_BYTES` at a time: all replies, and what
+else needs a thread, have their turn."""
 
 GZIP_LEVEL = 4
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
@@ -93,11 +94,12 @@ async def compressed(reply: Reply, request: Request) -> Reply:
     body = reply.body
     if encoding is not None:
         headers = (*headers, (b"content-encoding", encoding.encode()))
-        small = size < COMPRESS_ELSEWHERE_FROM_BYTES
-        body = _compress(pieces, encoding) if small else await asyncio.to_thread(_compress, pieces, encoding)
+        packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
+        packed = []
+        for piece in pieces:
+            for begin in range(0, len(piece), PIECE_BYTES):
+                part = piece[begin : begin + PIECE_BYTES]
+                small = size < COMPRESS_ELSEWHERE_FROM_BYTES
+                packed.append(packer.compress(part) if small else await asyncio.to_thread(packer.compress, part))
+        body = b"".join((*packed, packer.flush()))
     return Reply(reply.status, reply.media_type, body, headers)
-
-
-def _compress(pieces: Iterable[bytes | memoryview], encoding: str) -> bytes:
-    packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
-    return b"".join([*map(packer.compress, pieces), packer.flush()])

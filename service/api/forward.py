@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.api.documents import Documents
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
@@ -24,6 +23,7 @@ from service.engine.interface import Floats, Rows
 from service.engine.pooling import reads_outputs
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
+from service.wire.arrays import RaggedRows
 
 SHORT_BYTES = 1024
 
@@ -57,7 +57,7 @@ class Forward:
         if came_as == SAFETENSORS:
             refuse_float_ids(document, model)
         asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
-        call = ForwardCall(asked, model, self.limits)
+        call = ForwardCall(asked, model, self.limits, pads=kind == SAFETENSORS)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
 
@@ -85,8 +85,8 @@ async def run_call(
 class ForwardCall:
     """Whole sequences as a `Call`."""
 
-    def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits) -> None:
-        """Check the shapes and make room. Raises InvalidRequest."""
+    def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits, *, pads: bool = False) -> None:
+        """Check the shapes and make room; pads: a ragged reply is padded. Raises InvalidRequest."""
         spec = model.spec
         limits.check_inputs(request.inputs)
         self.inputs = inputs = sequences(request.inputs, request.lengths, model, batch_first=request.batch_first)
@@ -99,7 +99,8 @@ class ForwardCall:
         pools = predicts and spec.pooling != "none"
         wants_outputs = "outputs" in returns or self.last_of_outputs or (pools and reads_outputs(spec))
         steps, batch = len(inputs.steps), inputs.lengths.size
-        limits.check_reply(spec, batch, steps, returns | {"outputs"} if wants_outputs else returns)
+        sent = batch * int(inputs.lengths.max()) if pads else steps
+        limits.check_reply(spec, batch, sent, returns | {"outputs"} if wants_outputs else returns)
         forms = SEQUENCES if inputs.batched else SEQUENCE
         h, c = initial_state(request.h0, request.c0, model, batch, forms, ("h0", "c0"))
         self.rows = rows = Rows(inputs.steps, inputs.starts, inputs.lengths, h, c)
@@ -137,21 +138,12 @@ class ForwardCall:
             fields["lengths"] = inputs.lengths
         return fields
 
-    def _by_sequence(self, flat: Floats, *, ragged: bool) -> Floats | list[Floats]:
+    def _by_sequence(self, flat: Floats, *, ragged: bool) -> Floats | RaggedRows:
         inputs = self.inputs
         if inputs.time is None:
-            places = zip(inputs.starts.tolist(), inputs.lengths.tolist(), strict=True)
-            parts = [flat[start : start + length] for start, length in places]
-            return parts if ragged else padded(parts)
+            rows = RaggedRows(flat, np.append(inputs.starts, len(flat)))
+            return rows if ragged else rows.padded()
         if not inputs.batched:
             return flat
         shaped: Floats = flat.reshape(-1, inputs.time, flat.shape[-1])
         return shaped if self.batch_first else np.ascontiguousarray(shaped.swapaxes(0, 1))
-
-
-def padded(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays (T_i,·) as one, with zeros past the end of each."""
-    padded = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-    for row, part in enumerate(parts):
-        padded[row, : len(part)] = part
-    return padded

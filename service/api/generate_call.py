@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.forward import padded
 from service.api.requests import GenerateRequest
 from service.api.shapes import (
     SEQUENCE,
@@ -28,7 +27,7 @@ from service.serving.generation import Generation
 from service.serving.registry import ModelVersion
 from service.serving.sampling import Sampling
 from service.wire import json
-from service.wire.arrays import finite
+from service.wire.arrays import RaggedRows, finite
 
 OF_TOKENS = ("temperature", "top_k", "top_p", "seed", "stop")
 OF_VECTORS = ("feedback", "future")
@@ -97,15 +96,20 @@ class GenerateCall:
     def reply(self, *, ragged: bool) -> dict[str, Any]:
         """The fields of a whole reply; `ragged`: its format has lists of unequal length, else rows come padded."""
         generation, counts = self.generation, self.generation.counts
-        ragged = ragged and self.asked.batch_first
+        ragged, longest = ragged and self.asked.batch_first, int(counts.max())
         fields: dict[str, Any] = {}
+        ended = np.arange(longest) >= counts[:, None]
         for name, values in self._results().items():
-            rows = [row[:count] for row, count in zip(values, counts.tolist(), strict=True)]
-            fields[name] = rows if ragged else padded(rows)
+            ran = values[:, :longest]
+            if ragged and ended.any():
+                fields[name] = RaggedRows(ran[~ended], np.append(0, counts.cumsum()))
+                continue
+            ran[ended] = 0
             if not self.batched:
-                fields[name] = rows[0]
+                ran = ran[0]
             elif not self.asked.batch_first:
-                fields[name] = np.ascontiguousarray(fields[name].swapaxes(0, 1))
+                ran = ran.swapaxes(0, 1)
+            fields[name] = np.ascontiguousarray(ran)
         if self.batched and generation.sampling and not ragged:
             fields["lengths"] = counts
         if self.asked.session:

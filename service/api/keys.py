@@ -24,9 +24,9 @@ class Keys:
             return
         scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else b""
-        is_admin = _among(given, self._admin)
-        if is_admin or _among(given, self._api):
-            request.owner, request.admin = blake2b(given, digest_size=16).digest(), is_admin
+        request.admin = _among(given, self._admin)
+        if request.admin or _among(given, self._api):
+            request.owner = blake2b(given, digest_size=16).digest()
         elif request.path != "/" and not request.path.startswith(_OPEN):
             if given:
                 raise Unauthorized("the key in Authorization is not one of this service's")

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter as Count
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -78,15 +78,16 @@ class Metrics:
         self._run: dict[str, list[int]] = {}
 
     def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request. path is a route's, never a client's own words."""
+        """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
         key = path, request.status
         self._answered[key] = self._answered.get(key, 0) + 1
-        latency = self._of_path.get(path)
-        if latency is None:
-            latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-        latency.observe(seconds)
-        for stage, spent in request.stages.items():
-            self._of_stage[stage].observe(spent)
+        if not request.streams:
+            latency = self._of_path.get(path)
+            if latency is None:
+                latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
+            latency.observe(seconds)
+            for stage, spent in request.stages.items():
+                self._of_stage[stage].observe(spent)
         if request.rows and request.model is not None:
             run = self._run.setdefault(request.model, [0, 0])
             run[0] += request.rows
@@ -121,10 +122,12 @@ class Metrics:
 class Sampler:
     """What is read of the parts of the service now and then, and the page of all metrics. Sizes are in bytes."""
 
-    def __init__(self, metrics: Metrics, inference: Inference, sessions: Sessions) -> None:
+    def __init__(self, metrics: Metrics, inference: Inference, sessions: Sessions, dropped: Callable[[], int]) -> None:
         self._metrics = metrics
         self._inference = inference
         self._sessions = sessions
+        self._lines_dropped = dropped
+        self._dropped = metrics.counter("rnn_log_lines_dropped", "Log lines that their reader or disk did not take.")
         self._loaded = metrics.gauge("rnn_loaded_bytes", "Memory that loaded weights take.")
         self._queued = metrics.gauge("rnn_queued_requests", "Requests waiting for compute, or computing.")
         self._queued_bytes = metrics.gauge("rnn_queued_bytes", "Arrays of those requests.")
@@ -134,7 +137,7 @@ class Sampler:
         text = "Sessions opened; steps run; commits, replays and conflicts of steps."
         self._events = metrics.counter("rnn_session_events", text, "event")
         self._ended = metrics.counter("rnn_sessions_ended", "Sessions that ended, by reason.", "reason")
-        self._counted: Count[tuple[Counter, str]] = Count()
+        self._counted: Count[tuple[Counter, tuple[str, ...]]] = Count()
 
     def sample(self) -> None:
         self._metrics.fold()
@@ -146,9 +149,10 @@ class Sampler:
         self._live_bytes.set(cache.store.totals.bytes)
         self._session_queue.set(self._sessions.queue.waiting)
         for event in ("opened", "steps", "commits", "replays", "conflicts"):
-            self._advance(self._events, event, getattr(cache.counts, event))
+            self._advance(getattr(cache.counts, event), self._events, event)
         for reason, ended in cache.counts.ended.items():
-            self._advance(self._ended, reason, ended)
+            self._advance(ended, self._ended, reason)
+        self._advance(self._lines_dropped(), self._dropped)
 
     async def keep_sampling(self) -> None:
         """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
@@ -168,7 +172,7 @@ class Sampler:
         MultiProcessCollector(together)
         return generate_latest(together)
 
-    def _advance(self, counter: Counter, label: str, count: int) -> None:
+    def _advance(self, count: int, counter: Counter, *labels: str) -> None:
         """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
-        counter.labels(label).inc(count - self._counted[counter, label])
-        self._counted[counter, label] = count
+        (counter.labels(*labels) if labels else counter).inc(count - self._counted[counter, labels])
+        self._counted[counter, labels] = count

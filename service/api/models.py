@@ -87,7 +87,7 @@ def models_router(registry: Registry) -> APIRouter:
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
     async def unload_model(name: str) -> ModelView:
-        """The next request loads it again. A version that sessions run on stays: `sessions` says of how many."""
+        """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
         return _model(registry.unload(name), registry)
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)

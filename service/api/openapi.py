@@ -1,5 +1,6 @@
 """The OpenAPI document: FastAPI's, and what it does not know: the problems that a call answers, and the WebSocket."""
 
+import json
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -8,10 +9,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.api.negotiation import JSON, NDJSON
 from service.api.problems import MEDIA_TYPE
 from service.api.replies import Problem
 from service.api.requests import StreamRequest
 from service.api.routes import STREAM_PARAMETERS
+from service.serving.registry import Registry
 
 _REF = "#/components/schemas/{model}"
 
@@ -47,13 +50,17 @@ STREAM = """Open it as a WebSocket. What may stand in the query may also come as
   is too large, 1008 for other refusals, 1012 when the process goes down (connect again), 1013 to try again later, 1011
   for a failure of the service.
 - Browsers, which cannot send Authorization, offer the subprotocols `rnn-service` and `bearer.<base64url of the key>`.
-  Pages of other hosts need their origin in RNN_ALLOWED_ORIGINS."""
+  Pages of other origins need theirs in RNN_ALLOWED_ORIGINS."""
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The whole document; built once, at the first request for it."""
-    if app.openapi_schema:
-        return app.openapi_schema
+def describe(app: FastAPI, registry: Registry) -> dict[str, Any]:
+    """The whole document, with examples of the models that there are now."""
+    app.openapi_schema = document = app.openapi_schema or _document(app)
+    _add_examples(document, registry)
+    return document
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
     )
@@ -67,7 +74,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             call = f"{method} {path}"
             statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
-            operation["responses"] |= _problems(statuses)
+            operation["responses"] |= _problems((400, 403, *statuses))  # of a Host or an Origin, whatever the call
             if not path.startswith(("/models", "/cell", "/rnn")):
                 operation["security"] = []
     document["paths"]["/cell/stream"] = {
@@ -77,15 +84,39 @@ def describe(app: FastAPI) -> dict[str, Any]:
             "summary": "A stream of steps over a WebSocket",
             "description": STREAM,
             "parameters": STREAM_PARAMETERS,
-            "responses": {"101": {"description": "The stream is open."}, **_problems((401, 403, 422, 426, 500, 503))},
+            "responses": {"101": {"description": "It is open."}, **_problems((400, 401, 403, 422, 426, 500, 503))},
         }
     }
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{}, {"key": []}]  # a service without keys is open
-    app.openapi_schema = document
     return document
 
 
 def _problems(statuses: Iterable[int]) -> dict[str, Any]:
     content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
     return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _add_examples(document: dict[str, Any], registry: Registry) -> None:
+    """Examples that run as they stand, on the smallest model that can be stepped, or else that can be run."""
+    sound = [
+        found for model in registry.models() if not model.failure and (found := model.serving()) and not found.failure
+    ]
+    if not sound:
+        return
+    model = min(sound, key=lambda version: (version.spec.bidirectional, version.spec.flops_per_step))
+    x, y = ([float(index == place) for index in range(model.spec.input_size)] for place in (0, 1))
+    bodies: dict[str, dict[str, Any]] = {
+        "/rnn/forward": {
+            "Two sequences of two steps, time first": {"inputs": [[x, y], [y, x]], "batch_first": False},
+            "Two of unequal length, final states only": {"inputs": [[x, y], [y]], "returns": ["last", "h_n"]},
+        },
+        "/cell/step": {"One step of two rows": {"inputs": [x, y]}, "Without the batch axis": {"inputs": x}},
+        "/cell/sessions": {"From zeros": {}, "For a minute": {"ttl_seconds": 60}},
+    }
+    for path in list(bodies)[: 1 if model.spec.bidirectional else None]:
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        titled = {title: {"value": {"model": model.name, **fields}} for title, fields in bodies[path].items()}
+        content[JSON]["examples"] = titled
+        if NDJSON in content:
+            content[NDJSON]["example"] = "".join(f"{json.dumps(line)}\n" for line in ({"model": model.name}, x, y))

@@ -13,7 +13,7 @@ from service.api.metrics import Sampler
 from service.errors import RouteNotFound
 
 _SLUG = re.compile(r"[a-z-]{1,64}")
-_PAGES = Path(__file__).parents[2] / "docs" / "problems"
+_PAGES = Path(__file__).parent / "page" / "problems"  # a link to docs/; a wheel has the files themselves
 
 
 class Health(BaseModel):

@@ -9,8 +9,10 @@ from service import errors
 from service.api.request import Reply
 
 STATUS: dict[type[Exception], int] = {
+    errors.MalformedRequest: 400,
     errors.MalformedBody: 400,
     errors.DuplicateName: 400,
+    errors.MalformedHost: 400,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.RouteNotFound: 404,
@@ -35,6 +37,7 @@ STATUS: dict[type[Exception], int] = {
     errors.SessionsFull: 503,
     errors.StoreUnavailable: 503,
     errors.ModelFailed: 503,
+    errors.WeightsUnavailable: 503,
     errors.ServiceFull: 503,
     errors.ServiceDraining: 503,
     errors.DeadlinePassed: 504,

@@ -13,7 +13,8 @@ STAGES = ("decode", "queue", "compute", "encode")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_LISTS = (b"accept", b"accept-encoding", b"content-encoding")
+# Two hosts make one that is malformed.
+_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -36,7 +37,8 @@ class Request:
     - headers: by lower-case name; lists that came in several lines are joined
     - peer: the client's address
     - watch: a call that returns when the client has gone; set before the request waits for anything
-    - owner: a digest of the key, empty for an open service; admin: whether that is an admin's key
+    - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
+    - streams: whether it takes as long as its client wants
     - stages: seconds by one of `STAGES`
     """
 
@@ -46,11 +48,13 @@ class Request:
     headers: Mapping[bytes, bytes]
     peer: str
     request_id: str
+    http_version: str = "1.1"
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
     owner: bytes = b""
-    admin: bool = False
+    admin: bool | None = None
+    streams: bool = False
     model: str | None = None
     version: str | None = None
     rows: int = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema
 from pydantic_core import core_schema
 
 from service.errors import FieldError, InvalidRequest, spell
@@ -104,8 +104,12 @@ InitialH = Annotated[
 ]
 InitialC = Annotated[
     Annotated[Any, Numbers("(L,H) or (H)", 2, 1)] | None,
-    Field(description="LSTM only: cell state before the first step; zeros if left out."),
+    Field(description="LSTM only: cell state before the first step; with h or not at all."),
 ]
+
+
+_SCALAR = WithJsonSchema({"type": ["string", "number", "null"]})
+Unused = Annotated[Any, Field(description="Of a snapshot; not used."), _SCALAR]
 
 
 class Request(BaseModel):
@@ -135,7 +139,7 @@ class ForwardRequest(Request):
         None, description="Initial hidden state; (L·D,P) if inputs are unbatched; zeros if left out."
     )
     c0: Annotated[Any, Numbers("(L·D,B,H) or (L·D,H)", 3, 2)] | None = Field(
-        None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; zeros if left out."
+        None, description="LSTM only: initial cell state; (L·D,H) if inputs are unbatched; with h0 or not at all."
     )
     lengths: Annotated[Any, Numbers("(B)", 1, type="integer", minimum=1)] | None = Field(
         None, description="True lengths of padded inputs: B whole numbers from 1 to T."
@@ -158,7 +162,7 @@ class StepRequest(Request):
         None, description="Hidden state before the step: (L,B,P), or (B,P) if L = 1, or (P); zeros if left out."
     )
     c: Annotated[Any, Numbers("(L,B,H), (B,H) or (H)", 3, 2, 1)] | None = Field(
-        None, description="LSTM only: cell state before the step, in the form of h; zeros if left out."
+        None, description="LSTM only: cell state before the step, in the form of h; with h or not at all."
     )
     returns: Stepped | None = Field(
         None, description="What to send back; default: outputs, h, c of an LSTM, predictions if there is a head."
@@ -234,12 +238,13 @@ class OpenRequest(Request):
     ttl_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), Text] | None = Field(
         None, description="Life since the last step, in seconds; RNN_SESSION_TTL_SECONDS if left out."
     )
-    session: Any = Field(None, description="Of a snapshot; not used.")
-    step: Any = Field(None, description="Of a snapshot; not used: a new session begins at step 0.")
-    created_at: Any = Field(None, description="Of a snapshot; not used.")
-    used_at: Any = Field(None, description="Of a snapshot; not used.")
-    expires_at: Any = Field(None, description="Of a snapshot; not used.")
-    replay_steps: Any = Field(None, description="Of a snapshot; not used.")
+    session: Unused = None
+    step: Unused = None
+    created_at: Unused = None
+    used_at: Unused = None
+    expires_at: Unused = None
+    replay_steps: Unused = None
+    input_size: Unused = None
 
 
 class StreamRequest(Request):

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi import Request as Routed
-from fastapi.routing import APIRoute
 
 from service.api.application import request_of
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS
 from service.api.replies import ForwardReply, GenerateReply, SessionStepReply, SessionView, StepReply
 from service.api.request import Request
 from service.api.requests import ForwardRequest, GenerateRequest, OpenRequest, SessionStepRequest, StepRequest
-from service.errors import Forbidden
+from service.errors import Forbidden, Unauthorized
 
 _ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
 _LINES = {"schema": {"type": "string"}}
@@ -31,7 +30,7 @@ _HEADERS = [
         minimum=0,
         maximum=999_999_999,
     ),
-    _parameter("X-Request-Id", "header", "The reply and the log carry it.", pattern="^[A-Za-z0-9._-]{1,64}$"),
+    _parameter("X-Request-Id", "header", "The reply and the log carry it, if it is 1 to 64 of A-Z a-z 0-9 . _ -"),
 ]
 _SESSION_ID = _parameter("X-Session-Id", "header", "Instead of `session`.", pattern="^[A-Za-z0-9_-]{1,64}$")
 STREAM_PARAMETERS = [
@@ -45,46 +44,6 @@ STREAM_PARAMETERS = [
 ]
 
 
-def _example(summary: str, **fields: Any) -> dict[str, Any]:
-    return {"summary": summary, "value": fields}
-
-
-# The arrays of PyTorch's tutorial on nn.RNN and nn.RNNCell: they run as they stand on the bundled models.
-_FORWARD_EXAMPLES = {
-    "tutorial": _example(
-        "Two sequences of three steps, time first",
-        model="tutorial-rnn",
-        inputs=[[[1, 0, 0, 0], [0, 1, 0, 0]], [[0, 0, 1, 0], [0, 0, 0, 1]], [[1, 1, 0, 0], [0, 0, 1, 1]]],
-        h0=[[[0, 0, 0], [0, 0, 0]]],
-        batch_first=False,
-    ),
-    "ragged": _example(
-        "Two sequences of unequal length, final states only",
-        model="tutorial-rnn",
-        inputs=[[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], [[0, 0, 0, 1]]],
-        returns=["last", "h_n"],
-    ),
-}
-_GENERATE_EXAMPLES = {
-    "rollout": _example(
-        "The ten years after four, from one to the next",
-        model="sunspots",
-        steps=10,
-        inputs=[[4.2], [21.5], [40.0], [29.8]],
-    ),
-}
-_STEP_EXAMPLES = {
-    "tutorial": _example(
-        "One step of one row, from a state of zeros", model="tutorial-cell", inputs=[[1, 0, 0, 0]], h=[[0, 0]]
-    ),
-    "unbatched": _example("Without the batch axis", model="tutorial-cell", inputs=[1, 0, 0, 0]),
-}
-_OPEN_EXAMPLES = {
-    "zeros": _example("From zeros", model="tutorial-cell"),
-    "state": _example("From a state, for a minute", model="tutorial-cell", h=[0.5, -0.5], ttl_seconds=60),
-}
-
-
 def _request_of(routed: Routed) -> Request:
     return request_of(routed.scope)
 
@@ -94,16 +53,16 @@ Called = Annotated[Request, Depends(_request_of)]
 
 
 def admin_only(request: Called) -> None:
+    """401 asks for a key where one may help; who has another, or calls where there is none, gets 403."""
+    if request.admin is False and not request.owner:
+        raise Unauthorized("this call needs an admin's key: send Authorization: Bearer <key>")
     if not request.admin:
         raise Forbidden("this call needs one of the keys in RNN_ADMIN_KEYS")
 
 
-class HotRoute(APIRoute):
-    """A route that is documented by FastAPI and called by `Application`, which knows it by its path."""
-
-
 def hot_router() -> APIRouter:
-    router = APIRouter(route_class=HotRoute)
+    """Routes that are documented by FastAPI and called by `Application`, which knows them by their paths."""
+    router = APIRouter()
 
     @router.post(
         "/rnn/forward",
@@ -112,7 +71,7 @@ def hot_router() -> APIRouter:
         summary="Run whole sequences",
         response_model=ForwardReply,
         responses={200: {"content": {SAFETENSORS: _ARRAYS}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _FORWARD_EXAMPLES, _HEADERS),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _HEADERS),
     )
     async def forward(body: ForwardRequest) -> None:
         """Sequences through `torch.nn.RNN`, `GRU` or `LSTM` semantics; outputs and final states back."""
@@ -124,7 +83,7 @@ def hot_router() -> APIRouter:
         summary="Let a model go on by itself",
         response_model=GenerateReply,
         responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _GENERATE_EXAMPLES, [_SESSION_ID, *_HEADERS]),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, [_SESSION_ID, *_HEADERS]),
     )
     async def generate(body: GenerateRequest) -> None:
         """What the model predicts is its next input: tokens are drawn, other predictions are fed back.
@@ -141,11 +100,7 @@ def hot_router() -> APIRouter:
         summary="Run one time step, or a stream of them",
         response_model=StepReply | SessionStepReply,
         responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
-        openapi_extra=_extra(
-            {SAFETENSORS: _ARRAYS, NDJSON: _LINES | {"example": '{"model": "tutorial-cell"}\n[1, 0, 0, 0]\n'}},
-            _STEP_EXAMPLES,
-            [_SESSION_ID, *STREAM_PARAMETERS],
-        ),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS, NDJSON: _LINES}, [_SESSION_ID, *STREAM_PARAMETERS]),
     )
     async def step(body: StepRequest | SessionStepRequest) -> None:
         """One step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model.
@@ -162,7 +117,7 @@ def hot_router() -> APIRouter:
         operation_id="open_session",
         summary="Open a session",
         response_model=SessionView,
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _OPEN_EXAMPLES, _HEADERS),
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _HEADERS),
     )
     async def open_session(body: OpenRequest) -> None:
         """From zeros, from a state, or from a snapshot of another session."""
@@ -170,9 +125,6 @@ def hot_router() -> APIRouter:
     return router
 
 
-def _extra(content: Mapping[str, Any], examples: Mapping[str, Any], parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    """What FastAPI does not know of a call: its other media types, its headers, and examples."""
-    return {
-        "parameters": parameters,
-        "requestBody": {"required": True, "content": {JSON: {"examples": examples}, **content}},
-    }
+def _extra(content: Mapping[str, Any], parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """What FastAPI does not know of a call: its other media types and its headers."""
+    return {"parameters": parameters, "requestBody": {"required": True, "content": {JSON: {}, **content}}}

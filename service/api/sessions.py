@@ -50,7 +50,8 @@ class SessionHandlers:
         if asked.ttl_seconds is not None and asked.ttl_seconds > longest:
             raise invalid(f"ttl_seconds is {asked.ttl_seconds:g}; the longest is {longest:g}", "ttl_seconds")
         h = c = None
-        if asked.h is not None or asked.c is not None:
+        given = asked.h, asked.c, *model.states
+        if any(state is not None for state in given):
             h, c = initial_state(asked.h, asked.c, model, 1, ROW)
         record = await self.sessions.open(model, request.owner, asked.ttl_seconds, h, c)
         return await self.created(request, record, model)
@@ -69,7 +70,8 @@ class SessionHandlers:
         non_finite: str = "error",
     ) -> Reply:
         """A session as its owner sees it. Raises NonFiniteOutput for a state that JSON is not to print as null."""
-        fields: dict[str, Any] = {**_view(record, record.id), "replay_steps": self.steps.replay_steps(model)}
+        fields: dict[str, Any] = _view(record, record.id)
+        fields |= {"replay_steps": self.steps.replay_steps(model), "input_size": model.spec.input_size}
         kind = JSON
         if state:
             kind = reply_format(request.headers.get(b"accept", b""), JSON)
@@ -121,12 +123,13 @@ def sessions_router(handlers: SessionHandlers) -> APIRouter:
     async def delete(request: Called, session: str, state: State = False, non_finite: NonFinite = "error") -> Response:
         """Its last state comes in the body on request (200 instead of 204)."""
         owner = request.session_owner
-        record, model, _ = await sessions.use(session, owner, fresh=True)
-        if state:  # a reply that cannot be given must not cost the session
-            await handlers.described(request, record, model, state=True, non_finite=non_finite)
-        record = await sessions.delete(session, owner)
         if not state:
+            await sessions.delete(session, owner)
             return Response(status_code=204)
+        record, model, _ = await sessions.use(session, owner, fresh=True)
+        # A reply that cannot be given must not cost the session.
+        await handlers.described(request, record, model, state=True, non_finite=non_finite)
+        record = await sessions.delete(session, owner)
         return _response(await handlers.described(request, record, model, state=True, non_finite="null"))
 
     return router

@@ -129,22 +129,31 @@ def initial_state(
     forms: tuple[str, ...],
     names: tuple[str, str] = ("h", "c"),
 ) -> tuple[Floats, Floats | None]:
-    """States h (L·D,B,P), and c (L·D,B,H) of an LSTM, that the engine may write into; zeros for what did not come.
+    """States h (L·D,B,P), and c (L·D,B,H) of an LSTM, that the engine may write into.
+
+    If they did not come, they are what the model's file holds, else zeros.
 
     forms are those in which they may come, names those of the fields. Raises InvalidRequest.
     """
     spec = model.spec
-    state = _state(h, names[0], (spec.states, batch, spec.state_size), forms)
+    state = _state(h, names[0], (spec.states, batch, spec.state_size), forms, model.states.h0)
     if spec.has_cell_state:
-        return state, _state(c, names[1], (spec.states, batch, spec.hidden_size), forms)
+        cell = _state(c, names[1], (spec.states, batch, spec.hidden_size), forms, model.states.c0)
+        if (h is None) != (c is None):
+            came, missing = names if c is None else names[::-1]
+            raise invalid(f"{missing} is missing: {came} came, and an LSTM takes both or neither", missing)
+        return state, cell
     if c is not None:
         raise invalid(f'{names[1]} is for LSTMs; model "{model.name}" is of kind {spec.kind}', names[1])
     return state, None
 
 
-def _state(value: Any, name: str, shape: tuple[int, int, int], forms: tuple[str, ...]) -> Floats:
+def _state(value: Any, name: str, shape: tuple[int, int, int], forms: tuple[str, ...], stored: Floats | None) -> Floats:
     if value is None:
-        return np.zeros(shape, np.float32)
+        state = np.zeros(shape, np.float32)
+        if stored is not None:
+            state[:] = stored[:, None]
+        return state
     allowed = _state_shapes(shape, forms, "P" if name.startswith("h") else "H")
     if isinstance(value, Ragged) or value.shape not in allowed:
         came = "is ragged" if isinstance(value, Ragged) else f"has shape {value.shape}"
@@ -251,11 +260,12 @@ def _check_width(inputs: Numbers, model: ModelVersion) -> None:
     """Raise InvalidRequest if a vector is not of `in_features`."""
     width = model.spec.in_features
     if isinstance(inputs, Ragged):
-        widths = inputs.sizes[-1]
-        if widths.count(width) == len(widths):
+        widths = np.asarray(inputs.sizes[-1])
+        wrong = widths != width
+        if not wrong.any():
             return
-        index = next(index for index, got in enumerate(widths) if got != width)
-        got, place = widths[index], _place(inputs, index)
+        index = int(wrong.argmax())
+        got, place = int(widths[index]), _place(inputs, index)
     elif inputs.shape[-1] == width:
         return
     else:
@@ -272,8 +282,8 @@ def _ragged(inputs: Ragged, lengths: Numbers | None, model: ModelVersion, *, bat
     if lengths is not None:
         raise invalid("lengths is for padded inputs; ragged ones have their own", "lengths")
     counts = np.array(inputs.sizes[1], np.int64)
-    if 0 in inputs.sizes[1]:
-        row = inputs.sizes[1].index(0)
+    if not counts.all():
+        row = int(counts.argmin())
         raise invalid(f"inputs[{row}] has no time steps; expected at least one", "inputs", row)
     steps = inputs.values.reshape(-1, model.spec.in_features)
     return Sequences(steps, counts.cumsum() - counts, counts, None, batched=True)

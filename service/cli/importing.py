@@ -22,7 +22,8 @@ MAX_LISTED = 24
 
 def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", exists=True, dir_okay=False, help=".pt, .safetensors or .onnx.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", exists=True, dir_okay=False, help="Of torch.save, safetensors, or .onnx."),
     ],
     *,
     name: Annotated[str, typer.Option(help="What the model is called in requests.")],
@@ -41,12 +42,12 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
     """
     # torch takes seconds to import
     from service.cli.verify import verify  # noqa: PLC0415
-    from service.models.folder import NAME, VERSION  # noqa: PLC0415
+    from service.models.folder import NAME, NAME_RULE, VERSION  # noqa: PLC0415
     from service.models.importing.staging import staged  # noqa: PLC0415
 
     root = read_settings({"models": models}).models
     if not NAME.fullmatch(name):
-        fail(f"--name: expected {NAME.pattern}, and got {name!r:.120}", USAGE)
+        fail(f"--name: expected {NAME_RULE}, and got {name!r:.120}", USAGE)
     if version is not None and not VERSION.fullmatch(version):
         fail(f"--version: expected a whole number without leading zeros, and got {version!r:.120}", USAGE)
     stdout = console()
@@ -71,17 +72,14 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
 def _find(path: Path, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None) -> "CheckpointModel":
     # torch takes seconds to import, and onnx is optional
     from service.models.importing.state_dict import model_from_tensors  # noqa: PLC0415
-    from service.models.importing.tensors import TORCH_SUFFIXES, read_tensors  # noqa: PLC0415
+    from service.models.importing.tensors import read_tensors  # noqa: PLC0415
 
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         if find_spec("onnx") is None:
             raise CheckpointRefused("reading .onnx files needs the onnx package: pip install onnx")
         from service.models.importing.onnx.model import model_from_onnx  # noqa: PLC0415
 
         return model_from_onnx(path, layer=layer, nonlinearity=nonlinearity, head=head)
-    known = (*TORCH_SUFFIXES, ".safetensors", ".onnx")
-    if path.suffix not in known:
-        raise ChoiceNeeded(f"CHECKPOINT: expected a file that ends in {', '.join(known)}, and got {path.name!r:.120}")
     tensors, size = read_tensors(path), path.stat().st_size
     return model_from_tensors(tensors, layer=layer, nonlinearity=nonlinearity, head=head, file_bytes=size)
 

@@ -77,7 +77,10 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         field = Settings.model_fields.get(name)
         secret = field is not None and (SecretStr in get_args(field.annotation) or not field.repr)
         value = "" if secret else f", and got {str(first['input'])!r:.120}"
-        fail(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}", USAGE)
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        if field and first["type"] == "string_pattern_mismatch":  # the help says it in words
+            message = f"expected {str(field.description).rpartition(': ')[2].rstrip('.')}"
+        fail(f"{place}: {message}{value}", USAGE)
 
 
 def flag_of(name: str) -> str:

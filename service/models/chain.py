@@ -71,14 +71,11 @@ class LayerConfig(BaseModel):
 
 
 def front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes) -> int:
-    """How wide the vectors are that a front takes: what its first linear layer says, or the file does."""
+    """How wide the vectors are that a front takes: what its first linear layer says, else what the file has."""
     for index, entry in enumerate(entries):
         if entry.type == "linear":
             shape = shapes.get(f"front.{index}.weight", ())
-            found = entry.in_features or (shape[1] if len(shape) == 2 else None)
-            if found is None:
-                raise ValueError(f"front[{index}]: linear does not say its in_features")
-            return found
+            return entry.in_features or (shape[1] if len(shape) == 2 else input_size)
     return input_size
 
 

@@ -5,7 +5,6 @@ No path is ever built from a request.
 """
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from pydantic import ValidationError
 
 from service.errors import ModelFailed
 from service.models.config import ModelConfig, first_error
-from service.models.weights import FILE, verify_header
+from service.models.weights import FILE, InitialStates, plain_file, verify
 from service.spec import ModelSpec
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
 VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -24,12 +24,13 @@ MAX_CONFIG_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class VersionFolder:
-    """One version on disk: the path of its weights, what they are, and why they cannot serve if they cannot."""
+    """One version on disk: its weights, what they are, why they cannot serve, and the initial states among them."""
 
     version: str
     weights: Path
     spec: ModelSpec
     failure: str | None
+    states: InitialStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ def read_folder(root: Path, name: str) -> ModelFolder:
     versions: tuple[VersionFolder, ...] = ()
     try:
         if not NAME.fullmatch(name):
-            raise ModelFailed(f"the folder's name does not match {NAME.pattern}")
+            raise ModelFailed(f"the folder's name is not what it must be: {NAME_RULE}")
         config = _read_config(folder / CONFIG)
         numbers = (path.name for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name))
-        versions = tuple(_read_version(folder / number, config) for number in sorted(numbers, key=int))
+        spec = config.spec()
+        versions = tuple(_read_version(folder / number, config, spec) for number in sorted(numbers, key=int))
         if not versions:
             raise ModelFailed(f"there is no version: expected a folder such as 1/ with {FILE}")
     except ModelFailed as error:
@@ -71,24 +73,20 @@ def read_folder(root: Path, name: str) -> ModelFolder:
 
 
 def _read_config(path: Path) -> ModelConfig:
+    with plain_file(path) as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ModelFailed(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelFailed(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
-        return ModelConfig.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelFailed(f"{CONFIG} is missing") from None
-    except OSError as error:
-        raise ModelFailed(f"{CONFIG} cannot be read: {error.strerror}") from None
+        return ModelConfig.model_validate_json(text)
     except ValidationError as error:
         raise ModelFailed(f"{CONFIG}: {first_error(error)}") from None
 
 
-def _read_version(folder: Path, config: ModelConfig) -> VersionFolder:
-    spec, failure = config.stack(), None
-    with suppress(ModelFailed):  # where the config leaves out a width that the file has
-        spec = config.spec()
+def _read_version(folder: Path, config: ModelConfig, spec: ModelSpec) -> VersionFolder:
+    path, states, failure = folder / FILE, InitialStates(), None
     try:
-        spec = verify_header(folder / FILE, config)
+        spec, states = verify(path, config)
     except ModelFailed as error:
         failure = str(error)
-    return VersionFolder(folder.name, folder / FILE, spec, failure)
+    return VersionFolder(folder.name, path, spec, failure, states)

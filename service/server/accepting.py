@@ -13,6 +13,8 @@ from typing import Any
 import structlog
 import uvloop
 
+from service.repeats import OnceAMinute
+
 REST_SECONDS = 0.0005
 MAX_REST_SECONDS = 0.005
 """For each connection that a worker has, it rests so long before it takes another; at most so long in all."""
@@ -47,6 +49,7 @@ class Acceptor:
         self._connections = factory().server_state.connections
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._failing = OnceAMinute()
         listener.setblocking(False)
         listener.listen(backlog)
         loop.add_reader(listener, self._take)
@@ -74,6 +77,7 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass  # another worker was quicker, or the client has gone
         except OSError as error:
-            structlog.get_logger().error("connection_not_taken", reason=str(error))
+            if self._failing.is_due():
+                structlog.get_logger().error("connection_not_taken", reason=str(error))
             rest = RETRY_SECONDS
         self._timer = self._loop.call_later(rest, self._loop.add_reader, self._listener, self._take)

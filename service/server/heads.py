@@ -1,13 +1,10 @@
-"""Heads of requests, above all those that offer another protocol and those that come again and again; of replies.
-
-The parser stops after a head that offers another protocol, and takes the body for that protocol's. A new parser that is
-given a head with the same framing goes on where it has stopped.
-"""
+"""Heads of requests, above all those that offer another protocol and those that come again and again; of replies."""
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.request import Reply
@@ -49,22 +46,35 @@ class KnownHead(NamedTuple):
         return body if len(body) == int(digits) else None
 
 
-def head_with_framing(headers: Headers, version: str, *, keeps: bool) -> bytes:
-    """A head that offers nothing, and whose body is framed as that of a request with these headers."""
+def parser_within_body(protocol: Any, headers: Headers, before: httptools.HttpRequestParser) -> Any:
+    """A parser that goes on after a head with these headers, as if that had not offered another protocol.
+
+    The one before stops there, and takes the body for that protocol's. Callbacks for a head are to be ignored.
+    """
     lines = [b"%b: %b\r\n" % line for line in headers if line[0] in (b"content-length", b"transfer-encoding")]
-    if not keeps:
+    if not before.should_keep_alive():
         lines.append(b"connection: close\r\n")
-    return b"POST / HTTP/%b\r\n%b\r\n" % (version.encode(), b"".join(lines))
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+    parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (before.get_http_version().encode(), b"".join(lines)))
+    return parser
+
+
+def content_length(headers: Headers) -> int:
+    """The declared size of a body, 0 without one; a sound one may have more leading zeros than `int` takes digits."""
+    return next((int(value.lstrip(b"0") or b"0") for name, value in headers if name == b"content-length"), 0)
 
 
 def is_plain(headers: Headers, max_bytes: int) -> bool:
-    """Whether a body is neither compressed nor a stream nor known to be larger than max_bytes."""
+    """Whether there is a Host, and a body that is neither compressed nor a stream nor known to exceed max_bytes."""
+    has_host = False
     for name, value in headers:
         if name == b"content-encoding" or (name == b"content-type" and b"ndjson" in value.lower()):
             return False
         if name == b"content-length" and int(value.lstrip(b"0") or b"0") > max_bytes:
             return False
-    return True
+        has_host = has_host or name == b"host"
+    return has_host
 
 
 def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:

@@ -9,7 +9,6 @@ application by ASGI. tests/server/test_http.py holds this to the uvicorn that it
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import httptools
@@ -19,21 +18,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
-from service.server.flow import PipelineFlow, ReaderWatch, Timer
-from service.server.heads import KnownHead, head_with_framing, is_plain, reply_head
+from service.server.flow import Paced, PipelineFlow, Timer
+from service.server.heads import KnownHead, content_length, is_plain, parser_within_body, reply_head
 
 DIRECT_BYTES = 64 * 1024  # the largest body of a request that is answered directly
 REST_SECONDS = 0.02  # how long the rest of it is waited for: most clients send it right after the head
-TURN_SECONDS = 2e-3  # of direct answers to one read: later requests wait for later turns of the event loop
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAMING_RATIO = 16  # a chunk of one byte is framed by five
 
 
-class HttpConnection(HttpToolsProtocol):
+class HttpConnection(Paced, HttpToolsProtocol):
     # Its head timer runs whenever bytes came and no request is being handled: before a head is complete, but also when
     # a body goes on after its reply, or when only empty lines follow.
-    config: Any
+    cycle: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -45,22 +43,19 @@ class HttpConnection(HttpToolsProtocol):
         self._is_handshake = False
         self._received_bytes = 0
         self._body_bytes = 0
-        self._turn_ends = 0.0
         # What has come of the body of a request that may be answered directly.
         self._body: bytes | None = None
         self._under_way: RequestResponseCycle | None = None
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
         self._lost = asyncio.Event()
-        self._ignores_upgrade = False
         self._replays_head = False
+        self._refused = False
         self._known_head: KnownHead | None = None
         self._whole = b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.flow = PipelineFlow(transport, self.pipeline)
-        stalled = partial(self._drop, "reader_too_slow")
-        self._watch = ReaderWatch(transport, self.loop, self.config.min_bytes_per_second, stalled)
+        self.flow = PipelineFlow(transport, self.pipeline, self._go_on)
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,34 +65,42 @@ class HttpConnection(HttpToolsProtocol):
         self._head_timer.cancel()
         self._rest_timer.cancel()
         self._unset_keepalive_if_required()
-        self._watch.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read, and look at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
         self._unset_keepalive_if_required()
-        self._rest_timer.cancel()
-        self._turn_ends = monotonic() + TURN_SECONDS
-        is_idle = self._body is None and not self._in_head and self._is_ready()
+        is_idle = not (self._in_head or self._in_body) and self._is_ready()
         known = self._known_head if is_idle and len(data) <= DIRECT_BYTES else None
         if known and (body := known.body(data)) is not None:
             self._head_timer.cancel()
             self._answer(body)
             return
-        self._received_bytes += len(data)
         self._whole = data if is_idle else b""
-        if not self._parse(data):
-            return
+        super().data_received(data)
+
+    def _parse(self, data: memoryview) -> int:
+        """Look also at how much was neither head nor body (endless headers, trailers, chunk extensions)."""
+        if self._refused:  # what comes now is thrown away, as a body is
+            self.on_body(bytes(data))
+            return 0
+        self._unset_keepalive_if_required()
+        self._rest_timer.cancel()
+        self._received_bytes += len(data)
+        if not self._feed_parser(data):
+            return 0
         if self._received_bytes - self._body_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._body_bytes:
             self._drop("headers_too_large")
         elif self._body is not None:
             self._rest_timer.start()
         elif (self._in_head or self._has_answered()) and not (self._head_timer.runs or self.timeout_keep_alive_task):
             self._head_timer.start()
+        return content_length(self.headers) - self._body_bytes if self._in_body else 0
 
     def on_message_begin(self) -> None:
         if self._replays_head:
             return
+        if self.transport.is_closing():  # the reply before this request was the last
+            raise ConnectionError
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -113,10 +116,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers mean nothing here; kept, they could grow without end."""
         if self._in_head:
-            name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-            self.headers.append((name, value))
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         if self._replays_head:
@@ -125,17 +125,17 @@ class HttpConnection(HttpToolsProtocol):
         self._head_timer.cancel()
         # Armed if the request before this one came in the same read and has been answered.
         self._unset_keepalive_if_required()
-        self._in_body = True
         if self.parser.should_upgrade():
-            self._is_handshake = self._get_upgrade() == b"websocket" and self.parser.get_method() == b"GET"
+            offer = self._get_upgrade(), self.parser.get_method(), self.parser.get_http_version()
+            self._is_handshake = offer == (b"websocket", b"GET", "1.1") and self._has_answered()
             if self._is_handshake:
                 self._begin_asgi()  # which leaves the rest to `_upgrade`
                 return
-            self._ignores_upgrade = True
         if self._is_direct():
             self._body = b""
         else:
             self._begin_asgi()
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -147,8 +147,8 @@ class HttpConnection(HttpToolsProtocol):
             self._use_asgi()
 
     def on_message_complete(self) -> None:
-        if self._ignores_upgrade:
-            return  # the parser takes what follows for another protocol: see `_ignore_upgrade`
+        if self.parser.should_upgrade() and not self._replays_head:
+            return  # the parser takes what follows for another protocol: see `_feed_parser`
         self._in_body = False
         if self._body is not None:
             # The head of a request that came whole, in a read of its own, may come again.
@@ -168,14 +168,6 @@ class HttpConnection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._head_timer.start()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch.start()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._watch.caught_up()
-
     def shutdown(self) -> None:
         if self._body is not None:
             self._use_asgi()
@@ -194,15 +186,13 @@ class HttpConnection(HttpToolsProtocol):
 
     def _is_direct(self) -> bool:
         """Whether the request whose head is complete may be answered directly."""
-        if (
-            self.url not in self._application.direct_paths
-            or self.parser.get_method() != b"POST"
-            or self.expect_100_continue
-            or not self._is_ready()
-            or monotonic() > self._turn_ends
-        ):
-            return False
-        return is_plain(self.headers, DIRECT_BYTES)
+        return (
+            self.url in self._application.direct_paths
+            and self.parser.get_method() == b"POST"
+            and not self.expect_100_continue
+            and self._is_ready()
+            and is_plain(self.headers, DIRECT_BYTES)
+        )
 
     def _answer(self, body: bytes) -> None:
         application = self._application
@@ -248,47 +238,57 @@ class HttpConnection(HttpToolsProtocol):
         if body and not self.cycle.response_complete:
             super().on_body(body)
 
-    def _parse(self, data: bytes | memoryview) -> bool:
-        """Feed the parser; says whether the connection goes on as it was."""
+    def _feed_parser(self, data: memoryview) -> bool:
+        """Says whether the connection goes on as it was."""
         try:
             while True:
                 try:
                     self.parser.feed_data(data)
                 except httptools.HttpParserUpgrade as upgrade:
-                    if not self._ignores_upgrade:
-                        self._upgrade()
+                    data = data[upgrade.args[0] :]
+                    if self._is_handshake:
+                        self._upgrade(early=bool(data or self._unparsed))
                         return False
-                    data = memoryview(data)[upgrade.args[0] :]
-                    self._ignore_upgrade()
+                    # Go on without the offered protocol, as RFC 9110 (7.8) allows.
+                    self._replays_head = True
+                    self.parser = parser_within_body(self, self.headers, self.parser)
+                    self._replays_head = False
                 else:
                     return True
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
-            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+            if ours and not isinstance(error.__context__, httptools.HttpParserInvalidURLError | ConnectionError):
                 structlog.get_logger().exception("internal_error")
                 self.transport.abort()
-            else:
-                self.send_400_response("Invalid HTTP request received.")
+            elif not self.transport.is_closing():
+                self._refuse()
             return False
 
-    def _upgrade(self) -> None:
-        if not self._has_answered():
-            self._drop("upgrade_while_answering")
+    def _refuse(self) -> None:
+        """Answer 400 in its turn; to a request whose body is no HTTP, only if its own reply has not begun."""
+        self._refused = True
+        self._head_timer.cancel()
+        if self._in_body and self._body is None:
+            if self.pipeline:
+                self.pipeline[0] = self.cycle, self._application.refuse  # type: ignore[assignment]
+                return
+            self._leave()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle = None
+        self._body = None
+        self.url, self.headers, self.app = b"/", [], self._application.refuse
+        self._begin_asgi()
+
+    def _upgrade(self, early: int) -> None:
+        if early:  # a client must wait for our part of the handshake
+            self._is_handshake = False
+            self._refuse()
         else:
             self._head_timer.cancel()
             self._watch.stop()
             self.handle_websocket_upgrade()
-
-    def _ignore_upgrade(self) -> None:
-        """Go on without the offered protocol, as RFC 9110 (7.8) allows."""
-        self._ignores_upgrade = False
-        before = self.parser
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._replays_head = True
-        head = head_with_framing(self.headers, before.get_http_version(), keeps=before.should_keep_alive())
-        self.parser.feed_data(head)
-        self._replays_head = False
 
     def _is_ready(self) -> bool:
         return self._has_answered() and not self.flow.write_paused and not self.transport.is_closing()

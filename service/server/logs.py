@@ -10,6 +10,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,11 +27,18 @@ class LogFile:
     """Standard output for log lines; writing neither waits nor fails. `dropped` counts lines that nobody took."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
         # A write to a plain file does not wait for a reader.
-        self._at_once = 2**20 if stat.S_ISREG(os.fstat(descriptor).st_mode) else PIPE_BYTES
+        is_plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._at_once = 2**20 if is_plain else PIPE_BYTES
+        self._poll: select.poll | None = None
+        if not is_plain:
+            try:
+                # Opened anew, as whoever shares the descriptor may not expect that it does not wait.
+                descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:  # a socket, or a pipe that belongs to another user
+                self._poll = select.poll()
+                self._poll.register(descriptor, select.POLLOUT)
+        self._descriptor = descriptor
         self._lines: list[bytes] = []
         self.dropped = 0
 
@@ -57,33 +65,32 @@ class LogFile:
 
     def _put(self, data: bytes) -> None:
         while data:
-            try:
-                written = os.write(self._descriptor, data[: self._at_once]) if self._is_writable() else 0
-            except OSError:  # the reader is gone, or the disk is full
-                written = 0
+            written = 0
+            with suppress(OSError):  # the reader is gone or too slow, or the disk is full
+                if self._poll is None or self._poll.poll(0):
+                    written = os.write(self._descriptor, data[: self._at_once])
             if not written:
                 self.dropped += data.count(b"\n")
                 return
             data = data[written:]
 
-    def _is_writable(self) -> bool:
-        return self._at_once > PIPE_BYTES or any(event & select.POLLOUT for _, event in self._poll.poll(0))
 
+def configure_logging(settings: Settings) -> tuple[LogFile, Callable[[dict[str, Any]], None] | None]:
+    """Set up structlog, the standard library's logging and warnings for the whole process, to standard output.
 
-def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | None:
-    """Set up structlog and the standard library's logging for the whole process, to standard output.
-
-    Returns what logs a request's entry; None if requests are not logged.
+    Returns the log, and what logs a request's entry: None if requests are not logged.
     """
-    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
+    descriptor = sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY)  # None: started without one
+    is_terminal = os.isatty(descriptor)
+    console = settings.log_format == "console" or (settings.log_format == "auto" and is_terminal)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    file = LogFile(sys.stdout.fileno())
+    file = LogFile(descriptor)
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     as_json: list[Any] = [structlog.processors.format_exc_info, _json_line]
-    tail = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())] if console else as_json
+    tail = [structlog.dev.ConsoleRenderer(colors=is_terminal)] if console else as_json
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -94,13 +101,10 @@ def configure_logging(settings: Settings) -> Callable[[dict[str, Any]], None] | 
     handler = logging.StreamHandler(file)
     handler.setFormatter(formatter(foreign_pre_chain=shared, processors=[formatter.remove_processors_meta, *tail]))
     logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    logging.captureWarnings(True)
     if not settings.request_log or level > logging.INFO:
-        return None
-    return _log_request if console else file.later
-
-
-def _log_request(entry: dict[str, Any]) -> None:
-    structlog.get_logger().info("request", **entry)
+        return file, None
+    return file, (lambda entry: structlog.get_logger().info("request", **entry)) if console else file.later
 
 
 def _json_line(_: Any, __: str, event: Any) -> str:

@@ -81,14 +81,18 @@ def serve(settings: Settings) -> None:
     configure_logging(settings)
     if not settings.models.is_dir():  # the commonest mistake is found at once, by the supervisor itself
         _cannot_start("the model repository cannot be listed: there is no such folder", settings)
+    config = Config(settings)
+    try:
+        listener = config.bind_socket()  # before anything is loaded; connections are refused until a server listens
+    except SystemExit:  # uvicorn has logged why
+        _cannot_start(f"{settings.host}:{settings.port} cannot be listened on", settings)
     if settings.workers == 1:
-        Server(Config(settings)).run()
+        Server(config).run([listener])
         return
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        config = Config(settings)
-        workers = Multiprocess(config, [config.bind_socket()])
+        workers = Multiprocess(config, [listener])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
             raise SystemExit(STARTUP_FAILURE)
@@ -101,9 +105,9 @@ def application(settings: Settings) -> "Application":
 
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
-    log_request = configure_logging(settings)
+    log, log_request = configure_logging(settings)
     try:
-        app = create_app(settings, log_request)
+        app = create_app(settings, log_request, lambda: log.dropped)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)
     # What is there now stays: the collector need not walk through all of torch again and again.

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-from functools import partial
-from time import perf_counter
 from typing import Any
 
 import structlog
@@ -13,25 +11,21 @@ from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
 from service.api.streams.websocket import WAITING
-from service.server.flow import ReaderWatch
+from service.server.flow import SLICE_BYTES, Paced
 
-TURN_SECONDS = 0.002  # of parsing, before other connections have their turn
-SLICE_BYTES = 2 * 1024  # parsed between two looks at the clock: at most 340 frames
 MAX_MESSAGES = 1024  # that wait for the application; the rest of what was read waits as bytes
 MAX_FRAGMENTS = 1024  # of a message: empty ones count for nothing in its size
-MAX_EMPTY_FRAMES = 4096  # pings, pongs and blank messages, from one message with content to the next
+MAX_EMPTY_FRAMES = 4096  # pings, pongs and blank messages (large ones count for more) between two with content
 CLOSE_SECONDS = 2.0  # from our close until the connection is cut, if the client does not end it before
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class GuardedWebSocket(WebSocketsSansIOProtocol):
+class GuardedWebSocket(Paced, WebSocketsSansIOProtocol):
     """One connection, with limits: on slow readers, on frames without content, on fragments, on the time to close.
 
     Nothing is read while bytes wait to be parsed or messages wait for the application.
     """
-
-    config: Any  # `server.process.Config`
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -39,57 +33,28 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         self.logger = self.conn.logger = logging.getLogger("service.server.websocket")
         self.logger.setLevel(logging.WARNING)
         self.close_timeout = CLOSE_SECONDS
-        self._unparsed = memoryview(b"")
-        self._turn: asyncio.Handle | None = None
         self._cut: asyncio.TimerHandle | None = None
         self._empty_frames = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        stalled = partial(self._drop, "reader_too_slow", "answers are read too slowly")
-        self._watch = ReaderWatch(transport, self.loop, self.config.min_bytes_per_second, stalled)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._watch.stop()
-        for handle in filter(None, (self._turn, self._cut)):
-            handle.cancel()
-        self._unparsed = memoryview(b"")
+        if self._cut is not None:
+            self._cut.cancel()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        # Something is unparsed only if this was read before reading was paused.
-        self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
-        if self._turn is None:
-            self._parse()
-        else:
-            self._pace()
-
-    def _parse(self) -> None:
-        """Parse for `TURN_SECONDS`, and go on in the event loop's next turn."""
-        self._turn = None
-        end = perf_counter() + TURN_SECONDS
-        while self._unparsed and self._has_room():
-            now, self._unparsed = self._unparsed[:SLICE_BYTES], self._unparsed[SLICE_BYTES:]
-            if self.conn.parser_exc is None:  # after an error nothing that comes means anything
-                super().data_received(bytes(now))
-            if self.conn.handshake_exc is not None and not self.close_sent:
-                self.close_sent = self.handshake_complete = True
-                self.transport.write(b"".join(self.conn.data_to_send()) or BAD_REQUEST)
-                self._cut_later()
-            if self._unparsed and perf_counter() > end:
-                self._turn = self.loop.call_soon(self._parse)
-                break
-        self._pace()
+    def _parse(self, data: memoryview) -> int:
+        if self.conn.parser_exc is None:  # after an error nothing that comes means anything
+            WebSocketsSansIOProtocol.data_received(self, bytes(data))
+        if self.conn.handshake_exc is not None and not self.close_sent:
+            self.close_sent = self.handshake_complete = True
+            self.transport.write(b"".join(self.conn.data_to_send()) or BAD_REQUEST)
+            self._cut_later()
+        return 0
 
     def _has_room(self) -> bool:
         return self.close_sent or self.queue.qsize() < MAX_MESSAGES
 
-    def _pace(self) -> None:
-        """Read only if all is parsed and at most one message waits: each pause is a system call."""
-        pause = bool(self._unparsed) or (self.queue.qsize() > 1 and not self.close_sent)
-        if pause != self.read_paused and not self.transport.is_closing():
-            self.read_paused = pause
-            (self.transport.pause_reading if pause else self.transport.resume_reading)()
+    def _wants_more(self) -> bool:
+        return self.close_sent or self.queue.qsize() <= 1
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -117,7 +82,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         if data and not data.isspace():
             self._empty_frames = 0
         else:
-            self._count_empty_frame()
+            self._count_empty_frame(len(data))
 
     def handle_ping(self) -> None:
         """Answer, unless the answers to those before are still unread."""
@@ -130,23 +95,16 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         super().handle_pong(event)
         self._count_empty_frame()
 
-    def _count_empty_frame(self) -> None:
-        self._empty_frames += 1
-        if self._empty_frames == MAX_EMPTY_FRAMES:
+    def _count_empty_frame(self, size: int = 0) -> None:
+        before = self._empty_frames
+        self._empty_frames += 1 + size // SLICE_BYTES
+        if before < MAX_EMPTY_FRAMES <= self._empty_frames:
             self._drop("too_many_empty_frames", f"{MAX_EMPTY_FRAMES} frames without content")
 
     def handle_parser_exception(self) -> None:
         """Say why, and give the client time to read it: closing over unread data would reset the connection."""
         assert self.conn.close_sent is not None  # noqa: S101  # the parser has failed the connection
         self._fail(self.conn.close_sent.code, self.conn.close_sent.reason)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch.start()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._watch.caught_up()
 
     def shutdown(self) -> None:
         """Refuse a handshake that is under way; the application closes the others, as it knows how far they are."""
@@ -162,9 +120,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
     async def receive(self) -> Any:
         message = await self.queue.get()
-        if self._unparsed and self._turn is None and self._has_room():
-            self._turn = self.loop.call_soon(self._parse)
-        self._pace()
+        self._go_on()
         return message
 
     async def send(self, message: Any) -> None:
@@ -180,7 +136,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         elif message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True  # uvicorn takes a refusal for no answer
 
-    def _drop(self, reason: str, text: str) -> None:
+    def _drop(self, reason: str, text: str = "answers are read too slowly") -> None:
         structlog.get_logger().info("connection_dropped", reason=reason)
         self._fail(CloseCode.POLICY_VIOLATION, text)
 
@@ -202,3 +158,4 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     def _cut_later(self) -> None:
         if self._cut is None:
             self._cut = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+        self._go_on()  # what comes after a close is thrown away, however much waits

@@ -4,6 +4,7 @@ import asyncio
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,10 +14,11 @@ import structlog
 
 from service.engine.interface import Engine
 from service.engine.load import EngineFactory
-from service.errors import FieldError, InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
+from service.errors import FieldError, InvalidRequest, ModelFailed, ModelInUse, ModelNotFound, VersionNotFound
 from service.models.config import ModelConfig
 from service.models.folder import NAME, ModelFolder, read_folder, scan
-from service.models.weights import read_weights
+from service.models.weights import InitialStates, read_weights
+from service.repeats import OnceAMinute
 from service.serving.scheduler import Scheduler
 from service.spec import ModelSpec
 
@@ -30,19 +32,21 @@ class ModelVersion:
     spec: ModelSpec
     weights: Path
     failure: str | None
+    states: InitialStates = field(default_factory=InitialStates)  # what requests that bring none begin from
     engine: Engine | None = None
     scheduler: Scheduler | None = None
     notes: list[str] = field(default_factory=list)
     fingerprint: bytes = b""  # digest of the weights, known once they were loaded
     draining: bool = False
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    not_loaded: OnceAMinute = field(default_factory=OnceAMinute)
 
     @property
     def state(self) -> State:
         return "failed" if self.failure else "loaded" if self.engine else "available"
 
-    def refusal(self) -> ModelFailed:
-        return ModelFailed(f"model {self.name!r} version {self.version} cannot be served: {self.failure}")
+    def refusal(self, reason: str | None) -> ModelFailed:
+        return ModelFailed(f"model {self.name!r} version {self.version} cannot be served: {reason}")
 
 
 @dataclass(eq=False, slots=True)
@@ -117,7 +121,7 @@ class Registry:
         if found is None:
             raise VersionNotFound(f"model {name!r} has no version {version!r:.80}; it has {', '.join(model.versions)}")
         if found.failure:
-            raise found.refusal()
+            raise found.refusal(found.failure)
         return found
 
     def resolve_fields(self, fields: Mapping[str, Any]) -> ModelVersion:
@@ -134,7 +138,7 @@ class Registry:
         return version.engine
 
     async def engine(self, version: ModelVersion) -> Engine:
-        """The engine of a version, loaded now if it is not. Raises ModelFailed, with the reason kept for /models."""
+        """The engine of a version, loaded now if it is not. Raises ModelFailed; faults of the files are kept."""
         if version.engine is None:
             async with version.loading:
                 if version.engine is None:
@@ -142,7 +146,7 @@ class Registry:
         return self.loaded(version)  # type: ignore[return-value]  # _load has set it or raised
 
     async def pinned(self, name: str, version: str, fingerprint: bytes) -> ModelVersion | None:
-        """The version with the weights that a session was opened with; None if they are gone. Raises ModelFailed."""
+        """The version with a session's weights; None if its files hold others. Raises ModelFailed if it cannot say."""
         if found := self.pinned_loaded(name, version, fingerprint):
             return found
         current = self._current(name, version)
@@ -152,11 +156,13 @@ class Registry:
             if found := self.pinned_loaded(name, version, fingerprint):
                 return found
             # For sessions alone: another process has reloaded the model, and this one has not.
-            folder = await asyncio.to_thread(self._read, name)
-            found = self._model(folder).versions.get(version) if folder else None
-            if found:
-                await self._load(found)
-            if found is None or found.fingerprint != fingerprint:
+            model = self._model(await asyncio.to_thread(read_folder, self._root, name))
+            if version not in model.versions:
+                reason = model.failure or "its folder is missing"
+                raise ModelFailed(f"version {version} of model {name!r} cannot be served: {reason}")
+            found = model.versions[version]
+            await self._load(found)
+            if found.fingerprint != fingerprint:
                 return None
             self._retired.append(found)
             return found
@@ -201,7 +207,9 @@ class Registry:
         new = self._model(folder)
         serving = new.serving()
         if serving is None or serving.failure:
-            self._models.setdefault(name, new)
+            there = self._models.setdefault(name, new).serving()
+            if there is None or there.failure:
+                self._models[name] = new  # which says what is wrong now
             raise ModelFailed(f"model {name!r} was not reloaded: {serving.failure if serving else new.failure}")
         old = self._models.get(name)
         if old and any(version.engine for version in old.versions.values()):
@@ -213,25 +221,43 @@ class Registry:
             self._retire(old)
         return new
 
+    async def reload_all(self) -> None:
+        """Reload every model, also those that are new or gone; failures are in the log."""
+        try:
+            names = self._models.keys() | await asyncio.to_thread(scan, self._root)
+        except ModelFailed as error:
+            self._log.error("models_not_reloaded", reason=str(error))
+            return
+        for name in sorted(names):
+            with suppress(ModelFailed, ModelNotFound):
+                await self.reload(name)
+        self._log.info("models_reloaded", models=sorted(self._models))
+
     def unload(self, name: str) -> Model:
-        """Drop a model's engines, except those that sessions use. Raises ModelNotFound."""
+        """Drop a model's engines. Raises ModelNotFound, ModelInUse."""
         model = self.model(name)
         for version in model.versions.values():
-            if not self.sessions_on(version):
-                self._drop(version)
+            if sessions := self.sessions_on(version):
+                raise ModelInUse(f"version {version.version} of model {name!r} is in use: sessions on it: {sessions}")
+        for version in model.versions.values():
+            self._drop(version)
         return model
 
     async def _load(self, version: ModelVersion) -> None:
         if version.failure:
-            raise version.refusal()
+            raise version.refusal(version.failure)
         try:
             weights = await asyncio.to_thread(read_weights, version.weights, version.spec)
             version.engine = await asyncio.to_thread(self._factory.load, version.spec, weights.arrays)
         except (ModelFailed, RuntimeError, MemoryError, OSError) as error:
-            self._log.error("model_failed", model=version.name, version=version.version, reason=str(error))
+            if version.not_loaded.is_due():
+                self._log.error("model_failed", model=version.name, version=version.version, reason=str(error))
             # An engine's own message is for the log: it may name what is none of a client's business.
-            version.failure = str(error) if isinstance(error, ModelFailed) else "its engine could not be made"
-            raise version.refusal() from None
+            reason = str(error) if isinstance(error, ModelFailed) else "its engine could not be made"
+            # What only this process lacked, such as memory or file descriptors, may be there next time.
+            if isinstance(error, ModelFailed) and error.__cause__ is None:
+                version.failure = reason
+            raise version.refusal(reason) from None
         version.notes, version.fingerprint = weights.notes, weights.fingerprint
         if self._current(version.name, version.version) is not version:
             return  # replaced meanwhile: it lives as long as the requests that wait for it
@@ -269,7 +295,7 @@ class Registry:
         if folder.config is None:
             return model
         for entry in folder.versions:
-            version = ModelVersion(model.name, entry.version, entry.spec, entry.weights, entry.failure)
+            version = ModelVersion(model.name, entry.version, entry.spec, entry.weights, entry.failure, entry.states)
             model.versions[entry.version] = version
             if entry.failure:
                 self._log.warning("model_failed", model=folder.name, version=entry.version, reason=entry.failure)

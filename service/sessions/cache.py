@@ -10,6 +10,7 @@ from service.errors import SessionGone, SessionNotFound, SessionsFull
 from service.stores.interface import Ended, Position, Reason, SessionRecord, SessionStore
 
 CACHED_SESSIONS = 10_000  # records of a shared store that are kept in this process
+CACHED_BYTES = 64 * 2**20  # of these records
 
 
 class SessionLimits(NamedTuple):
@@ -48,6 +49,7 @@ class SessionCache:
         self.clock = clock
         self.counts = SessionCounts()
         self._records: OrderedDict[str, SessionRecord] = OrderedDict()  # the least recently used first
+        self._bytes = 0  # of these records
 
     async def find(self, session: str, owner: bytes | None, *, fresh: bool = False) -> SessionRecord:
         """A live session of an owner, None for the admin. Raises SessionNotFound, SessionGone.
@@ -84,15 +86,15 @@ class SessionCache:
         try:
             kept = await self.store.commit(record.id, before, position)
         finally:
+            self._forget(record.id)  # if it was not kept, or that is not known
             if kept:
                 record.position = position
-            else:  # or whether it was kept is not known
-                self._records.pop(record.id, None)
+                self._remember(record)
         return kept
 
     async def end(self, session: str, reason: Reason) -> SessionRecord | None:
         """Give the last record, or None if the session was not live any more."""
-        self._records.pop(session, None)
+        self._forget(session)
         record = await self.store.end(session, reason, self.clock())
         if record is not None:
             self.counts.ended[reason] += 1
@@ -100,7 +102,10 @@ class SessionCache:
 
     async def sweep(self) -> bool:
         """End some sessions whose time is over; says whether there may be more."""
-        ended, more = await self.store.expire(self.clock())
+        now = self.clock()
+        for record in [record for record in self._records.values() if record.expires_at <= now]:
+            self._forget(record.id)
+        ended, more = await self.store.expire(now)
         self.counts.ended["expired"] += ended
         return more
 
@@ -109,13 +114,23 @@ class SessionCache:
             self._records.move_to_end(session)
             return record
         found = await self.store.load(session)
-        if self.store.shared and isinstance(found, SessionRecord):
-            self._records[session] = found
-            if len(self._records) > CACHED_SESSIONS:
-                self._records.popitem(last=False)
-        else:
-            self._records.pop(session, None)
+        self._forget(session)
+        if isinstance(found, SessionRecord):
+            self._remember(found)
         return found
+
+    def _remember(self, record: SessionRecord) -> None:
+        """Keep the record of a shared store, and forget the least recently used beyond the bounds."""
+        if not self.store.shared:
+            return
+        self._records[record.id] = record
+        self._bytes += record.nbytes
+        while len(self._records) > CACHED_SESSIONS or self._bytes > min(CACHED_BYTES, self.limits.bytes):
+            self._forget(next(iter(self._records)))
+
+    def _forget(self, session: str) -> None:
+        if record := self._records.pop(session, None):
+            self._bytes -= record.nbytes
 
     async def _make_room(self, sessions: int, size: int) -> None:
         """Raise SessionsFull unless so much more fits, by ending others if that is the policy."""

@@ -1,7 +1,7 @@
 """The life of sessions: opened, used, forked, reset, deleted, and swept away when their time is over.
 
 A session runs on the weights that it was opened with, until it ends: the registry keeps them loaded as long as a
-session uses them, and a session whose weights are not there any more, after a restart, ends.
+session uses them. After a restart a session waits until they are there, and ends if their files hold others.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from secrets import token_urlsafe
 from typing import Any, NamedTuple
 
 from service.engine.interface import Engine, Floats
-from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailable
+from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailable, WeightsUnavailable
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.cache import SessionCache
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import decode_state, encode_state, zero_state
+from service.sessions.replay import encode_state, zero_state
 from service.stores.interface import Position, SessionRecord, Weights
 
 SWEEP_SECONDS = 1.0  # between two endings of expired sessions
@@ -55,9 +55,12 @@ class Sessions:
         return self._users[weights_of(version)]
 
     async def use(self, session: str, owner: bytes | None, *, fresh: bool = False) -> Session:
-        """As `SessionCache.find`, with what it runs on. Raises SessionNotFound, SessionGone."""
+        """As `SessionCache.find`, with what it runs on. Raises SessionNotFound, SessionGone, WeightsUnavailable."""
         record = await self.cache.find(session, owner, fresh=fresh)
-        model = await self._registry.pinned(*record.weights)
+        try:
+            model = await self._registry.pinned(*record.weights)
+        except ModelFailed as error:
+            raise WeightsUnavailable(f"the session waits for its weights: {error}") from None
         if model is None or model.engine is None:
             await self.cache.end(session, "model-replaced")
             message = f"version {record.weights.version} of model {record.weights.model!r} has other weights now"
@@ -67,15 +70,12 @@ class Sessions:
     async def open(
         self, model: ModelVersion, owner: bytes, ttl_seconds: float | None, h: Floats | None, c: Floats | None
     ) -> SessionRecord:
-        """A new session at step 0, from h (L,1,P) and c (L,1,H), zeros if None. Raises ModelInUse, SessionsFull."""
+        """A new session at step 0, from h (L,1,P) and c (L,1,H), or from zeros. Raises ModelInUse, SessionsFull."""
         _refuse_if_draining(model)
         await self._registry.engine(model)
-        zeros, initial = zero_state(model.spec), b""
-        if h is not None or c is not None:
-            zero_h, zero_c = decode_state(model.spec, zeros)
-            initial = encode_state(zero_h if h is None else h, zero_c if c is None else c)
+        initial = b"" if h is None else encode_state(h, c)
         ttl_seconds = ttl_seconds or self.lifetimes.default_seconds
-        return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zeros)
+        return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zero_state(model.spec))
 
     async def fork(self, session: str, owner: bytes | None) -> SessionRecord:
         """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""
@@ -120,9 +120,9 @@ class Sessions:
         self._registry.release()
         for weights in self._users.keys() - self._known if self.cache.store.shared else ():
             # Opened by another process: this one loads them, too, before the files are replaced.
-            self._known.add(weights)
-            with suppress(ModelFailed):  # which the registry logs
+            with suppress(ModelFailed):  # which the registry logs; tried again
                 await self._registry.pinned(*weights)
+                self._known.add(weights)
 
     async def _create(
         self, weights: Weights, owner: bytes, ttl_seconds: float, initial: bytes, state: bytes

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from service.errors import StoreUnavailable
+from service.repeats import OnceAMinute
 
 Call = TypeVar("Call")
 
-REPEAT_SECONDS = 60.0  # between the log's lines that the store fails
 CALM_SECONDS = 5.0  # without a failure, then the store works again
 
 
@@ -26,7 +26,7 @@ class Batches(Generic[Call]):
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._task: asyncio.Task[None] | None = None
         self._failed_at = 0.0
-        self._logged_at: float | None = None  # None while the store works
+        self._outage = OnceAMinute()
         self._closed = False
 
     async def call(self, call: Call) -> Any:
@@ -67,15 +67,13 @@ class Batches(Generic[Call]):
     def _report(self, answers: list[Any]) -> None:
         """Log when the store begins to fail, once a minute while it fails, and when it works again."""
         failure = next((answer for answer in answers if isinstance(answer, StoreUnavailable)), None)
-        now = monotonic()
         if failure is not None:
-            self._failed_at = now
-            if self._logged_at is None or now - self._logged_at >= REPEAT_SECONDS:
-                self._logged_at = now
+            self._failed_at = monotonic()
+            if self._outage.is_due():
                 structlog.get_logger().error("session_store_unavailable", reason=str(failure.__cause__))
         # A full store may fail at writing alone, between calls that work.
-        elif self._logged_at is not None and now - self._failed_at >= CALM_SECONDS:
-            self._logged_at = None
+        elif self._outage.logged_at is not None and monotonic() - self._failed_at >= CALM_SECONDS:
+            self._outage.logged_at = None
             structlog.get_logger().info("session_store_available")
 
 

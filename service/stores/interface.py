@@ -84,9 +84,11 @@ class SessionStore(Protocol):
     The same holds for a caller that is cancelled. Other callers' work is not touched by either.
 
     shared: several processes may use the store at once, and sessions outlive them.
+    lost: what holds the sessions was taken away, as the last `expire` saw; all calls raise until it is back.
     """
 
     shared: bool
+    lost: bool
 
     @property
     def totals(self) -> Totals:

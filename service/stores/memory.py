@@ -22,6 +22,7 @@ class MemoryStore:
     """
 
     shared = False
+    lost = False
 
     def __init__(self, max_ended: int) -> None:
         self._records: OrderedDict[str, SessionRecord] = OrderedDict()  # the least recently used first

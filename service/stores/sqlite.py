@@ -4,6 +4,7 @@ The calls of one tick, and all that come while a transaction is under way, are o
 """
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ LOOKS = 500  # sessions that a sweep looks at in one transaction, so that commit
 
 class SqliteStore:
     shared = True
+    lost = False
     totals = Totals(0, 0)  # of the last transaction
 
     def __init__(
@@ -35,10 +37,13 @@ class SqliteStore:
         self._open_file = partial(connect, path, synchronous, busy_seconds)
         self._thread = ThreadPoolExecutor(1, "sqlite")
         self._connection: sqlite3.Connection | None = None
+        self._beside = [Path(f"{path.resolve()}-{name}") for name in ("wal", "shm")]  # there while the file is open
+        self._file: os.stat_result | None = None  # that was opened
         self._calls: Batches[Call] = Batches(lambda calls: self._in_thread(partial(self._transact, calls)))
 
     async def open(self) -> None:
         await self._in_thread(self._connect)
+        self._file = self._path.stat()
         try:
             await self.in_use()  # and learn the totals
         except StoreUnavailable as error:
@@ -62,6 +67,7 @@ class SqliteStore:
         return await self._call(lambda tables: tables.end(session, reason, at))
 
     async def expire(self, now: float) -> tuple[int, bool]:
+        await self._in_thread(self._look_at_file)  # not at each transaction: every look gives up the interpreter
         return await self._call(lambda tables: tables.expire(now, LOOKS))
 
     async def evict(self, count: int, now: float) -> int:
@@ -86,6 +92,10 @@ class SqliteStore:
 
     def _transact(self, calls: list[Call]) -> list[Any]:
         """Run calls, which are kept together or not at all. Raises StoreUnavailable."""
+        if self.lost or self._connection is None:
+            self._look_at_file()
+        if self.lost:
+            raise unavailable(StoreError(f"the session store {self._path} was removed, replaced or emptied"))
         try:
             connection = self._connection or self._connect()
             connection.execute("BEGIN IMMEDIATE")
@@ -99,6 +109,18 @@ class SqliteStore:
             raise
         self.totals = totals
         return answers
+
+    def _look_at_file(self) -> None:
+        """The store is lost if the file that was opened is not at its path any more, or has lost what it held.
+
+        It stays open, and no other is opened in its place: closing one would delete the write-ahead log of the other.
+        """
+        try:
+            now = self._path.stat()
+            whole = now.st_size > 0 and (self._connection is None or all(file.exists() for file in self._beside))
+            self.lost = not whole or not os.path.samestat(now, self._file or now)
+        except OSError:
+            self.lost = True
 
     def _connect(self) -> sqlite3.Connection:
         self._connection = self._open_file()

@@ -30,6 +30,7 @@ class ValkeyStore:
     """While the server is away calls raise StoreUnavailable; a batch whose answer was lost is not sent again."""
 
     shared = True
+    lost = False
     totals = Totals(0, 0)  # of the last batch
 
     def __init__(self, url: str, max_ended: int) -> None:

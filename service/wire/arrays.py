@@ -1,6 +1,6 @@
 """What decoding yields: float32 arrays, and nested lists that are not rectangular."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ Integers = NDArray[np.int64]
 # Arrays come as Floats, Integers or Ragged; everything else as the Python value of its format.
 Document = Mapping[str, Any]
 
-Sizes = list[list[int]]
+Sizes = Sequence[list[int] | NDArray[np.int32]]
 """For each depth of a nested list, the lengths of the lists of that depth, in order; the first has one entry."""
 
 MAX_DEPTH = 3
@@ -26,6 +26,9 @@ OVERFLOW = 2.0**128 - 2.0**103
 
 MAX_FIELDS = 32
 """Names in one document: no request of the contract has a third as many."""
+
+ROW_VALUES = 16
+"""Numbers that are printed in the time that it takes to cut out a row."""
 
 
 @dataclass(slots=True)
@@ -44,15 +47,51 @@ class Ragged:
         return self.values.size
 
 
+class RaggedRows:  # no dataclass: orjson would print its fields
+    """Rows of unequal length of an array (n, ·) or (n), cut out one by one as they are asked for; ends has a 0 before it."""
+
+    def __init__(self, values: Floats, ends: Integers) -> None:
+        self.values = values
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, rows: int | slice) -> "Floats | RaggedRows":
+        if isinstance(rows, slice):
+            begin, end, _ = rows.indices(len(self))
+            return RaggedRows(self.values, self.ends[begin : end + 1])
+        if rows >= len(self):
+            raise IndexError
+        return self.values[self.ends[rows] : self.ends[rows + 1]]
+
+    @property
+    def size(self) -> int:
+        """About as much work as so many numbers."""
+        steps = int(self.ends[-1]) - int(self.ends[0])
+        return steps * self.values[:1].size + ROW_VALUES * len(self)
+
+    def padded(self) -> Floats:
+        lengths = np.diff(self.ends)
+        rows: Floats = np.zeros((len(lengths), lengths.max(), self.values.shape[1]), np.float32)
+        rows[np.arange(rows.shape[1]) < lengths[:, None]] = self.values
+        return rows
+
+
 def assemble(values: Floats, sizes: Sizes) -> Floats | Ragged:
     """A nested list of the numbers (n,): an array if every depth is uniform, else `Ragged`."""
     if len(sizes) == 1:
         return values
     for depth in sizes:
-        if len(depth) > 1 and depth.count(depth[0]) != len(depth):
+        if len(depth) > 1 and not _alike(depth):
             return Ragged(values, sizes)
     # A depth below an empty list has no lists at all: its axis is empty too.
-    return values.reshape([depth[0] if depth else 0 for depth in sizes])
+    return values.reshape([depth[0] if len(depth) else 0 for depth in sizes])
+
+
+def _alike(depth: list[int] | NDArray[np.int32]) -> bool:
+    same = depth.count(depth[0]) if isinstance(depth, list) else np.count_nonzero(depth == depth[0])
+    return bool(same == len(depth))
 
 
 def finite(values: Floats) -> bool:

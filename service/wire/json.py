@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, Sizes, assemble
+from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
@@ -24,8 +24,8 @@ SLICE_VALUES = 32 * 1024
 MAX_NAMES = 32
 """Strings in a list of names: no field of the contract has as many."""
 
-MAX_LISTS = 2**18
-"""Lists of one depth: each is looked at. A longer body of that many is read in pieces."""
+MAX_LISTS = 2**15
+"""Lists of one depth: each is looked at. A body of more is long enough to be read in pieces."""
 
 DOT_VALUES = 4096
 """Up to so many numbers one dot product is the quickest look at all of them: BLAS does it in one thread."""
@@ -80,7 +80,7 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged:
     return assemble(*decode_list(line)) if line.lstrip()[:1] == b"[" else decode(line)
 
 
-def decode_list(text: bytes) -> tuple[Floats, Sizes]:
+def decode_list(text: bytes) -> tuple[Floats, list[list[int]]]:
     """The numbers of a list, however nested, and the sizes of its lists, for `assemble`. Raises Suspicious."""
     try:
         array = _parsed(text, _Array)
@@ -97,7 +97,7 @@ def encode(fields: Document) -> bytes:
 
     NaN and infinities are printed as null: callers that do not want that look for them before.
     """
-    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(fields, list, orjson.OPT_SERIALIZE_NUMPY)
 
 
 def slices(fields: Document) -> Iterator[bytes]:
@@ -105,32 +105,25 @@ def slices(fields: Document) -> Iterator[bytes]:
     before = b"{"
     for name, value in fields.items():
         before += orjson.dumps(name) + b":"
-        if _count(value) > SLICE_VALUES:
+        if getattr(value, "size", 1) > SLICE_VALUES:
             yield from _items(value, before + b"[", b"]")
         else:
-            yield before + orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+            yield before + orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY)
         before = b","
     yield b"}" if fields else b"{}"
 
 
 def _items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
-    """The items of an array, or of a list of arrays, in pieces: it is cut in halves until few numbers are left."""
+    """The items of an array, or of `RaggedRows`, in pieces: it is cut in halves until few numbers are left."""
     half = len(value) // 2
-    if _count(value) <= SLICE_VALUES:
-        text = memoryview(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    if getattr(value, "size", 1) <= SLICE_VALUES:
+        text = memoryview(orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY))
         yield b"".join((before, text[1:-1], after))
     elif half:
         yield from _items(value[:half], before, b",")
         yield from _items(value[half:], b"", after)
     else:
         yield from _items(value[0], before + b"[", b"]" + after)
-
-
-def _count(value: Any) -> int:
-    """Numbers in an array or in a list of arrays."""
-    if isinstance(value, list):
-        return sum(map(_count, value))
-    return value.size if isinstance(value, np.ndarray) else 1
 
 
 def _parsed(text: bytes, kind: type) -> Any:
@@ -152,7 +145,7 @@ def _brackets(text: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("[")))
 
 
-def _numbers(array: Any, first: Any) -> tuple[Floats, Sizes]:
+def _numbers(array: Any, first: Any) -> tuple[Floats, list[list[int]]]:
     """The numbers of a list, and its sizes as deep as the first elements go: other brackets are the caller's to find.
 
     Raises Suspicious; ValueError or TypeError where something is neither a number nor a list.

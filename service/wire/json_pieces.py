@@ -1,143 +1,151 @@
 """Large JSON objects of numbers, read piece by piece: the same fields as in one go, but others run between the pieces.
 
 The parser holds the GIL for as long as a call takes, so that nothing else in the process runs meanwhile, on whatever
-thread: milliseconds for a large body. So long lists are cut out of the body, which leaves a short text, and are
-themselves cut between their innermost lists:
+thread. So long lists are cut out of the body, which leaves a short text, and are themselves cut between two numbers or
+two lists:
 
     {"inputs":[[[1,2],[3,4]],[[5,6]]],"h0":[]}
     {"inputs":[                     ],"h0":[]}      the short text
-              [[[1,2]       ]]                      pieces, each closed to a list of its own
-              [[      [3,4]],[[5,6]]]
+              [[[1,2],[3]]]                         pieces, each closed to a list of its own
+              [[[      4]],[[5,6]]]
 
 If the short text is valid, with empty lists for the long ones, and so is every piece, then the whole is valid, and its
-lists are those of the pieces, one after the other.
+lists are those of the pieces, joined where they were cut.
 """
 
 import re
 from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from functools import partial
+from io import BytesIO
 
 import numpy as np
+import orjson
 
+from service.errors import MalformedBody
 from service.wire import json, json_slow
-from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, Sizes, assemble
+from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
 from service.wire.json import Suspicious
 
-T = TypeVar("T")
+PIECE_BYTES = 64 * 1024
+"""About so much is parsed at a time: 0.2 ms, and 30 ms for numbers that are the hardest to round. Less where it would
+be more than `MOST_LISTS`."""
 
-PIECE_BYTES = 256 * 1024
-"""About so much is parsed at a time, half a millisecond; less where it would be more than `MOST_LISTS`."""
+MAX_REST_BYTES = 64 * 1024
+"""Most that is left of a body without its long lists, and the longest string."""
 
 MOST_LISTS = 2000
-"""Innermost lists in a piece, about: the length of each is looked at."""
+"""Lists in a piece, about: the length of each is looked at."""
 
-WHOLE_BYTES = 8 * 2**20
-"""Longest text that is read in one go, for which others wait some 10 ms."""
+LONG = 8
+"""A list of more than an eighth of a piece is cut out: no request has so many that the others make a long text."""
 
-SAMPLE_BYTES = 16 * 1024
-"""Of a piece, to see how long its lists are."""
-
-# Much white space is not looked through again and again: such bodies are read in one go.
-_AS_A_FIELD = re.compile(rb"\s{0,64}+:\s{0,64}+(?=\[)")
-_OPENING = re.compile(rb"\[\s{0,64}+\[\s{0,64}+(\[)?")
-_BETWEEN = re.compile(rb"\]\s{0,64}+,\s{0,64}+(?=\[\s{0,64}+(\[)?)")
+# Nothing is looked for in more than a piece. A string that goes on beyond, or white space, is no part of a request.
+_STRING = re.compile(rb'"([^"\\]|\\.)*+"', re.DOTALL)
+_LIST = re.compile(rb'\s{0,64}+:\s{0,64}+\[\s{0,64}+(?:(\[)\s{0,64}+(\[)?+\s{0,64}+)?+(?!")')
+_AFTER = re.compile(rb'\s{0,9999}+(?:,\s{0,64}+"(?:[^"\\]|\\.){0,99}+"\s{0,64}+:|\})', re.DOTALL)
+_CUT = re.compile(rb",\s{0,64}+(?=[-0-9]|(\[)\s{0,64}+(?:[-0-9]|(\[)))")
 
 
-def decode(body: bytes) -> Iterator[Document | None]:
-    """None after each piece, and at the end what `json.decode` gives. Raises Suspicious as it does.
+def decode(body: bytes) -> Iterator[Document]:
+    """An empty document after each piece, and at the end what `json.decode` gives.
 
-    A body that only this reader is not sure of is read in one go, unless others would wait too long for that: then it
-    raises MalformedBody or InvalidRequest.
+    Raises MalformedBody; or Suspicious with the call that gives the fields or the error, and takes longer.
     """
+    lists: dict[str, Floats | Ragged] = {}
+    texts, rest, body = [], 0, body.rstrip()
+    for name, depth, begin, end in _long_lists(body):
+        texts += [body[rest:begin], b"[]"]
+        lists[name] = yield from _list(body, begin + 1, end, name, depth)
+        rest = end
+    size = sum(map(len, texts)) + len(body) - rest
+    if size > MAX_REST_BYTES:
+        raise MalformedBody(f"beside long lists of numbers the body has {size} bytes; no request has so many")
+    text = b"".join((*texts, body[rest:]))
+    if text.count(b"{") > 1:  # its lists would have no field of their own
+        raise MalformedBody("there is an object within the body; no field is one")
     try:
-        yield from _decode(body)
-    except Suspicious as error:
-        if len(body) > WHOLE_BYTES:
-            raise json_slow.verdict(*error.args) from None
-        yield None
-        yield json.decode(body)
-
-
-def _decode(body: bytes) -> Iterator[Document | None]:
-    found = _long_lists(body)
-    texts, end = [], 0
-    for _, begin, following in found:
-        texts += [body[end:begin], b"[]"]
-        end = following
-    fields = dict(_read(json.decode, b"".join((*texts, body[end:]))))
-    for name, begin, end in found:
-        # A name that stands twice was refused, and so were objects within: this is the list that was cut out.
-        empty = fields.get(name)
-        if not isinstance(empty, np.ndarray) or empty.size:
-            raise Suspicious
-        fields[name] = yield from _list(body, begin, end)
-    yield fields
-
-
-def _long_lists(body: bytes) -> list[tuple[str, int, int]]:
-    """Names and the long lists of lists that follow them, up to the last bracket before the next string.
-
-    In valid JSON that has no backslash in its strings, quotes are beginnings and ends of strings by turns. Raises
-    Suspicious.
-    """
-    found: list[tuple[str, int, int]] = []
-    quote = body.find(b'"')
-    for _ in range(4 * MAX_FIELDS):
-        if quote < 0:
-            return found
-        closing = body.find(b'"', quote + 1)
-        name, following = body[quote + 1 : closing], body.find(b'"', closing + 1)
-        if closing < 0 or b"\\" in name:
-            raise Suspicious
-        stop = following if following >= 0 else len(body)
-        if stop - closing > 2 * PIECE_BYTES:
-            colon = _AS_A_FIELD.match(body, closing + 1)
-            end = body.rfind(b"]", closing, stop) + 1
-            if colon and end and _OPENING.match(body, colon.end()):
-                found.append((name.decode("ascii", "replace"), colon.end(), end))
-        quote = following
-    raise Suspicious
-
-
-def _read(decode: Callable[[bytes], T], text: bytes) -> T:
-    """Read a part of the body. Raises Suspicious with the part, or without it if it is too long to look at."""
-    if len(text) > WHOLE_BYTES:
-        raise Suspicious
-    try:
-        return decode(text)
+        yield _filled(json.decode, text, lists)
     except Suspicious:
-        raise Suspicious(text) from None
+        raise Suspicious(partial(_filled, json_slow.decode, text, lists)) from None
 
 
-def _list(body: bytes, begin: int, end: int) -> Generator[None, None, Floats | Ragged]:
-    """The value of the list of lists of numbers between two places. Raises Suspicious."""
-    opening = _OPENING.match(body, begin)
-    values: list[Floats] = []
-    sizes: Sizes = [[], []] if opening and opening[1] else [[]]
-    for text, goes_on in _pieces(body, begin + 1, end - 1, len(sizes) + 1):
-        if values:
-            yield
-        numbers, (_, *these) = _read(json.decode_list, text)
-        # An empty list at a cut could be nothing but its brackets, which are ours.
-        if len(these) != len(sizes) or not these[0][0] or not these[0][-1]:
-            raise Suspicious
-        values.append(numbers)
-        if goes_on:
-            sizes[0][-1] += these[0].pop(0)
-        for gathered, lengths in zip(sizes, these, strict=True):
-            gathered.extend(lengths)
-    return assemble(np.concatenate(values), [[len(sizes[0])], *sizes])
+def _filled(decode: Callable[[bytes], Document], text: bytes, lists: dict[str, Floats | Ragged]) -> Document:
+    """The fields of the short text, and the long lists in their places."""
+    return {**decode(text), **lists}
 
 
-def _pieces(body: bytes, begin: int, end: int, depth: int) -> Iterator[tuple[bytes, bool]]:
-    """A list's content cut between its innermost lists, and whether a piece begins amid a row of the one before it."""
+def _long_lists(body: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """The long lists of numbers: name, depth, and the places where they begin and end.
+
+    A list ends with the last bracket before the next string; where it does not, that string, or the end of the body,
+    is in its midst. Raises MalformedBody for more strings, or a longer one, than a request has.
+    """
+    end = 0
+    for _ in range(4 * MAX_FIELDS):
+        quote = body.find(b'"', end)
+        if quote < 0:
+            return
+        string = _STRING.match(body, quote, quote + MAX_REST_BYTES)
+        if not string:
+            break
+        end = string.end()
+        following = body.find(b'"', end)
+        stop = following if following >= 0 else len(body)
+        opening = _LIST.match(body, end)
+        if opening:
+            begin, last = body.index(b"[", end), body.rfind(b"]", end, stop) + 1
+            is_whole = last and _AFTER.match(body, last)
+            if not is_whole or stop - end > PIECE_BYTES // LONG:
+                end = last if is_whole else stop
+                yield _name(string[0]), 1 + sum(map(bool, opening.groups())), begin, end
+    raise MalformedBody("the body has more strings, or a longer one, than any request")
+
+
+def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator[Document, None, Floats | Ragged]:
+    """The value of a list of numbers, which begins after its bracket. Raises Suspicious."""
     view = memoryview(body)
-    opened = 1
-    while begin < end:
-        lists = body.count(b"[", begin, begin + SAMPLE_BYTES)
-        size = min(PIECE_BYTES, SAMPLE_BYTES * MOST_LISTS // max(lists, 1))
-        cut = _BETWEEN.search(body, begin + size, end) if end - begin > 2 * size else None
-        closed = 2 if cut and depth == 3 and not cut[1] else 1
-        stop = cut.start() + 1 if cut else end
-        yield b"".join((b"[" * opened, view[begin:stop], b"]" * closed)), opened == 2
-        begin, opened = cut.end() if cut else end, closed
+    values, sizes = BytesIO(), [BytesIO() for _ in range(depth)]
+    # What the lists that are cut hold so far, from the outermost in.
+    counts = [0]
+    while True:
+        lists = body.count(b"[", begin, begin + PIECE_BYTES // 4)
+        size = min(PIECE_BYTES, PIECE_BYTES // 4 * MOST_LISTS // max(lists, 1))
+        is_last = end - begin <= 2 * size
+        cut = None if is_last else _CUT.search(body, begin + size, min(end, begin + size + PIECE_BYTES))
+        stop = cut.start() if cut else end if is_last else begin + size
+        is_cut = max(depth - sum(map(bool, cut.groups())), 1) if cut else 0
+        opened = b"".join((b"[" * len(counts), view[begin:stop]))
+        # A list that is cut goes on in both its parts: as an item it counts once.
+        before = [count - (level + 1 < len(counts)) for level, count in enumerate(counts)]
+        if not cut and not (is_last and opened.endswith(b"]")):
+            # A string is in its midst, or the body ends in it, or a piece of it has no place to cut.
+            text = (opened + b'""' * (end < len(body))) if is_last else opened.rpartition(b",")[0]
+            if not text and not opened[-1:].isspace():
+                text = opened
+            raise Suspicious(partial(json_slow.explain, text, name, before, depth, closes=end < len(body)))
+        try:
+            numbers, lengths = json.decode_list(opened + b"]" * is_cut)
+            # An empty list at a cut could be nothing but its brackets, which are ours.
+            if len(lengths) != depth or not all(level[-1] for level in lengths[:is_cut]):
+                raise Suspicious
+        except Suspicious:
+            raise Suspicious(partial(json_slow.explain, opened, name, before, depth, closes=is_cut > 0)) from None
+        values.write(numbers.data)
+        for level, count in enumerate(before):
+            lengths[level][0] += count
+        counts = [level.pop() for level in lengths[:is_cut]]
+        for gathered, closed in zip(sizes, lengths, strict=True):
+            gathered.write(np.array(closed, np.int32).data)
+        if not cut:
+            break
+        begin = cut.end()
+        yield {}
+    arrays = [np.frombuffer(gathered.getbuffer(), np.int32) for gathered in sizes]
+    return assemble(np.frombuffer(values.getbuffer(), np.float32), arrays)
+
+
+def _name(text: bytes) -> str:
+    try:
+        return str(orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"not JSON: {error.msg}: in a name") from None

@@ -1,22 +1,20 @@
 """The thorough reading of a JSON body that the fast parser refused: the same values, or an error that names the place.
 
-It makes a Python object of every number, so it is limited in size; callers keep it off the event loop.
+It makes a Python object of every number: callers keep it off the event loop, and give it short bodies, or pieces.
 """
 
 import json
 import re
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
-import simdjson
 
-from service.errors import DuplicateName, FieldError, InvalidRequest, Loc, MalformedBody, ServiceError, spell
+from service.errors import DuplicateName, Loc, MalformedBody, spell
 from service.wire import arrays
-from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, Sizes, bad
-
-MAX_BYTES = 2**20
-"""Larger bodies get the error without the place."""
+from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, bad
 
 WITH_NULL = ("feedback",)
 """Fields whose lists may hold null; they stay lists then."""
@@ -24,7 +22,7 @@ WITH_NULL = ("feedback",)
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
 
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{},:]', re.DOTALL)
+_MARKS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},:]', re.DOTALL)
 
 
 def decode(body: bytes) -> Document:
@@ -55,57 +53,57 @@ def decode_steps(line: bytes) -> Document | Floats | Ragged | float:
     return _numbers(_parse(line, ("inputs",)), ("inputs",))
 
 
+def explain(text: bytes, name: str, base: Sequence[int], depth: int, *, closes: bool = False) -> NoReturn:
+    """Raise the error of a piece of a field's list: of the lists that it goes on with, base are the items before it.
+
+    depth is that of the whole list; closes: whether brackets are missing at the end.
+    """
+    text += b"]" * (closes * (text.count(b"[") - text.count(b"]")))
+    if text:
+        _collect(_parse(text, (name,), base), (name,), [], [[] for _ in range(depth)], base, strict=True)
+    what = f"holds blanks or a number of more bytes than in any request, after {spell((name, *base))}"
+    raise bad((name,), what)
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON text, for `object_pairs_hook`. Raises DuplicateName."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise DuplicateName(f"the name {twice!r:.80} stands twice in one object")
     return fields
 
 
-def _parse(body: bytes, name: Loc = ()) -> Any:
-    """A JSON text as Python values; name is what the whole is called in errors.
+def _parse(body: bytes, name: Loc = (), base: Sequence[int] = ()) -> Any:
+    """A JSON text as Python values; name is what the whole is called in errors, base as in `explain`.
 
     Raises MalformedBody, DuplicateName, or InvalidRequest for a number that is not finite.
     """
-    if len(body) > MAX_BYTES:
-        raise verdict(body)
     try:
         orjson.loads(body)  # strict, and it knows the position of NaN and 1e999, which json.loads lets pass
         return json.loads(body, object_pairs_hook=unique)
     except orjson.JSONDecodeError as error:
-        place = name + _locate(error.doc[: error.pos])
+        place = name + _locate(error.doc[: error.pos], base)
         number = (_TOO_LARGE if "infinity" in error.msg else _NOT_FINITE).match(error.doc, error.pos)
         if number:
             sign = "-" if error.doc[: error.pos].endswith("-") else ""
             raise bad(place, f"is {sign}{number[0]:.40}; expected a finite number") from None
-        at = f", in {spell(place)}" if place else ""
-        raise MalformedBody(f"not JSON: {error.msg}: line {error.lineno} column {error.colno}{at}") from None
+        line = f"line {error.lineno} " if b"\n" in body else ""
+        at = [] if base else [f"{line}column {error.colno}"]  # a piece knows nothing of the lines before it
+        at += [f"in {spell(place)}"] if place else []
+        raise MalformedBody(f"not JSON: {error.msg}: {', '.join(at)}") from None
     except RecursionError:
         raise MalformedBody("not a request: lists are nested hundreds deep") from None
 
 
-def verdict(text: bytes = b"[]") -> ServiceError:
-    """The error of a body too large to look for the place in it, from the text, all of it or a part, that is wrong."""
-    advice = f"in a body of up to {MAX_BYTES // 2**20} MiB the place would be named"
-    try:
-        simdjson.Parser().parse(text)
-    except (ValueError, RuntimeError) as error:
-        if "NUMBER_ERROR" not in str(error) and b"NaN" not in text and b"Infinity" not in text:
-            return MalformedBody(f"not JSON: {error}; {advice}")
-    what = "an empty list, something that is no 32-bit number where numbers belong, a name twice, or much white space"
-    return InvalidRequest([FieldError((), f"the body holds {what}; {advice}")])
-
-
-def _locate(text: str) -> Loc:
+def _locate(text: str, base: Sequence[int]) -> Loc:
     """Which value a JSON text was in where it broke off: `("inputs", 3, 17)`; empty at the top, or too deep to say."""
     path: list[str | int] = []
     key = ""
     for mark in _MARKS.findall(text):
         if mark == "[":
-            path.append(0)
+            goes_on = len(path) < len(base) and path == [*base[: len(path)]]
+            path.append(base[len(path)] if goes_on else 0)
         elif mark == "{":
             path.append("")
         elif mark in "]}" and path:
@@ -122,33 +120,54 @@ def _locate(text: str) -> Loc:
 def _numbers(items: list[Any], loc: Loc) -> Floats | Ragged:
     """A list of numbers, or of lists of them; loc is the field's name, for errors. Raises InvalidRequest."""
     values: list[float] = []
-    sizes: Sizes = []
+    sizes: list[list[int]] = []
     _collect(items, loc, values, sizes)
     return arrays.assemble(np.array(values, np.float64).astype(np.float32), sizes)
 
 
-def _collect(items: list[Any], loc: Loc, values: list[float], sizes: Sizes) -> None:
-    """Gather numbers in order and lengths by depth. Raises InvalidRequest at the first thing out of place."""
+def _collect(
+    items: list[Any],
+    loc: Loc,
+    values: list[float],
+    sizes: list[list[int]],
+    base: Sequence[int] = (),
+    *,
+    strict: bool = False,
+) -> None:
+    """Gather numbers in order and lengths by depth; base as in `explain`; strict: refuse what is not read in pieces.
+
+    Raises InvalidRequest at the first thing out of place.
+    """
     depth = len(loc)  # the field's name counts for its own list
     if depth > MAX_DEPTH:
         raise bad(loc, f"is nested deeper than the {MAX_DEPTH} lists that a field can have")
     if len(sizes) < depth:
-        if values:
+        if values or strict:
             raise bad(loc, "is a list; expected a number, as in the places before it")
         sizes.append([])
     sizes[depth - 1].append(len(items))
-    for index, item in enumerate(items):
+    if strict and not items:
+        raise bad(loc, "is empty; expected numbers")
+    first = base[0] if base else 0
+    for index, item in enumerate(items, first):
         place = (*loc, index)
         if isinstance(item, list):
-            _collect(item, place, values, sizes)
-        elif isinstance(item, bool) or not isinstance(item, int | float):
-            raise bad(place, f"is {_kind(item)}; expected a number")
-        elif len(sizes) > depth:
+            _collect(item, place, values, sizes, base[1:] if index == first else (), strict=strict)
+        elif len(sizes) > depth and _kind(item) == "a number":
             raise bad(place, "is a number; expected a list, as in the places before it")
-        elif abs(item) >= arrays.OVERFLOW:
-            raise arrays.too_large(place, item)
         else:
-            values.append(item)
+            values.append(_number(item, place, strict=strict))
+
+
+def _number(item: Any, place: Loc, *, strict: bool) -> float:
+    """A finite 32-bit number. Raises InvalidRequest."""
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        raise bad(place, f"is {_kind(item)}; expected a number")
+    if abs(item) >= arrays.OVERFLOW:
+        raise arrays.too_large(place, item)
+    if strict and isinstance(item, int) and not -(2**63) <= item < 2**64:
+        raise bad(place, "is an integer of more than 64 bits; write it with a point or an exponent")
+    return item
 
 
 def _kind(value: Any) -> str:

@@ -13,7 +13,7 @@ import orjson
 import safetensors
 
 from service.errors import MalformedBody
-from service.wire.arrays import Document, Floats, Integers, too_large
+from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, too_large
 from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -38,6 +38,8 @@ def decode(body: bytes) -> Document:
         raise MalformedBody(f"not a safetensors file: {error}") from None
     header: dict[str, Any] = json.loads(body[8 : 8 + size], object_pairs_hook=unique)
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+    if (count := len(header) + len(metadata)) > MAX_FIELDS:
+        raise MalformedBody(f"the body has {count} fields; no request has more than {MAX_FIELDS}")
     fields: dict[str, Any] = {name: _array(body, 8 + size, name, entry) for name, entry in header.items()}
     for name, text in metadata.items():
         if name in fields:
@@ -88,7 +90,8 @@ def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
         return values.astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
         floats = values.astype(np.float32)
-    overflowed = np.argwhere(np.isinf(floats) & np.isfinite(values)).tolist()
-    if overflowed:
-        raise too_large((name, *overflowed[0]), values[tuple(overflowed[0])])
+    overflowed = np.isinf(floats) & np.isfinite(values)
+    if overflowed.any():
+        place = tuple(map(int, np.unravel_index(overflowed.argmax(), values.shape)))
+        raise too_large((name, *place), values[place])
     return floats

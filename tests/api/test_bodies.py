@@ -164,3 +164,24 @@ async def test_wait_for_room_ends_with_the_deadline():
     reader.budget.release(oldest)
     assert await reader.read(asked, Incoming(asked, sent(b"abc"))) == b"abc"
     assert reader.budget.bytes == 3
+
+
+@in_loop
+async def test_a_body_has_a_last_moment_and_waits_briefly_for_room():
+    reader = bodies(grace_seconds=0.01, budget=10)
+    receive, asked = asyncio.Queue(), request()
+    reading = asyncio.create_task(reader.read(asked, Incoming(asked, receive.get)))
+    begun = asyncio.get_running_loop().time()
+    receive.put_nowait({"type": "http.request", "body": bytes(50_000), "more_body": True})  # earns 50 s
+    await turns()
+    (deadline,) = reader.draining.waiting
+    assert deadline.when() <= begun + 60 * 0.01 + 0.01
+    with pytest.raises(BodyTimeout):
+        await reading
+    # It still counts: who comes with many bytes waits no longer than the grace for room.
+    other = request("b")
+    receive.put_nowait({"type": "http.request", "body": bytes(50_000), "more_body": True})
+    oldest = request("c")
+    reader.budget.begin(oldest)
+    with pytest.raises(ServiceFull):
+        await reader.read(other, Incoming(other, receive.get))

@@ -1,5 +1,6 @@
 """gzip and zstd: the same bytes however they are cut; what is no such data, or grows without end, is refused."""
 
+import asyncio
 import gzip
 
 import pytest
@@ -7,7 +8,8 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.encodings import MAX_EMPTY_FRAMES, PIECE_BYTES, Decoder, _compress
+from service.api.encodings import MAX_EMPTY_FRAMES, PIECE_BYTES, Decoder, compressed
+from service.api.request import Reply, Request
 from service.errors import MalformedBody, UnsupportedMediaType
 
 PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
@@ -24,7 +26,11 @@ def unpacked(encoding, *chunks):
 @given(st.lists(st.binary(max_size=900), min_size=1, max_size=3), st.sampled_from([*PACK]), st.integers(0, 3000))
 def test_cuts_and_members_change_nothing(parts, encoding, place):
     whole = b"".join(parts)
-    for packed in (b"".join(map(PACK[encoding], parts)), _compress(parts, encoding)):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.api.encodings.COMPRESS_FROM_BYTES", 0)
+        asked = Request("POST", "/", b"", {b"accept-encoding": encoding.encode()}, "a", "r1")
+        reply = asyncio.run(compressed(Reply(200, b"text/plain", parts), asked))
+    for packed in (b"".join(map(PACK[encoding], parts)), reply.body):
         assert unpacked(encoding, packed[:place], packed[place:]) == whole
         assert unpacked(encoding, *(packed[index : index + 1] for index in range(len(packed)))) == whole
 

@@ -1,6 +1,6 @@
 """The paths that `Application` handles itself are those that FastAPI documents as such."""
 
-from service.api.routes import HotRoute, hot_router
+from service.api.routes import hot_router
 from service.app import create_app
 from service.settings import Settings
 
@@ -8,7 +8,7 @@ from service.settings import Settings
 def test_every_handler_is_a_hot_route(write_model, tmp_path):
     write_model("m", {"kind": "rnn", "input_size": 4, "hidden_size": 3})
     application = create_app(Settings(models=tmp_path, device="cpu"))
-    hot = {route.path for route in hot_router().routes if isinstance(route, HotRoute)}
+    hot = {route.path for route in hot_router().routes}
     assert hot == application._handlers.keys() == {path.decode() for path in application.direct_paths}
     assert application._streams.keys() | application._admissions.keys() <= hot
     documented = application._fastapi.openapi()["paths"]

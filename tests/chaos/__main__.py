@@ -76,7 +76,7 @@ def set_up(fault: Fault) -> Iterator[tuple[Deployment, Server]]:
     with tempfile.TemporaryDirectory(prefix="rnn-chaos-") as name:
         folder = Path(name)
         server = Server(folder)
-        url = f"sqlite:///{folder / 'sessions.db'}"
+        url = "memory://" if fault.store == "memory" else f"sqlite:///{folder / 'sessions.db'}"
         if fault.store == "valkey":
             server.start()
             url = server.url

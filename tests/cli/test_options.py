@@ -69,7 +69,12 @@ def test_each_kind_of_value():
             {},
             "error: --log-format: input should be 'auto', 'json' or 'console', and got 'xml'\n",
         ),
-        (["--device", "tpu"], {}, "error: --device: "),
+        (["--device", "tpu"], {}, "error: --device: expected auto, cpu, or cuda:N, and got 'tpu'\n"),
+        (
+            ["--session-store", "redis:secret"],
+            {},
+            "error: --session-store: expected memory://, sqlite:///path, or valkey://host:port/0\n",
+        ),
     ],
 )
 def test_bad_value_is_one_line(arguments, env, message):

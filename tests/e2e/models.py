@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from service.models.chain import described
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, Result, run_reference, weights_of
 
@@ -40,13 +41,16 @@ def weights(name: str, version: int = 1) -> dict[str, np.ndarray]:
 
 def write_model(root: Path, name: str, version: int = 1, spec: ModelSpec | None = None) -> None:
     """One version of a model, as an operator would lay it down."""
-    fields = {field: value for field, value in asdict(spec or SPECS[name]).items() if field != "out_features"}
-    if (spec or SPECS[name]).out_features:
-        fields["head"] = {"out_features": (spec or SPECS[name]).out_features}
+    arrays = weights_of(spec, seed=version) if spec else weights(name, version)
+    spec = spec or SPECS[name]
+    fields = {field: value for field, value in asdict(spec).items() if field not in ("front", "head")}
+    fields["front"] = [described(layer) for layer in spec.front]
+    fields["head"] = [described(layer) for layer in spec.head]
+    if spec.head and spec.head[0].name == "head":
+        fields["head"] = {"out_features": spec.out_features}
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     (root / name / "config.json").write_text(json.dumps(fields))
-    arrays = weights_of(spec, seed=version) if spec else weights(name, version)
     save_file(arrays, folder / "model.safetensors")
 
 

@@ -25,7 +25,7 @@ class Reply:
 
 def head(method: str, path: str, headers: Mapping[str, Any] | None = None, version: str = "1.1") -> bytes:
     """A request line and headers, and the empty line after them."""
-    lines = [f"{method} {path} HTTP/{version}", "Host: service"]
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 

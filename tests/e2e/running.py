@@ -121,21 +121,24 @@ class Service:
             assert not any(sign in line for sign in SIGNS_OF_FAILURE), line[:2000]
 
 
-def start(models: Path, folder: Path, **settings: Any) -> Service:
-    """Start the service on a free port and wait until it is ready. Settings by their names in `Settings`."""
+def start(models: Path, folder: Path, *, stdout: int | None = None, wait: bool = True, **settings: Any) -> Service:
+    """Start the service on a free port and wait until it is ready. Settings by their names in `Settings`.
+
+    stdout: a descriptor in place of the log's file. wait False: until it listens.
+    """
     log_file = folder / "service.log"
     with log_file.open("w") as log:
         process = psutil.Popen(
             [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"],
             cwd=folder,  # no .env of the developer's
             env=environment(**settings),
-            stdout=log,
+            stdout=log if stdout is None else stdout,
             stderr=subprocess.STDOUT,
         )
     service = Service(process, log_file)
     try:
         service.port = until(lambda: _listening(service), "the service listens", START_SECONDS)
-        until(lambda: service.get("/health/ready").status_code == 200, "the service is ready", START_SECONDS)
+        until(lambda: not wait or service.get("/health/ready").status_code == 200, "it is ready", START_SECONDS)
     except BaseException as error:
         process.kill()
         process.wait()

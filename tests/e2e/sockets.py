@@ -64,7 +64,7 @@ def frame(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
 def upgraded(wire: Wire, query: str = "?model=tanh") -> Wire:
     """The same wire, after the handshake."""
     wire.send(
-        f"GET /cell/stream{query} HTTP/1.1\r\nHost: service\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /cell/stream{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     status, headers = wire.status_and_headers()

@@ -21,7 +21,7 @@ def send(service, path, body):
     [
         ("", ()),
         ("[[1,2,3,4]]", ("a list", "object")),
-        ('{"model":"tanh",}', ("comma", "line 1 column 16")),
+        ('{"model":"tanh",}', ("comma", "column 16")),
         ('{"model":"tanh","inputs":[[1,2,3,4],[1,2,', ("inputs[1][2]",)),
         ('{"inputs":' + "[" * 100_000, ()),
     ],

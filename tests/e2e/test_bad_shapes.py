@@ -1,10 +1,14 @@
 """Arrays that do not fit the model, and models that do not exist."""
 
+import json
+
 import numpy as np
 import pytest
 
-from .formats import post_arrays
-from .problems import assert_problem
+from .formats import line, post_arrays
+from .problems import assert_document, assert_problem
+from .raw import Wire, chunk, stream_head
+from .sockets import ended, opened
 
 ROW = [1, 2, 3, 4]
 
@@ -114,6 +118,25 @@ def test_cell_state_needs_lstm(service, model):
     assert_problem(reply, 422, "invalid-request", "returns[0]", "c_n", model)
 
 
+@pytest.mark.parametrize(("came", "missing"), ["hc", "ch"])
+def test_lstm_takes_both_states_or_neither(service, came, missing):
+    """As PyTorch does; at every entrance."""
+    state = np.zeros((2, 6), np.float32)
+    forward = {"inputs": np.zeros((1, 5), np.float32), f"{came}0": state}
+    step = {"inputs": np.zeros(5, np.float32), came: state}
+    for path, arrays in (("/rnn/forward", forward), ("/cell/step", step), ("/cell/sessions", {came: state})):
+        body = {"model": "lstm"} | {name: array.tolist() for name, array in arrays.items()}
+        for reply in (service.post(path, body), post_arrays(service, path, arrays, model="lstm")):
+            assert_problem(reply, 422, "invalid-request", f"{missing}{'0' * (arrays is forward)} is missing")
+    opening = {"model": "lstm", came: state.tolist()}
+    with Wire(service) as wire:
+        wire.send(stream_head("/cell/step") + chunk(line(opening)))
+        assert_problem(wire.reply(), 422, "invalid-request", f"{missing} is missing")
+    with opened(service, "", opening) as socket:
+        messages, *_ = ended(socket)
+    assert_document(json.loads(messages[-1])["error"], 422, "invalid-request", f"{missing} is missing")
+
+
 def test_predictions_need_a_head(service):
     for path in ("/rnn/forward", "/cell/step"):
         reply = service.post(path, {"model": "tanh", "inputs": [ROW], "returns": ["predictions"]})
@@ -151,7 +174,7 @@ def test_lengths_of_one_sequence(service):
         ("nothing-like-it", ("GET /models",)),
         ("../tanh", ()),
         ("tanh\u202e", ()),
-        ("💥" * 30_000, ()),
+        ("💥" * 3_000, ()),
     ],
 )
 @pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])

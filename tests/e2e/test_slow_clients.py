@@ -11,7 +11,7 @@ from .running import until
 from .watching import connections_close, dropped, flooded, memory_returns, others_are_served
 
 CHUNKED = {"Transfer-Encoding": "chunked"}
-HEADERS = b"GET /health/live HTTP/1.1\r\nHost: service\r\n"
+HEADERS = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n"
 GET = head("GET", "/health/live")
 UNENDED = {
     "silence": (b"", b""),

@@ -1,5 +1,7 @@
 """ONNX files made of a spec and PyTorch's weights, gate by gate, by the ONNX specification."""
 
+from ast import literal_eval
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -74,14 +76,30 @@ def save_stack(path, spec, weights, *, layout=0, squeeze=True, head=None, dtype=
     return save_graph(path, nodes, stored)
 
 
-def save_graph(path, nodes, stored):
+def save_graph(path, nodes, stored, *, x_shape=None, more_inputs=()):
+    """x_shape and the shapes of more_inputs have names for axes that are left open."""
+    inputs = {"x": x_shape, **dict(more_inputs)}
     graph = helper.make_graph(
         nodes,
         "model",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in stored.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, str(path))
     return model
+
+
+def nodes(text):
+    """Nodes of lines "Operator inputs > outputs attribute=value …"; - is an input that is left out."""
+    made = []
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        (operator, *inputs), (*rest,) = (part.split() for part in line.split(">"))
+        attributes = dict(entry.split("=") for entry in rest if "=" in entry)
+        values = {
+            name: value if name in ("name", "direction") else literal_eval(value) for name, value in attributes.items()
+        }
+        inputs = ["" if name == "-" else name for name in inputs]
+        made.append(helper.make_node(operator, inputs, [name for name in rest if "=" not in name], **values))
+    return made

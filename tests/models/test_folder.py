@@ -1,11 +1,15 @@
 """Model folders: what is sound serves, what is broken says why, and neither disturbs the other."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from service.errors import ModelFailed
+from service.models import weights
 from service.models.folder import read_folder, scan
 from service.models.weights import read_weights
 from service.spec import ModelSpec
@@ -48,7 +52,7 @@ def test_absent_repository_is_an_error(tmp_path):
 @pytest.mark.parametrize("name", ["-dash", "ünïcode", "a b", "x" * 65])
 def test_names_that_no_request_could_say_fail(write_model, tmp_path, name):
     write_model(name, CONFIG)
-    assert "does not match" in failure_of(tmp_path, name)
+    assert "the first a letter or digit" in failure_of(tmp_path, name)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def altered(arrays, **changes):
         ({"bias_hh_l0": None}, "lacks bias_hh_l0"),
         ({"weight_ih_l1": np.zeros((3, 3), np.float32)}, "has weight_ih_l1"),
         ({"weight_ih_l0": np.zeros((3, 5), np.float32)}, "shape (3, 5); config.json makes it (3, 4)"),
-        ({"weight_ih_l0": np.zeros((3, 4), np.int8)}, "is I8; expected F32"),
+        ({"weight_ih_l0": np.zeros((3, 4), np.int8)}, "is I8; expected one of F32"),
     ],
 )
 def test_unfit_weights_fail_by_their_header(write_model, tmp_path, changes, says):
@@ -116,11 +120,11 @@ def test_other_float_types_are_converted(write_model, tmp_path, dtype):
     arrays = write_model("m", CONFIG)
     path = tmp_path / "m/1/model.safetensors"
     save_file({name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}, path)
-    weights = read_weights(path, SPEC)
+    read = read_weights(path, SPEC)
     expected = torch.from_numpy(arrays["weight_ih_l0"]).to(dtype).float().numpy()
-    np.testing.assert_array_equal(weights.arrays["weight_ih_l0"], expected)
-    assert len(weights.notes) == 4
-    assert "weight_ih_l0 was converted from" in weights.notes[0]
+    np.testing.assert_array_equal(read.arrays["weight_ih_l0"], expected)
+    assert len(read.notes) == 4
+    assert "weight_ih_l0 was converted from" in read.notes[0]
 
 
 def test_float64_beyond_float32_is_refused(write_model, tmp_path):
@@ -133,9 +137,32 @@ def test_float64_beyond_float32_is_refused(write_model, tmp_path):
         read_weights(path, SPEC)
 
 
+@pytest.mark.parametrize("file", ["config.json", "1/model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_only_regular_files_are_read(write_model, tmp_path, file, make):
+    write_model("m", CONFIG)
+    path = tmp_path / "m" / file
+    path.unlink()
+    make(path)
+    failure = failure_of(tmp_path) or failure_of(tmp_path, version="1")
+    assert failure.startswith((f"{path.name} is not a regular file", f"{path.name} cannot be read: Is a directory"))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: os.truncate(path, 300), lambda path: path.write_bytes(path.read_bytes())]
+)
+def test_file_that_is_written_to_while_it_is_read(write_model, tmp_path, monkeypatch, change):
+    """Once the header has been read: a mapped file would end the process (SIGBUS)."""
+    write_model("m", CONFIG)
+    path, verify = tmp_path / "m/1/model.safetensors", weights._verify
+    monkeypatch.setattr(weights, "_verify", lambda *of: (verify(*of), change(path)))
+    with pytest.raises(ModelFailed, match="it was written to meanwhile"):
+        read_weights(path, SPEC)
+
+
 def test_loaded_weights_outlive_the_file(write_model, tmp_path):
     arrays = write_model("m", CONFIG)
     path = tmp_path / "m/1/model.safetensors"
-    weights = read_weights(path, SPEC)
+    read = read_weights(path, SPEC)
     path.write_bytes(bytes(path.stat().st_size))
-    np.testing.assert_array_equal(weights.arrays["weight_ih_l0"], arrays["weight_ih_l0"])
+    np.testing.assert_array_equal(read.arrays["weight_ih_l0"], arrays["weight_ih_l0"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx.helper import make_node
+from onnx.helper import make_graph, make_node
 from onnx.reference import ReferenceEvaluator
 
 from service.models.importing.onnx.model import model_from_onnx
@@ -131,53 +131,6 @@ def test_parameters_behind_simple_operators(path):
     np.testing.assert_array_equal(found.arrays["weight_hh_l0"].numpy(), WEIGHTS["weight_hh_l0"])
 
 
-def save_two_layers(path, *between, second):
-    """An LSTM of 3 → 4 called lower, nodes from y0 to t, and a second layer called upper."""
-    upper = parameters(second, weights_of(second))
-    nodes = [
-        lstm_node("x w0 r0", "y0", name="lower"),
-        *between,
-        lstm_node("t w1 r1", name="upper", hidden_size=second.hidden_size),
-    ]
-    save_graph(path, nodes, {"w0": W, "r0": R, "w1": upper[0], "r1": upper[1], "one": np.array([1], np.int64)})
-
-
-def squeeze(target):
-    return make_node("Squeeze", ["y0", "one"], [target])
-
-
-def transpose(source, target):
-    return make_node("Transpose", [source], [target], perm=[1, 0, 2])
-
-
-@pytest.mark.parametrize(
-    ("between", "layers"),
-    [
-        ([squeeze("t")], 2),
-        ([squeeze("s"), make_node("Dropout", ["s"], ["t"])], 2),
-        ([squeeze("s"), transpose("s", "u"), transpose("u", "t")], 2),
-        ([squeeze("s"), transpose("s", "t")], 1),
-        ([squeeze("s"), make_node("Relu", ["s"], ["t"])], 1),
-        ([make_node("Reshape", ["y0", "x"], ["t"])], 1),
-    ],
-)
-def test_only_rearranged_axes_join_a_stack(path, between, layers):
-    save_two_layers(path, *between, second=ModelSpec("lstm", 4, 4))
-    if layers == 2:
-        assert find(path).spec.num_layers == 2
-    else:
-        with pytest.raises(ChoiceNeeded, match="2 recurrent layers: lower, upper; say which with --layer"):
-            find(path)
-        assert find(path, layer="upper").spec == ModelSpec("lstm", 4, 4, bias=False)
-
-
-def test_layers_of_unlike_sizes_are_two_models(path):
-    save_two_layers(path, squeeze("t"), second=ModelSpec("lstm", 4, 6))
-    assert find(path, layer="upper").spec.hidden_size == 6
-    with pytest.raises(ChoiceNeeded, match="--layer other is not in the file; it has lower, upper"):
-        find(path, layer="other")
-
-
 def test_missing_bias_becomes_zeros(path):
     spec = ModelSpec("lstm", 4, 4, num_layers=2)
     model = save_stack(path, spec, weights_of(spec))
@@ -187,12 +140,6 @@ def test_missing_bias_becomes_zeros(path):
     found = find(path)
     assert not found.arrays["bias_ih_l1"].any()
     assert found.notes == ["some layers have no bias; zeros were written"]
-
-
-def test_stored_initial_state_is_noted(path):
-    stored = {"w": W, "r": R, "b": B, "h": np.ones((1, 1, 4), np.float32), "c": np.zeros((1, 1, 4), np.float32)}
-    save_graph(path, [lstm_node("x w r b - h c")], stored)
-    assert find(path).notes == ["n starts from a stored h0 that is not zero: requests must send it"]
 
 
 def test_nonlinearity_is_read_from_the_file(path):
@@ -234,7 +181,27 @@ def test_head_without_bias(path):
 
 def test_graph_without_recurrent_nodes(path):
     save_graph(path, [make_node("Identity", ["x"], ["y"])], {})
-    with pytest.raises(CheckpointRefused, match="no RNN, GRU or LSTM node among the 1 nodes"):
+    with pytest.raises(CheckpointRefused, match="no RNN, GRU or LSTM node among the 1 of"):
+        find(path)
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (
+            make_node("If", ["x"], ["y"], then_branch=make_graph([lstm_node()], "then", [], [])),
+            "LSTM n is quantized, or in a branch",
+        ),
+        (
+            make_node("DynamicQuantizeLSTM", ["x"], ["y"], domain="com.microsoft"),
+            "DynamicQuantizeLSTM y is quantized, or",
+        ),
+        (make_node("MatMul", ["x", "w"], ["y"]), "apart into smaller operators"),
+    ],
+)
+def test_layer_that_is_not_found_has_its_reason(path, node, reason):
+    save_graph(path, [node], {"w": W})
+    with pytest.raises(CheckpointRefused, match=f"no RNN, GRU or LSTM node among .*; .*{reason}"):
         find(path)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,39 @@ def test_user_must_choose(arrays, options, reason):
 def test_checkpoint_is_refused(arrays, options, reason):
     with pytest.raises(CheckpointRefused, match=reason):
         find(arrays, **options)
+
+
+class WeightDrop(torch.nn.Module):
+    """As in AWD-LSTM: weight_hh_l0 of the module is what was left by the last dropout of weight_hh_l0_raw."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.weight_hh_l0_raw = module, torch.nn.Parameter(module.weight_hh_l0.detach() + 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # some say that they are deprecated
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        WeightDrop,
+        lambda layer: torch.nn.utils.weight_norm(layer, "weight_hh_l0"),
+        lambda layer: torch.nn.utils.spectral_norm(layer, "weight_hh_l0"),
+        lambda layer: torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0"),
+        lambda layer: torch.nn.utils.parametrizations.orthogonal(layer, "weight_hh_l0"),
+        lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight_hh_l0", 0.5),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "rnns.0"])
+def test_computed_weight_is_refused_with_the_way_out(wrap, prefix):
+    layer = wrap(torch.nn.LSTM(3, 3))
+    names = {f"{prefix}.{name}".lstrip("."): tensor.numpy() for name, tensor in layer.state_dict().items()}
+    with pytest.raises(
+        CheckpointRefused, match=r"weight_hh_l0 is computed from .* at each call; in Python, "
+    ) as refusal:
+        find(names)
+    exec(str(refusal.value).rpartition("store it: ")[2], {"torch": torch, "layer": layer})
+    folded = {name: tensor for name, tensor in layer.state_dict().items() if not name.endswith("_raw")}
+    assert find({name: tensor.numpy() for name, tensor in folded.items()}, nonlinearity=None).spec.kind == "lstm"
 
 
 def test_ignored_tensors_are_listed():

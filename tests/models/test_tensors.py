@@ -4,13 +4,15 @@ import argparse
 import os
 import random
 import zipfile
+from pathlib import PosixPath
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from service.models.importing.refusal import CheckpointRefused
-from service.models.importing.tensors import TORCH_SUFFIXES, read_tensors
+from service.models.importing.tensors import read_tensors
 
 SUFFIXES = (".pt", ".safetensors")
 
@@ -34,7 +36,7 @@ def read_torch(tmp_path, content, suffix=".pt", **options):
     return read_tensors(tmp_path / f"model{suffix}")
 
 
-@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".tar", ".PTH", ""])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_state_dict_in_both_torch_formats(tmp_path, weights, suffix, zipped):
     found = read_torch(tmp_path, weights, suffix, _use_new_zipfile_serialization=zipped)
@@ -42,9 +44,10 @@ def test_state_dict_in_both_torch_formats(tmp_path, weights, suffix, zipped):
     assert all(torch.equal(found.by_name[name], weights[name]) for name in weights)
 
 
-def test_safetensors(tmp_path, weights):
-    save_file(weights, tmp_path / "model.safetensors")
-    found = read_tensors(tmp_path / "model.safetensors")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "MODEL"])
+def test_safetensors_under_any_name(tmp_path, weights, name):
+    save_file(weights, tmp_path / name)
+    found = read_tensors(tmp_path / name)
     assert all(torch.equal(found.by_name[name], weights[name]) for name in weights)
 
 
@@ -58,8 +61,26 @@ def test_state_dict_in_a_training_checkpoint(tmp_path, weights, key):
 
 def test_dict_that_holds_itself(tmp_path, weights):
     loop = {"state_dict": weights}
-    loop["loop"] = loop
-    assert "state_dict.weight_ih_l0" in read_torch(tmp_path, loop).by_name
+    loop |= {f"loop{number}": loop for number in range(9)}
+    assert set(read_torch(tmp_path, loop).by_name) >= {f"state_dict.{name}" for name in weights}
+
+
+def test_state_dict_in_dicts_and_lists(tmp_path, weights):
+    found = read_torch(tmp_path, {"a": {"b": {"c": {"d": {"nets": [{"e": weights}]}}}}})
+    assert set(found.by_name) == {f"a.b.c.d.nets.0.e.{name}" for name in weights}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_protocol_is_named(tmp_path, weights, zipped):
+    with pytest.raises(CheckpointRefused, match=r"has pickle protocol 4, .* torch.save\(model.state_dict\(\)"):
+        read_torch(tmp_path, weights, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+
+
+@pytest.mark.filterwarnings("ignore")  # says that it is deprecated
+def test_quantized_weights_are_named(tmp_path):
+    quantized = torch.ao.quantization.quantize_dynamic(torch.nn.ModuleList([torch.nn.LSTM(3, 4)]), {torch.nn.LSTM})
+    with pytest.raises(CheckpointRefused, match="weights are quantized, and are needed as they were before"):
+        read_torch(tmp_path, quantized.state_dict())
 
 
 class MakeFolder:
@@ -82,7 +103,9 @@ def test_nothing_is_executed(tmp_path):
     ("content", "reason"),
     [
         (torch.nn.LSTM(3, 4), r"the Python object torch.nn.modules.rnn.LSTM, .* torch.save\(model.state_dict\(\)"),
-        ({"args": argparse.Namespace(lr=1), "model": {}}, "the Python object argparse.Namespace"),
+        ({"args": argparse.Namespace(lr=1), "model": {}}, "the Python object argparse.Namespace, and only tensors"),
+        ({"path": PosixPath("a"), "model": {}}, "the Python object pathlib.PosixPath, and only tensors"),
+        ({"loss": np.float64(1), "model": {}}, "the Python object numpy.*scalar, and only tensors"),
         (torch.zeros(2), "holds a Tensor, not a state_dict"),
         ([torch.zeros(2)], "holds a list, not a state_dict"),
     ],

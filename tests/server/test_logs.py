@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from contextlib import suppress
 
 import orjson
@@ -50,6 +51,18 @@ async def test_no_write_is_larger_than_a_pipe(pipe):
     lines = os.read(reader, 10**6).splitlines()
     assert [orjson.loads(line)["number"] for line in lines[:-1]] == list(range(100))
     assert lines[-1] == b"y" * (3 * PIPE_BYTES)
+
+
+@pytest.mark.parametrize("make", [os.pipe, os.openpty, lambda: [end.detach() for end in socket.socketpair()]])
+def test_unread_line_is_dropped_and_counted(make):
+    """Lines longer than what is left of a terminal's buffer, too."""
+    reader, writer = make()
+    log = LogFile(writer)
+    for _ in range(500):
+        log.write("x" * (PIPE_BYTES - 100) + "\n")
+    assert log.dropped > 100
+    os.close(reader)
+    os.close(writer)
 
 
 def test_full_pipe_drops_and_counts_lines(pipe):

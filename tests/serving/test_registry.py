@@ -168,6 +168,29 @@ def test_broken_reload_keeps_the_old_model(write_model, registry_of, tmp_path):
     assert load(registry, "m") is engine
 
 
+def test_broken_model_has_the_reason_of_today(write_model, registry_of, tmp_path):
+    write_model("m", CONFIG)
+    config = tmp_path / "m/config.json"
+    config.write_text("{}")
+    registry = registry_of()
+    for text, reason in (("[]", "should be an object"), ('{"kind": "cnn"}', "kind: Input should be")):
+        config.write_text(text)
+        with pytest.raises(ModelFailed, match=reason):
+            asyncio.run(registry.reload("m"))
+        assert reason in registry.model("m").failure
+
+
+def test_engine_that_cannot_be_made_is_tried_again(write_model, registry_of, monkeypatch):
+    write_model("m", CONFIG)
+    registry = registry_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineFactory, "load", lambda *_: bytes(2**62))
+        with pytest.raises(ModelFailed, match="its engine could not be made"):
+            load(registry, "m")
+    assert registry.resolve("m", None).state == "available"
+    load(registry, "m")
+
+
 def test_reload_adds_and_removes_models(write_model, registry_of, tmp_path):
     write_model("old", CONFIG)
     registry = registry_of()

@@ -143,17 +143,22 @@ async def test_each_step_runs_once(engine, script):
             if first == stop:
                 continue
             inputs = np.stack(done[first:stop]) if same else vectors(engine.spec, stop - first, seed=-number % 999)
-            before = (await store.load("s")).position
-            try:
-                outputs, _ = await process.run(inputs, first + 1, in_stream=in_stream)
-                assert same
-                assert outputs.tobytes() == np.stack(replies[first:stop]).tobytes()
-            except StepOutOfOrder as refusal:
-                expected = refusal.expected
-                assert expected == len(done) + 1
-                assert not (same and (first, stop) == last)
-            except StepConflict:
-                assert not same
+            before, answers = (await store.load("s")).position, []
+            for asked in (process, Process(engine, store)):  # whatever it has loaded before, and one that has nothing
+                try:
+                    outputs, _ = await asked.run(inputs, first + 1, in_stream=in_stream)
+                    assert same
+                    assert outputs.tobytes() == np.stack(replies[first:stop]).tobytes()
+                    answers.append("done")
+                except StepOutOfOrder as refusal:
+                    expected = refusal.expected
+                    assert expected == len(done) + 1
+                    assert not (same and (first, stop) == last)
+                    answers.append(str(refusal))
+                except StepConflict as refusal:
+                    assert not same
+                    answers.append(str(refusal))
+            assert answers[0] == answers[1]
             assert (await store.load("s")).position is before
     position = (await store.load("s")).position
     assert position.step == len(done)
@@ -178,6 +183,35 @@ async def test_stream_repeats_any_of_its_last_steps(engine):
     with pytest.raises(StepOutOfOrder, match="not kept any more"):
         await process.run(inputs[:1], 1, in_stream=True)
     assert (await process.store.load("s")).position.step == 12
+
+
+@in_loop
+async def test_stale_state_refuses_no_step():
+    """Another process has reset the session: what its old state would have given is nobody's result."""
+    store = SharedStore(10)
+    processes = [Process(exploding(), store), Process(exploding(), store)]
+    await processes[0].open()
+    ones = np.ones((3, 1), np.float32)
+    await processes[0].run(ones[:2], 1, in_stream=True)
+    await processes[1].reset()
+    outputs, _ = await processes[0].run(ones[:1], 3)
+    assert np.isfinite(outputs).all()
+
+
+@in_loop
+async def test_copies_are_bounded_and_end_with_their_sessions():
+    store = SharedStore(10)
+    one, other = (Process(ENGINES[0], store, SessionLimits(99, 20_000, "refuse")) for _ in range(2))
+    inputs = vectors(SPECS[0], 100, seed=1)  # kept for a retry: 3,200 bytes
+    for name in map(str, range(20)):
+        await other.open(name)
+        await one.run(inputs, name=name)
+        await other.cache.end(name, "deleted")
+        assert one.cache._bytes == sum(record.nbytes for record in one.cache._records.values()) <= 20_000
+    assert one.cache._bytes > 10_000
+    one.now += 60
+    await one.cache.sweep()
+    assert (one.cache._bytes, len(one.cache._records)) == (0, 0)
 
 
 class CountingStore(MemoryStore):

@@ -4,6 +4,7 @@ from contextlib import suppress
 
 from structlog.testing import capture_logs
 
+from service import repeats
 from service.errors import StoreUnavailable
 from service.stores import batches
 from tests.loop import in_loop
@@ -19,7 +20,8 @@ async def test_outage_is_logged_when_it_begins_lasts_and_ends(monkeypatch):
             raise batches.unavailable(OSError("gone"))
         return calls
 
-    monkeypatch.setattr(batches, "monotonic", lambda: clock)
+    for module in (batches, repeats):
+        monkeypatch.setattr(module, "monotonic", lambda: clock)
     store, told = batches.Batches(run), []
     for clock in range(400):
         with capture_logs() as lines, suppress(StoreUnavailable):

@@ -148,6 +148,42 @@ async def test_write_ahead_log_stays_bounded(path):
     await store.close()
 
 
+def replaced(path):
+    path.with_name("other").write_bytes(path.read_bytes())
+    path.with_name("other").rename(path)
+
+
+HARM = {
+    "moved": lambda path: path.rename(path.with_name("away")),
+    "log removed": lambda path: path.with_name(path.name + "-wal").unlink(),
+    "index removed": lambda path: path.with_name(path.name + "-shm").unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "replaced": replaced,
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+@in_loop
+async def test_lost_file_is_not_made_anew(path, harm):
+    """Sessions would seem never to have been. Put back, the file is used again."""
+    store = await opened(path)
+    await store.create(record())
+    harm(path)
+    for call in (store.expire(T0), store.load("one")):
+        with pytest.raises(StoreUnavailable):
+            await call
+        assert store.lost
+    if not path.exists():
+        path.with_name("away").rename(path)
+        assert await store.load("one") == record()
+        store._disconnect()  # as after an error
+        path.unlink()
+        with pytest.raises(StoreUnavailable):
+            await store.load("one")
+        assert not path.exists()
+    await store.close()
+
+
 @in_loop
 async def test_others_cannot_read_the_file(path):
     store = await opened(path)

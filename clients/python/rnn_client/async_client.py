@@ -6,13 +6,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, Unpack, overload
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_client.async_session import Opening, session_path
-from rnn_client.calls import Caller
+from rnn_client.async_session import SESSIONS, Opening
+from rnn_client.calls import Caller, path
 from rnn_client.generation import GenerateResult, Inputs, Options, request
 from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult
 from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, sequences
@@ -89,11 +88,12 @@ class AsyncClient:
         """Run whole sequences.
 
         inputs (B,T,I), one sequence (T,I), or a list of B arrays (T_i,I) whose outputs and predictions come as lists.
-        h0 (L·D,B,P) and c0 (L·D,B,H) are the initial states, without B for one sequence; zeros if left out. lengths (B)
-        are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n, predictions.
+        h0 (L·D,B,P) and, of an LSTM, c0 (L·D,B,H) are the initial states, without B for one sequence: both or neither,
+        then zeros. lengths (B) are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n,
+        predictions.
         """
         arrays = sequences(inputs, lengths) | {"h0": h0, "c0": c0}
-        rows = None if hasattr(inputs, "__array__") else np.asarray(arrays["lengths"]).tolist()
+        rows = None if arrays["inputs"] is inputs else np.asarray(arrays["lengths"]).tolist()
         body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
         read = partial(ForwardResult.read, lengths=rows)
         return await self._caller.send("POST", "/rnn/forward", read, body=body, accept=MEDIA_TYPE)
@@ -131,7 +131,7 @@ class AsyncClient:
     ) -> StepResult:
         """Run one step of inputs (B,I) or (I) from a state that the caller keeps, and give the new state back.
 
-        h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM; zeros if left out.
+        h (L,B,P), (B,P) if L = 1, or (P); c likewise for an LSTM: both or neither, then zeros.
         """
         fields = {"model": model, "version": version, "returns": names(returns)}
         body = encode({"inputs": inputs, "h": h, "c": c}, fields)
@@ -145,8 +145,8 @@ class AsyncClient:
 
     async def model(self, name: str) -> ModelInfo:
         """One model."""
-        path = f"/models/{quote(name, safe='')}"
-        return await self._caller.send("GET", path, lambda body: ModelInfo.read(json.loads(body)))
+        at = path("/models", name, "name")
+        return await self._caller.send("GET", at, lambda body: ModelInfo.read(json.loads(body)))
 
     def session(
         self,
@@ -165,7 +165,7 @@ class AsyncClient:
         """
         # If the answer is lost and a second session opened, the first ends by itself when its time has passed.
         body = encode({"h": h, "c": c}, {"model": model, "version": version, "ttl_seconds": ttl_seconds})
-        return Opening(self._caller, "POST", "/cell/sessions", body=body, keep=keep)
+        return Opening(self._caller, "POST", SESSIONS, body=body, keep=keep)
 
     def attach(self, session_id: str, *, done: int | None = None, keep: bool = True) -> Opening:
         """Go on with a session that is open. It outlives a `with` block unless keep is false.
@@ -173,7 +173,7 @@ class AsyncClient:
         done: the last step whose answer was received, if that of a later one may be lost; the next step has the number
         after it, and is answered again if it has run.
         """
-        return Opening(self._caller, "GET", session_path(session_id), keep=keep, done=done)
+        return Opening(self._caller, "GET", path(SESSIONS, session_id, "session_id"), keep=keep, done=done)
 
     def restore(self, snapshot: Snapshot, *, ttl_seconds: float | None = None, keep: bool = False) -> Opening:
         """Open a session from a snapshot's state, on the same version of the model."""

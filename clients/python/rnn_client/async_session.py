@@ -6,18 +6,19 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, Unpack
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rnn_client.calls import Caller
+from rnn_client.calls import Caller, path
 from rnn_client.errors import BrokenReply, ClientError, SessionGone, SessionNotFound
 from rnn_client.generation import GenerateResult, Options, request
 from rnn_client.results import Snapshot, StepResult
 from rnn_client.stream import Progress, Stream
 from rnn_client.tensors import MEDIA_TYPE, Returns, encode, names, vectors
 from rnn_client.transports import STREAM_FAILURES, Exchange
+
+SESSIONS = "/cell/sessions"
 
 
 class AsyncSession:
@@ -32,7 +33,7 @@ class AsyncSession:
         self._progress = progress
         self._keep = keep
         self.id, self.model, self.version = progress.session, progress.model, progress.version
-        self._path = session_path(self.id)
+        self._path = path(SESSIONS, self.id, "session_id")
 
     @property
     def done(self) -> int:
@@ -209,10 +210,6 @@ class _StreamConnection:
     async def aclose(self) -> None:
         self._exchange = None
         await self._open.aclose()
-
-
-def session_path(session_id: str) -> str:
-    return f"/cell/sessions/{quote(session_id, safe='')}"
 
 
 async def _each(inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike]) -> AsyncGenerator[ArrayLike, None]:

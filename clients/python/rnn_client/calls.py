@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from time import monotonic
 from typing import TypeVar
+from urllib.parse import quote
 
 from rnn_client.errors import BrokenReply, ClientError, service_error
 from rnn_client.tensors import MEDIA_TYPE
-from rnn_client.transports import HTTP_FAILURES, Transport
+from rnn_client.transports import HTTP_FAILURES, Transport, seconds
 
 Answer = TypeVar("Answer")
 
@@ -17,6 +18,13 @@ FIRST_SECONDS = 0.05
 LONGEST_SECONDS = 5.0
 
 _log = logging.getLogger("rnn_client")
+
+
+def path(folder: str, name: str, argument: str) -> str:
+    """The path of a thing by its name. Raises ValueError for what no name can be."""
+    if not isinstance(name, str) or not 0 < len(name) <= 256 or not name.strip("."):
+        raise ValueError(f"{argument} is {name!r:.80}; expected text of at most 256 characters")
+    return f"{folder}/{quote(name, safe='', errors='replace')}"
 
 
 class Retries:
@@ -60,7 +68,7 @@ class Caller:
 
     def __init__(self, transport: Transport, retry_seconds: float) -> None:
         self.transport = transport
-        self._retry_seconds = retry_seconds
+        self._retry_seconds = seconds(retry_seconds, "retry_seconds", 0)
 
     def retries(self) -> Retries:
         return Retries(self._retry_seconds)

@@ -12,7 +12,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,7 @@ class Progress:
     """A session and the last step of it that was answered.
 
     replay_steps: how many of its latest steps the service can answer again to a stream; None if it did not say.
+    input_size: I, likewise.
     streaming: whether a stream has steps in flight, so that the number of the next step is unknown.
     """
 
@@ -39,15 +40,15 @@ class Progress:
     version: str
     done: int
     replay_steps: int | None = None
+    input_size: int | None = None
     streaming: bool = False
 
     @classmethod
     def read(cls, body: bytes) -> "Progress":
         """From the service's description of a session."""
         session: dict[str, Any] = json.loads(body)
-        return cls(
-            session["session"], session["model"], session["version"], session["step"], session.get("replay_steps")
-        )
+        more: dict[str, Any] = {name: session.get(name) for name in ("replay_steps", "input_size")}
+        return cls(session["session"], session["model"], session["version"], session["step"], **more)
 
     def refuse_while_streaming(self) -> None:
         """Raise RuntimeError if a stream has steps in flight."""
@@ -88,8 +89,8 @@ class Stream:
     """
 
     def __init__(self, progress: Progress, returns: Returns, ahead: int) -> None:
-        if ahead < 1:
-            raise ValueError(f"ahead is {ahead}; expected at least 1")
+        if not isinstance(ahead, SupportsIndex) or ahead < 1:
+            raise ValueError(f"ahead is {ahead!r:.80}; expected at least 1")
         progress.refuse_while_streaming()
         self._progress = progress
         self._frames = frames_for(returns)
@@ -113,8 +114,9 @@ class Stream:
     def take(self, inputs: ArrayLike) -> None:
         """Take the inputs of one step (I), or of k steps (k,I). Raises ValueError for anything else."""
         values = floats(inputs, "inputs")
-        if values.ndim not in (1, 2) or values.size == 0:
-            raise ValueError(f"inputs have shape {values.shape}; expected (I), or (k, I) for k steps")
+        size = self._progress.input_size or "I"
+        if values.ndim not in (1, 2) or values.size == 0 or size not in ("I", values.shape[-1]):
+            raise ValueError(f"inputs have shape {values.shape}; expected ({size}), or (k, {size}) for k steps")
         rows = values.reshape(-1, values.shape[-1])
         item = _Item(values.ndim == 2, len(rows))
         for part in self._frames.split(rows, FRAME_STEPS):

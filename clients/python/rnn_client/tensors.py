@@ -5,7 +5,7 @@ and NaN and infinity pass.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,13 +37,13 @@ def padded(rows: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
     Raises ValueError for rows that do not fit together.
     """
-    if not rows:
-        raise ValueError("inputs is empty; expected at least one row")
     arrays = [vectors(row, f"inputs[{index}]") for index, row in enumerate(rows)]
+    if not arrays:
+        raise ValueError("inputs is empty; expected at least one row")
     of_ids = all(array.ndim == 1 and array.dtype.kind == "i" for array in arrays)
     for index, array in enumerate(arrays):
-        if not of_ids and (array.ndim != 2 or array.shape[1] != arrays[0].shape[-1]):
-            raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, {arrays[0].shape[-1]})")
+        if not of_ids and (array.ndim != 2 or array.shape[1] != arrays[0].shape[1]):
+            raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, I), and the same I in all rows")
     lengths = np.array([len(array) for array in arrays], np.int64)
     dtype = np.result_type(*arrays)
     batch = np.zeros((len(arrays), int(lengths.max()), *arrays[0].shape[1:]), dtype if of_ids else "<f4")
@@ -54,15 +54,15 @@ def padded(rows: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 def sequences(inputs: Any, lengths: ArrayLike | None) -> dict[str, ArrayLike | None]:
     """Inputs and their lengths; those of a list of arrays are padded."""
-    if not hasattr(inputs, "__array__"):  # torch's tensors have it too
+    if isinstance(inputs, Iterable) and not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
         if lengths is not None:
             raise ValueError("lengths is for padded inputs; a list of arrays has its own")
-        inputs, lengths = padded(inputs)
+        inputs, lengths = padded(list(inputs))
     return {"inputs": inputs, "lengths": lengths}
 
 
 def names(returns: Returns) -> list[str] | None:
-    return [returns] if isinstance(returns, str) else None if returns is None else list(returns)
+    return [returns] if isinstance(returns, str) else list(returns) if isinstance(returns, Iterable) else returns
 
 
 def encode(arrays: Mapping[str, ArrayLike | None], fields: Mapping[str, Any]) -> bytes:
@@ -98,16 +98,22 @@ def _dtype(values: ArrayLike, name: str) -> str:
 
 def _array(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:
     try:
-        if hasattr(values, "__array__") and np.iscomplexobj(values):
-            raise TypeError("complex numbers have no float32 value")
-        return np.asarray(values, dtype, order="C")
+        given = np.asarray(values)
+        if given.dtype.kind in "cmMSU" or given.dtype.names:
+            raise TypeError(f"values of dtype {given.dtype} have no float32 value")
+        array = np.asarray(given, dtype, order="C")
+        if name == "lengths" and (array != given).any():
+            raise ValueError("lengths are whole numbers")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor with a gradient
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} cannot be read as an array of numbers: {error}") from error
+    return array
 
 
 def _text(value: Any, name: str) -> str:
     try:
-        return value if isinstance(value, str) else json.dumps(value)
+        return (value if isinstance(value, str) else json.dumps(value)).encode().decode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {value!r:.80}, which is no Unicode text") from None
     except TypeError:
         raise TypeError(f"{name} is of type {type(value).__name__}; expected text, numbers or names") from None

@@ -31,6 +31,13 @@ Exchange = Callable[[Iterable[Message]], Awaitable[Message]]
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
+def seconds(value: float, name: str, least: float) -> float:
+    """A time that can be waited for. Raises ValueError."""
+    if not isinstance(value, int | float) or not value >= least:
+        raise ValueError(f"{name} is {value!r:.80}; expected at least {least:g} seconds")
+    return min(value, 1e8)  # three years: longer waits do not fit into every system call
+
+
 @dataclass
 class Address:
     """A service's URL and key, the seconds that an answer may take, and the authorities to trust for https."""
@@ -43,12 +50,18 @@ class Address:
     def __post_init__(self) -> None:
         try:
             url = httpx.URL(self.url)
-        except (httpx.InvalidURL, TypeError):
+            url.host.encode("idna")
+        except (httpx.InvalidURL, TypeError, UnicodeError):
             url = httpx.URL()
-        if url.scheme not in ("http", "https") or not url.host:
+        sound = url.scheme in ("http", "https") and url.host and 0 <= (url.port or 0) < 2**16
+        if not sound or url.query or url.fragment or " " in self.url:
             raise ValueError(f"url is {self.url!r:.200}; expected http://host:port or https://host:port")
         self.url = str(url).rstrip("/")
-        self.headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        key = self.api_key or ""
+        if not (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
+            raise ValueError("api_key holds what no key can hold; expected printable ASCII text")
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.timeout = seconds(self.timeout, "timeout", 0.001)
 
     @property
     def http_options(self) -> dict[str, Any]:

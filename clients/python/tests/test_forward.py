@@ -71,15 +71,29 @@ def test_unusable_arguments_are_named(client):
         (TypeError, "model", lambda: client.forward(tensor, tensor)),
         (TypeError, "returns", lambda: client.forward(tensor, "gru", returns=[tensor])),
         (TypeError, "ttl_seconds", lambda: client.session("gru", ttl_seconds=tensor)),
+        (ValueError, "model", lambda: client.forward(tensor, "\ud800")),
+        (ValueError, r"inputs\[0\]", lambda: client.forward([1.0, 2.0], "gru")),
+        (TypeError, "inputs", lambda: client.forward(np.zeros((2, 4), "M8[s]"), "gru")),
+        (ValueError, "lengths", lambda: client.forward(tensor[None], "gru", lengths=[1.5])),
+        (ValueError, "session_id", lambda: client.attach("..")),
     ):
         with pytest.raises(error, match=f"^{name} "):
             call()
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://host", "http://", "http://[::1", "", 8000, None])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000", "localhost", "ftp://host", "http://[::1", "http://a b", "http://a#b", "http://a..b", "", None],
+)
 def test_unusable_url_is_refused(connect, url):
     with pytest.raises(ValueError, match=r"^url is .*; expected http://host:port or https://host:port"):
         connect(url)
+
+
+@pytest.mark.parametrize("option", [{"timeout": 0}, {"timeout": "a"}, {"retry_seconds": -1}, {"api_key": "a\n"}])
+def test_unusable_option_is_refused(connect, option):
+    with pytest.raises(ValueError, match=f"^{next(iter(option))} "):
+        connect("http://localhost", **option)
 
 
 def test_stateless_steps_equal_whole_sequence(client, row):
@@ -125,7 +139,7 @@ def test_missing_array_is_named(client, row):
 
 def test_unfit_rows_are_refused(client):
     rows = [np.zeros((2, 4), np.float32), np.zeros(4, np.float32)]
-    with pytest.raises(ValueError, match=r"inputs\[1\] has shape \(4,\); expected \(T, 4\)"):
+    with pytest.raises(ValueError, match=r"inputs\[1\] has shape \(4,\); expected \(T, I\)"):
         client.forward(rows, "gru")
     with pytest.raises(ValueError, match="inputs is empty"):
         client.forward([], "gru")

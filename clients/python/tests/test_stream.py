@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from rnn_client import InvalidRequest, NonFiniteOutput, SessionGone
+from rnn_client import NonFiniteOutput, SessionGone
 from tests.e2e.running import start, until
 
 
@@ -100,10 +100,11 @@ def test_failing_inputs_keep_session_usable(begin, ahead):
     assert_array_equal(session.step(inputs[session.done :]).outputs[-1], whole.outputs[-1])
 
 
-def test_unfit_input_ends_stream_not_session(begin):
+@pytest.mark.parametrize("returns", ["outputs", None])
+def test_unfit_input_ends_stream_not_session(begin, returns):
     session, inputs, whole = begin("gru", 4)
-    with pytest.raises(InvalidRequest, match="takes input_size 4"):
-        list(session.stream([inputs[0], np.zeros(5, np.float32)]))
+    with pytest.raises(ValueError, match=r"shape \(8,\); expected \(4\)"):
+        list(session.stream([inputs[0], np.zeros(8, np.float32)], returns=returns))
     assert session.done == 1
     assert_array_equal(session.step(inputs[1]).outputs, whole.outputs[1])
 

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from service.api.documents import HEAVY_BYTES
 from service.api.draining import Draining
 from service.api.problems import encode_problem, problem
 from service.api.request import Request
@@ -20,7 +21,7 @@ from service.api.shapes import invalid, steps
 from service.engine.interface import Floats
 from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
 from service.sessions.stepper import NonFinite, Stepper, Steps
-from service.wire import json, json_slow, ndjson
+from service.wire import json, json_pieces, json_slow, ndjson
 from service.wire.arrays import Document, Ragged
 
 T = TypeVar("T")
@@ -68,7 +69,18 @@ class StepStream:
     async def decode(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
+        if (size := sum(map(len, lines))) > HEAVY_BYTES and len(lines) > 1:
+            half = len(lines) // 2
+            block = await self.decode(lines[:half], places[:half])
+            await asyncio.sleep(0)  # give other tasks a turn
+            if block.failure is None:
+                rest = await self.decode(lines[half:], places[half:])
+                inputs = np.concatenate((block.inputs, rest.inputs))
+                block = Block(inputs, block.numbers + rest.numbers, places, "line", rest.failure)
+            return block
         try:
+            if size > HEAVY_BYTES:
+                raise json.Suspicious
             block = Block(*self._decode(lines), places, "line")
         except json.Suspicious:
             block = await self._decode_each(lines, places)
@@ -165,10 +177,21 @@ class StepStream:
 
 async def decode_line(line: bytes) -> Document | Floats | Ragged | float:
     """One line: an object, an array alone, or a token id. Raises MalformedBody, DuplicateName, InvalidRequest."""
+    if len(line) < HEAVY_BYTES:
+        try:
+            return json.decode_steps(line)
+        except json.Suspicious:
+            return await asyncio.to_thread(json_slow.decode_steps, line)
+    is_list = line.lstrip()[:1] == b"["
+    document: Document = {}
     try:
-        return json.decode_steps(line)
-    except json.Suspicious:
-        return await asyncio.to_thread(json_slow.decode_steps, line)
+        for piece in json_pieces.decode(b'{"inputs":%b}' % line if is_list else line):
+            document = piece
+            await asyncio.sleep(0)
+    except json.Suspicious as error:
+        document = await asyncio.to_thread(error.args[0])
+    inputs: Floats | Ragged | None = document.get("inputs") if is_list else None
+    return document if inputs is None else inputs
 
 
 def located(error: ServiceError, unit: str, place: int) -> ServiceError:

@@ -10,8 +10,8 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -23,7 +23,7 @@ from service.api.shapes import invalid, steps
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, Block, IdleTimeout, StepStream, error_line
 from service.engine.interface import Floats
-from service.errors import ClientGone, Forbidden, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
+from service.errors import ClientGone, InvalidRequest, MalformedBody, ServiceDraining, ServiceError
 
 SUBPROTOCOL = "rnn-service"
 
@@ -35,24 +35,22 @@ _CODE_OF_ERROR: dict[type[Exception], int] = {ServiceDraining: 1012, InvalidRequ
 _CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 500: 1011, 503: 1013}
 _POLICY_VIOLATION = 1008
 
+ANSWERS_IN_TURN = 64
+"""Frames that are answered without a pause."""
+
 _LINES = re.compile(rb"\S[^\n]*")
 """Lines that are not blank, without leading blanks."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebSocketStreams:
-    """The handler. Each message must be complete within the idle timeout after the one before it.
-
-    Pages of other hosts may connect if `origins` has their origin, or `*`.
-    """
+    """The handler. Each message must be complete within the idle timeout after the one before it."""
 
     opener: Opener
     idle_timeout: IdleTimeout
-    origins: frozenset[str]
 
     async def __call__(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone."""
-        self._check_origin(request)
         connection = _Connection(self, request, scope, receive, send)
         await receive()  # websocket.connect, always
         request.status = 101
@@ -68,14 +66,6 @@ class WebSocketStreams:
                 structlog.get_logger().exception("internal_error", request_id=request.request_id)
             await connection.write(error_line(error, request.request_id))
             await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
-
-    def _check_origin(self, request: Request) -> None:
-        """Browsers send Origin, and let any page open a WebSocket anywhere. Raises Forbidden."""
-        origin = request.header(b"origin")
-        if not origin or "*" in self.origins or origin.lower() in self.origins:
-            return
-        if urlsplit(origin).netloc.lower() != request.header(b"host").lower():
-            raise Forbidden(f"Origin is {origin!r:.80}, which is not this host; RNN_ALLOWED_ORIGINS lists others")
 
 
 def authorization_of(scope: Scope) -> bytes | None:
@@ -165,13 +155,15 @@ class _Connection:
             inputs = self._inputs(message["bytes"], self._stream)
             await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)))
             return
-        lines = _LINES.findall(text.encode())
-        places = range(self._line_count + 1, self._line_count + 1 + len(lines))
-        self._line_count += len(lines)
-        if lines and self._stream is None:
-            self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
-            lines, places = lines[opens:], places[opens:]
-        await self._add_frame(_Frame(True, lines, places))
+        found = (line[0] for line in _LINES.finditer(text.encode()))
+        # So many at a time: half a million may stand in a message.
+        while lines := list(islice(found, MAX_BLOCK_STEPS)):
+            places = range(self._line_count + 1, self._line_count + 1 + len(lines))
+            self._line_count += len(lines)
+            if self._stream is None:
+                self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
+                lines, places = lines[opens:], places[opens:]
+            await self._add_frame(_Frame(True, lines, places))
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
@@ -216,6 +208,7 @@ class _Connection:
         sizes = (len(frame.places) for frame in frames)
         missing = next(sizes)
         answer: list[bytes] = []  # what has run of one frame
+        answered = 0
         try:
             async for ran in stream.run(block):
                 answers: Any = stream.lines(ran) if text else stream.array(ran)
@@ -227,6 +220,9 @@ class _Connection:
                     if not missing:
                         await self.write(b"".join(answer), text=text)
                         answer, missing = [], next(sizes, 0)
+                        answered += 1
+                        if not answered % ANSWERS_IN_TURN:
+                            await asyncio.sleep(0)  # give other tasks a turn
         except ServiceError:
             if answer:
                 await self.write(b"".join(answer), text=text)

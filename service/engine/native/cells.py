@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 from service.engine.native.ir import Value, Vectors
 
-# tanh(x) = x·P(x²)/Q(x²) on [-8, 8]: numerator and denominator of degree 4, fitted by reweighted least squares for the
-# smallest largest relative error. Beyond 8 the value at 8 stands for 1: it differs by less than 3e-7, and
-# no result is above 1 in magnitude.
-LIMIT = 8.0
+# tanh(x) = x·P(x²)/Q(x²): numerator and denominator of degree 4, fitted on [-8, 8] by reweighted least squares for the
+# smallest largest relative error. From 8.66 on the quotient is above 1, and 1 stands for it.
 NUMERATOR = (1, 0.13444497, 0.0035715973, 2.1894651e-05, 1.5230403e-08)
 DENOMINATOR = (1, 0.46777825, 0.02616444, 0.00034112909, 8.5224404e-07)
+# exp(-x) = 2ⁿ·(E - r·O)/(E + r·O) with r = x + n·ln 2, |r| ≤ ln(2)/2; E and O are linear in r², fitted in the same way.
+EVEN, ODD = (1, 0.09998005), (0.5, 0.008323389)
+LN2 = (0.693359375, -2.1219444e-4)  # its first part times n is exact
+SHIFT = 1.5 * 2**23 + 127  # added to a number, it rounds it to an integer n, ready for `Vectors.power_of_two`
+MOST, LEAST = 88.0, -88.5  # of x: n is -127 and 128 there, and 2ⁿ 0 and infinity
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,34 @@ class Cell:
 
 def tanh(v: Vectors, x: Value) -> Value:
     """Hyperbolic tangent, at most 4e-7 from the true value; ±0 stays ±0 and NaN stays NaN."""
-    x = v.at_least(v.at_most(x, v.constant(LIMIT)), v.constant(-LIMIT))
-    square = v.mul(x, x)
-    return v.div(v.mul(x, _polynomial(v, square, NUMERATOR)), _polynomial(v, square, DENOMINATOR))
+    square = v.at_most(v.mul(x, x), v.constant(81.0))  # so that it does not overflow
+    quotient = v.div(v.mul(x, polynomial(v, square, NUMERATOR)), polynomial(v, square, DENOMINATOR))
+    return v.at_least(v.at_most(quotient, v.constant(1.0)), v.constant(-1.0))
 
 
 def sigmoid(v: Vectors, x: Value) -> Value:
-    """1 / (1 + exp(-x)) = (1 + tanh(x/2)) / 2, at most 2e-7 from the true value; NaN stays NaN."""
-    half = v.constant(0.5)
-    return v.fma(tanh(v, v.mul(x, half)), half, half)
+    """1 / (1 + exp(-x)), at most 2.5e-7 from the true value, relative to it; NaN stays NaN."""
+    power, numerator, denominator = _exponential(v, x)
+    return v.div(denominator, v.fma(power, numerator, denominator))
+
+
+def precise_sigmoid(v: Vectors, x: Value) -> Value:
+    """`sigmoid`, near 1 as good as the true value rounded: for the factor of a memory, whose errors add up."""
+    power, numerator, denominator = _exponential(v, x)
+    nearer = v.select(x, "olt", v.constant(0.0), denominator, v.mul(power, numerator))  # of 0, or of 1 - σ
+    small = v.div(nearer, v.fma(power, numerator, denominator))
+    return v.select(x, "olt", v.constant(0.0), small, v.sub(v.constant(1.0), small))
+
+
+def _exponential(v: Vectors, x: Value) -> tuple[Value, Value, Value]:
+    """Exp(-x) as a power of two, a numerator and a denominator."""
+    x = v.at_least(v.at_most(x, v.constant(MOST)), v.constant(LEAST))
+    shifted = v.fma(x, v.constant(-1.44269504), v.constant(SHIFT))  # -1 / ln 2
+    n = v.sub(shifted, v.constant(SHIFT))
+    r = v.fma(n, v.constant(LN2[1]), v.fma(n, v.constant(LN2[0]), x))
+    square = v.mul(r, r)
+    even, odd = polynomial(v, square, EVEN), polynomial(v, square, ODD)
+    return v.power_of_two(shifted), v.fma(v.neg(r), odd, even), v.fma(r, odd, even)
 
 
 def relu(v: Vectors, x: Value) -> Value:
@@ -55,7 +77,7 @@ def relu(v: Vectors, x: Value) -> Value:
     return v.at_least(x, v.constant(0.0))
 
 
-def _polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:  # by Horner's scheme; x⁰ comes first
+def polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:  # by Horner's scheme; x⁰ comes first
     result = v.constant(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = v.fma(result, x, v.constant(coefficient))
@@ -74,14 +96,15 @@ def _rnn_relu(v: Vectors, unit: Unit) -> tuple[Value, None]:
 
 def _gru(v: Vectors, unit: Unit) -> tuple[Value, None]:
     """Gates r, z, n: n = tanh(x_n + r·h_n), h' = (1 - z)·n + z·h. Source: torch.nn.GRU."""
-    r, z = sigmoid(v, unit.sums[0]), sigmoid(v, unit.sums[1])
+    # As h + (1 - z)·(n - h): 1 - σ(x) = σ(-x) is precise also where z is all but 1, and h a memory.
+    r, update = sigmoid(v, unit.sums[0]), sigmoid(v, v.neg(unit.sums[1]))
     n = tanh(v, v.fma(r, unit.sums[2], unit.x[2]))
-    return v.fma(z, v.sub(unit.h, n), n), None
+    return v.fma(update, v.sub(n, unit.h), unit.h), None
 
 
 def _lstm(v: Vectors, unit: Unit) -> tuple[Value, Value]:
     """Gates i, f, g, o: c' = f·c + i·g, h' = o·tanh(c'). Source: torch.nn.LSTM."""
-    i, f, o = (sigmoid(v, unit.sums[gate]) for gate in (0, 1, 3))
+    i, f, o = sigmoid(v, unit.sums[0]), precise_sigmoid(v, unit.sums[1]), sigmoid(v, unit.sums[3])
     g = tanh(v, unit.sums[2])
     c = v.fma(f, unit.c, v.mul(i, g))
     return v.mul(o, tanh(v, c)), c

@@ -1,6 +1,6 @@
 """Elementary functions of vectors, beside tanh and sigmoid (`cells`); errors are of some units in the last place."""
 
-from service.engine.native.cells import sigmoid
+from service.engine.native.cells import polynomial, sigmoid
 from service.engine.native.ir import Value, Vectors
 
 _LN_2 = 0.6931471805599453
@@ -56,13 +56,6 @@ def erf(v: Vectors, x: Value) -> Value:
     tail = v.mul(v.mul(t, polynomial(v, t, _ERF_A)), exp(v, v.sub(v.constant(0), v.mul(x, x))))
     found = v.sub(v.constant(1), tail)
     return v.select(x, "olt", v.constant(0), v.sub(v.constant(0), found), found)
-
-
-def polynomial(v: Vectors, x: Value, coefficients: tuple[float, ...]) -> Value:  # by Horner's scheme; x⁰ comes first
-    result = v.constant(coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        result = v.fma(result, x, v.constant(coefficient))
-    return result
 
 
 def _exp_parts(v: Vectors, x: Value) -> tuple[Value, tuple[Value, Value]]:

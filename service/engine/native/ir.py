@@ -265,6 +265,9 @@ class Vectors:
     def mul(self, a: Value, b: Value) -> Value:
         return self.function.value(f"fmul {self.type} {a}, {b}")
 
+    def neg(self, a: Value) -> Value:
+        return self.function.value(f"fneg {self.type} {a}")
+
     def div(self, a: Value, b: Value) -> Value:
         return self.function.value(f"fdiv {self.type} {a}, {b}")
 
@@ -272,7 +275,7 @@ class Vectors:
         return self.function.value(f"call {self.type} @llvm.sqrt.v{self.width}f32({self.type} {a})")
 
     def bits(self, a: Value) -> Value:
-        """The bits of each element, as an integer vector for `power_of_two` and the like."""
+        """The bits of each element, for `integers`."""
         return self.function.value(f"bitcast {self.type} {a} to <{self.width} x i32>")
 
     def integers(self, operation: str, a: Value, b: int) -> Value:
@@ -301,14 +304,15 @@ class Vectors:
 
     def at_most(self, a: Value, limit: Value) -> Value:
         """The smaller of each pair; NaN in `a` stays NaN."""
-        return self._limited(a, "ogt", limit)
+        return self.select(a, "ogt", limit, limit, a)
 
     def at_least(self, a: Value, limit: Value) -> Value:
         """The larger of each pair; NaN in `a` stays NaN."""
-        return self._limited(a, "olt", limit)
+        return self.select(a, "olt", limit, limit, a)
 
-    def _limited(self, a: Value, beyond: str, limit: Value) -> Value:
-        return self.select(a, beyond, limit, limit, a)
+    def power_of_two(self, a: Value) -> Value:
+        """2ⁿ for `a` = 1.5·2²³ + 127 + n, whose lowest bits are 2ⁿ's exponent; 0 for n = -127, infinity for 128."""
+        return self.floats(self.integers("shl", self.bits(a), 23))
 
 
 def _all(width: int, type_: str, value: str) -> str:

@@ -18,7 +18,7 @@ Precision = type[np.floating[Any]]
 
 Arrays = Mapping[str, Numbers]
 """One sequence by name. To run: x (T, I), h (L·D, P), and c (L·D, H) for an LSTM. Results: outputs (T, D·P), the final
-h and c, and predictions (T, O) with a head."""
+h and c, and predictions (T, O), or (1, O) of the last step, with a head."""
 
 Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 """Runs sequences through the checkpoint's own arrays."""

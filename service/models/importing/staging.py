@@ -85,15 +85,16 @@ def _placed(root: Path, name: str, spec: ModelSpec, version: str | None, descrip
     if not os.path.lexists(root / name):
         return f"{wanted.model_dump_json(indent=2, exclude_defaults=True)}\n".encode(), version or "1"
     there = read_folder(root, name)
+    way_out = f"choose another --name, or delete {root / name} first"
     if there.config is None:
-        raise ChoiceNeeded(f"model {name!r} exists and is broken ({there.failure}); choose another --name")
+        raise ChoiceNeeded(f"model {name!r} exists and is broken ({there.failure}); {way_out}")
     old = asdict(there.config.spec()) | {"description": there.config.description}
     new = asdict(wanted.spec()) | {"description": old["description"] if description is None else description}
     for field, value in old.items():
         if new[field] != value:
             raise ChoiceNeeded(
                 f"model {name!r} exists with {field} {value!r:.80}, and this one has {new[field]!r:.80}; "
-                "versions of a model share one config.json: choose another --name"
+                f"versions of a model share one config.json: {way_out}"
             )
     taken = {path.name for path in (root / name).iterdir()}
     chosen = version or str(1 + max((int(entry) for entry in taken if VERSION.fullmatch(entry)), default=0))

@@ -1,7 +1,7 @@
 """Finds the recurrent layer in a state_dict, and its kind and sizes, by the names and shapes of the arrays."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,6 +11,15 @@ from service.models.importing.tensors import Tensors, check_tensor
 from service.spec import GATES, ModelSpec, Nonlinearity
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")
+# Endings of what a weight is computed from at each call, and what makes layer store the weight itself.
+_FOLDED = {
+    "_g": "torch.nn.utils.remove_weight_norm(layer, '{0}')",
+    "_raw": "layer.module.{0} = torch.nn.Parameter(layer.{0}_raw)",
+    "_mask": "torch.nn.utils.prune.remove(layer, '{0}')",
+    "_u": "torch.nn.utils.remove_spectral_norm(layer, '{0}')",
+    ".original": "torch.nn.utils.parametrize.remove_parametrizations(layer, '{0}')",
+}
+_PARTS = re.compile(r"(.*?)(?:parametrizations\.)?(weight_[hir]+\w*?)(_g|_raw|_mask|_u|\.original0?)")
 _TOP = "."  # how --layer names the layer whose arrays have no prefix
 
 
@@ -24,12 +33,14 @@ def model_from_tensors(
     """
     layers = _layers(tensors.by_name)
     if not layers:
+        _refuse_parts(tensors.by_name, None)
         raise CheckpointRefused(
             f"no recurrent layer: none of the file's {len(tensors.by_name)} tensors is called weight_ih_l0 "
             "(RNN, GRU, LSTM) or weight_ih (RNNCell, GRUCell, LSTMCell), with or without a prefix"
         )
     name = choose(list(layers), layer, option="--layer", what="recurrent layer")
     prefix = "" if name == _TOP else f"{name}."
+    _refuse_parts(tensors.by_name, prefix)
     cell = not any("_l" in array for array in layers[name])
     sources = {f"{array}_l0" if cell else array: f"{prefix}{array}" for array in layers[name]}
     if head is not None:
@@ -68,6 +79,14 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
         if _ARRAY.fullmatch(array):
             layers.setdefault(prefix or _TOP, []).append(array)
     return layers
+
+
+def _refuse_parts(names: Iterable[str], prefix: str | None) -> None:
+    """Raises CheckpointRefused where a layer computes a weight from others: what is under its name may be old."""
+    for parts in filter(None, map(_PARTS.fullmatch, names)):
+        if prefix in (None, parts[1], f"{parts[1]}module."):
+            how = _FOLDED[parts[3].removesuffix("0")].format(parts[2])
+            raise CheckpointRefused(f"{parts[2]} is computed from {parts[0]} at each call; in Python, store it: {how}")
 
 
 def _head_sources(tensors: Mapping[str, torch.Tensor], head: str) -> dict[str, str]:

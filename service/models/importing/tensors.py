@@ -1,4 +1,4 @@
-"""Checkpoint files to tensors by name: `.pt` and its kin through torch's restricted unpickler, and `.safetensors`.
+"""Checkpoint files to tensors by name: safetensors, and all others through torch's restricted unpickler.
 
 The files are untrusted: nothing in them is executed, and every error of a parser becomes a CheckpointRefused.
 """
@@ -18,11 +18,9 @@ from safetensors import safe_open
 
 from service.models.importing.refusal import CheckpointRefused, refusing
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-MAX_DEPTH = 4
 MAX_ENTRIES = 100_000
 _EXPORT = (
-    "from Python, export the weights alone: torch.save(model.state_dict(), 'weights.pt'), "
+    "in the program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pt'), "
     "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 
@@ -40,7 +38,8 @@ def read_tensors(path: Path) -> Tensors:
     loaded = _load(path)
     if not isinstance(loaded, Mapping):
         raise CheckpointRefused(f"the file holds a {type(loaded).__name__}, not a state_dict; {_EXPORT}")
-    entries = list(islice(_flattened(loaded, "", MAX_DEPTH), MAX_ENTRIES + 1))
+    with refusing("the file's dicts cannot be read"):
+        entries = list(islice(_flattened(loaded, "", set()), MAX_ENTRIES + 1))
     if len(entries) > MAX_ENTRIES:
         raise CheckpointRefused(f"the file has more than {MAX_ENTRIES} entries")
     by_name = {name: value.detach() for name, value in entries if isinstance(value, torch.Tensor)}
@@ -59,11 +58,13 @@ def check_tensor(name: str, tensor: torch.Tensor, file_bytes: int) -> None:
 
 
 def _load(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        with refusing("the file is not a safetensors file"), safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    with refusing("the file is not a PyTorch checkpoint, or is cut short"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with refusing("the file is not a safetensors file"), path.open("rb") as opened:
+        if opened.read(9)[8:] == b"{":  # the length of a header in JSON stands before it
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    what = "the file is not a PyTorch checkpoint, nor safetensors, or is damaged"
+    with refusing(what), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path)
@@ -72,12 +73,14 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             # torch's own message advises to load the file without protection; that advice is not passed on.
-            found = re.search(r"Unsupported (?:global: GLOBAL|class) (\S{1,120})", str(error))
-            raise CheckpointRefused(
-                f"the file holds the Python object {found[1]}, which only running its code could load; {_EXPORT}"
-                if found
-                else f"the file is not a PyTorch checkpoint, is damaged, or holds more than weights; {_EXPORT}"
-            ) from None
+            said = f"{error}{[str(warning.message) for warning in warned]}"
+            if "torch.ScriptObject" in said:
+                what = "the file's weights are quantized, and are needed as they were before"
+            elif found := re.search(r"Unsupported (?:global: GLOBAL|class) (\S{1,120})", said):
+                what = f"the file holds the Python object {found[1]}, and only tensors, numbers and text are read"
+            elif found := re.search(r"Detected pickle protocol (\d+)", said):
+                what = f"the file has pickle protocol {found[1]}, and only PyTorch's own, 2, is read"
+            raise CheckpointRefused(f"{what}; {_EXPORT}") from None
 
 
 def _check_archive(path: Path) -> None:
@@ -92,15 +95,19 @@ def _check_archive(path: Path) -> None:
         raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
 
 
-def _flattened(nested: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if depth > 1 and isinstance(value, Mapping) and _holds_arrays(value):
-            yield from _flattened(value, f"{name}.", depth - 1)
+def _flattened(nested: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The entries of a dict or list, those of dicts and lists in it that may hold weights in their place, once each."""
+    for key, value in nested.items() if isinstance(nested, Mapping) else enumerate(nested):
+        if _holds_arrays(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _flattened(value, f"{prefix}{key}.", seen)
         else:
-            yield name, value
+            yield f"{prefix}{key}", value
 
 
-def _holds_arrays(nested: Mapping[Any, Any]) -> bool:
-    """Whether a dict may be a state_dict or hold one; an optimizer's state, keyed by numbers, does not."""
-    return any(isinstance(key, str) and isinstance(value, (torch.Tensor, Mapping)) for key, value in nested.items())
+def _holds_arrays(value: Any) -> bool:
+    """Whether it may be a state_dict or hold one; an optimizer's state, keyed by numbers, does not."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(entry, (torch.Tensor, Mapping)) for entry in value)
+    entries = [entry for key, entry in value.items() if isinstance(key, str)] if isinstance(value, Mapping) else []
+    return _holds_arrays(entries) or any(isinstance(entry, list) and _holds_arrays(entry) for entry in entries)

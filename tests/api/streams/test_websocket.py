@@ -1,4 +1,4 @@
-"""The WebSocket over ASGI: frames that wait run together and are answered apart; origins, keys, and the end."""
+"""The WebSocket over ASGI: frames that wait run together and are answered apart; keys, and the end."""
 
 import asyncio
 import json
@@ -8,14 +8,14 @@ import pytest
 
 from service.api.problems import STATUS
 from service.api.streams.websocket import WAITING, WebSocketStreams, authorization_of, close_code
-from service.errors import ClientGone, FieldError, Forbidden, InvalidRequest, ServiceDraining, ServiceFull, SessionGone
+from service.errors import ClientGone, FieldError, InvalidRequest, ServiceDraining, ServiceFull, SessionGone
 
 from .fakes import Opens, Receives, Sums, idle, request
 
 GONE = {"type": "websocket.disconnect", "code": 1000}
 
 
-def exchanged(*frames, asked=None, origins=(), opener=None, gone=GONE, **scope):
+def exchanged(*frames, asked=None, opener=None, gone=GONE, **scope):
     """What is sent back to frames that wait together."""
     messages = [{"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data} for data in frames]
     receive = Receives({"type": "websocket.connect"}, *messages, *([gone] if gone else []))
@@ -25,7 +25,7 @@ def exchanged(*frames, asked=None, origins=(), opener=None, gone=GONE, **scope):
     async def send(message):
         found.append(message)
 
-    streams = WebSocketStreams(opener or Opens(), idle(0.05), frozenset(origins))
+    streams = WebSocketStreams(opener or Opens(), idle(0.05))
     asyncio.run(streams(asked or request(), scope, receive, send))
     accept, *rest = found
     assert accept["type"] == "websocket.accept"
@@ -105,27 +105,7 @@ def test_gone_client_is_no_internal_error():
 
     receive = Receives({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "[1,2]"})
     with pytest.raises(ClientGone):
-        asyncio.run(WebSocketStreams(Opens(), idle(), frozenset())(request(), {}, receive, send))
-
-
-@pytest.mark.parametrize(
-    ("origin", "origins", "allowed"),
-    [
-        ("https://here", (), True),
-        ("https://Here", (), True),
-        ("https://there", ("https://there",), True),
-        ("https://there", ("*",), True),
-        ("https://there", ("https://elsewhere",), False),
-        ("null", (), False),
-    ],
-)
-def test_pages_of_other_hosts_need_leave(origin, origins, allowed):
-    asked = request(origin=origin, host="here")
-    if allowed:
-        assert exchanged(asked=asked, origins=origins) == []
-    else:
-        with pytest.raises(Forbidden, match=origin):
-            exchanged(asked=asked, origins=origins)
+        asyncio.run(WebSocketStreams(Opens(), idle())(request(), {}, receive, send))
 
 
 def test_key_may_come_as_a_subprotocol():

@@ -37,7 +37,7 @@ def specs(draw: st.DrawFn, *, one_way: bool = False) -> ModelSpec:
         bidirectional=not one_way and draw(st.booleans()),
         weights_dtype=draw(st.sampled_from(["f32", "bf16"])) if one_way else "f32",
     )
-    return with_chains(draw, spec)
+    return with_chains(lambda options: draw(st.sampled_from(options)), spec)
 
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=20)

@@ -1,5 +1,8 @@
-"""An ONNX graph as an import reads it: which node makes which value, and what the constants are."""
+"""An ONNX graph as an import reads it: which node makes which value, and what follows from values that are known."""
 
+import math
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +14,39 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops.op_rnn import RNN_14
 
 from service.models.importing.model import Numbers
-from service.models.importing.refusal import CheckpointRefused, refusing
+from service.models.importing.refusal import refusing
 
 Node = Any
+Known = dict[str, Numbers | None]
+"""Arrays by the names of values; None for a value that does not follow from the others."""
 
-# Operators that exporters put between a stored parameter and its use. None makes a large value of a small one.
-MOVING = ("Constant", "Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Slice", "Concat")
-_MAX_FOLDS = 64
-_MAX_CONSTANT_BYTES = 2**32
+# Operators that exporters put between a stored parameter and its use, and between two layers.
+MOVING = (
+    *("Constant", "Identity", "Dropout", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten"),
+    *("Slice", "Split", "Concat", "Gather", "ReverseSequence"),
+)
+# Operators that they compute sizes with.
+_SIZING = ("Shape", "Size", "ConstantOfShape", "Expand", "Tile", "Add", "Sub", "Mul", "Div", "Where", "Equal")
+_MAX_VALUES = 2**26
+_MAX_DECLARED = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The main graph of an ONNX file; graphs inside loops and branches are not read."""
+    """The main graph of an ONNX file; graphs inside loops and branches are not read.
+
+    shapes are those that the file declares, with sizes of our own, open_sizes, for the axes that it leaves open.
+    `value` runs nodes of these operators, and makes no more numbers than max_values of one graph.
+    """
 
     model: Any
     nodes: list[Node]
     producers: dict[str, Node]
     initializers: dict[str, Any]
+    shapes: dict[str, list[int]]
+    open_sizes: set[int]
+    max_values: float
+    operators: tuple[str, ...] = (*MOVING, *_SIZING)
 
     @classmethod
     def read(cls, path: Path) -> "Graph":
@@ -37,26 +55,72 @@ class Graph:
             model = onnx.load(str(path))
         nodes = [node for node in model.graph.node if node.domain in ("", "ai.onnx")]
         producers = {output: node for node in nodes for output in node.output if output}
-        return cls(model, nodes, producers, {tensor.name: tensor for tensor in model.graph.initializer})
+        initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        shapes: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}  # unlike each other, so that no axis passes for another
+        for value in (*model.graph.value_info, *model.graph.input):
+            shape = [
+                axis.dim_value or sizes.setdefault(axis.dim_param or f"{value.name} {place}", 23 + 2 * len(sizes))
+                for place, axis in enumerate(value.type.tensor_type.shape.dim)
+            ]
+            if shape and 0 < math.prod(shape) <= _MAX_DECLARED and value.name not in initializers:
+                shapes[value.name] = shape
+        stored = sum(len(tensor.raw_data) for tensor in initializers.values())
+        return cls(model, nodes, producers, initializers, shapes, set(sizes.values()), _MAX_VALUES + stored)
 
-    def constant(self, value: str, depth: int = _MAX_FOLDS) -> Numbers | None:
-        """A value that does not depend on the graph's inputs; None if it does, or if no simple operator makes it.
+    def constant(self, name: str) -> Numbers | None:
+        """A value that does not depend on the graph's inputs; None if it does, or if other operators make it."""
+        return self.value(name, {})
 
-        Raises CheckpointRefused for a constant that is damaged or too large.
+    def value(self, name: str, known: Known) -> Numbers | None:
+        """What follows from known and stored values; known remembers it. Raises CheckpointRefused for damaged numbers.
+
+        None if it does not follow, or would take too much memory.
         """
-        with refusing(f"constant {value} is damaged"):
-            if value in self.initializers:
-                return np.asarray(onnx.numpy_helper.to_array(self.initializers[value]))
-            node = self.producers.get(value)
-            if node is None or node.op_type not in MOVING or depth == 0:
-                return None
-            inputs = {name: self.constant(name, depth - 1) for name in filter(None, node.input)}
-            known = {name: array for name, array in inputs.items() if array is not None}
-            if len(known) < len(inputs):
-                return None
-            if sum(array.nbytes for array in known.values()) > _MAX_CONSTANT_BYTES:
-                raise CheckpointRefused(f"constant {value} is larger than {_MAX_CONSTANT_BYTES} bytes")
-            return np.asarray(run_nodes(self.model, [node], known, [value])[0])
+        if name not in known:
+            known[name] = None  # until it is found, and in a cycle
+            node = self.producers.get(name)
+            if name in self.initializers:
+                with refusing(f"constant {name} is damaged"):
+                    known[name] = np.asarray(onnx.numpy_helper.to_array(self.initializers[name]))
+            elif node is not None and node.op_type in self.operators:
+                arrays = {value: self.value(value, known) for value in node.input if value}
+                feed = {value: array for value, array in arrays.items() if array is not None}
+                held = sum(array.size for array in known.values() if array is not None)
+                if len(feed) == len(arrays) and held + _most_values(node, list(feed.values())) <= self.max_values:
+                    outputs = [output for output in node.output if output]
+                    with suppress(Exception):  # anything can be wrong with a node of an untrusted file
+                        known.update(zip(outputs, run_nodes(self.model, [node], feed, outputs), strict=True))
+        return known[name]
+
+    def origin(self, name: str) -> str:
+        """The value that a value is, but for moves: an output of another operator, an input or a stored value."""
+        for _ in self.nodes:
+            node = self.producers.get(name)
+            if node is None or node.op_type not in MOVING or not node.input:
+                break
+            name = node.input[0]
+        return name
+
+    def inputs(self, sizes: Mapping[int, int] | None = None) -> Known:
+        """Random numbers, or zeros of whole numbers, in the shapes of the graph's inputs; sizes replace open ones."""
+        known: Known = {}
+        for value in (value for value in self.model.graph.input if value.name in self.shapes):
+            shape = [(sizes or {}).get(size, size) for size in self.shapes[value.name]]
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            random = np.random.default_rng(len(known)).standard_normal(shape)
+            known[value.name] = (random if dtype.kind == "f" else np.zeros(shape)).astype(dtype)
+        return known
+
+
+def _most_values(node: Node, arrays: list[Numbers]) -> float:
+    """At least as many values as a node makes of its inputs."""
+    sizes = [float(array.size) for array in arrays]
+    if node.op_type in MOVING and node.op_type != "Gather":
+        return sum(sizes)
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile"):
+        sizes[-1:] = (abs(float(size)) for size in np.ravel(arrays[-1]))
+    return math.prod(sizes)
 
 
 def attributes(node: Node) -> dict[str, Any]:
@@ -70,6 +134,12 @@ def node_input(node: Node, place: int) -> str:
 
 def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list[str]) -> list[Numbers]:
     """Run nodes with onnx's reference implementation, by the operator versions that the model states."""
+    # It wants floats of one type, and a Cast of the file may have narrowed some.
+    floats = [array.dtype for array in feed.values() if array.dtype.kind == "f"]
+    feed = {
+        name: array.astype(max(floats), copy=False) if array.dtype.kind == "f" else array
+        for name, array in feed.items()
+    }
     untyped = {
         name: helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in (*feed, *outputs)
     }

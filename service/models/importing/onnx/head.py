@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.models.importing.model import Numbers
-from service.models.importing.onnx.graph import Graph, Node, attributes, node_input, run_nodes
-from service.models.importing.onnx.layers import ZEROS
+from service.models.importing.onnx.graph import Graph, Known, Node, attributes, node_input
+from service.models.importing.onnx.layers import ZEROS, OnnxLayer, node_name
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 
 
@@ -19,15 +19,6 @@ class OnnxHead:
     bias: Numbers
     weight_name: str
     bias_name: str
-
-    def run(self, graph: Graph, outputs: Numbers) -> Numbers:
-        """Predictions (T, O) of outputs (T, D·P), by the graph's own nodes and the reference implementation."""
-        feed = {self.nodes[0].input[0]: outputs}
-        for value in (value for node in self.nodes for value in node.input):
-            constant = graph.constant(value) if value not in feed else None
-            if constant is not None:
-                feed[value] = constant.astype(outputs.dtype)
-        return run_nodes(graph.model, self.nodes, feed, [self.nodes[-1].output[0]])[0]
 
 
 def find_head(graph: Graph, name: str) -> OnnxHead:
@@ -59,6 +50,25 @@ def find_head(graph: Graph, name: str) -> OnnxHead:
         raise CheckpointRefused(f"the head's bias has shape {bias.shape}; its weights are {weight.shape}")
     bias = np.broadcast_to(np.ravel(bias), (rows,))
     return OnnxHead([node, *add], weight, bias, node.input[1], bias_name)
+
+
+def reads_last_step(graph: Graph, head: OnnxHead, layer: OnnxLayer, known: Known) -> bool:
+    """Whether a head reads the outputs of the last step alone, or of all; known as `stacks` gives it.
+
+    Raises ChoiceNeeded if it reads anything else.
+    """
+    node, outputs = head.nodes[0], layer.outputs(known)
+    read = graph.value(node.input[0], known)
+    for steps in (outputs, outputs[-1:]):
+        orders = (order.reshape(-1, order.shape[-1]) for order in (steps, np.swapaxes(steps, 0, 1)))
+        if read is not None and any(np.array_equal(read.reshape(-1, read.shape[-1]), order) for order in orders):
+            return len(steps) < len(outputs)
+    maker = graph.producers.get(graph.origin(node.input[0]))
+    what = node.input[0] if maker is None else f"{maker.op_type} {node_name(maker)}"
+    raise ChoiceNeeded(
+        f"--head: {node_name(node)} reads {what}, not the outputs of {layer.name} as they are, so what it makes is not "
+        "served as predictions: leave --head out, and compute it in the client"
+    )
 
 
 def _bias(graph: Graph, node: Node) -> tuple[list[Node], str]:

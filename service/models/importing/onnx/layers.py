@@ -5,14 +5,14 @@ Nodes that feed each other with nothing but axes rearranged between them are the
 Source: the operators RNN, GRU and LSTM of the ONNX specification, and the formulas of torch.nn.RNN, GRU and LSTM.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from service.models.importing.model import Numbers
-from service.models.importing.onnx.graph import Graph, Node, attributes, node_input
+from service.models.importing.onnx.graph import Graph, Known, Node, attributes, node_input
 from service.models.importing.refusal import CheckpointRefused
 from service.spec import GATES, Kind, Nonlinearity
 
@@ -21,22 +21,23 @@ ZEROS = "(zeros)"  # in place of the name of an array that is not in the file
 
 # Where each gate of PyTorch's order stands in ONNX's: r z n in z r h, and i f g o in i o f c.
 _ORDER: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 2, 3, 1]}
+_STATES = ((5, "h0"), (6, "c0"))  # which inputs of a node are its initial states
 _ACTIVATIONS = {"rnn": ["tanh"], "gru": ["sigmoid", "tanh"], "lstm": ["sigmoid", "tanh", "tanh"]}
-_MAX_LINKS = 16  # nodes between two layers
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayer:
-    """A node with its W (D, G·H, I), R (D, G·H, H), B (D, 2·G·H) or None, gates in ONNX's order."""
+    """A node, or a forward node and its reverse: W (D, G·H, I), R (D, G·H, H), B (D, 2·G·H), gates in ONNX's order."""
 
-    node: Node
+    nodes: list[Node]
     name: str
     kind: Kind
     nonlinearity: Nonlinearity
     layout: int
+    reverse: bool
     w: Numbers
     r: Numbers
-    b: Numbers | None
+    b: Numbers
 
     @property
     def directions(self) -> int:
@@ -46,21 +47,46 @@ class OnnxLayer:
     def hidden_size(self) -> int:
         return int(self.r.shape[2])
 
+    @property
+    def common(self) -> tuple[Any, ...]:
+        """What all layers of a module have in common."""
+        return self.kind, self.nonlinearity, self.directions, self.hidden_size, self.layout
+
     def arrays(self, index: int, *, bias: bool) -> Iterator[tuple[str, Numbers, str]]:
-        """PyTorch's name, array, and name in the file of each array of layer `index`; with bias, zeros if without B."""
-        rows = self.w.shape[1]
-        b_name = ZEROS if self.b is None else node_input(self.node, 3)
+        """PyTorch's name, array, and name in the file of each array of layer `index`; without B these are zeros."""
         for direction, suffix in enumerate([f"l{index}", f"l{index}_reverse"][: self.directions]):
-            yield f"weight_ih_{suffix}", self._reordered(self.w[direction]), node_input(self.node, 1)
-            yield f"weight_hh_{suffix}", self._reordered(self.r[direction]), node_input(self.node, 2)
-            if bias:
-                both = np.zeros(2 * rows, self.w.dtype) if self.b is None else self.b[direction]
-                yield f"bias_ih_{suffix}", self._reordered(both[:rows]), b_name
-                yield f"bias_hh_{suffix}", self._reordered(both[rows:]), b_name
+            node = self.nodes[direction % len(self.nodes)]
+            yield f"weight_ih_{suffix}", self._reordered(self.w[direction]), node_input(node, 1)
+            yield f"weight_hh_{suffix}", self._reordered(self.r[direction]), node_input(node, 2)
+            for which, half in zip(("ih", "hh"), np.split(self.b[direction], 2), strict=True):
+                if bias:
+                    yield f"bias_{which}_{suffix}", self._reordered(half), node_input(node, 3) or ZEROS
 
     def _reordered(self, array: Numbers) -> Numbers:
         gates = np.split(array, GATES[self.kind])
         return np.concatenate([gates[place] for place in _ORDER[self.kind]])
+
+    def outputs(self, known: Known) -> Numbers:
+        """Its outputs (T, B, D·H), as torch.nn has them."""
+        y = self.result(0, known)
+        return np.swapaxes(y, 1, 2).reshape(y.shape[0], y.shape[2], -1)
+
+    def result(self, place: int, known: Known) -> Numbers:
+        """The nodes' output y (T, D, B, H), h or c (D, B, H) by its place."""
+        parts = [self.turned(np.asarray(known[node.output[place]]), back=True) for node in self.nodes]
+        return np.concatenate(parts, axis=-3)
+
+    def named(self, names: Sequence[Sequence[str]], arrays: Sequence[Numbers]) -> Known:
+        """Arrays y (T, D, B, H), h and c (D, B, H) by the names that each node has for them."""
+        known: Known = {}
+        for direction, own in enumerate(names):
+            part = slice(None) if len(names) == 1 else slice(direction, direction + 1)
+            known |= {name: self.turned(array[..., part, :, :]) for name, array in zip(own, arrays, strict=True)}
+        return known
+
+    def turned(self, array: Numbers, *, back: bool = False) -> Numbers:
+        """An array as the nodes have it, or back: with layout 1 they have B first, torch.nn has it last but one."""
+        return array if not self.layout else np.moveaxis(array, 0, -2) if back else np.moveaxis(array, -2, 0)
 
 
 def node_name(node: Node) -> str:
@@ -73,19 +99,22 @@ def read_layer(graph: Graph, node: Node) -> OnnxLayer:
     kind, name, given = KINDS[node.op_type], node_name(node), attributes(node)
     try:
         direction = _text(given.get("direction", "forward"))
-        if direction not in ("forward", "bidirectional"):
-            raise CheckpointRefused(f"direction {direction!r} alone does not exist in PyTorch")
+        if direction not in ("forward", "reverse", "bidirectional"):
+            raise CheckpointRefused(f"direction {direction!r} does not exist")
         directions = 2 if direction == "bidirectional" else 1
         _refuse_options(kind, node, given)
         nonlinearity = _nonlinearity(kind, directions, [_text(name).lower() for name in given.get("activations", [])])
         w, r = _parameter(graph, node, 1, "W"), _parameter(graph, node, 2, "R")
-        b = _parameter(graph, node, 3, "B") if node_input(node, 3) else None
+        zeros = np.zeros((directions, 2 * w.shape[1]), w.dtype)
+        b = _parameter(graph, node, 3, "B") if node_input(node, 3) else zeros
         if given.get("hidden_size", r.shape[-1]) != r.shape[-1]:
             raise CheckpointRefused(f"hidden_size is {given['hidden_size']}, and R has {r.shape[-1]} columns")
         _check_shapes(kind, directions, w, r, b)
     except CheckpointRefused as error:
         raise CheckpointRefused(f"{node.op_type} node {name}: {error}") from None
-    return OnnxLayer(node, name, kind, nonlinearity, int(given.get("layout", 0)), w, r, b)
+    outputs = [*node.output, "", "", ""][: 3 if kind == "lstm" else 2]
+    node.output[:] = [output or f"{name} {place}" for place, output in enumerate(outputs)]
+    return OnnxLayer([node], name, kind, nonlinearity, int(given.get("layout", 0)), direction == "reverse", w, r, b)
 
 
 def _refuse_options(kind: Kind, node: Node, given: dict[str, Any]) -> None:
@@ -121,12 +150,12 @@ def _parameter(graph: Graph, node: Node, place: int, letter: str) -> Numbers:
     return array
 
 
-def _check_shapes(kind: Kind, directions: int, w: Numbers, r: Numbers, b: Numbers | None) -> None:
+def _check_shapes(kind: Kind, directions: int, w: Numbers, r: Numbers, b: Numbers) -> None:
     hidden = r.shape[-1]
     rows = GATES[kind] * hidden
     expected = {"W": (directions, rows, w.shape[-1]), "R": (directions, rows, hidden), "B": (directions, 2 * rows)}
     for array, (letter, shape) in zip((w, r, b), expected.items(), strict=True):
-        if array is not None and array.shape != shape:
+        if array.shape != shape:
             raise CheckpointRefused(f"{letter} has shape {array.shape}; expected {shape} for hidden_size {hidden}")
 
 
@@ -134,72 +163,57 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def stacks(graph: Graph, layers: list[OnnxLayer]) -> list[list[OnnxLayer]]:
-    """The layers grouped into stacks, first layer first."""
-    by_output = {layer.node.output[0]: layer for layer in layers if layer.node.output}
+def stacks(graph: Graph, layers: list[OnnxLayer]) -> tuple[list[list[OnnxLayer]], Known]:
+    """The layers grouped into stacks, first layer first, and the values by which they were followed.
+
+    Random numbers stand for the results of each layer. A layer is above another if its inputs are the other's outputs,
+    number by number, and if the graph does not compute its initial state.
+    """
+    known = graph.inputs()
     grouped: list[list[OnnxLayer]] = []
-    for layer in layers:  # nodes of a valid graph are in topological order
-        below = _below(graph, layer, by_output)
-        stack = next((stack for stack in grouped if stack[-1] is below), None)
-        if stack is None:
+    for layer in _paired(graph, layers):  # nodes of a valid graph are in topological order
+        x = graph.value(layer.nodes[0].input[0], dict(known))
+        x = layer.turned(x, back=True) if x is not None and x.ndim == 3 else None
+        below = None
+        if x is not None and "computed" not in initial_states(graph, layer, known).values():
+            tops = (stack for stack in grouped if stack[-1].common == layer.common)
+            below = next((stack for stack in tops if np.array_equal(x, stack[-1].outputs(known))), None)
+        if below is None:
             grouped.append([layer])
         else:
-            stack.append(layer)
-    return grouped
+            below.append(layer)
+        shape = graph.shapes.get(layer.nodes[0].input[0], [4, 2])
+        steps, batch = x.shape[:2] if x is not None else shape[1::-1] if layer.layout else shape[:2]
+        random, sizes = np.random.default_rng(len(known)), (layer.directions, batch, layer.hidden_size)
+        y, c = (8 * random.standard_normal(shape).astype(np.float32) for shape in ((steps, *sizes), sizes))
+        results = [y, np.stack([y[-1, 0], *y[0, 1:]]), c]
+        known |= layer.named([node.output for node in layer.nodes], results[: len(layer.nodes[0].output)])
+    return grouped, known
 
 
-def _below(graph: Graph, layer: OnnxLayer, by_output: dict[str, OnnxLayer]) -> OnnxLayer | None:
-    """The layer whose outputs, at most rearranged, are this one's inputs, if both could be layers of one module."""
-    between: list[Node] = []
-    value = layer.node.input[0]
-    while value not in by_output:
-        node = graph.producers.get(value)
-        if node is None or not node.input or node.op_type in KINDS or len(between) == _MAX_LINKS:
-            return None
-        between.append(node)
-        value = node.input[0]
-    below = by_output[value]
-    same = ("kind", "nonlinearity", "directions", "hidden_size")
-    width = below.directions * below.hidden_size
-    if any(getattr(below, name) != getattr(layer, name) for name in same) or layer.w.shape[2] != width:
-        return None
-    axes: tuple[str, ...] | None = ("T", "D", "B", "H") if below.layout == 0 else ("B", "T", "D", "H")
-    for node in reversed(between):
-        axes = _rearranged(graph, node, axes, below) if axes else None
-    first = ("T", "B") if layer.layout == 0 else ("B", "T")
-    return below if axes == (*first, "H" if below.directions == 1 else "DH") else None
+def _paired(graph: Graph, layers: list[OnnxLayer]) -> list[OnnxLayer]:
+    """The layers, a forward and a reverse node over the same inputs that a Concat joins made one of two directions."""
+    by_output = {layer.nodes[0].output[0]: layer for layer in layers}
+    for concat in (node for node in graph.nodes if node.op_type == "Concat"):
+        match [by_output.get(graph.origin(value)) for value in concat.input]:
+            case [OnnxLayer(reverse=False) as one, OnnxLayer(reverse=True) as other]:
+                if (one.common, one.nodes[0].input[0]) == (other.common, other.nodes[0].input[0]):
+                    del by_output[other.nodes[0].output[0]]
+                    w, r, b = (np.concatenate(pair) for pair in ((one.w, other.w), (one.r, other.r), (one.b, other.b)))
+                    both = replace(one, nodes=[*one.nodes, *other.nodes], w=w, r=r, b=b)
+                    by_output[one.nodes[0].output[0]] = both
+    return list(by_output.values())
 
 
-def _rearranged(graph: Graph, node: Node, axes: tuple[str, ...], below: OnnxLayer) -> tuple[str, ...] | None:
-    """The axes after one node, or None if it does more than rearrange them."""
-    after: tuple[str, ...] | None = None
-    without_d = tuple(axis for axis in axes if axis != "D")
-    match node.op_type:
-        case "Identity" | "Dropout" | "Cast":
-            after = axes
-        case "Transpose":
-            places = list(range(len(axes)))
-            order = attributes(node).get("perm", places[::-1])
-            if sorted(order) == places:
-                after = tuple(axes[place] for place in order)
-        case "Squeeze" if below.directions == 1 and "D" in axes:
-            place = axes.index("D")
-            if _numbers(graph, node, "axes") in (None, [place], [place - len(axes)]):
-                after = without_d
-        case "Reshape" if len(axes) == 4:  # to three axes: directions and hidden values become one
-            shape = _numbers(graph, node, "shape") or []
-            if len(shape) == 3 and shape[2] in (-1, below.directions * below.hidden_size):
-                if below.directions == 1 and axes[-1] == "H":
-                    after = without_d
-                elif axes[2:] == ("D", "H"):
-                    after = (*axes[:2], "DH")
-    return after
-
-
-def _numbers(graph: Graph, node: Node, attribute: str) -> list[int] | None:
-    """Whole numbers that older operators have as an attribute and newer ones as their second input."""
-    if not node_input(node, 1):
-        found = attributes(node).get(attribute)
-        return None if found is None else [int(number) for number in found]
-    constant = graph.constant(node.input[1])
-    return [] if constant is None else [int(number) for number in np.ravel(constant)]
+def initial_states(graph: Graph, layer: OnnxLayer, known: Known) -> dict[str, str]:
+    """h0 and c0, where they are neither zeros nor inputs of the graph, with "stored" or "computed"."""
+    changed = {name: -2 * array if array is not None else None for name, array in known.items()}
+    given = [known[value.name] for value in graph.model.graph.input if value.name in known]
+    found: dict[str, str] = {}
+    for letter, name in ((letter, node_input(node, place)) for node in layer.nodes for place, letter in _STATES):
+        state, other = (graph.value(name, dict(values)) if name else np.zeros(1) for values in (known, changed))
+        if state is not None and other is not None and np.array_equal(state, other):
+            found |= {letter: "stored"} if np.any(state) else {}
+        elif state is None or not any(array is not None and np.isin(state, array).all() for array in given):
+            found[letter] = "computed"
+    return found

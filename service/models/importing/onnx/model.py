@@ -1,16 +1,17 @@
 """The model in an ONNX file: PyTorch's arrays of its nodes, and the nodes in `onnx.reference` as its reference."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from onnx import NodeProto
 
 from service.models.importing.model import Arrays, CheckpointModel, Numbers, Precision, Reference
-from service.models.importing.onnx.graph import MOVING, Graph, Node, node_input, run_nodes
-from service.models.importing.onnx.head import OnnxHead, find_head
-from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, node_name, read_layer, stacks
+from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
+from service.models.importing.onnx.head import OnnxHead, find_head, reads_last_step
+from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, initial_states, node_name, read_layer, stacks
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.spec import ModelSpec, Nonlinearity
 
@@ -24,7 +25,7 @@ def model_from_onnx(
     layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused, or ChoiceNeeded.
     """
     graph = Graph.read(path)
-    stack = _choose_stack(graph, layer)
+    stack, known = _choose_stack(graph, layer)
     first = stack[0]
     spec = ModelSpec(
         kind=first.kind,
@@ -32,7 +33,7 @@ def model_from_onnx(
         hidden_size=first.hidden_size,
         num_layers=len(stack),
         nonlinearity=first.nonlinearity,
-        bias=any(layer.b is not None for layer in stack),
+        bias=any(node_input(node, 3) for layer in stack for node in layer.nodes),
         bidirectional=first.directions == 2,
     )
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
@@ -43,19 +44,21 @@ def model_from_onnx(
     for index, entry in enumerate(stack):
         for name, array, source in entry.arrays(index, bias=spec.bias):
             arrays[name], sources[name] = array, source
-        for place, letter in ((5, "h0"), (6, "c0")):
-            stored = graph.constant(node_input(entry.node, place))
-            if stored is not None and np.any(stored):  # the service starts from zeros
-                notes.append(f"{entry.name} starts from a stored {letter} that is not zero: requests must send it")
+        for letter, how in initial_states(graph, entry, known).items():  # the service starts from zeros
+            notes.append(f"{entry.name} starts from a {how} {letter} that is not zero: requests must send it")
+        lengths = f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
+        notes += [lengths] if node_input(entry.nodes[0], 4) else []
     if ZEROS in sources.values():
         notes.append("some layers have no bias; zeros were written")
     linear = find_head(graph, head) if head is not None else None
-    used = [entry.node for entry in stack] + (linear.nodes if linear else [])
+    used = [node for entry in stack for node in entry.nodes] + (linear.nodes if linear else [])
     if linear:
         if linear.weight.shape[1] != spec.output_size:
             raise ChoiceNeeded(
                 f"--head has weights {linear.weight.shape}; outputs of the layer are {spec.output_size} wide"
             )
+        if reads_last_step(graph, linear, stack[-1], known):
+            notes.append("the file has its head over the last step alone: its result is the last of the predictions")
         spec = spec.with_linear_head(linear.weight.shape[0])
         arrays |= {"head.weight": linear.weight, "head.bias": linear.bias}
         sources |= {"head.weight": linear.weight_name, "head.bias": linear.bias_name}
@@ -68,19 +71,23 @@ def model_from_onnx(
         spec=spec,
         arrays={name: torch.from_numpy(np.array(arrays[name])) for name in spec.weight_shapes()},
         sources=sources,
-        reference=_reference(graph, stack, linear),
-        reference_name=f"onnx.reference {first.node.op_type}",
+        reference=_reference(graph, stack, linear, known),
+        reference_name=f"onnx.reference {first.nodes[0].op_type}",
         ignored=[f"{node.op_type} {node_name(node)}" for node in others],
         notes=notes,
     )
 
 
-def _choose_stack(graph: Graph, wanted: str | None) -> list[OnnxLayer]:
+def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Known]:
     nodes = [node for node in graph.nodes if node.op_type in KINDS]
     if not nodes:
+        everywhere = (node for place in (graph.model.graph, *graph.model.functions) for node in _all_nodes(place.node))
+        hidden = [f"{node.op_type} {node_name(node)}" for node in everywhere if node.op_type.endswith(tuple(KINDS))]
+        why = "an exporter has taken its layers apart into smaller operators: import the model's state_dict"
+        if hidden:
+            why = f"{hidden[0]} is quantized, or in a branch, loop or function: export the model without that"
         raise CheckpointRefused(
-            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} nodes of the file's main graph; "
-            "layers that an exporter has taken apart into smaller operators cannot be imported"
+            f"no RNN, GRU or LSTM node among the {len(graph.nodes)} of the file's main graph; {why}"
         )
     layers: list[OnnxLayer] = []
     for node in nodes:
@@ -88,55 +95,73 @@ def _choose_stack(graph: Graph, wanted: str | None) -> list[OnnxLayer]:
             layers.append(read_layer(graph, node))
         except CheckpointRefused:
             # A stack with a refused layer in it is not a smaller model.
-            if _fits(node_name(node), wanted):
+            if _fits(node, wanted):
                 raise
-    grouped = stacks(graph, layers)
-    found = [stack for stack in grouped if any(_fits(layer.name, wanted) for layer in stack)]
-    if len(found) == 1:
-        return found[0]
-    name = choose([stack[0].name for stack in grouped], wanted, option="--layer", what="recurrent layer")
-    return next(stack for stack in grouped if stack[0].name == name)
+    grouped, known = stacks(graph, layers)
+    found = [stack for stack in grouped if any(_fits(node, wanted) for layer in stack for node in layer.nodes)]
+    if len(found) != 1:
+        name = choose([stack[0].name for stack in grouped], wanted, option="--layer", what="recurrent layer")
+        found = [stack for stack in grouped if stack[0].name == name]
+    if found[0][0].reverse:
+        what = f"{found[0][0].nodes[0].op_type} node {found[0][0].name}"
+        raise CheckpointRefused(f"{what}: direction 'reverse' alone does not exist in PyTorch")
+    return found[0], known
 
 
-def _fits(name: str, wanted: str | None) -> bool:
-    return wanted is None or wanted in (name, *name.split("/"))
+def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g.node)
 
 
-def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None) -> Reference:
-    """Runs sequences through the nodes of a stack and of its head."""
+def _fits(node: Node, wanted: str | None) -> bool:
+    return wanted is None or wanted in (node_name(node), *node_name(node).split("/"))
+
+
+def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None, followed: Known) -> Reference:
+    """Runs sequences through the file's graph, from the inputs of the stack to its outputs and predictions.
+
+    A graph that was exported for sequences of one length cannot run others: its layers and its head run one by one, as
+    they were followed at that length.
+    """
+    steps, batch, _ = stack[0].outputs(followed).shape
+    whole = {steps, batch} <= graph.open_sizes
+    graph = replace(graph, operators=(*graph.operators, *KINDS, "Gemm", "MatMul"), max_values=math.inf)
+    nodes = [node for layer in stack for node in layer.nodes]
+    for node in nodes:
+        states = (f"{output} at the start" for output in node.output[1:])
+        node.input[:] = [*[*node.input, ""][:4], "", *states]
+    nodes += head.nodes if head else []
+    stored = {name: graph.constant(name) for node in nodes for name in node.input}
 
     @refusing("the file's nodes do not run in onnx.reference")
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
+        weights: Known = {name: array.astype(precision) for name, array in stored.items() if array is not None}
         results: list[Arrays] = []
         for sequence in sequences:
             outputs, *states = (sequence[name].astype(precision) for name in ("x", "h", "c") if name in sequence)
+            known = graph.inputs({steps: len(outputs), batch: 1}) | weights
+            outputs = outputs[:, None]
             finals = [np.empty_like(state) for state in states]
             for index, layer in enumerate(stack):
+                if index == 0 or not whole:
+                    known |= {node.input[0]: layer.turned(outputs) for node in layer.nodes}
                 own = slice(index * layer.directions, (index + 1) * layer.directions)
-                outputs, *last = _run_layer(graph, layer, outputs, [state[own] for state in states])
-                for final, state in zip(finals, last, strict=True):
-                    final[own] = state
-            result = {"outputs": outputs, **dict(zip(("h", "c"), finals, strict=False))}
-            results.append(result | ({"predictions": head.run(graph, outputs)} if head else {}))
+                known |= layer.named([node.input[5:] for node in layer.nodes], [state[own, None] for state in states])
+                for node in layer.nodes:
+                    graph.value(node.output[0], known)
+                outputs = layer.outputs(known)
+                for place, final in enumerate(finals, 1):
+                    final[own] = layer.result(place, known)[:, 0]
+            result = {"outputs": outputs[:, 0], **dict(zip(("h", "c"), finals, strict=False))}
+            if head:
+                if not whole:
+                    known[head.nodes[0].input[0]] = outputs[:, 0]
+                predictions = np.asarray(graph.value(head.nodes[-1].output[0], known))
+                result["predictions"] = predictions.reshape(-1, predictions.shape[-1])
+            results.append(result)
         return results
 
     return run
-
-
-def _run_layer(graph: Graph, layer: OnnxLayer, x: Numbers, states: list[Numbers]) -> list[Numbers]:
-    """One node of the file on one sequence, x (T, ·) and states (D, H): outputs (T, D·H) and the final states."""
-    node: Node = NodeProto()
-    node.CopyFrom(layer.node)
-    del node.input[:], node.output[:]
-    state_names = ["h", "c"][: len(states)]
-    node.input.extend(["x", "w", "r", "b" if layer.b is not None else "", "", *state_names])
-    node.output.extend(["y", *(f"y_{name}" for name in state_names)])
-    # With layout 1 the batch, of one here, comes first; with layout 0 it follows time or direction.
-    batch = 0 if layer.layout else 1
-    feed = {"x": np.expand_dims(x, batch), "w": layer.w.astype(x.dtype), "r": layer.r.astype(x.dtype)}
-    if layer.b is not None:
-        feed["b"] = layer.b.astype(x.dtype)
-    feed |= {name: np.expand_dims(state, batch) for name, state in zip(state_names, states, strict=True)}
-    outputs, *last = run_nodes(graph.model, [node], feed, list(node.output))
-    # (T, D, 1, H) or, with layout 1, (1, T, D, H)
-    return [outputs.reshape(len(x), -1), *(np.squeeze(state, batch) for state in last)]
