@@ -48,7 +48,7 @@ class Ragged:
 
 
 class RaggedRows:  # no dataclass: orjson would print its fields
-    """Rows of unequal length of an array (n, ·) or (n), cut out one by one as they are asked for; ends has a 0 before it."""
+    """Rows of unequal length of an array (n, ·) or (n), cut out one by one as they are asked for; ends begin with 0."""
 
     def __init__(self, values: Floats, ends: Integers) -> None:
         self.values = values
