@@ -10,7 +10,8 @@ routes are ASGI's alone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import structlog
@@ -29,6 +30,8 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
+from service.api.streams.ndjson import LineReply
+from service.api.streams.step_stream import error_line
 from service.api.streams.websocket import authorization_of
 from service.errors import (
     ClientGone,
@@ -163,6 +166,9 @@ class Application:
         """Send a reply by ASGI, and a last word to a client that is still sending; nothing, if a reply has begun."""
         if request.status:
             return
+        if isinstance(reply.body, AsyncGenerator):
+            await self._send_lines(request, reply.body, send)
+            return
         pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
         size = sum(map(len, pieces))
         request.status, request.sent_bytes = reply.status, size
@@ -190,6 +196,19 @@ class Application:
             await incoming.linger()
             await send({"type": "http.response.body", "body": b""})
 
+    async def _send_lines(self, request: Request, lines: AsyncGenerator[bytes, None], send: Send) -> None:
+        reply = LineReply(request, send)
+        async with aclosing(lines):
+            try:
+                async for line in lines:
+                    await reply.write(line)
+            except Exception as error:
+                if not request.status:
+                    await self.send(request, self._reply_to(error, request), send)
+                    return
+                await reply.write(error_line(self._told(error, request), request.request_id))
+        await reply.write(b"", last=True)
+
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
         if incoming is not None or len(request.body) > self._bodies.max_bytes:
             self._bodies.refuse_too_large(request)
@@ -212,7 +231,11 @@ class Application:
         return None
 
     def _reply_to(self, error: Exception, request: Request) -> Reply:
-        """The reply for a failure: the one place where errors become problems. Raises ClientGone."""
+        """The reply for a failure. Raises ClientGone."""
+        return problem_reply(self._told(error, request), request.request_id)
+
+    def _told(self, error: Exception, request: Request) -> Exception:
+        """What the client is told of a failure: the one place where errors become problems. Raises ClientGone."""
         if isinstance(error, ClientGone):
             raise error
         if isinstance(error, RequestValidationError):
@@ -221,7 +244,7 @@ class Application:
             error = self._not_routed(request, error)
         if not isinstance(error, ServiceError):
             self._log.error("internal_error", request_id=request.request_id, exc_info=error)
-        return problem_reply(error, request.request_id)
+        return error
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)

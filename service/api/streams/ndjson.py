@@ -31,7 +31,7 @@ class NdjsonStreams:
     async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
         reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
-        incoming, reply = Incoming(request, receive), _Reply(request, send)
+        incoming, reply = Incoming(request, receive), LineReply(request, send)
         try:
             await self._answer(request, Lines(incoming.pieces(), MAX_LINE_BYTES), reply)
         except ServiceError as error:
@@ -41,7 +41,7 @@ class NdjsonStreams:
             await incoming.linger()  # closing at once could cost the client the error line
         await reply.write(b"", last=True)
 
-    async def _answer(self, request: Request, arriving: "Lines", reply: "_Reply") -> None:
+    async def _answer(self, request: Request, arriving: "Lines", reply: "LineReply") -> None:
         stream: StepStream | None = None
         count = blank = 0
         while arrived := await self.idle_timeout.wait(arriving.next, "line"):
@@ -90,7 +90,7 @@ class Lines:
         return [last] if last.strip() else []
 
 
-class _Reply:
+class LineReply:
     """The reply begins with the first write."""
 
     def __init__(self, request: Request, send: Send) -> None:
