@@ -20,6 +20,7 @@ from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
 from service.api.forward import Forward
+from service.api.generate import Generate
 from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
@@ -90,6 +91,8 @@ def create_app(
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     sampler = Sampler(metrics, inference, sessions, dropped)
+    generate = Generate(inference, documents, limits, sessions, session_steps, settings.max_generate_steps)
+    admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
@@ -137,13 +140,14 @@ def create_app(
         handlers=Handlers(
             posts={
                 "/rnn/forward": Forward(inference, documents, limits),
+                "/rnn/generate": generate,
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
                 "/cell/sessions": session_handlers.open,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
             sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
-        admissions={"/rnn/forward": Admission(settings.max_queued_requests)},
+        admissions={"/rnn/forward": admission, "/rnn/generate": admission},
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     max_body_bytes: PositiveInt = Field(64 * MIB, description="Largest request body, decompressed.")
     max_input_values: PositiveInt = Field(16 * MIB, description="Largest B·T·I of one request.")
     max_reply_values: PositiveInt = Field(64 * MIB, description="Most numbers that one reply may hold.")
+    max_generate_steps: PositiveInt = Field(
+        4096, description="Most steps that one request to /rnn/generate may ask for."
+    )
     max_queued_requests: PositiveInt = Field(
         128, description="Forwards under way at once, more get 503; of one client three quarters, more get 429."
     )

@@ -82,6 +82,13 @@ def with_chains(choose: Callable[[Sequence[Any]], Any], spec: ModelSpec) -> Mode
     return replace(spec, front=chain("front", front, width), head=chain("head", head, spec.output_size))
 
 
+def with_layers(spec: ModelSpec, entries: list[dict[str, Any]]) -> ModelSpec:
+    """The spec with the same layers as front and as head."""
+    layers = [LayerConfig(**entry) for entry in entries]
+    front, head = chain("front", layers, spec.input_size), chain("head", layers, spec.output_size)
+    return replace(spec, front=front, head=head)
+
+
 def run_chain(layers, arrays, x: torch.Tensor) -> torch.Tensor:
     """Layers by the functions of torch.nn.functional, in the precision of x."""
     for layer in layers:

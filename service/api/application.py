@@ -10,7 +10,7 @@ routes are ASGI's alone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -29,6 +29,8 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
+from service.api.sending import LineReply, send_lines, send_whole
+from service.api.streams.step_stream import error_line
 from service.api.streams.websocket import authorization_of
 from service.errors import (
     ClientGone,
@@ -49,9 +51,6 @@ SocketHandler = Callable[[Request, Scope, Receive, Send], Awaitable[None]]
 
 CLIENT_CLOSED_REQUEST = 499
 """What the log and the metrics say of a client that hung up; no such reply is ever sent."""
-
-READ_TO_THE_END_BYTES = 256 * 1024
-"""The rest of a smaller body is read sooner than a new connection is made."""
 
 _REQUEST = "rnn.request"
 
@@ -160,33 +159,18 @@ class Application:
             self.finish(request, path)
 
     async def send(self, request: Request, reply: Reply, send: Send, incoming: Incoming | None = None) -> None:
-        """Send a reply by ASGI, and a last word to a client that is still sending; nothing, if a reply has begun."""
+        """Send a reply by ASGI; nothing, if a reply has begun."""
         if request.status:
             return
-        pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
-        size = sum(map(len, pieces))
-        request.status, request.sent_bytes = reply.status, size
-        headers = [
-            (b"content-type", reply.media_type),
-            (b"content-length", str(size).encode()),
-            (b"x-request-id", request.request_id.encode()),
-            *reply.headers,
-        ]
-        declared = request.declared_bytes
-        interrupts = incoming is not None and not incoming.complete
-        closes = "close" in request.header(b"connection").lower()
-        interrupts = interrupts and (closes or not 0 < declared <= READ_TO_THE_END_BYTES)
-        interrupts = interrupts and (declared > 0 or b"transfer-encoding" in request.headers)
-        if interrupts:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        last = len(pieces) - 1
-        for index, piece in enumerate(pieces):
-            await send({"type": "http.response.body", "body": piece, "more_body": interrupts or index < last})
-        if interrupts and incoming is not None:
-            # Closing a connection with unread data in it resets it, and the client could lose the reply.
-            await incoming.linger()
-            await send({"type": "http.response.body", "body": b""})
+        if not isinstance(reply.body, AsyncGenerator):
+            await send_whole(request, reply, send, incoming)
+        elif error := await send_lines(request, reply.body, send):
+            told = self._told(error, request)
+            if not request.status:
+                await send_whole(request, problem_reply(told, request.request_id), send)
+            else:
+                last = error_line(told, request.request_id)
+                await LineReply(request, send).write(last, last=True)
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
         if incoming is not None or len(request.body) > self._bodies.max_bytes:
@@ -210,7 +194,11 @@ class Application:
         return None
 
     def _reply_to(self, error: Exception, request: Request) -> Reply:
-        """The reply for a failure: the one place where errors become problems. Raises ClientGone."""
+        """The reply for a failure. Raises ClientGone."""
+        return problem_reply(self._told(error, request), request.request_id)
+
+    def _told(self, error: Exception, request: Request) -> Exception:
+        """What the client is told of a failure: the one place where errors become problems. Raises ClientGone."""
         if isinstance(error, ClientGone):
             raise error
         if isinstance(error, RequestValidationError):
@@ -219,7 +207,7 @@ class Application:
             error = self._not_routed(request, error)
         if not isinstance(error, ServiceError):
             self._log.error("internal_error", request_id=request.request_id, exc_info=error)
-        return problem_reply(error, request.request_id)
+        return error
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)

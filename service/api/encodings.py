@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from service.api.negotiation import reply_encoding
@@ -82,6 +82,8 @@ def _frame(encoding: str) -> Any:
 
 async def compressed(reply: Reply, request: Request) -> Reply:
     """The reply as the client takes it, compressed if that is worth it."""
+    if isinstance(reply.body, AsyncGenerator):
+        return reply
     pieces = [reply.body] if isinstance(reply.body, bytes) else reply.body
     size = sum(map(len, pieces))
     if size < COMPRESS_FROM_BYTES:

@@ -1,7 +1,9 @@
 """POST /rnn/forward: whole sequences in, outputs and final states out."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +29,13 @@ from service.wire.arrays import RaggedRows
 
 SHORT_BYTES = 1024
 
+MANY_VALUES = 2**20
+"""To copy more numbers takes milliseconds."""
+
 DEFAULT_RETURNS = ("outputs", "h_n", "c_n", "predictions")
+
+
+T = TypeVar("T")
 
 
 class Call(Protocol):
@@ -39,7 +47,7 @@ class Call(Protocol):
     def results(self) -> dict[str, Floats]:
         """What was asked for: one vector of each step (N,·) or row (B,·), or a state (L·D,B,·)."""
 
-    def reply(self, *, ragged: bool) -> dict[str, Any]:
+    def reply(self, ragged: bool) -> dict[str, Any]:
         """Results in the form in which the inputs came; `ragged`: its format has lists of unequal length."""
 
 
@@ -57,8 +65,14 @@ class Forward:
         if came_as == SAFETENSORS:
             refuse_float_ids(document, model)
         asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
-        call = ForwardCall(asked, model, self.limits, pads=kind == SAFETENSORS)
+        values = asked.inputs.size
+        call = await _elsewhere(values, ForwardCall, asked, model, self.limits, kind == SAFETENSORS)
         return await run_call(self.inference, self.documents, request, model, call, kind)
+
+
+async def _elsewhere(values: int, work: Callable[..., T], *arguments: Any) -> T:
+    """What work gives; on another thread where it goes through so many values that others would wait."""
+    return await asyncio.to_thread(work, *arguments) if values > MANY_VALUES else work(*arguments)
 
 
 async def run_call(
@@ -69,23 +83,23 @@ async def run_call(
     timings = await inference.run(model, rows, request.deadline(), request.hung_up)
     request.rows, request.steps = rows.lengths.size, rows.steps
     request.book(timings.queue, timings.compute)
-    fields = call.reply(ragged=kind == JSON)
-    fields["model"], fields["version"] = model.name, model.version
     has_steps = rows.outputs is not None or rows.predictions is not None
     values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
+    fields = await _elsewhere(values, call.reply, kind == JSON)
+    fields["model"], fields["version"] = model.name, model.version
     body = await documents.encode(request, fields, kind, values)
     # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
     is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
     if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
         for name, results in call.results().items():
-            refuse_non_finite(name, results, rows.starts)
+            await _elsewhere(values, refuse_non_finite, name, results, rows.starts)
     return Reply(200, kind.encode(), body)
 
 
 class ForwardCall:
     """Whole sequences as a `Call`."""
 
-    def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits, *, pads: bool = False) -> None:
+    def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits, pads: bool) -> None:
         """Check the shapes and make room; pads: a ragged reply is padded. Raises InvalidRequest."""
         spec = model.spec
         limits.check_inputs(request.inputs)
@@ -123,7 +137,7 @@ class ForwardCall:
         found = {"outputs": rows.outputs, "last": last, "h_n": rows.h, "c_n": rows.c, "predictions": predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}
 
-    def reply(self, *, ragged: bool) -> dict[str, Any]:
+    def reply(self, ragged: bool) -> dict[str, Any]:
         """As `Call` says; a format without lists of unequal length has them padded, and their lengths."""
         inputs = self.inputs
         fields: dict[str, Any] = {}

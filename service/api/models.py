@@ -57,6 +57,7 @@ class ModelView(BaseModel):
     inputs: list[TensorView] = Field(default_factory=list, description="What /rnn/forward takes.")
     outputs: list[TensorView] = Field(default_factory=list, description="What it gives.")
     steppable: bool | None = Field(None, description="Whether /cell/step can run it.")
+    generates: bool | None = Field(None, description="Whether /rnn/generate can; with feedback where O is not I.")
     weights_dtype: WeightsDtype | None = Field(None, description="Precision of the weights in memory.")
     description: str = Field("", description="What its author says of it.")
 
@@ -141,7 +142,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         time = ["T"] if spec.pooling == "none" else []
         outputs.append(tensor("predictions", "B", *time, spec.out_features))
     steppable = not spec.bidirectional
-    return described | {"inputs": [inputs, *states], "outputs": outputs, "steppable": steppable}
+    generates = steppable and bool(spec.step_predictions) and spec.num_embeddings in (None, spec.out_features)
+    described |= {"steppable": steppable, "generates": generates}
+    return described | {"inputs": [inputs, *states], "outputs": outputs}
 
 
 def _version(version: ModelVersion, registry: Registry, *, replaced: bool = False) -> VersionView:

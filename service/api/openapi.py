@@ -23,6 +23,7 @@ _SESSION = (401, 404, 406, 410, 422, 429, 503)
 
 _PROBLEMS = {
     "post /rnn/forward": _INFERENCE,
+    "post /rnn/generate": (*_INFERENCE, 409, 410),
     "post /cell/step": (*_INFERENCE, 409, 410),
     "post /cell/sessions/": _SESSION,
     "post /cell/sessions": (400, 401, 404, 408, 409, 413, 415, 422, 503),

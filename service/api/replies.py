@@ -21,6 +21,21 @@ class ForwardReply(BaseModel):
     version: str = Field(description="The version that ran.")
 
 
+class GenerateReply(BaseModel):
+    """What /rnn/generate answers; fields that were not asked for are left out."""
+
+    tokens: Nested = Field([], description="(B,steps): the tokens drawn; a row ends with the one that stopped it.")
+    predictions: Nested = Field([], description="(B,steps,O): the head's output at each step.")
+    outputs: Nested = Field([], description="(B,steps,P): hidden state of the last layer at each step.")
+    lengths: Nested = Field([], description="Steps of each row, where tokens come padded.")
+    h_n: Nested = Field([], description="(L,B,P): hidden state before the last token or prediction is consumed.")
+    c_n: Nested = Field([], description="(L,B,H): cell state of an LSTM then.")
+    seed: int | list[int] | None = Field(None, description="What the tokens were drawn with.")
+    step: int | None = Field(None, description="Of a session: number of the last of these steps.")
+    model: str = Field(description="The model that ran.")
+    version: str = Field(description="The version that ran.")
+
+
 class StepReply(BaseModel):
     """What /cell/step answers; fields that were not asked for are left out."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import NamedTuple
@@ -19,11 +19,14 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Reply(NamedTuple):
-    """A whole reply; a body in pieces is sent piece by piece, at the client's pace."""
+    """A whole reply; a body in pieces is sent piece by piece, at the client's pace.
+
+    Lines that are still to be made come from a generator: what it raises is the last line.
+    """
 
     status: int
     media_type: bytes
-    body: bytes | Sequence[bytes | memoryview]
+    body: bytes | Sequence[bytes | memoryview] | AsyncGenerator[bytes, None]
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 

@@ -15,12 +15,16 @@ from service.wire.arrays import Ragged
 MAX_ERRORS = 16
 """Wrong fields that one problem lists."""
 
+MAX_LISTED = 2**24
+"""The largest whole number of a list that float32 holds for certain."""
+
 MAX_NAME = 80
 """Characters of a client's own words that a problem quotes."""
 
 NonFinite = Literal["error", "null"]
 ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]
 StepReturn = Literal["outputs", "h", "c", "predictions"]
+GenerateReturn = Literal["tokens", "predictions", "outputs", "h_n", "c_n"]
 
 
 class Numbers:
@@ -75,10 +79,23 @@ def _names(value: Any, info: ValidationInfo) -> Any:
     return [] if isinstance(value, np.ndarray) and value.shape == (0,) else value
 
 
+def _integers(value: Any, info: ValidationInfo) -> Any:
+    """Whole numbers, which lists of JSON hold as 32-bit floats, as Python's."""
+    value = _from_text(value, info)
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind == "f" and np.abs(value).max(initial=0) > MAX_LISTED:
+        raise ValueError(f"in lists whole numbers go up to {MAX_LISTED}")
+    items = value.tolist()
+    return [int(item) if item == int(item) else item for item in items] if value.ndim == 1 else items
+
+
 Text = BeforeValidator(_from_text)
+Whole = BeforeValidator(_integers)
 Name = Annotated[str, Field(max_length=64)]
 SessionId = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Forwarded = Annotated[list[ForwardReturn], Field(max_length=8), BeforeValidator(_names)]
+Generated = Annotated[list[GenerateReturn], Field(max_length=8), BeforeValidator(_names)]
 Stepped = Annotated[list[StepReturn], Field(max_length=8), BeforeValidator(_names)]
 
 InitialH = Annotated[
@@ -168,6 +185,51 @@ class SessionStepRequest(Request):
     )
 
 
+class GenerateRequest(ForwardRequest):
+    """A context, or a session, from which the model goes on by itself: what it predicts is its next input."""
+
+    inputs: Annotated[Any, Numbers("(B,T,I) or (T,I)", 3, 2, 1, 0)] = Field(
+        description="The context, as for /rnn/forward; with a session one step, (I). Token ids: (B,T) or (T)."
+    )
+    session: SessionId | None = Field(
+        None, description="A session to go on with, all steps or none; X-Session-Id may name it instead."
+    )
+    step: Annotated[int, Field(ge=1, le=2**62), Text] | None = Field(
+        None,
+        description="Number of the first step of inputs: a session's next one, or 1, if left out. A session answers a "
+        "repeated number again; without one, it says where in its random numbers a sequence goes on.",
+    )
+    steps: Annotated[int, Field(ge=1), Text] = Field(
+        description="How many steps to run, and predictions to give; 4,096 at most unless set otherwise."
+    )
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False), Text] | None = Field(
+        None, description="Of token models: what logits are divided by, 1 if left out; 0 takes the most likely token."
+    )
+    top_k: Annotated[int, Field(ge=1), Text] | None = Field(
+        None, description="Of token models: draw one of the k most likely tokens, and those as likely as the k-th."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1), Text] | None = Field(
+        None, description="Of token models: draw one of the most likely tokens that together have this probability."
+    )
+    seed: Annotated[int | list[int], Whole] | None = Field(
+        None, description="Row b draws with seed + b, or with its own of B; if left out, one is drawn and returned."
+    )
+    stop: Annotated[list[int], Whole] | None = Field(
+        None, description="Of token models: a row ends after one of these token ids."
+    )
+    feedback: Annotated[list[int | None], Whole] | None = Field(
+        None,
+        description="Of other models: for each prediction the input that it replaces, or null; all in order if left "
+        "out, where there are as many.",
+    )
+    future: Annotated[Any, Numbers("(B,steps-1,I) or (steps-1,I)", 3, 2, 1)] | None = Field(
+        None, description="Of other models: the inputs of later steps that are known; feedback overwrites its own."
+    )
+    returns: Generated | None = Field(  # type: ignore[assignment]  # other names than a forward's
+        None, description="What to send back; default: tokens or predictions, h_n, and c_n of an LSTM."
+    )
+
+
 class OpenRequest(Request):
     """What a session is opened with; a snapshot of another session will do."""
 
@@ -227,7 +289,8 @@ def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = Fal
 
 
 def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
-    loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in item["loc"])
+    named = (part for part in item["loc"] if part not in ("int", "list[int]"))  # which of a seed's types was tried
+    loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in named)
     name = spell(loc)
     if item["type"] == "extra_forbidden":
         near = get_close_matches(str(loc[0]), kind.model_fields, 1)

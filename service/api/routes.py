@@ -8,9 +8,9 @@ from fastapi import Request as Routed
 
 from service.api.application import request_of
 from service.api.negotiation import JSON, NDJSON, SAFETENSORS
-from service.api.replies import ForwardReply, SessionStepReply, SessionView, StepReply
+from service.api.replies import ForwardReply, GenerateReply, SessionStepReply, SessionView, StepReply
 from service.api.request import Request
-from service.api.requests import ForwardRequest, OpenRequest, SessionStepRequest, StepRequest
+from service.api.requests import ForwardRequest, GenerateRequest, OpenRequest, SessionStepRequest, StepRequest
 from service.errors import Forbidden, Unauthorized
 
 _ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
@@ -75,6 +75,23 @@ def hot_router() -> APIRouter:
     )
     async def forward(body: ForwardRequest) -> None:
         """Sequences through `torch.nn.RNN`, `GRU` or `LSTM` semantics; outputs and final states back."""
+
+    @router.post(
+        "/rnn/generate",
+        tags=["inference"],
+        operation_id="generate",
+        summary="Let a model go on by itself",
+        response_model=GenerateReply,
+        responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
+        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, [_SESSION_ID, *_HEADERS]),
+    )
+    async def generate(body: GenerateRequest) -> None:
+        """What the model predicts is its next input: tokens are drawn, other predictions are fed back.
+
+        The first step consumes the last of `inputs`; the last prediction is not consumed. With
+        `Accept: application/x-ndjson` each step is a line, sent once it has run: the first says what runs, the last has
+        the final states, and rows that have ended are null. With `session` all steps are one commit.
+        """
 
     @router.post(
         "/cell/step",

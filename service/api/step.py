@@ -114,7 +114,7 @@ class StepCall:
         found = {"outputs": rows.h[-1], "h": rows.h, "c": rows.c, "predictions": rows.predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}
 
-    def reply(self, *, ragged: bool) -> dict[str, Any]:  # noqa: ARG002  # no axis of time, nothing is ragged
+    def reply(self, ragged: bool) -> dict[str, Any]:  # noqa: ARG002  # no axis of time, nothing is ragged
         """As `Call` says; a state is in the shape that was sent."""
         rows, returns, batched = self.rows, self.returns, self.batched
         fields: dict[str, Any] = {}

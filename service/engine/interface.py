@@ -7,7 +7,7 @@ half with the same `Rows.h` is running the whole row.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,12 @@ class Rows:
     outputs: Floats | None = None
     predictions: Floats | None = None
     pooled: Floats | None = None
+
+    def part(self, first: int, last: int) -> "Rows":
+        """Some of the rows, over the same arrays."""
+        which = slice(first, last)
+        c = None if self.c is None else self.c[:, which]
+        return replace(self, starts=self.starts[which], lengths=self.lengths[which], h=self.h[:, which], c=c)
 
     @property
     def steps(self) -> int:

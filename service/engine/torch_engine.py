@@ -8,7 +8,6 @@ Nothing is padded: a padded row would run on past its end, and its final state w
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -188,17 +187,11 @@ def _groups(batches: Sequence[Rows], most_steps: int) -> Iterator[list[Rows]]:
         first = 0
         for row, length in enumerate(rows.lengths.tolist()):
             if steps and steps + length > most_steps:
-                yield [*group, _rows_between(rows, first, row)]
+                yield [*group, rows.part(first, row)]
                 group, steps, first = [], 0, row
             steps += length
-        group.append(_rows_between(rows, first, len(rows.lengths)))
+        group.append(rows.part(first, len(rows.lengths)))
     yield group
-
-
-def _rows_between(rows: Rows, first: int, last: int) -> Rows:
-    which = slice(first, last)
-    c = None if rows.c is None else rows.c[:, which]
-    return replace(rows, starts=rows.starts[which], lengths=rows.lengths[which], h=rows.h[:, which], c=c)
 
 
 def _split(flat: Floats, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:

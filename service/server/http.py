@@ -7,7 +7,7 @@ application by ASGI. tests/server/test_http.py holds this to the uvicorn that it
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -200,17 +200,17 @@ class HttpConnection(Paced, HttpToolsProtocol):
         # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
         request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
-        if reply is not None:
+        if reply is not None and not isinstance(reply.body, AsyncGenerator):
             self._body = None
-            self._write(request, reply)
+            self._write(request, reply, reply.body)
             return
-        assert running is not None  # noqa: S101  # one of both
-        self._running = request, running
+        # The rest of it, or a reply whose lines are still to be made.
+        self._running = request, running or asyncio.sleep(0, reply)  # type: ignore[arg-type]  # one of both
         self._use_asgi()
         super().on_message_complete()
 
-    def _write(self, request: Request, reply: Reply) -> None:
-        body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
+    def _write(self, request: Request, reply: Reply, pieces: bytes | Sequence[bytes | memoryview]) -> None:
+        body = pieces if isinstance(pieces, bytes) else b"".join(pieces)
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         head = reply_head(reply, len(body), request.request_id, self.server_state.default_headers, keeps=keeps)
         self.transport.write(head + body)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil
@@ -11,11 +11,13 @@ from time import monotonic
 from service.engine.interface import Engine, Rows
 from service.engine.pooling import pooled
 from service.errors import ClientFull, ClientGone, ServiceFull
+from service.serving.generation import Generation
 from service.serving.registry import ModelVersion, Registry
 from service.serving.scheduler import Scheduler, Timings, passed
 
 # Work of up to this runs where it stands: handing it to another thread and back costs about as much under load.
 INLINE_SECONDS = 200e-6
+PART_ROWS = 4096  # of one request that wait and run together: what a turn does for each row takes time and memory
 CLIENT_SHARE = 0.75  # of all places, or bytes, what one client may take: others always find some
 
 HungUp = Callable[[], Awaitable[None]]
@@ -84,7 +86,8 @@ class Inference:
         """
         engine = engine or self.registry.loaded(model)
         if engine is None or engine.estimate(rows) > INLINE_SECONDS:
-            with self._queued(rows):
+            arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions, rows.pooled)
+            with self._queued(sum(array.nbytes for array in arrays if array is not None)):
                 return await _unless(hung_up, self._run_in_turns(model, rows, deadline, engine))
         begun = monotonic()
         if deadline is not None and begun > deadline:
@@ -94,13 +97,38 @@ class Inference:
             _predict(engine, rows)
         return Timings(compute=monotonic() - begun)
 
+    async def generate(
+        self,
+        model: ModelVersion,
+        generation: Generation,
+        deadline: float | None = None,
+        hung_up: HungUp | None = None,
+        engine: Engine | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> AsyncGenerator[Timings, None]:
+        """Run a generation that has begun to its end; gives the timings of all, or by_turn of each turn, after it.
+
+        Arguments and errors are those of `run`; what is left early must be closed.
+        """
+        engine = engine or self.registry.loaded(model)
+        if engine is not None and generation.estimate(engine) <= INLINE_SECONDS:
+            if deadline is not None and monotonic() > deadline:
+                raise passed()
+            yield Timings(compute=generation.run(engine))
+            return
+        with self._queued(generation.nbytes):
+            engine = engine or await self.registry.engine(model)
+            scheduler = self._scheduler(model, engine)
+            while generation.live:
+                yield await _unless(hung_up, scheduler.generate(generation, deadline, by_turn=by_turn))
+                deadline = None
+
     def close(self) -> None:
         self._pool.shutdown(wait=True)
 
     @contextmanager
-    def _queued(self, rows: Rows) -> Iterator[None]:
-        arrays = (rows.inputs, rows.h, rows.c, rows.outputs, rows.predictions, rows.pooled)
-        size = sum(array.nbytes for array in arrays if array is not None)
+    def _queued(self, size: int) -> Iterator[None]:
         if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
             raise ServiceFull(f"{self.queued_requests} requests are waiting for compute; try again in a second")
         self.queued_requests += 1
@@ -115,15 +143,23 @@ class Inference:
         self, model: ModelVersion, rows: Rows, deadline: float | None, engine: Engine | None
     ) -> Timings:
         engine = engine or await self.registry.engine(model)
+        scheduler, timings = self._scheduler(model, engine), Timings()
+        for first in range(0, rows.lengths.size, PART_ROWS):
+            ran = await scheduler.run(rows.part(first, first + PART_ROWS), deadline)
+            timings.queue += ran.queue
+            timings.compute += ran.compute
+            deadline = None  # what has begun runs to its end
+        if rows.pooled is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, _predict, engine, rows)
+        return timings
+
+    def _scheduler(self, model: ModelVersion, engine: Engine) -> Scheduler:
         scheduler = model.scheduler
         if scheduler is None or scheduler.engine is not engine:
             scheduler = Scheduler(engine, self._pool, self._on_turn)
             if model.engine is engine:
                 model.scheduler = scheduler
-        timings = await scheduler.run(rows, deadline)
-        if rows.pooled is not None:
-            await asyncio.get_running_loop().run_in_executor(self._pool, _predict, engine, rows)
-        return timings
+        return scheduler
 
 
 def _predict(engine: Engine, rows: Rows) -> None:

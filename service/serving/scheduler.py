@@ -5,24 +5,31 @@
                    └───── not yet at the end ◄───┘
 
 A turn takes about the engine's `turn_seconds`: a long sequence is cut in time (its state is carried in place), so that
-it holds up what arrives meanwhile no longer than that. Short sequences go first. There is no waiting for a batch to
-fill: whenever the engine is free, it takes what is there.
+it holds up what arrives meanwhile no longer than that. Short sequences go first. Rows that generate go step by step
+together, as many steps as the turn has time for. There is no waiting for a batch to fill: whenever the engine is free,
+it takes what is there.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from service.engine.interface import Engine, Rows
 from service.errors import DeadlinePassed
+from service.serving.generation import Generation
 
 SHORT_STEPS = 8  # rows of at most so many go before longer ones
 MIN_SLICE_STEPS = 16  # of a long row in a turn, however many rows: less would be spent on beginnings and ends
 LEARNING_RATE = 0.2  # weight of the newest turn in what a step costs
+
+Outcome = tuple[float, float, list[Exception | None]]
+"""Of a turn: when it began, the seconds that it took, and the failure of each of its parts."""
 
 
 @dataclass(slots=True)
@@ -35,16 +42,27 @@ class Timings:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Rows of one request, and how far they have come: `advanced` steps, the same for all rows."""
+    """Rows of one request, and how far they have come: `advanced` steps, the same for all rows.
+
+    A job that generates has one step of its rows to run, again and again; it is done at their end, or, if it goes
+    `by_turn`, after each turn.
+    """
 
     rows: Rows
     deadline: float | None
     submitted: float
     done: "asyncio.Future[Timings]"
     longest: int
+    generation: Generation | None = None
+    by_turn: bool = False
     advanced: int = 0
     begun: float | None = None
     compute: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """Jobs of each kind have a share of a turn: no kind can hold up another."""
+        return "generation" if self.generation else "short" if self.longest <= SHORT_STEPS else "long"
 
     def slice(self, steps: int) -> Rows:
         """The next steps of every row, over the same arrays; rows that have ended have none."""
@@ -62,7 +80,7 @@ class Job:
             return
         if failure is not None:
             self.done.set_exception(failure)
-        elif self.advanced >= self.longest:
+        elif self.by_turn or not self.generation.live if self.generation else self.advanced >= self.longest:
             self.done.set_result(Timings(queue=self.begun - self.submitted, compute=self.compute))
 
 
@@ -99,29 +117,32 @@ class Scheduler:
         Raises DeadlinePassed if the deadline passes before they begin (nothing ran then), or what the engine raises.
         A caller that is cancelled takes its rows out.
         """
+        return await self._done(rows, deadline, int(rows.lengths.max(initial=0)))
+
+    async def generate(self, generation: Generation, deadline: float | None = None, *, by_turn: bool) -> Timings:
+        """Let rows generate to their end, or for a turn, among the others. Raises as `run` does."""
+        return await self._done(generation.rows, deadline, generation.steps, generation, by_turn)
+
+    async def _done(self, rows: Rows, deadline: float | None, longest: int, *generates: Any) -> Timings:
         loop = asyncio.get_running_loop()
-        job = Job(rows, deadline, self._clock(), loop.create_future(), int(rows.lengths.max(initial=0)))
+        job = Job(rows, deadline, self._clock(), loop.create_future(), longest, *generates)
         self._jobs.append(job)
         if self._task is None:
             self._task = loop.create_task(self._run_turns())
         return await job.done
 
     async def _run_turns(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            while jobs := self._next_jobs():
-                rows = sum(len(job.rows.lengths) for job in jobs)
-                steps = max(MIN_SLICE_STEPS, int(self.engine.turn_seconds / (self._step_seconds * max(rows, 1))))
-                if self.engine.spec.bidirectional:  # cannot be cut: the backward direction begins at the end
-                    steps = max(job.longest for job in jobs)
-                slices = [job.slice(steps) for job in jobs]
-                turn = loop.run_in_executor(self._pool, run_turn, self.engine, slices, self._clock)
-                begun, seconds, failures = await turn
-                if total := sum(slice_.steps for slice_ in slices):
-                    self._step_seconds += LEARNING_RATE * (seconds / total - self._step_seconds)
-                for job, failure in zip(jobs, failures, strict=True):
-                    job.advance(steps, begun, seconds, failure)
-                self._on_turn(rows)
+            while chosen := self._next_jobs():
+                jobs = [job for job in chosen if not job.generation]
+                generating = [job for job in chosen if job.generation]
+                seconds = self.engine.turn_seconds / (2 if jobs and generating else 1)
+                if jobs:
+                    await self._run_slices(jobs, seconds)
+                if generating:
+                    generations = [job.generation for job in generating if job.generation]
+                    await self._turn(generating, 0, partial(generate, self.engine, generations, seconds, self._clock))
+                self._on_turn(sum(len(job.rows.lengths) for job in chosen))
         except Exception as error:  # not of one job: everybody who waits must hear of it
             for job in self._jobs:
                 if not job.done.done():
@@ -130,34 +151,69 @@ class Scheduler:
         finally:
             self._task = None
 
-    def _next_jobs(self) -> list[Job]:
-        """Short jobs and long ones, each in order of arrival, as many rows of either as a turn has.
+    async def _run_slices(self, jobs: list[Job], seconds: float) -> None:
+        rows = sum(len(job.rows.lengths) for job in jobs)
+        steps = max(MIN_SLICE_STEPS, int(seconds / (self._step_seconds * max(rows, 1))))
+        if self.engine.spec.bidirectional:  # cannot be cut: the backward direction begins at the end
+            steps = max(job.longest for job in jobs)
+        slices = [job.slice(steps) for job in jobs]
+        seconds = await self._turn(jobs, steps, partial(run_turn, self.engine, slices, self._clock))
+        if total := sum(slice_.steps for slice_ in slices):
+            self._step_seconds += LEARNING_RATE * (seconds / total - self._step_seconds)
 
-        The first of either is always in it: neither can starve the other.
-        """
+    async def _turn(self, jobs: list[Job], steps: int, turn: Callable[[], Outcome]) -> float:
+        begun, seconds, failures = await asyncio.get_running_loop().run_in_executor(self._pool, turn)
+        for job, failure in zip(jobs, failures, strict=True):
+            job.advance(steps, begun, seconds, failure)
+        return seconds
+
+    def _next_jobs(self) -> list[Job]:
+        """Jobs of each kind in order of arrival, as many rows of a kind as a turn has; the first is always in it."""
         now = self._clock()
         for job in self._jobs:
             if job.deadline is not None and now > job.deadline and job.begun is None and not job.done.done():
                 job.done.set_exception(passed())
         self._jobs = [job for job in self._jobs if not job.done.done()]  # also without those whose client is gone
         chosen: list[Job] = []
-        for short in (True, False):
+        for kind in ("short", "long", "generation"):
             taken = 0
             for job in self._jobs:
                 rows = len(job.rows.lengths)
-                if (job.longest <= SHORT_STEPS) == short and (not taken or taken + rows <= self.engine.turn_rows):
+                if job.kind == kind and (not taken or taken + rows <= self.engine.turn_rows):
                     chosen.append(job)
                     taken += rows
         return chosen
 
 
-def run_turn(
-    engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]
-) -> tuple[float, float, list[Exception | None]]:
-    """Run slices together; one that fails does not take the others with it.
+def run_turn(engine: Engine, slices: Sequence[Rows], clock: Callable[[], float]) -> Outcome:
+    """Run slices together; one that fails does not take the others with it."""
+    begun = clock()
+    failures = _run_apart(engine, slices)
+    return begun, clock() - begun, failures
 
-    Returns when it began, the seconds that it took, and the failure of each slice.
-    """
+
+def generate(engine: Engine, generations: Sequence[Generation], seconds: float, clock: Callable[[], float]) -> Outcome:
+    """Run generations step by step together, for one step at least, and so long."""
+    begun = clock()
+    failures: dict[Generation, Exception | None] = dict.fromkeys(generations)
+    live = list(generations)
+    while live:
+        failed = _run_apart(engine, [generation.rows for generation in live])
+        for generation, failure in zip(live, failed, strict=True):
+            try:
+                if failure is not None:
+                    raise failure
+                generation.take()
+            except Exception as error:
+                failures[generation] = error
+        if clock() - begun >= seconds:
+            break
+        live = [generation for generation in live if generation.live and failures[generation] is None]
+    return begun, clock() - begun, list(failures.values())
+
+
+def _run_apart(engine: Engine, slices: Sequence[Rows]) -> list[Exception | None]:
+    """Run slices together; gives the failure of each."""
 
     def failure(slices: Sequence[Rows]) -> Exception | None:
         try:
@@ -166,16 +222,17 @@ def run_turn(
             return error
         return None
 
-    begun = clock()
+    if len(slices) == 1:
+        return [failure(slices)]
     kept = [(rows.h.copy(), None if rows.c is None else rows.c.copy()) for rows in slices]
     failures = [failure(slices)] * len(slices)
-    if failures[0] and len(slices) > 1:  # whose fault it was shows when each runs alone, from the state before
+    if failures[0]:  # whose fault it was shows when each runs alone, from the state before
         for rows, (h, c) in zip(slices, kept, strict=True):
             rows.h[...] = h
             if rows.c is not None:
                 rows.c[...] = c
         failures = [failure([rows]) for rows in slices]
-    return begun, clock() - begun, failures
+    return failures
 
 
 def passed() -> DeadlinePassed:

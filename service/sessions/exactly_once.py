@@ -8,19 +8,41 @@ A step is judged by its number, run, and committed together with what answers a 
 commit names the revision that the step was computed from: if another process was first, the step is judged again.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import NamedTuple, TypeVar
 
 from service.engine.interface import Floats
-from service.errors import StepConflict, StepOutOfOrder
+from service.errors import NonFiniteOutput, StepConflict, StepOutOfOrder
+from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import decode_state, encode_state, keep_one, keep_steps, out_of_order, replay, step_bytes
+from service.sessions.replay import (
+    decode_state,
+    encode_state,
+    keep_generation,
+    keep_one,
+    keep_steps,
+    out_of_order,
+    replay,
+    replay_generation,
+    step_bytes,
+)
 from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
 from service.stores.interface import Position
+
+Result = TypeVar("Result")
+
+
+class Progress(NamedTuple):
+    """How many steps a session has advanced, its new state, and what answers a retry."""
+
+    steps: int
+    state: bytes
+    kept: bytes
 
 
 class Terms(NamedTuple):
@@ -81,40 +103,94 @@ class SessionSteps:
             call.result = await self._run(session, inputs, step, terms, deadline)
             return call.result
 
+    async def generate(
+        self,
+        session: Session,
+        generation: Generation,
+        step: int | None,
+        digest: bytes,
+        check: Callable[[], None],
+        book: Callable[[float, float], None],
+        deadline: float | None = None,
+    ) -> int:
+        """Run a generation of one row on a session just found, or fill it again; gives the number of its first step.
+
+        step is as for `run`; digest is of what a retry must have in common with the first try; check raises what
+        keeps results from being committed. Raises as `run` does.
+        """
+
+        async def attempt(session: Session) -> tuple[int, Progress | None]:
+            before = session.record.position
+            h, c = decode_state(session.model.spec, before.state)
+            generation.begin(h, c)
+            if step not in (None, before.step + 1):
+                replay_generation(before, generation, step or 0, digest)
+                check()
+                return before.step + 1 - generation.step, None
+            if generation.sampling:
+                generation.sampling.firsts[:] = before.step + 1
+            turns = self._inference.generate(session.model, generation, deadline, engine=session.engine)
+            async with aclosing(turns):
+                async for timings in turns:
+                    book(timings.queue, timings.compute)
+            check()
+            return before.step + 1, Progress(generation.step, encode_state(h, c), keep_generation(generation, digest))
+
+        async with self._queue.turn(session.record.id) as call:
+            if call.waited:
+                session = await self.again(session)
+            return await self._once(session, step, attempt)
+
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
-        counts, spec = self._cache.counts, session.model.spec
+        async def attempt(session: Session) -> tuple[list[Steps], Progress | None]:
+            before, spec = session.record.position, session.model.spec
+            done = _done_already(session, inputs, step, terms)
+            new = inputs[sum(steps.count for steps in done) :] if done else inputs
+            if not len(new):
+                return terms.checked(done), None
+            h, c = decode_state(spec, before.state)
+            steps, rows = prepare(spec, before.step + 1, new, h, c)
+            timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
+            terms.book(timings.queue, timings.compute)
+            terms.checked([*done, steps])
+            if terms.in_stream or steps.count > 1:
+                earlier = before.replies if terms.in_stream else b""
+                kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
+            else:
+                kept = keep_one(new, steps)
+            return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
+
+        return await self._once(session, step, attempt)
+
+    async def _once(
+        self,
+        session: Session,
+        step: int | None,
+        attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]],
+    ) -> Result:
+        """Attempt from where the session stands, and commit the progress; None says that all was done before."""
+        counts = self._cache.counts
         as_stored = not self._cache.store.shared  # else another process may have advanced, reset or ended the session
         if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
             as_stored, session = True, await self.again(session, fresh=True)
         while True:
             before = session.record.position
             try:
-                done = _done_already(session, inputs, step, terms)
-                new = inputs[sum(steps.count for steps in done) :] if done else inputs
-                if not len(new):
+                result, progress = await attempt(session)
+                if progress is None:
                     counts.replays += 1
-                    return terms.checked(done)
-                h, c = decode_state(spec, before.state)
-                steps, rows = prepare(spec, before.step + 1, new, h, c)
-                timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
-                terms.book(timings.queue, timings.compute)
-                terms.checked([*done, steps])
-                if terms.in_stream or steps.count > 1:
-                    earlier = before.replies if terms.in_stream else b""
-                    kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
-                else:
-                    kept = keep_one(new, steps)
-                state, now = encode_state(steps.h, steps.c), self._cache.clock()
-                position = Position(before.revision + 1, before.step + steps.count, state, kept, now)
+                    return result
+                last, now = before.step + progress.steps, self._cache.clock()
+                position = Position(before.revision + 1, last, progress.state, progress.kept, now)
                 if await self._cache.commit(session.record, before, position):
                     counts.commits += 1
-                    counts.steps += steps.count
-                    return [*done, steps]
-            except (StepConflict, StepOutOfOrder, NonFinite) as error:
+                    counts.steps += progress.steps
+                    return result
+            except (StepConflict, StepOutOfOrder, NonFinite, NonFiniteOutput) as error:
                 if as_stored:
-                    counts.conflicts += not isinstance(error, NonFinite)
+                    counts.conflicts += isinstance(error, StepConflict | StepOutOfOrder)
                     raise
             as_stored, session = True, await self.again(session, fresh=True)
 

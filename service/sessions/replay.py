@@ -2,6 +2,7 @@
 
 Of a single step, whose `outputs` is the top layer of the committed state, a digest of the inputs and the predictions
 are kept. Of several steps, and of streams, the last ones are kept, as many as fit a limit, and the last block always.
+Of steps that were generated, all that was asked for is kept, and the seed.
 """
 
 import struct
@@ -11,13 +12,16 @@ import numpy as np
 
 from service.engine.interface import Floats
 from service.errors import StepConflict, StepOutOfOrder
+from service.serving.generation import Generation
 from service.sessions.stepper import Steps
 from service.spec import ModelSpec
 from service.stores.interface import Position
 
-_SINGLE, _BLOCKS = b"\x01", b"\x02"
+_SINGLE, _BLOCKS, _GENERATED = b"\x01", b"\x02", b"\x03"
 _DIGEST_BYTES = 16
 _HEAD = struct.Struct("<IQI")  # bytes of the block with this head, number of its first step, k
+
+_GENERATION = struct.Struct("<16sQI")  # digest of the fields, seed, number of steps
 
 
 def decode_state(spec: ModelSpec, state: bytes) -> tuple[Floats, Floats | None]:
@@ -118,6 +122,37 @@ def replay(position: Position, spec: ModelSpec, first: int, inputs: Floats) -> l
     if reached < end:
         raise out_of_order(first, position, f", and the reply of step {first} is not kept any more")
     return done
+
+
+def keep_generation(generation: Generation, digest: bytes) -> bytes:
+    """What is kept of a generation of one row that has ended."""
+    seed = int(generation.sampling.seeds[0]) if generation.sampling else 0
+    arrays = [values[0, : generation.step].tobytes() for values in generation.results.values()]
+    return _GENERATED + _GENERATION.pack(digest, seed, generation.step) + b"".join(arrays)
+
+
+def replay_generation(position: Position, generation: Generation, first: int, digest: bytes) -> None:
+    """Fill a generation that has begun, from the state of this position, with the one that has ended here.
+
+    first is the number of its first step. Raises StepConflict, StepOutOfOrder.
+    """
+    kept = position.replies
+    if kept[:1] != _GENERATED:
+        raise _other_inputs(first, position) if first == position.step else out_of_order(first, position)
+    was, seed, steps = _GENERATION.unpack_from(kept, 1)
+    if first != position.step + 1 - steps:
+        raise out_of_order(first, position)
+    if was != digest:
+        raise _other_inputs(first, position)
+    if generation.sampling:
+        generation.sampling.seeds[:] = seed
+    begin = 1 + _GENERATION.size
+    for values in generation.results.values():
+        row = values[0, :steps]
+        row[...] = np.frombuffer(kept, row.dtype, row.size, begin).reshape(row.shape)
+        begin += row.nbytes
+    generation.step, generation.live = steps, 0
+    generation.counts[:] = steps
 
 
 def out_of_order(step: int, position: Position, reason: str = "") -> StepOutOfOrder:

@@ -48,7 +48,7 @@ class Ragged:
 
 
 class RaggedRows:  # no dataclass: orjson would print its fields
-    """Rows of unequal length of one array (n, ·), cut out one by one as they are asked for; ends has a 0 before it."""
+    """Rows of unequal length of an array (n, ·) or (n), cut out one by one as they are asked for; ends begin with 0."""
 
     def __init__(self, values: Floats, ends: Integers) -> None:
         self.values = values
@@ -69,7 +69,7 @@ class RaggedRows:  # no dataclass: orjson would print its fields
     def size(self) -> int:
         """About as much work as so many numbers."""
         steps = int(self.ends[-1]) - int(self.ends[0])
-        return steps * int(self.values.shape[1]) + ROW_VALUES * len(self)
+        return steps * self.values[:1].size + ROW_VALUES * len(self)
 
     def padded(self) -> Floats:
         lengths = np.diff(self.ends)

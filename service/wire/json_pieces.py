@@ -21,7 +21,7 @@ from io import BytesIO
 import numpy as np
 import orjson
 
-from service.errors import MalformedBody
+from service.errors import FieldError, InvalidRequest, MalformedBody
 from service.wire import json, json_slow
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
 from service.wire.json import Suspicious
@@ -49,7 +49,7 @@ _CUT = re.compile(rb",\s{0,64}+(?=[-0-9]|(\[)\s{0,64}+(?:[-0-9]|(\[)))")
 def decode(body: bytes) -> Iterator[Document]:
     """An empty document after each piece, and at the end what `json.decode` gives.
 
-    Raises MalformedBody; or Suspicious with the call that gives the fields or the error, and takes longer.
+    Raises MalformedBody, InvalidRequest; or Suspicious, with the call that gives fields or error and takes long.
     """
     lists: dict[str, Floats | Ragged] = {}
     texts, rest, body = [], 0, body.rstrip()
@@ -59,10 +59,10 @@ def decode(body: bytes) -> Iterator[Document]:
         rest = end
     size = sum(map(len, texts)) + len(body) - rest
     if size > MAX_REST_BYTES:
-        raise MalformedBody(f"beside long lists of numbers the body has {size} bytes; no request has so many")
+        raise _no_request(f"beside long lists of numbers the body has {size} bytes; no request has so many")
     text = b"".join((*texts, body[rest:]))
     if text.count(b"{") > 1:  # its lists would have no field of their own
-        raise MalformedBody("there is an object within the body; no field is one")
+        raise _no_request("there is an object within the body; no field is one")
     try:
         yield _filled(json.decode, text, lists)
     except Suspicious:
@@ -78,7 +78,7 @@ def _long_lists(body: bytes) -> Iterator[tuple[str, int, int, int]]:
     """The long lists of numbers: name, depth, and the places where they begin and end.
 
     A list ends with the last bracket before the next string; where it does not, that string, or the end of the body,
-    is in its midst. Raises MalformedBody for more strings, or a longer one, than a request has.
+    is in its midst. Raises InvalidRequest for more strings, or a longer one, than a request has.
     """
     end = 0
     for _ in range(4 * MAX_FIELDS):
@@ -98,7 +98,7 @@ def _long_lists(body: bytes) -> Iterator[tuple[str, int, int, int]]:
             if not is_whole or stop - end > PIECE_BYTES // LONG:
                 end = last if is_whole else stop
                 yield _name(string[0]), 1 + sum(map(bool, opening.groups())), begin, end
-    raise MalformedBody("the body has more strings, or a longer one, than any request")
+    raise _no_request("the body has more strings, or a longer one, than any request")
 
 
 def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator[Document, None, Floats | Ragged]:
@@ -142,6 +142,11 @@ def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator
         yield {}
     arrays = [np.frombuffer(gathered.getbuffer(), np.int32) for gathered in sizes]
     return assemble(np.frombuffer(values.getbuffer(), np.float32), arrays)
+
+
+def _no_request(message: str) -> InvalidRequest:
+    """The error of a body that may be JSON; to find out would take long."""
+    return InvalidRequest([FieldError((), message)])
 
 
 def _name(text: bytes) -> str:

@@ -16,6 +16,9 @@ from service.errors import DuplicateName, Loc, MalformedBody, spell
 from service.wire import arrays
 from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, bad
 
+WITH_NULL = ("feedback",)
+"""Fields whose lists may hold null; they stay lists then."""
+
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")
 
@@ -34,7 +37,8 @@ def decode(body: bytes) -> Document:
     if len(value) > MAX_FIELDS:
         raise MalformedBody(f"the body has {len(value)} fields; no request has more than {MAX_FIELDS}")
     for name, item in value.items():
-        if isinstance(item, list) and not (item and isinstance(item[0], str)):  # a list of names stays one
+        keeps = isinstance(item, list) and ((item and isinstance(item[0], str)) or (name in WITH_NULL and None in item))
+        if isinstance(item, list) and not keeps:  # a list of names stays one
             value[name] = _numbers(item, (name,))
     return value
 

@@ -174,7 +174,7 @@ def test_lengths_of_one_sequence(service):
         ("nothing-like-it", ("GET /models",)),
         ("../tanh", ()),
         ("tanh\u202e", ()),
-        ("💥" * 30_000, ()),
+        ("💥" * 3_000, ()),
     ],
 )
 @pytest.mark.parametrize("path", ["/rnn/forward", "/cell/step"])

@@ -53,7 +53,7 @@ def test_every_field_is_described(document):
 
 
 def test_every_operation_lists_its_problems(document):
-    for path in ("/rnn/forward", "/cell/step"):
+    for path in ("/rnn/forward", "/rnn/generate", "/cell/step"):
         responses = document["paths"][path]["post"]["responses"]
         for status in ("400", "401", "404", "413", "415", "422", "503", "504"):
             assert "application/problem+json" in responses[status]["content"]
@@ -66,6 +66,7 @@ def schema(service):
 
 OPERATIONS = [
     ("/rnn/forward", "POST"),
+    ("/rnn/generate", "POST"),
     ("/cell/step", "POST"),
     ("/cell/stream", "GET"),
     ("/models", "GET"),

@@ -4,6 +4,8 @@ import os
 import pty
 import shutil
 import signal
+from itertools import count
+from pathlib import Path
 
 import psutil
 import pytest
@@ -75,7 +77,9 @@ def test_lack_of_descriptors_passes(launch):
     with service.client() as client:
         assert client.get("/health/live").status_code == 200  # the connection is there
         limits = service.process.rlimit(psutil.RLIMIT_NOFILE)
-        service.process.rlimit(psutil.RLIMIT_NOFILE, (service.process.num_fds(), limits[1]))
+        taken = {int(entry.name) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()}
+        free = next(number for number in count() if number not in taken)
+        service.process.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))
         for _ in range(3):
             assert_problem(client.post("/cell/step", json=STEP), 503, "model-failed", "Too many open files")
         service.process.rlimit(psutil.RLIMIT_NOFILE, limits)

@@ -142,6 +142,7 @@ def test_ragged_rows_keep_their_lengths():
         (b'{"x": [1, [2]]}', InvalidRequest, "x[1] is a list; expected a number"),
         (b'{"x": [[1, 2], [[], [1, 2]]]}', InvalidRequest, "x[1][0] is a list"),
         (b'{"x": 1, "x": 2}', DuplicateName, "'x' stands twice"),
+        (b"{%b}" % b",".join(b'"%x":1' % (index % 59_999) for index in range(60_000)), DuplicateName, "'0' stands"),
         (b'{"x": "\xff"}', MalformedBody, "UTF-8"),
         (b'{"x": 01}', MalformedBody, "leading zero"),
     ],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.numpy import save
 
-from service.errors import MalformedBody
+from service.errors import InvalidRequest, MalformedBody, ServiceError
 from service.wire import safetensors
 
 
@@ -111,3 +111,42 @@ def test_any_bytes_are_read_or_refused(tail):
             safetensors.decode(body)
         except MalformedBody:
             continue
+
+
+MARKS = [
+    '"F64"',
+    "[0,8]",
+    "[-1]",
+    "[2,1]",
+    "[18446744073709551615]",
+    "null",
+    "{",
+    "}",
+    ",",
+    '"x":',
+    '"__metadata__":{"x":"y"}',
+]
+
+
+@given(text=st.sampled_from(MARKS), place=st.integers(0, 120), over=st.integers(0, 9), size=st.integers(0, 40))
+def test_mutated_header_is_read_or_refused(text, place, over, size):
+    header = GOOD[8:-24].decode()
+    header = (header[:place] + text + header[place + over :]).encode()
+    body = len(header).to_bytes(8, "little") + header + b"\x7f\xff" * size
+    try:
+        fields = safetensors.decode(body)
+    except ServiceError:
+        return
+    assert sum(value.nbytes for value in fields.values() if isinstance(value, np.ndarray)) <= 4 * len(body)
+
+
+def test_number_beyond_float32_is_named_among_many():
+    values = np.full((100, 1000), 1e300)
+    values[0, :7] = 1
+    with pytest.raises(InvalidRequest, match=r"x\[0\]\[7\] is 1e\+300"):
+        safetensors.decode(save({"x": values}))
+
+
+def test_fields_have_a_limit():
+    with pytest.raises(MalformedBody, match="33 fields"):
+        safetensors.decode(save({"x": np.zeros(1, np.float32)}, {f"m{index}": "" for index in range(32)}))

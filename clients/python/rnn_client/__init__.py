@@ -33,6 +33,7 @@ from rnn_client.errors import StepOutOfOrder as StepOutOfOrder
 from rnn_client.errors import StreamClosed as StreamClosed
 from rnn_client.errors import Unauthorized as Unauthorized
 from rnn_client.errors import VersionNotFound as VersionNotFound
+from rnn_client.generation import GenerateResult as GenerateResult
 from rnn_client.results import ForwardResult as ForwardResult
 from rnn_client.results import ModelInfo as ModelInfo
 from rnn_client.results import Snapshot as Snapshot

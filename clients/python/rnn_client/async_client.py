@@ -2,16 +2,19 @@
 
 import json
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnn_client.async_session import SESSIONS, Opening
 from rnn_client.calls import Caller, path
+from rnn_client.generation import GenerateResult, Inputs, Options, request
 from rnn_client.results import ForwardResult, ModelInfo, Snapshot, StepResult
-from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, padded
+from rnn_client.tensors import MEDIA_TYPE, Floats, Returns, encode, names, sequences
 from rnn_client.transports import Address, AsyncTransport, Transport
 
 
@@ -89,16 +92,32 @@ class AsyncClient:
         then zeros. lengths (B) are the true lengths of padded inputs. returns: some of outputs, last, h_n, c_n,
         predictions.
         """
-        rows: list[int] | None = None
-        if isinstance(inputs, Iterable) and not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
-            if lengths is not None:
-                raise ValueError("lengths is for padded inputs; a list of arrays has its own")
-            inputs, lengths = padded(inputs)
-            rows = lengths.tolist()
-        arrays = {"inputs": inputs, "lengths": lengths, "h0": h0, "c0": c0}
+        arrays = sequences(inputs, lengths) | {"h0": h0, "c0": c0}
+        rows = None if arrays["inputs"] is inputs else np.asarray(arrays["lengths"]).tolist()
         body = encode(arrays, {"model": model, "version": version, "returns": names(returns)})
         read = partial(ForwardResult.read, lengths=rows)
         return await self._caller.send("POST", "/rnn/forward", read, body=body, accept=MEDIA_TYPE)
+
+    async def generate(
+        self, inputs: Inputs, model: str | None = None, *, steps: int, **options: Unpack[Options]
+    ) -> GenerateResult:
+        """Let a model go on by itself for so many steps after inputs, which are as those of `forward`.
+
+        Token ids are whole numbers: (B,T), (T), or a list of B arrays (T_i). `Options` has the other arguments.
+        """
+        body = request(inputs, {"model": model, "steps": steps}, options)
+        return await self._caller.send("POST", "/rnn/generate", GenerateResult.read, body=body, accept=MEDIA_TYPE)
+
+    async def generate_stream(
+        self, inputs: Inputs, model: str | None = None, *, steps: int, **options: Unpack[Options]
+    ) -> AsyncGenerator[GenerateResult, None]:
+        """As `generate`, step by step as they are made. A stream that fails is not tried again."""
+        body = request(inputs, {"model": model, "steps": steps}, options)
+        result = None
+        async with aclosing(self._caller.lines("/rnn/generate", body)) as lines:
+            async for line in lines:
+                result = GenerateResult.of_line(line, result)
+                yield result
 
     async def step(
         self,

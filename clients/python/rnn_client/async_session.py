@@ -5,15 +5,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from rnn_client.calls import Caller, path
 from rnn_client.errors import BrokenReply, ClientError, SessionGone, SessionNotFound
+from rnn_client.generation import GenerateResult, Options, request
 from rnn_client.results import Snapshot, StepResult
 from rnn_client.stream import Progress, Stream
-from rnn_client.tensors import MEDIA_TYPE, Returns, encode, floats, names
+from rnn_client.tensors import MEDIA_TYPE, Returns, encode, names, vectors
 from rnn_client.transports import STREAM_FAILURES, Exchange
 
 SESSIONS = "/cell/sessions"
@@ -51,24 +53,38 @@ class AsyncSession:
             await self._caller.send("DELETE", self._path, bytes, retry=False)
 
     async def step(self, inputs: ArrayLike, *, returns: Returns = None) -> StepResult:
-        """Run one step of inputs (I), or k steps of inputs (k,I) as one commit.
+        """Run one step of inputs (I), or k steps of inputs (k,I) as one commit; of token ids one, or k of them.
 
         After a ConnectionLost it is unknown whether the steps ran: call again with the same inputs, and they are
         answered, having run once. returns: some of outputs, predictions, h, c.
         """
         progress = self._progress
         progress.refuse_while_streaming()
-        values = floats(inputs, "inputs")
-        if values.ndim not in (1, 2):
+        values = vectors(inputs, "inputs")
+        may_be_ids = values.dtype.kind == "i"
+        if values.ndim not in (1, 2) and not (may_be_ids and values.ndim == 0):
             raise ValueError(f"inputs have shape {values.shape}; expected (I), or (k, I) for k steps")
-        last = progress.done + (len(values) if values.ndim == 2 else 1)
+        counts = {len(values) if values.ndim == 2 else 1, values.size if may_be_ids and values.ndim == 1 else 1}
         fields = {"session": self.id, "step": progress.done + 1, "returns": names(returns)}
         body = encode({"inputs": values}, fields)
         result = await self._caller.send("POST", "/cell/step", StepResult.read, body=body, accept=MEDIA_TYPE)
-        if result.step != last:
-            raise BrokenReply(f"step {last} was answered with step {result.step}")
-        progress.done = last
+        if result.step - progress.done not in counts:
+            raise BrokenReply(f"step {progress.done + 1} was answered with step {result.step}")
+        progress.done = result.step
         return replace(result, model=self.model, version=self.version)
+
+    async def generate(self, inputs: ArrayLike, *, steps: int, **options: Unpack[Options]) -> GenerateResult:
+        """Let the model go on by itself after one step of inputs, (I) or a token id, for so many steps as one commit.
+
+        After a ConnectionLost call again with the same arguments: what has run is answered, with the same tokens.
+        """
+        progress = self._progress
+        progress.refuse_while_streaming()
+        body = request(np.asarray(inputs), {"session": self.id, "step": progress.done + 1, "steps": steps}, options)
+        path = "/rnn/generate"
+        result = await self._caller.send("POST", path, GenerateResult.read, body=body, accept=MEDIA_TYPE)
+        progress.done = result.step
+        return result
 
     async def stream(
         self, inputs: Iterable[ArrayLike] | AsyncIterable[ArrayLike], *, returns: Returns = None, ahead: int = 1

@@ -2,7 +2,8 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from time import monotonic
 from typing import TypeVar
 from urllib.parse import quote
@@ -106,3 +107,13 @@ class Caller:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{method} {path} was answered {reply.status_code} with something else than expected"
             raise BrokenReply(f"{what}: {error!r:.200}") from error
+
+    async def lines(self, path: str, body: bytes) -> AsyncGenerator[str, None]:
+        """The lines that answer a POST, as they come. Raises ServiceError, or ConnectionLost; nothing is repeated."""
+        headers = {"accept": "application/x-ndjson", "content-type": MEDIA_TYPE}
+        try:
+            async with aclosing(self.transport.lines(path, body, headers)) as lines:
+                async for line in lines:
+                    yield line
+        except HTTP_FAILURES as failure:
+            raise self.transport.address.lost(failure) from failure

@@ -5,7 +5,7 @@ one `send` runs it to its end, and no event loop is needed.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from functools import wraps
 from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from rnn_client.async_client import AsyncClient
 from rnn_client.async_session import AsyncSession, Opening
+from rnn_client.generation import GenerateResult
 from rnn_client.results import StepResult
 from rnn_client.tensors import Returns
 from rnn_client.transports import BlockingTransport
@@ -54,8 +55,15 @@ def _opening(method: Method[Arguments, Opening]) -> Method[Arguments, "Session"]
     return call
 
 
-async def _next(results: AsyncIterator[StepResult]) -> StepResult | None:
-    return await anext(results, None)
+def _each(results: AsyncGenerator[Answer, None]) -> Generator[Answer, None, None]:
+    async def following() -> Answer | None:
+        return await anext(results, None)
+
+    try:
+        while (result := _run(following())) is not None:
+            yield result
+    finally:
+        _run(results.aclose())
 
 
 class Session:
@@ -84,15 +92,11 @@ class Session:
 
         As `AsyncSession.stream`; leave it early inside `contextlib.closing`, so that it is left at once.
         """
-        results = self._async.stream(iter(inputs), returns=returns, ahead=ahead)
-        try:
-            while (result := _run(_next(results))) is not None:
-                yield result
-        finally:
-            _run(results.aclose())
+        yield from _each(self._async.stream(iter(inputs), returns=returns, ahead=ahead))
 
     __exit__ = _blocking(AsyncSession.__aexit__)
     step = _blocking(AsyncSession.step)
+    generate = _blocking(AsyncSession.generate)
     snapshot = _blocking(AsyncSession.snapshot)
     fork = _opening(AsyncSession.fork)
     reset = _blocking(AsyncSession.reset)
@@ -126,9 +130,14 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
+    @wraps(AsyncClient.generate_stream)
+    def generate_stream(self, *arguments: Any, **options: Any) -> Generator[GenerateResult, None, None]:
+        yield from _each(self._async.generate_stream(*arguments, **options))
+
     __exit__ = _blocking(AsyncClient.__aexit__)
     close = _blocking(AsyncClient.close)
     forward = _blocking(AsyncClient.forward)
+    generate = _blocking(AsyncClient.generate)
     step = _blocking(AsyncClient.step)
     models = _blocking(AsyncClient.models)
     model = _blocking(AsyncClient.model)

@@ -6,6 +6,7 @@ and NaN and infinity pass.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,38 @@ def floats(values: ArrayLike, name: str) -> Floats:
     return _array(values, "<f4", name)
 
 
-def padded(rows: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int64]]:
-    """Rows (T_i, I) as one array (B, T, I) and their lengths. Raises ValueError for rows that do not fit together."""
-    arrays = [floats(row, f"inputs[{index}]") for index, row in enumerate(rows)]
+def vectors(values: ArrayLike, name: str) -> NDArray[Any]:
+    """Inputs as an array: float32, or int64 if they are whole numbers, which may be token ids."""
+    return _array(values, _dtype(values, name), name)
+
+
+def padded(rows: Sequence[ArrayLike]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Rows (T_i, I) as one array (B, T, I), or ids (T_i) as (B, T), and their lengths.
+
+    Raises ValueError for rows that do not fit together.
+    """
+    arrays = [vectors(row, f"inputs[{index}]") for index, row in enumerate(rows)]
     if not arrays:
         raise ValueError("inputs is empty; expected at least one row")
+    of_ids = all(array.ndim == 1 and array.dtype.kind == "i" for array in arrays)
     for index, array in enumerate(arrays):
-        if array.ndim != 2 or array.shape[1] != arrays[0].shape[1]:
+        if not of_ids and (array.ndim != 2 or array.shape[1] != arrays[0].shape[1]):
             raise ValueError(f"inputs[{index}] has shape {array.shape}; expected (T, I), and the same I in all rows")
     lengths = np.array([len(array) for array in arrays], np.int64)
-    batch = np.zeros((len(arrays), int(lengths.max()), arrays[0].shape[1]), "<f4")
+    dtype = np.result_type(*arrays)
+    batch = np.zeros((len(arrays), int(lengths.max()), *arrays[0].shape[1:]), dtype if of_ids else "<f4")
     for row, array in zip(batch, arrays, strict=True):
         row[: len(array)] = array
     return batch, lengths
+
+
+def sequences(inputs: Any, lengths: ArrayLike | None) -> dict[str, ArrayLike | None]:
+    """Inputs and their lengths; those of a list of arrays are padded."""
+    if isinstance(inputs, Iterable) and not hasattr(inputs, "__array__"):  # a list; torch's tensors have it too
+        if lengths is not None:
+            raise ValueError("lengths is for padded inputs; a list of arrays has its own")
+        inputs, lengths = padded(list(inputs))
+    return {"inputs": inputs, "lengths": lengths}
 
 
 def names(returns: Returns) -> list[str] | None:
@@ -46,12 +66,12 @@ def names(returns: Returns) -> list[str] | None:
 
 
 def encode(arrays: Mapping[str, ArrayLike | None], fields: Mapping[str, Any]) -> bytes:
-    """A safetensors file: float32 arrays, int64 lengths, the fields in the metadata. What is None is left out.
+    """A safetensors file: float32 arrays, int64 lengths and token ids, the fields in the metadata; nothing for None.
 
     Raises ValueError or TypeError that names the array or field that cannot be encoded.
     """
     data = {
-        name: _array(values, np.int64 if name == "lengths" else "<f4", name)
+        name: _array(values, np.int64, name) if name == "lengths" else vectors(values, name)
         for name, values in arrays.items()
         if values is not None
     }
@@ -66,6 +86,14 @@ def decode(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"not a safetensors file: {error}") from None
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     return arrays, header.get("__metadata__") or {}
+
+
+def _dtype(values: ArrayLike, name: str) -> str:
+    """int64 for inputs that are whole numbers: they may be token ids. Other models take them as floats."""
+    with suppress(TypeError, ValueError, RuntimeError):  # which `_array` names
+        if name.startswith("inputs") and np.asarray(values).dtype.kind in "iu":
+            return "<i8"
+    return "<f4"
 
 
 def _array(values: ArrayLike, dtype: DTypeLike, name: str) -> NDArray[Any]:

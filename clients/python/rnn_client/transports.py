@@ -116,6 +116,14 @@ class AsyncTransport:
     async def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         return await self._http.request(method, path, content=body, headers=headers)
 
+    async def lines(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[str, None]:
+        """The lines of a reply, as they come. Raises ServiceError for one that is no stream."""
+        async with self._http.stream("POST", path, content=body, headers=headers) as reply:
+            if reply.status_code >= 400:
+                raise service_error(reply.status_code, reply.headers, await reply.aread())
+            async for line in reply.aiter_lines():
+                yield line
+
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Exchange, None]:
         async with connect_async(**self.address.stream_options) as websocket:
@@ -145,6 +153,13 @@ class BlockingTransport:
 
     async def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
         return self._http.request(method, path, content=body, headers=headers)
+
+    async def lines(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[str, None]:
+        with self._http.stream("POST", path, content=body, headers=headers) as reply:
+            if reply.status_code >= 400:
+                raise service_error(reply.status_code, reply.headers, reply.read())
+            for line in reply.iter_lines():
+                yield line
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Exchange, None]:

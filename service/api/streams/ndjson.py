@@ -11,14 +11,13 @@ from starlette.types import Receive, Send
 from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON, reply_format
 from service.api.request import Request
+from service.api.sending import LineReply
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
 from service.errors import BodyTooLarge, MalformedBody, ServiceError
 
 MAX_LINE_BYTES = 2**20
 MAX_BLANK_LINES = 10_000
-
-_HEADERS = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class NdjsonStreams:
     async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
         reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
-        incoming, reply = Incoming(request, receive), _Reply(request, send)
+        incoming, reply = Incoming(request, receive), LineReply(request, send)
         try:
             await self._answer(request, Lines(incoming.pieces(), MAX_LINE_BYTES), reply)
         except ServiceError as error:
@@ -41,7 +40,7 @@ class NdjsonStreams:
             await incoming.linger()  # closing at once could cost the client the error line
         await reply.write(b"", last=True)
 
-    async def _answer(self, request: Request, arriving: "Lines", reply: "_Reply") -> None:
+    async def _answer(self, request: Request, arriving: "Lines", reply: LineReply) -> None:
         stream: StepStream | None = None
         count = blank = 0
         while arrived := await self.idle_timeout.wait(arriving.next, "line"):
@@ -88,19 +87,3 @@ class Lines:
         last = bytes(self._rest)
         self._rest.clear()
         return [last] if last.strip() else []
-
-
-class _Reply:
-    """The reply begins with the first write."""
-
-    def __init__(self, request: Request, send: Send) -> None:
-        self._request = request
-        self._send = send
-
-    async def write(self, body: bytes, *, last: bool = False) -> None:
-        if not self._request.status:
-            self._request.status = 200
-            headers = [*_HEADERS, (b"x-request-id", self._request.request_id.encode())]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._request.sent_bytes += len(body)
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})

@@ -3,11 +3,15 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
 from service.engine.interface import Floats
+from service.engine.native import functions
 from service.engine.native.cells import precise_sigmoid, relu, sigmoid, tanh
 from service.engine.native.compiler import Processor, compiled
 from service.engine.native.ir import Module, Value, Vectors
@@ -93,3 +97,28 @@ def test_relu(processor: Processor) -> None:
 def test_nan_stays_nan(operation: Callable[[Vectors, Value], Value]) -> None:
     for processor in runnable():
         assert np.isnan(apply(operation, np.full(3, np.nan, np.float32), processor)).all()
+
+
+OF_LAYERS = {
+    "exp": (functions.exp, torch.exp),
+    "silu": (functions.silu, F.silu),
+    "leaky_relu": (partial(functions.leaky_relu, negative_slope=0.3), partial(F.leaky_relu, negative_slope=0.3)),
+    "elu": (partial(functions.elu, alpha=0.7), partial(F.elu, alpha=0.7)),
+    "gelu": (partial(functions.gelu, approximate="none"), F.gelu),
+    "gelu_tanh": (partial(functions.gelu, approximate="tanh"), partial(F.gelu, approximate="tanh")),
+    "softplus": (partial(functions.softplus, beta=2.0, threshold=20.0), partial(F.softplus, beta=2.0)),
+}
+
+
+@pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_functions_of_layers(name: str, processor: Processor) -> None:
+    operation, reference = OF_LAYERS[name]
+    x = np.concatenate([np.linspace(-110, 110, 400_001, dtype=np.float32), np.float32([0, -0.0, 1e-30, -1e-30])])
+    y = apply(operation, x, processor)
+    with np.errstate(over="ignore"):
+        exact = reference(torch.from_numpy(x).double()).numpy().astype(np.float32)
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(y[~finite], exact[~finite])
+    np.testing.assert_allclose(y[finite], exact[finite], rtol=1e-6, atol=5e-7)
+    assert np.isnan(apply(operation, np.full(3, np.nan, np.float32), processor)).all()

@@ -11,17 +11,18 @@ from service.spec import ModelSpec
 from tests.engine.native import processors
 from tests.engine.native.models import assert_same_bits, random_rows, reference, run_rows
 from tests.engine.native.processors import runnable
-from tests.reference import weights_of
+from tests.reference import OTHERS, weights_of, with_layers
 
 SPECS = [
     ModelSpec("rnn", 5, 37, num_layers=2).with_linear_head(3),
     ModelSpec("gru", 5, 37, bidirectional=True),
     ModelSpec("lstm", 5, 37, proj_size=9, weights_dtype="bf16"),
+    *(with_layers(ModelSpec("gru", 5, 21), [{"type": kind} | OTHERS[kind]]) for kind in OTHERS),
 ]
 
 
 @pytest.mark.parametrize("processor", runnable(), ids=lambda p: p.name)
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.kind)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.front[-1].type if s.front else s.kind)
 def test_every_processor_obeys_the_laws(spec: ModelSpec, processor: Processor) -> None:
     weights = weights_of(spec)
     model = NativeEngine(spec, weights, threads=1, processor=processor)
@@ -31,6 +32,8 @@ def test_every_processor_obeys_the_laws(spec: ModelSpec, processor: Processor) -
     bound = 1e-2 if spec.weights_dtype == "bf16" else 1e-5
     for b, row in enumerate(x):
         np.testing.assert_allclose(together.outputs[b], expected.outputs[b], rtol=0, atol=bound)
+        if together.predictions and expected.predictions:
+            np.testing.assert_allclose(together.predictions[b], expected.predictions[b], rtol=0, atol=bound)
         alone = run_rows(model, [row], h[:, b : b + 1], None if c is None else c[:, b : b + 1])
         assert_same_bits(alone.outputs[0], together.outputs[b])
 
