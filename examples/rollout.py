@@ -24,7 +24,7 @@ YEARS, CYCLE, SHOWN = 10, 11, slice(0, None, 7)
 def rollouts(client: Client, series: Series) -> dict[int, Floats]:
     """By the index of the last known year: the ten years after it. All of them are rows of one request."""
     starts = list(rollout_starts(series, YEARS))
-    result = client.generate([series.inputs[: start + 1] for start in starts], YEARS, series.model)
+    result = client.generate([series.inputs[: start + 1] for start in starts], steps=YEARS, model=series.model)
     return dict(zip(starts, np.asarray(result.predictions)[..., 0], strict=True))
 
 
