@@ -9,7 +9,7 @@ import pytest
 
 from .browser import assert_clean, needs_browser, table, visit
 from .models import write_model
-from .running import start, until
+from .running import until
 from .test_generate import SPECS
 
 pytestmark = needs_browser
@@ -20,124 +20,99 @@ const data = new DataTransfer();
 data.items.add(new File([arguments[0]], "series.csv"));
 document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 """
+PUT = "const field = document.querySelector(arguments[0]); field.value = arguments[1];"
+PUT += "field.dispatchEvent(new Event('input'))"
 
 
 @pytest.fixture
 def page(bundled, browser):
-    """The bundled models' page with its tables open; it must have been clean."""
-
-    def opened(model):
-        visit(browser, bundled.url, model)
-        browser.run("for (const box of document.querySelectorAll('details')) box.open = true")
-        return browser
-
-    yield opened
-    assert_clean(browser, bundled)
+    visit(browser, bundled.url)
+    browser.run("for (const box of document.querySelectorAll('details')) box.open = true")
+    return browser
 
 
-def put(browser, field, text):
-    browser.run(
-        "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
-        "field.dispatchEvent(new Event('input'))",
-        field,
-        text,
-    )
+def choose(page, model):
+    page.run("document.querySelector(`[value='${arguments[0]}']`).click()", model)
 
 
-def click(browser, button):
-    """Press it, and wait for the answer."""
-    browser.click(f"#{button}")
-    until(lambda: not browser.run("return document.body.ariaBusy == 'true'"), "it has been answered")
-    until(lambda: browser.run("return new Promise((done) => requestAnimationFrame(() => done(true)))"), "it is drawn")
-    assert not browser.shown("#problem"), browser.text("#problem")
+def click(page, button):
+    """Press it, and wait until the answer is drawn."""
+    page.click(button)
+    until(lambda: page.run("return document.body.ariaBusy == 'false'"), "it has been answered")
+    page.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert not page.shown("#problem"), page.text("#problem")
 
 
-def by_curl(browser):
+def by_curl(page):
     """What the page's line prints in a shell."""
-    printed = subprocess.run(["sh", "-c", browser.text("#curl")], capture_output=True, check=True, timeout=30)
+    printed = subprocess.run(["sh", "-c", page.text("#curl")], capture_output=True, check=True, timeout=30)
     return [json.loads(line) for line in printed.stdout.splitlines()]
 
 
-def test_names_are_written_as_the_api_draws_them(page, bundled):
-    browser = page("names")
-    assert browser.run("return document.getElementById('stop').value") == "."
-    put(browser, "data", ".Ka")
-    put(browser, "seed", "7")
-    put(browser, "temperature", "0.5")
-    click(browser, "generate")
+def predicted(page, column, count):
+    """A column of the table's last steps, in order of time."""
+    rows = until(lambda: len(table(page, "#steps")) > count and table(page, "#steps"), "all steps are there")
+    return [float(row[column]) for row in rows[count:0:-1]]
+
+
+def test_names_are_written_as_the_api_draws_them(bundled, page):
+    choose(page, "names")
+    for field, text in (("#data", ".Ka"), ("#seed", "7"), ("#temperature", "0.5")):
+        page.run(PUT, field, text)
+    click(page, "#generate")
     call = {"model": "names", "inputs": [0, 11, 1], "steps": 10, "temperature": 0.5, "stop": [0], "seed": 7}
     tokens = bundled.post("/rnn/generate", call).json()["tokens"]
-    assert browser.text("#given") == ".ka"
-    assert browser.text("#written") == "".join(LETTERS[token] for token in tokens)
-    assert by_curl(browser)[0]["tokens"] == tokens
-    # Other tokens: words of a vocabulary, and ids without one.
-    put(browser, "vocabulary", '{"mary": 13, "ann": 1}')
-    put(browser, "data", "mary ann")
-    assert browser.text("#data-note") == "2 tokens: 13 1"
-    put(browser, "data", "mary bob")
-    assert browser.text("#data-note") == '"bob" is not in the vocabulary.'
-    put(browser, "vocabulary", "")
-    put(browser, "data", "[0, 13, 99]")
-    browser.click("#whole")
-    until(lambda: "inputs[2]" in browser.text("#problem"), "the service says which id is out of range")
-    assert "422" in browser.console()[0]
+    assert page.text("#given") == ".ka"
+    assert page.text("#written") == "".join(LETTERS[token] for token in tokens)
+    assert by_curl(page)[0]["tokens"] == tokens
+    page.run(PUT, "#vocabulary", '{"mary": 13, "ann": 1}')
+    page.run(PUT, "#data", "mary ann")
+    assert page.text("#data-note") == "2 tokens: 13 1"
+    page.run(PUT, "#data", "mary bob")
+    assert page.text("#data-note") == '"bob" is not in the vocabulary.'
+    assert_clean(page, bundled)
 
 
-@pytest.mark.parametrize(
-    "form", ["years,spots\n1999,93.3\n2000,119.6\n2001,111\n", "[[93.3],\n[119.6],[111]]", "93.3\n119.6\n111"]
-)
-def test_dropped_data_runs_whole_and_as_a_stream(page, bundled, form):
-    browser = page("sunspots")
-    browser.run(DROP, form)
-    until(lambda: browser.text("#data-note") == "3 steps", "the file is read")
-    wanted = bundled.post("/rnn/forward", {"model": "sunspots", "inputs": [[93.3], [119.6], [111]]}).json()
-    for button in ("whole", "play"):
-        click(browser, button)
-        rows = until(lambda: len(table(browser, "#steps")) == 4 and table(browser, "#steps")[:0:-1], "three steps")
-        np.testing.assert_allclose([float(row[3]) for row in rows], np.ravel(wanted["predictions"]), rtol=6e-4)
-        lines = by_curl(browser)
-        given = lines[0]["predictions"] if button == "whole" else [line["predictions"] for line in lines]
-        np.testing.assert_allclose(given, wanted["predictions"], rtol=1e-6)
-    put(browser, "data", "1,2\n3\n4,5")
-    assert browser.text("#data-note") == "Row 2 has nothing where a number belongs."
-    browser.click("#whole")
-    until(lambda: "Row 2" in browser.text("#problem"), "the problem is shown")
+@pytest.mark.parametrize("text", ["years,spots\n1999,93.3\n2000,119.6\n2001,111\n", "[[93.3],\n[119.6],[111]]"])
+def test_dropped_data_runs_whole_and_as_a_stream(bundled, page, text):
+    page.run(DROP, text)
+    until(lambda: page.text("#data-note") == "3 steps", "the file is read")
+    call = {"model": "sunspots", "inputs": [[93.3], [119.6], [111]]}
+    wanted = np.ravel(bundled.post("/rnn/forward", call).json()["predictions"])
+    for button in ("#whole", "#play"):
+        click(page, button)
+        np.testing.assert_allclose(predicted(page, 3, 3), wanted, rtol=6e-4)
+        given = np.concatenate([np.ravel(line["predictions"]) for line in by_curl(page)])
+        np.testing.assert_allclose(given, wanted, rtol=1e-6)
+    page.run(PUT, "#data", "1,2\n3\n4,5")
+    assert page.text("#data-note") == "Row 2 has nothing where a number belongs."
+    assert_clean(page, bundled)
 
 
-def test_rollout_of_sunspots_is_drawn_beside_truth(page, bundled):
-    browser = page("sunspots")
-    click(browser, "generate")
-    (reply,) = by_curl(browser)
-    rows = table(browser, "#steps")[1:]
-    assert [row[1] for row in rows[:10:9]] == ["2007", "1998"]
-    np.testing.assert_allclose([float(row[4]) for row in rows[9::-1]], np.ravel(reply["predictions"]), rtol=6e-4)
-    assert table(browser, "#errors")[1] == ["1 year ahead", "16.5", "32.4", "40"]  # none of its own forecasts is judged
+def test_rollout_is_drawn_beside_truth(page):
+    click(page, "#generate")
+    np.testing.assert_allclose(predicted(page, 4, 10), np.ravel(by_curl(page)[0]["predictions"]), rtol=6e-4)
+    assert table(page, "#errors")[1] == ["1 year ahead", "16.5", "32.4", "40"]  # none of what follows its own forecasts
 
 
-def test_bidirectional_classifier_runs_whole(page, bundled):
-    browser = page("digits")
-    assert browser.run("return document.getElementById('play').disabled")
-    click(browser, "whole")
-    (reply,) = by_curl(browser)
-    shares = table(browser, "#shares")
-    assert [float(row[-1]) for row in shares] == [round(share, 3) for share in reply["predictions"]]
-    assert int(np.argmax(reply["predictions"])) == 4  # as the model's description says of its example
-    assert "both directions" in browser.text("#map-sizes")
+def test_bidirectional_classifier_runs_whole(page):
+    choose(page, "digits")
+    click(page, "#whole")
+    shares = by_curl(page)[0]["predictions"]
+    np.testing.assert_allclose([float(row[-1]) for row in table(page, "#shares")], shares, atol=6e-4)
+    assert np.argmax(shares) == 4  # as the model's description says of its example
 
 
-def test_models_that_pool_and_generate(tmp_path, browser):
+def test_models_that_pool_and_generate(tmp_path, launch, browser):
     for name, spec in SPECS.items():
         write_model(tmp_path / "models", name, 1, spec)
-    running = start(tmp_path / "models", tmp_path)
-    try:
-        visit(browser, running.url)
-        for name in SPECS:
-            browser.run("document.querySelector(`[value='${arguments[0]}']`).click()", name)
-            if SPECS[name].num_embeddings:
-                put(browser, "data", "0 1 2 1")
-            for button in ("whole", "generate"):
-                if browser.shown(f"#{button}"):
-                    click(browser, button)
-        assert_clean(browser, running)
-    finally:
-        running.stop()
+    running = launch(tmp_path / "models")
+    visit(browser, running.url)
+    for name, spec in SPECS.items():
+        choose(browser, name)
+        if spec.num_embeddings:
+            browser.run(PUT, "#data", "0 1 2 1")
+        for button in ("#whole", "#generate"):
+            if browser.shown(button):
+                click(browser, button)
+    assert_clean(browser, running)

@@ -1,0 +1,23 @@
+"""The README's calls with curl give the replies that it prints."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from .running import ROOT
+
+CALL = r"^    curl -s http://127\.0\.0\.1:8000(/\S+) [^\n]*-d '\n([^']*)'\n\n((?:    [^\n]*\n)+)"
+
+
+def numbers(value):
+    return np.array(re.findall(r"-?[\d.]+(?:e-?\d+)?", json.dumps(value)), float)
+
+
+@pytest.mark.parametrize(("path", "body", "reply"), re.findall(CALL, (ROOT / "README.md").read_text(), re.MULTILINE))
+def test_call_gives_the_printed_reply(bundled, path, body, reply):
+    actual, printed = bundled.post(path, json.loads(body)).json(), json.loads(reply)
+    assert actual.keys() == printed.keys()
+    for name, wanted in printed.items():
+        np.testing.assert_allclose(numbers(actual[name]), numbers(wanted), 1e-3, 1e-6, err_msg=name)
