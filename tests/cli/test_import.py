@@ -55,7 +55,8 @@ def run_on(folder, spec, weights, *options, suffix=".pt", prefix="net."):
 @given(spec=specs(layers=2, size=5), suffix=st.sampled_from((".pt", ".safetensors", ".onnx")), seed=st.integers(0, 9))
 def test_every_model_comes_through(spec, suffix, seed):
     if suffix == ".onnx":
-        spec = replace(spec, proj_size=0)
+        stack = replace(spec, proj_size=0, head=())
+        spec = stack.with_linear_head(spec.out_features) if spec.out_features else stack
     weights = weights_of(spec, seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
