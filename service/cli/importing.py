@@ -1,5 +1,6 @@
 """`rnn-service import`."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from rich.text import Text
 from service.cli.options import FAILED, USAGE, console, fail, read_settings, setting
 from service.errors import ModelFailed
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, terminal_text
-from service.spec import ModelSpec, Nonlinearity
+from service.spec import ChainLayer, ModelSpec, Nonlinearity
 
 if TYPE_CHECKING:
     from service.models.importing.model import CheckpointModel
@@ -65,7 +66,8 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
         fail(f"{checkpoint.name}: {error}", FAILED)
     except MemoryError:
         fail(f"{checkpoint.name}: the file asks for more memory than there is", FAILED)
-    stdout.print(Text(f"verified: {verdict}"), style="green", soft_wrap=True)
+    without = f" without {_listed(found.left_out)}" if found.left_out else ""
+    stdout.print(Text(f"verified{without}: {verdict}"), style="yellow" if without else "green", soft_wrap=True)
     stdout.print(Text(f"imported: {folder}"), soft_wrap=True)
 
 
@@ -95,11 +97,14 @@ def _show(stdout: Console, checkpoint: Path, found: "CheckpointModel") -> None:
         table.add_row(f"and {len(found.arrays) - MAX_LISTED} more")
     stdout.print(table)
     if found.ignored:
-        more = [f"and {len(found.ignored) - MAX_LISTED} more"] if len(found.ignored) > MAX_LISTED else []
-        entries = [terminal_text(entry, 200) for entry in found.ignored[:MAX_LISTED]]
-        stdout.print(Text(f"ignored: {'; '.join(entries + more)}"), soft_wrap=True)
+        stdout.print(Text(f"ignored: {_listed(found.ignored)}"), soft_wrap=True)
     for note in found.notes:
         stdout.print(Text(f"note: {terminal_text(note)}"), style="yellow", soft_wrap=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    return "; ".join([terminal_text(name, 200) for name in names[:MAX_LISTED]] + more)
 
 
 def _described(spec: ModelSpec) -> str:
@@ -109,6 +114,13 @@ def _described(spec: ModelSpec) -> str:
         "bidirectional" if spec.bidirectional else "",
         f"proj_size {spec.proj_size}" if spec.proj_size else "",
         "" if spec.bias else "no bias",
+        f"front {_chain(spec.front)}" if spec.front else "",
+        f"pooling {spec.pooling}" if spec.pooling != "none" else "",
+        f"head {_chain(spec.head)}" if spec.head[1:] else "",
         f"head of {spec.out_features}" if spec.out_features else "",
     )
     return ", ".join(filter(None, parts))
+
+
+def _chain(layers: Sequence[ChainLayer]) -> str:
+    return " → ".join(f"{layer.type} {layer.out_features}" for layer in layers)

@@ -1,4 +1,4 @@
-"""Compares what a model folder computes, run as the service runs it, with the checkpoint's own layer."""
+"""Compares what a model folder computes, run as the service runs it, with the checkpoint's own layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.load import EngineFactory
+from service.engine.pooling import pooled
 from service.errors import ModelFailed
 from service.models.folder import read_folder
 from service.models.importing.model import CheckpointModel, Numbers
 from service.models.weights import read_weights
-from service.spec import ModelSpec
 
 LENGTHS = (17, 1, 6)
 LONG, LONG_FLOPS = 1000, 1_000_000_000  # steps of a long sequence; a large model does as many as the operations allow
@@ -58,7 +58,7 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     # On the CPU, so that an import needs no GPU and disturbs none.
     factory = EngineFactory.configure("cpu", threads=0)
     engine = factory.load(spec, read_weights(folder.versions[0].weights, spec).arrays)
-    sequences = _random_sequences(spec)
+    sequences = _random_sequences(model)
     with np.errstate(over="ignore", invalid="ignore"):
         exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
     verdicts: list[Verdict] = []
@@ -78,19 +78,27 @@ def _distance(some: Numbers, others: Numbers) -> float:
     return float(np.abs(some[-len(others) :].astype(np.float64) - others).max())
 
 
-def _random_sequences(spec: ModelSpec) -> list[dict[str, Floats]]:
+def _random_sequences(model: CheckpointModel) -> list[dict[str, Floats]]:
     """Sequences x (T, I), h (L·D, P), c (L·D, H) of numbers that a 32-bit float holds: both sides read the same."""
-    random = np.random.default_rng(0)
+    random, spec = np.random.default_rng(0), model.spec
     state_shapes = {"h": (spec.states, spec.state_size)}
     if spec.has_cell_state:
         state_shapes["c"] = (spec.states, spec.hidden_size)
     long = min(LONG, max(LENGTHS[0], LONG_FLOPS // spec.flops_per_step))
     sequences = [
         {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        for shapes in ({"x": (length, spec.input_size), **state_shapes} for length in (*LENGTHS, long, long))
+        for shapes in ({"x": (length, spec.in_features), **state_shapes} for length in (*LENGTHS, long, long))
     ]
     # Large and always the same: gates stay open or shut, and what a memory loses at each step adds up.
     sequences[-1]["x"][:] = 100 * sequences[-1]["x"][0]
+    for sequence in sequences:
+        x = sequence["x"]
+        if spec.num_embeddings:
+            ids = random.integers(spec.num_embeddings, size=x.shape)
+            x[:] = ids if sequence is not sequences[-1] else ids[0]
+        elif spec.front and spec.front[0].type == "scale" and not spec.front[0].option("inverse"):
+            mean, scale = (model.arrays[f"{spec.front[0].name}.{array}"].float().numpy() for array in ("mean", "scale"))
+            x[:] = x * scale + mean  # as large as what the model was made for
     return sequences
 
 
@@ -103,11 +111,14 @@ def _run(engine: Engine, sequences: Sequence[Mapping[str, Floats]]) -> list[dict
         result = {name: array.copy() for name, array in sequence.items() if name != "x"}
         states = {name: array[:, None] for name, array in result.items()}
         result["outputs"] = np.zeros((steps, spec.output_size), np.float32)
-        if spec.out_features:
+        if spec.out_features and spec.pooling == "none":
             result["predictions"] = np.zeros((steps, spec.out_features), np.float32)
         rows = Rows(sequence["x"], np.zeros(1, np.int64), np.array([steps]), **states)
         rows.outputs, rows.predictions = result["outputs"], result.get("predictions")
         batches.append(rows)
         results.append(result)
     engine.run(batches)  # writes states, outputs and predictions in place
+    if spec.pooling != "none":
+        for rows, result in zip(batches, results, strict=True):
+            result["predictions"] = engine.predict(pooled(spec, rows))
     return results
