@@ -73,6 +73,7 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
 
 def _find(path: Path, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None) -> "CheckpointModel":
     # torch takes seconds to import, and onnx is optional
+    from service.models.importing.keras import is_keras  # noqa: PLC0415
     from service.models.importing.state_dict import model_from_tensors  # noqa: PLC0415
     from service.models.importing.tensors import read_tensors  # noqa: PLC0415
 
@@ -82,6 +83,14 @@ def _find(path: Path, layer: str | None, nonlinearity: Nonlinearity | None, head
         from service.models.importing.onnx.model import model_from_onnx  # noqa: PLC0415
 
         return model_from_onnx(path, layer=layer, nonlinearity=nonlinearity, head=head)
+    if is_keras(path):
+        if find_spec("h5py") is None:
+            raise CheckpointRefused("reading .keras and .h5 files needs the h5py package: pip install h5py")
+        from service.models.importing.keras.model import model_from_keras  # noqa: PLC0415
+
+        if layer or nonlinearity or head:
+            raise ChoiceNeeded("a Keras file says what its layers are: leave out --layer, --nonlinearity and --head")
+        return model_from_keras(path)
     tensors, size = read_tensors(path), path.stat().st_size
     return model_from_tensors(tensors, layer=layer, nonlinearity=nonlinearity, head=head, file_bytes=size)
 
