@@ -42,7 +42,8 @@ def _run(
     state = 0
     for layer, cells in zip(layers, arrays, strict=True):
         if layer.kind not in RECURRENT:
-            x = results["predictions"] = _LAYERS[layer.kind](x, cells[0], layer.config)
+            x = _LAYERS[layer.kind](x, cells[0], layer.config)
+            results |= {"predictions": x} if state else {}  # of the layers after the recurrent ones
             continue
         ways: list[Numbers] = []
         for way, cell in enumerate(cells):
