@@ -2,6 +2,7 @@
 
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -78,6 +79,21 @@ def test_predictions_are_those_of_keras(tmp_path, suffix, entries, x, functional
 
 def import_model(path, *options):
     return CliRunner().invoke(build_app(), ["import", str(path), "--name", "m", "--models", str(path.parent), *options])
+
+
+def test_recipe_of_the_documentation(tmp_path):
+    """The file that the recipe of docs/importing.md saves, and what the command says of it."""
+    embedding = layer("Embedding", (5000, 32), name="embedding")
+    stack = [recurrent("LSTM", 32, 24, return_sequences=True), recurrent("LSTM", 48, 24)]
+    stack = [bidirectional(each, name=f"bidirectional{index}") for index, each in zip(("", "_1"), stack, strict=True)]
+    head = [dense(48, 16, "relu"), dense(16, 1, "sigmoid")]
+    save_model(tmp_path / "sentiment.keras", [embedding, layer("Dropout", name="dropout"), *stack, *head])
+    recipe = Path("docs/importing.md").read_text().split("$ rnn-service import sentiment.keras --name sentiment\n")[1]
+    said = import_model(tmp_path / "sentiment.keras").stdout
+    found, _, ignored, verified, *_ = recipe.split("\n")
+    assert found in said
+    assert ignored in said
+    assert verified.partition(" against ")[2] in said
 
 
 @st.composite

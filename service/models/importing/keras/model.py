@@ -167,7 +167,9 @@ def _converted(layer: KerasLayer) -> Entry:
             return {"type": "scale", "inverse": bool(config.get("invert"))}, {"mean": of["mean"], "scale": scale}
     options = {**config}
     activation = options.pop("activation")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+    if isinstance(activation, dict):  # a function or a layer
+        activation = activation["config"] if isinstance(activation["config"], str) else activation["class_name"]
+    if activation not in _ACTIVATIONS:
         raise CheckpointRefused(f"{layer.name} has the activation {activation!r}, which is not served")
     return _ACTIVATIONS[activation] | options, {}
 

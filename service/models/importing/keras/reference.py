@@ -12,6 +12,7 @@ import numpy as np
 
 from service.models.importing.keras.layers import RECURRENT, KerasLayer
 from service.models.importing.model import Arrays, Numbers, Precision, Reference
+from service.models.importing.refusal import refusing
 
 Cell = Mapping[str, Numbers]
 """The arrays of a layer, of one direction, by Keras' names."""
@@ -23,6 +24,7 @@ MIN_DEVIATION = 1e-7
 def keras_reference(layers: Sequence[KerasLayer]) -> Reference:
     """The file's own layers in their order as a reference."""
 
+    @refusing("the file's layers do not run by Keras' formulas")
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
         arrays = [
             [{name: np.asarray(stored.values, precision) for name, stored in cell.items()} for cell in layer.arrays]
