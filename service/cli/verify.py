@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.load import EngineFactory
@@ -12,11 +13,13 @@ from service.engine.pooling import pooled
 from service.errors import ModelFailed
 from service.models.folder import read_folder
 from service.models.importing.model import CheckpointModel, Numbers
-from service.models.weights import read_weights
+from service.models.importing.refusal import CheckpointRefused, refusing
+from service.models.weights import InitialStates, read_weights
 
 LENGTHS = (17, 1, 6)
 LONG, LONG_FLOPS = 1000, 1_000_000_000  # steps of a long sequence; a large model does as many as the operations allow
 TOLERANCE = 1e-5
+EXPECTED = 1e-4  # of a sample's largest value: it may be made in float32 on a GPU
 # A network can magnify rounding until two orders of summation differ. By how much is chance, so the bound is wide. The
 # sequence of one step has no time to magnify anything and stays strict.
 MAGNIFIED = 30
@@ -51,13 +54,9 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     Returns the verdict nearest to what is allowed, or beyond it. Raises ModelFailed if the folder cannot be served,
     CheckpointRefused if the checkpoint's layer cannot run.
     """
-    spec, folder = model.spec, read_folder(root, name)
-    failure = folder.failure or folder.versions[0].failure
-    if failure or folder.config is None or folder.config.spec() != spec:
-        raise ModelFailed(failure or f"config.json does not read as {spec}")
-    # On the CPU, so that an import needs no GPU and disturbs none.
-    factory = EngineFactory.configure("cpu", threads=0)
-    engine = factory.load(spec, read_weights(folder.versions[0].weights, spec).arrays)
+    engine, _ = _served(root, name)
+    if engine.spec != model.spec:
+        raise ModelFailed(f"config.json does not read as {model.spec}")
     sequences = _random_sequences(model)
     with np.errstate(over="ignore", invalid="ignore"):
         exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
@@ -70,6 +69,62 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
             allowed = max(TOLERANCE * max(1.0, largest), MAGNIFIED * _distance(near[part], values))
             verdicts.append(Verdict(_distance(served[part], values), allowed, largest, model.reference_name))
     return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error / verdict.allowed))
+
+
+def expect_sample(root: Path, name: str, path: Path) -> str:
+    """Run a sample through a folder as it is served; says how near the results are. Raises CheckpointRefused if not.
+
+    path is a safetensors file: inputs (B, T, I) or token ids (B, T), lengths (B) if rows are padded, and predictions or
+    outputs, or both, as /rnn/forward gives them; all without B for one sequence.
+    """
+    engine, initial = _served(root, name)
+    spec, steps_shape = engine.spec, () if engine.spec.num_embeddings else (engine.spec.in_features,)
+    with refusing(f"{path.name} is not a safetensors file"):
+        sample = load_file(path)
+    if "inputs" not in sample or not sample.keys() & {"predictions", "outputs"}:
+        raise CheckpointRefused(f"{path.name} has {', '.join(sample) or 'nothing'}; expected inputs and predictions")
+    if sample["inputs"].ndim == 1 + len(steps_shape):
+        sample = {key: array[None] for key, array in sample.items()}
+    inputs = sample["inputs"]
+    if inputs.ndim < 2 or inputs.shape[2:] != steps_shape or not inputs.size:
+        raise CheckpointRefused(f"{path.name}: inputs have shape {inputs.shape}; expected {('B', 'T', *steps_shape)}")
+    if spec.num_embeddings and not (inputs.dtype.kind in "iu" and np.isin(inputs, range(spec.num_embeddings)).all()):
+        raise CheckpointRefused(f"{path.name}: inputs must be whole numbers from 0 to {spec.num_embeddings - 1}")
+    lengths = sample.get("lengths", np.full(len(inputs), inputs.shape[1])).tolist()
+    h0, c0 = (np.zeros((spec.states, width), np.float32) for width in (spec.state_size, spec.hidden_size))
+    states = {"h": h0 if initial.h0 is None else initial.h0}
+    if spec.has_cell_state:
+        states["c"] = c0 if initial.c0 is None else initial.c0
+    vectors = inputs.reshape(*inputs.shape[:2], -1).astype(np.float32)
+    results = _run(engine, [{"x": row[:length], **states} for row, length in zip(vectors, lengths, strict=True)])
+    worst = 0.0
+    for key in sorted(sample.keys() & {"predictions", "outputs"}):
+        for row, (wanted, length, result) in enumerate(zip(sample[key], lengths, results, strict=True)):
+            pools = key == "predictions" and spec.pooling != "none"
+            served = result[key][0] if pools else result.get(key, np.zeros(0))
+            true = wanted if pools else wanted[:length]
+            if served.shape != true.shape:
+                raise CheckpointRefused(f"{path.name}: {key}[{row}] has shape {true.shape}; served is {served.shape}")
+            error = _distance(served, true) / max(1.0, float(np.abs(true).max()))
+            if not error <= EXPECTED:
+                raise CheckpointRefused(
+                    f"not imported: {key}[{row}] of {path.name} differs from what is served by {error:.1e} "
+                    f"(allowed {EXPECTED:.0e}), relative to its largest value if that is over 1"
+                )
+            worst = max(worst, error)
+    return f"max error {worst:.1e} (allowed {EXPECTED:.0e}) over {len(results)} sequences"
+
+
+def _served(root: Path, name: str) -> tuple[Engine, InitialStates]:
+    """The engine of a folder's first version as for serving, and where its states begin. Raises ModelFailed."""
+    folder = read_folder(root, name)
+    failure = folder.failure or folder.versions[0].failure
+    if failure:
+        raise ModelFailed(failure)
+    version = folder.versions[0]
+    # On the CPU, so that an import needs no GPU and disturbs none.
+    factory = EngineFactory.configure("cpu", threads=0)
+    return factory.load(version.spec, read_weights(version.weights, version.spec).arrays), version.states
 
 
 def _distance(some: Numbers, others: Numbers) -> float:
