@@ -48,7 +48,7 @@ def import_checkpoint(  # noqa: PLR0913  # each is an option of the command
 
     Kind and sizes are read from the names and shapes of the arrays; --front, --pooling and --head say what is around
     the recurrent layer. Nothing in the file is executed. The model appears in the repository only after random input
-    has gone through it as it will be served, beside torch.nn, onnx.reference or Keras' formulas with the file's weights.
+    has gone through it as it will be served, beside torch.nn, onnx.reference or Keras' formulas with these weights.
     """
     # torch takes seconds to import
     from service.cli.verify import expect_sample, verify  # noqa: PLC0415
