@@ -63,10 +63,10 @@ def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor]) -> tupl
         for sequence in sequences:
             x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
             with torch.no_grad():
-                outputs, state = module(_chain(spec.front, own, x), (h, *c) if c else h)
+                outputs, state = module(run_chain(spec.front, own, x), (h, *c) if c else h)
                 tensors = {"outputs": outputs, **dict(zip(("h", "c"), state if c else (state,), strict=False))}
                 if spec.head:
-                    tensors["predictions"] = _chain(spec.head, own, _pooled(spec, outputs, tensors["h"]))
+                    tensors["predictions"] = run_chain(spec.head, own, _pooled(spec, outputs, tensors["h"]))
             results.append({name: tensor.numpy() for name, tensor in tensors.items()})
         return results
 
@@ -87,7 +87,8 @@ def _pooled(spec: ModelSpec, outputs: torch.Tensor, h: torch.Tensor) -> torch.Te
     return outputs
 
 
-def _chain(layers: Sequence[ChainLayer], arrays: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def run_chain(layers: Sequence[ChainLayer], arrays: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Numbers (N, F) through layers of front or head."""
     for layer in layers:
         own = {name.removeprefix(f"{layer.name}."): array for name, array in arrays.items()}
         x = _FUNCTIONS.get(layer.type, _elementwise(layer.type))(x, own, dict(layer.options))
