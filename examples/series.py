@@ -94,6 +94,17 @@ def weather() -> Series:
     )
 
 
+def rollout_rmse(series: Series, rolled: dict[int, Floats]) -> Floats:
+    """(steps,): root mean square error of rollouts, each (steps,) by the index of the step after which it begins."""
+    errors = [values - series.level[start + 1 :][: len(values)] for start, values in rolled.items()]
+    return np.asarray(np.sqrt(np.mean(np.square(errors, dtype=np.float64), axis=0)), np.float32)
+
+
+def rollout_starts(series: Series, steps: int) -> range:
+    """Indices of the test section after which so many steps are known."""
+    return range(series.test_from, len(series.level) - steps)
+
+
 def baselines(series: Series, period: int, lags: int, *, roots: bool = False) -> dict[str, Floats]:
     """Forecasts (T, O) that need no network, as predictions of `series.targets`; NaN where they reach before the start.
 

@@ -5,6 +5,7 @@ Letters: W steps of a window, T time steps, I inputs per step, O forecasts per s
 
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 MODELS = Path(__file__).parent.parent / "models"
 KINDS: dict[type[nn.RNNBase], str] = {nn.RNN: "rnn", nn.GRU: "gru", nn.LSTM: "lstm"}
+Chain = Sequence[tuple[dict[str, object], Mapping[str, Tensor]]]  # layers: their entry in config.json, and their arrays
 
 
 class Forecaster(nn.Module):
     """A recurrent network with a linear head over its hidden state: inputs (..., T, I) give forecasts (..., T, O).
 
     Both are in natural units. Means and standard deviations of the training section, (I,) and (O,), normalise on the
-    way in and back on the way out, until `fold` moves them into the weights.
+    way in and back on the way out, until `fold` moves them into the weights; `rollout` is for after that.
     """
 
     inputs_mean: Tensor
@@ -66,6 +68,17 @@ class Forecaster(nn.Module):
         forecasts: Floats = self(torch.from_numpy(inputs)).numpy()
         return forecasts
 
+    @torch.inference_mode()
+    def rollout(self, context: Floats, steps: int) -> Floats:
+        """(steps, O) after context (T, I), for O = I: each forecast is the next input."""
+        outputs, state = self.recurrent(torch.from_numpy(context))
+        forecasts = [self.head(outputs[-1:])]
+        for _ in range(steps - 1):
+            outputs, state = self.recurrent(forecasts[-1], state)
+            forecasts.append(self.head(outputs))
+        rolled: Floats = torch.cat(forecasts).numpy()
+        return rolled
+
     def validation_error(self, series: Series) -> float:
         """Mean square error over the validation section, in squares of the targets' standard deviations."""
         section = series.section("validation")
@@ -99,7 +112,15 @@ def fit(model: Forecaster, series: Series, *, window: int, warmup: int, weight_d
     return best
 
 
-def save(name: str, recurrent: nn.RNNBase, description: str, head: nn.Linear | None = None) -> None:
+def save(
+    name: str,
+    recurrent: nn.RNNBase,
+    description: str,
+    head: nn.Linear | Chain | None = None,
+    *,
+    front: Chain = (),
+    pooling: str = "none",
+) -> None:
     """Write models/<name>/config.json and models/<name>/1/model.safetensors, as the service reads them."""
     folder = MODELS / name
     config: dict[str, object] = {
@@ -107,14 +128,29 @@ def save(name: str, recurrent: nn.RNNBase, description: str, head: nn.Linear | N
         "input_size": recurrent.input_size,
         "hidden_size": recurrent.hidden_size,
     }
+    if recurrent.bidirectional:
+        config["bidirectional"] = True
     weights = dict(recurrent.state_dict())
-    if head is not None:
+    if front:
+        config["front"] = _chain("front", front, weights)
+    if pooling != "none":
+        config["pooling"] = pooling
+    if isinstance(head, nn.Linear):
         config["head"] = {"out_features": head.out_features}
         weights |= {f"head.{key}": value for key, value in head.state_dict().items()}
+    elif head:
+        config["head"] = _chain("head", head, weights)
     config["description"] = description
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     (folder / "1" / "model.safetensors").write_bytes(safetensors_bytes(weights))
+
+
+def _chain(part: str, chain: Chain, weights: dict[str, Tensor]) -> list[dict[str, object]]:
+    """The entries of a chain in config.json; its arrays are added to weights."""
+    for index, (_, arrays) in enumerate(chain):
+        weights |= {f"{part}.{index}.{key}": value for key, value in arrays.items()}
+    return [entry for entry, _ in chain]
 
 
 def figures(errors: dict[str, Floats], unit: str) -> str:

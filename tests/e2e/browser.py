@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from .running import ANSWER_SECONDS, until
 
@@ -27,6 +28,13 @@ _FLAGS = (
     "--no-proxy-server",
     "--hide-scrollbars",
 )
+needs_browser = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="chromium and chromedriver are not installed (apt-get install chromium-driver)",
+    ),
+]
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -133,3 +141,29 @@ class Browser:
         return urls + [
             message["params"]["url"] for message in messages if message["method"] == "Network.webSocketCreated"
         ]
+
+
+def visit(browser, url, model=None):
+    """Open the page, wait for the models, and choose one."""
+    browser.open(url)
+    until(lambda: browser.run("return document.querySelectorAll('.model').length"), "the models are listed")
+    if model:
+        browser.click(f".model:has([value='{model}'])")
+
+
+def table(browser, selector):
+    """The cells of a table's rows, the header first."""
+    return browser.run(
+        "const rows = [...document.querySelector(arguments[0]).rows];"
+        "return rows.map((row) => [...row.cells].map((cell) => cell.textContent))",
+        selector,
+    )
+
+
+def assert_clean(browser, service, port=None):
+    """No complaint of the browser's, and no request to anyone else."""
+    complaints = browser.console()
+    assert complaints == [], complaints
+    urls = browser.requests()
+    ours = re.compile(rf"(http|ws)://127\.0\.0\.1:{port or service.port}/")
+    assert [url for url in urls if not ours.match(url) and not url.startswith("data:image/svg+xml,")] == []

@@ -2,8 +2,9 @@
 
 import pytest
 
+from .browser import Browser
 from .models import write_repository
-from .running import start
+from .running import ROOT, start
 
 ADMIN_KEY = "the-admin-key"
 SIGNED_KEY = "a key/with+signs"
@@ -61,6 +62,30 @@ def guarded(repository, tmp_path_factory):
     )
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory):
+    """The bundled models, served."""
+    running = start(ROOT / "models", tmp_path_factory.mktemp("bundled"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def window(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(window):
+    """A window in which nothing is open, and no complaint is left."""
+    window.open("about:blank")
+    window.console()
+    window.requests()
+    return window
 
 
 @pytest.fixture
