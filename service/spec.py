@@ -106,6 +106,12 @@ class ModelSpec:
         return (self.out_features or 0) if self.pooling in ("none", "last", "final") else 0
 
     @cached_property
+    def feeds_itself(self) -> bool:
+        """Whether its prediction of a step can be its next input as it is."""
+        takes = self.num_embeddings or self.in_features
+        return not self.bidirectional and takes == self.step_predictions
+
+    @cached_property
     def directions(self) -> int:
         """D: 2 when bidirectional, else 1."""
         return 2 if self.bidirectional else 1

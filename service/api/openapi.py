@@ -15,6 +15,7 @@ from service.api.replies import Problem
 from service.api.requests import StreamRequest
 from service.api.routes import STREAM_PARAMETERS
 from service.serving.registry import Registry
+from service.spec import ModelSpec
 
 _REF = "#/components/schemas/{model}"
 
@@ -98,14 +99,16 @@ def _problems(statuses: Iterable[int]) -> dict[str, Any]:
 
 
 def _add_examples(document: dict[str, Any], registry: Registry) -> None:
-    """Examples that run as they stand, on the smallest model that can be stepped, or else that can be run."""
+    """Examples that run as they stand, each on the smallest model that can do it."""
     sound = [
         found for model in registry.models() if not model.failure and (found := model.serving()) and not found.failure
     ]
     if not sound:
         return
-    model = min(sound, key=lambda version: (version.spec.bidirectional, version.spec.flops_per_step))
-    x, y = ([float(index == place) for index in range(model.spec.input_size)] for place in (0, 1))
+    sound.sort(key=lambda version: version.spec.flops_per_step)
+    steppable = [version for version in sound if not version.spec.bidirectional]
+    model = (steppable or sound)[0]
+    x, y = (_one_step(model.spec, place) for place in (0, 1))
     bodies: dict[str, dict[str, Any]] = {
         "/rnn/forward": {
             "Two sequences of two steps, time first": {"inputs": [[x, y], [y, x]], "batch_first": False},
@@ -114,9 +117,19 @@ def _add_examples(document: dict[str, Any], registry: Registry) -> None:
         "/cell/step": {"One step of two rows": {"inputs": [x, y]}, "Without the batch axis": {"inputs": x}},
         "/cell/sessions": {"From zeros": {}, "For a minute": {"ttl_seconds": 60}},
     }
-    for path in list(bodies)[: 1 if model.spec.bidirectional else None]:
+    for going_on in [version for version in steppable if version.spec.feeds_itself][:1]:
+        context = [_one_step(going_on.spec, place) for place in (0, 1)]
+        bodies["/rnn/generate"] = {"Five steps more": {"model": going_on.name, "inputs": context, "steps": 5}}
+    for path in bodies if steppable else ["/rnn/forward"]:
         content = document["paths"][path]["post"]["requestBody"]["content"]
         titled = {title: {"value": {"model": model.name, **fields}} for title, fields in bodies[path].items()}
         content[JSON]["examples"] = titled
         if NDJSON in content:
             content[NDJSON]["example"] = "".join(f"{json.dumps(line)}\n" for line in ({"model": model.name}, x, y))
+
+
+def _one_step(spec: ModelSpec, place: int) -> int | list[float]:
+    """One step's input: a token id, or a vector of zeros but for one place."""
+    if spec.num_embeddings is not None:
+        return min(place, spec.num_embeddings - 1)
+    return [float(index == place) for index in range(spec.in_features)]

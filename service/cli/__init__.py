@@ -1,4 +1,4 @@
-"""The command line: `rnn-service serve | import | models`.
+"""The command line: `rnn-service serve | import | models | remove`.
 
 What is slow to import (torch, onnx, the server) is imported by the command that needs it, so that `--help` is quick.
 """
@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.importing import import_checkpoint
-from service.cli.options import FAILED, console, fail, read_settings, setting, with_settings
+from service.cli.options import FAILED, USAGE, console, fail, read_settings, setting, with_settings
 from service.errors import ModelFailed
-from service.models.importing.refusal import terminal_text
+from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, terminal_text
 from service.settings import Settings
 from service.spec import ModelSpec
 
@@ -34,6 +34,7 @@ def build_app() -> typer.Typer:
     app.command("serve", epilog=f"{example} serve --models models --port 8000")(with_settings(serve))
     app.command("import", epilog=f"{example} import checkpoint.pt --name weather --head fc")(import_checkpoint)
     app.command("models", epilog=f"{example} models --models models")(list_models)
+    app.command("remove", epilog=f"{example} remove weather --version 1")(remove_model)
     return app
 
 
@@ -71,6 +72,27 @@ def list_models(models: setting("models") = None) -> None:  # type: ignore[valid
             table.add_row(terminal_text(folder.name), number, *about, Text(terminal_text(state, 300), style))
             about = [""] * len(about)
     console().print(table if found else Text(f"no models in {root}"))
+
+
+def remove_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the model is called.")],
+    *,
+    models: setting("models") = None,  # type: ignore[valid-type]  # made from Settings
+    version: Annotated[str | None, typer.Option(metavar="N", help="This version alone; default: the model.")] = None,
+) -> None:
+    """Remove a model, or one version of it, from a repository. A running service has it until it is reloaded."""
+    from service.models.folder import NAME, NAME_RULE  # noqa: PLC0415  # torch takes seconds to import
+    from service.models.importing.staging import remove  # noqa: PLC0415
+
+    if not NAME.fullmatch(name):
+        fail(f"NAME: expected {NAME_RULE}, and got {name!r:.120}", USAGE)
+    try:
+        removed = remove(read_settings({"models": models}).models, name, version)
+    except ChoiceNeeded as error:
+        fail(str(error), USAGE)
+    except CheckpointRefused as error:
+        fail(str(error), FAILED)
+    console().print(Text(f"removed: {removed}"), soft_wrap=True)
 
 
 def _about(spec: ModelSpec | None) -> list[str]:

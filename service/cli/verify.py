@@ -1,22 +1,25 @@
-"""Compares what a model folder computes, run as the service runs it, with the checkpoint's own layer."""
+"""Compares what a model folder computes, run as the service runs it, with the checkpoint's own layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from service.engine.interface import Engine, Floats, Rows
 from service.engine.load import EngineFactory
+from service.engine.pooling import pooled
 from service.errors import ModelFailed
 from service.models.folder import read_folder
 from service.models.importing.model import CheckpointModel, Numbers
-from service.models.weights import read_weights
-from service.spec import ModelSpec
+from service.models.importing.refusal import CheckpointRefused, refusing
+from service.models.weights import InitialStates, read_weights
 
 LENGTHS = (17, 1, 6)
 LONG, LONG_FLOPS = 1000, 1_000_000_000  # steps of a long sequence; a large model does as many as the operations allow
 TOLERANCE = 1e-5
+EXPECTED = 1e-4  # of a sample's largest value: it may be made in float32 on a GPU
 # A network can magnify rounding until two orders of summation differ. By how much is chance, so the bound is wide. The
 # sequence of one step has no time to magnify anything and stays strict.
 MAGNIFIED = 30
@@ -51,14 +54,10 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     Returns the verdict nearest to what is allowed, or beyond it. Raises ModelFailed if the folder cannot be served,
     CheckpointRefused if the checkpoint's layer cannot run.
     """
-    spec, folder = model.spec, read_folder(root, name)
-    failure = folder.failure or folder.versions[0].failure
-    if failure or folder.config is None or folder.config.spec() != spec:
-        raise ModelFailed(failure or f"config.json does not read as {spec}")
-    # On the CPU, so that an import needs no GPU and disturbs none.
-    factory = EngineFactory.configure("cpu", threads=0)
-    engine = factory.load(spec, read_weights(folder.versions[0].weights, spec).arrays)
-    sequences = _random_sequences(spec)
+    engine, _ = _served(root, name)
+    if engine.spec != model.spec:
+        raise ModelFailed(f"config.json does not read as {model.spec}")
+    sequences = _random_sequences(model)
     with np.errstate(over="ignore", invalid="ignore"):
         exact, rounded = (model.reference(sequences, precision) for precision in (np.float64, np.float32))
     verdicts: list[Verdict] = []
@@ -72,25 +71,89 @@ def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
     return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error / verdict.allowed))
 
 
+def expect_sample(root: Path, name: str, path: Path) -> str:
+    """Run a sample through a folder as it is served; says how near the results are. Raises CheckpointRefused if not.
+
+    path is a safetensors file: inputs (B, T, I) or token ids (B, T), lengths (B) if rows are padded, and predictions or
+    outputs, or both, as /rnn/forward gives them; all without B for one sequence.
+    """
+    engine, initial = _served(root, name)
+    spec, steps_shape = engine.spec, () if engine.spec.num_embeddings else (engine.spec.in_features,)
+    with refusing(f"{path.name} is not a safetensors file"):
+        sample = load_file(path)
+    if "inputs" not in sample or not sample.keys() & {"predictions", "outputs"}:
+        raise CheckpointRefused(f"{path.name} has {', '.join(sample) or 'nothing'}; expected inputs and predictions")
+    if sample["inputs"].ndim == 1 + len(steps_shape):
+        sample = {key: array[None] for key, array in sample.items()}
+    inputs = sample["inputs"]
+    if inputs.ndim < 2 or inputs.shape[2:] != steps_shape or not inputs.size:
+        raise CheckpointRefused(f"{path.name}: inputs have shape {inputs.shape}; expected {('B', 'T', *steps_shape)}")
+    if spec.num_embeddings and not (inputs.dtype.kind in "iu" and np.isin(inputs, range(spec.num_embeddings)).all()):
+        raise CheckpointRefused(f"{path.name}: inputs must be whole numbers from 0 to {spec.num_embeddings - 1}")
+    lengths = sample.get("lengths", np.full(len(inputs), inputs.shape[1])).tolist()
+    h0, c0 = (np.zeros((spec.states, width), np.float32) for width in (spec.state_size, spec.hidden_size))
+    states = {"h": h0 if initial.h0 is None else initial.h0}
+    if spec.has_cell_state:
+        states["c"] = c0 if initial.c0 is None else initial.c0
+    vectors = inputs.reshape(*inputs.shape[:2], -1).astype(np.float32)
+    results = _run(engine, [{"x": row[:length], **states} for row, length in zip(vectors, lengths, strict=True)])
+    worst = 0.0
+    for key in sorted(sample.keys() & {"predictions", "outputs"}):
+        for row, (wanted, length, result) in enumerate(zip(sample[key], lengths, results, strict=True)):
+            pools = key == "predictions" and spec.pooling != "none"
+            served = result[key][0] if pools else result.get(key, np.zeros(0))
+            true = wanted if pools else wanted[:length]
+            if served.shape != true.shape:
+                raise CheckpointRefused(f"{path.name}: {key}[{row}] has shape {true.shape}; served is {served.shape}")
+            error = _distance(served, true) / max(1.0, float(np.abs(true).max()))
+            if not error <= EXPECTED:
+                raise CheckpointRefused(
+                    f"not imported: {key}[{row}] of {path.name} differs from what is served by {error:.1e} "
+                    f"(allowed {EXPECTED:.0e}), relative to its largest value if that is over 1"
+                )
+            worst = max(worst, error)
+    return f"max error {worst:.1e} (allowed {EXPECTED:.0e}) over {len(results)} sequences"
+
+
+def _served(root: Path, name: str) -> tuple[Engine, InitialStates]:
+    """The engine of a folder's first version as for serving, and where its states begin. Raises ModelFailed."""
+    folder = read_folder(root, name)
+    failure = folder.failure or folder.versions[0].failure
+    if failure:
+        raise ModelFailed(failure)
+    version = folder.versions[0]
+    # On the CPU, so that an import needs no GPU and disturbs none.
+    factory = EngineFactory.configure("cpu", threads=0)
+    return factory.load(version.spec, read_weights(version.weights, version.spec).arrays), version.states
+
+
 def _distance(some: Numbers, others: Numbers) -> float:
     """The largest absolute difference; NaN if there is one."""
     # Predictions of a file may be those of the last step alone.
     return float(np.abs(some[-len(others) :].astype(np.float64) - others).max())
 
 
-def _random_sequences(spec: ModelSpec) -> list[dict[str, Floats]]:
+def _random_sequences(model: CheckpointModel) -> list[dict[str, Floats]]:
     """Sequences x (T, I), h (L·D, P), c (L·D, H) of numbers that a 32-bit float holds: both sides read the same."""
-    random = np.random.default_rng(0)
+    random, spec = np.random.default_rng(0), model.spec
     state_shapes = {"h": (spec.states, spec.state_size)}
     if spec.has_cell_state:
         state_shapes["c"] = (spec.states, spec.hidden_size)
     long = min(LONG, max(LENGTHS[0], LONG_FLOPS // spec.flops_per_step))
     sequences = [
         {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        for shapes in ({"x": (length, spec.input_size), **state_shapes} for length in (*LENGTHS, long, long))
+        for shapes in ({"x": (length, spec.in_features), **state_shapes} for length in (*LENGTHS, long, long))
     ]
     # Large and always the same: gates stay open or shut, and what a memory loses at each step adds up.
     sequences[-1]["x"][:] = 100 * sequences[-1]["x"][0]
+    for sequence in sequences:
+        x = sequence["x"]
+        if spec.num_embeddings:
+            ids = random.integers(spec.num_embeddings, size=x.shape)
+            x[:] = ids if sequence is not sequences[-1] else ids[0]
+        elif spec.front and spec.front[0].type == "scale" and not spec.front[0].option("inverse"):
+            mean, scale = (model.arrays[f"{spec.front[0].name}.{array}"].float().numpy() for array in ("mean", "scale"))
+            x[:] = x * scale + mean  # as large as what the model was made for
     return sequences
 
 
@@ -103,11 +166,14 @@ def _run(engine: Engine, sequences: Sequence[Mapping[str, Floats]]) -> list[dict
         result = {name: array.copy() for name, array in sequence.items() if name != "x"}
         states = {name: array[:, None] for name, array in result.items()}
         result["outputs"] = np.zeros((steps, spec.output_size), np.float32)
-        if spec.out_features:
+        if spec.out_features and spec.pooling == "none":
             result["predictions"] = np.zeros((steps, spec.out_features), np.float32)
         rows = Rows(sequence["x"], np.zeros(1, np.int64), np.array([steps]), **states)
         rows.outputs, rows.predictions = result["outputs"], result.get("predictions")
         batches.append(rows)
         results.append(result)
     engine.run(batches)  # writes states, outputs and predictions in place
+    if spec.pooling != "none":
+        for rows, result in zip(batches, results, strict=True):
+            result["predictions"] = engine.predict(pooled(spec, rows))
     return results

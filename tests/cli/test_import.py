@@ -55,7 +55,8 @@ def run_on(folder, spec, weights, *options, suffix=".pt", prefix="net."):
 @given(spec=specs(layers=2, size=5), suffix=st.sampled_from((".pt", ".safetensors", ".onnx")), seed=st.integers(0, 9))
 def test_every_model_comes_through(spec, suffix, seed):
     if suffix == ".onnx":
-        spec = replace(spec, proj_size=0)
+        stack = replace(spec, proj_size=0, head=())
+        spec = stack.with_linear_head(spec.out_features) if spec.out_features else stack
     weights = weights_of(spec, seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,7 +84,8 @@ def test_long_lists_are_cut(tmp_path):
     torch.save({"epoch": 1, "state_dict": model.state_dict()}, tmp_path / "model.pt")
     result = run(tmp_path / "model.pt", "--name", "m", "--models", tmp_path / "models")
     assert result.exit_code == 0
-    assert "ignored: state_dict.fc0.weight (1, 4), could be --head state_dict.fc0; " in result.stdout
+    assert "ignored: state_dict.fc0.weight (1, 4); " in result.stdout
+    assert 'by their widths more layers fit: --head "state_dict.fc0", ' in result.stdout
     assert "and 37 more" in result.stdout
     assert "and 12 more" in result.stdout
 
@@ -160,7 +162,7 @@ def test_chaotic_network_may_err_as_torch_does(tmp_path, monkeypatch):
         ),
         (["--name", "m", "--version", "01"], "--version: expected a whole number"),
         (["--name", "m", "--layer", "gru"], "--layer gru is not in the file; it has net"),
-        (["--name", "m", "--head", "decoder"], "--head decoder is not in the file; it has"),
+        (["--name", "m", "--nonlinearity", "relu", "--head", "decoder"], "--head decoder is not in the file; it has"),
         (["--name", "m", "--nonlinearity", "sigmoid"], "nonlinearity"),
         (["--name", "m"], r"say --nonlinearity tanh \(PyTorch's default\) or --nonlinearity relu"),
         ([], "name"),
@@ -180,7 +182,7 @@ def test_name_that_is_taken_says_what_to_do(tmp_path):
     assert run_on(tmp_path, plain, weights_of(plain)).exit_code == 0
     result = run_on(tmp_path, LSTM, weights_of(LSTM))
     assert result.exit_code == 2
-    assert f"choose another --name, or delete {tmp_path}/models/m first" in result.stderr
+    assert "--replace it, choose another --name, or remove it first: rnn-service remove m" in result.stderr
 
 
 def test_onnx_is_told_by_its_name_in_any_case(tmp_path):

@@ -98,7 +98,11 @@ def test_user_must_choose(arrays, options, reason):
         (LSTM | {"lstm.weight_hh_l0": np.zeros(16, np.float32)}, {}, r"has shape \(16,\); expected two dimensions"),
         (LSTM | {"lstm.weight_ih_l1": np.zeros((16, 5), np.float32)}, {}, r"lstm.weight_ih_l1 has shape \(16, 5\)"),
         (LSTM | {"lstm.bias_ih_l0": np.zeros(16, np.int8)}, {}, "lstm.bias_ih_l0 is int8; expected dense float32"),
-        (LSTM | {"fc.weight": np.zeros((2, 5), np.float32)}, {"head": "fc"}, r"fc.weight has shape \(2, 5\)"),
+        (
+            LSTM | {"fc.weight": np.zeros((2, 5), np.float32)},
+            {"head": "fc"},
+            "in_features is 5, .* before it is 8 wide",
+        ),
         (LSTM, {"file_bytes": 100}, r"claims shape \(16, 3\), more than the file holds"),
     ],
 )
@@ -120,9 +124,7 @@ class WeightDrop(torch.nn.Module):
     "wrap",
     [
         WeightDrop,
-        lambda layer: torch.nn.utils.weight_norm(layer, "weight_hh_l0"),
         lambda layer: torch.nn.utils.spectral_norm(layer, "weight_hh_l0"),
-        lambda layer: torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0"),
         lambda layer: torch.nn.utils.parametrizations.orthogonal(layer, "weight_hh_l0"),
         lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight_hh_l0", 0.5),
     ],
@@ -144,8 +146,12 @@ def test_ignored_tensors_are_listed():
     arrays = LSTM | {"embed.weight": np.zeros((9, 3), np.float32), "fc.weight": np.zeros((2, 8), np.float32)}
     found = find(arrays, others=["epoch"])
     assert found.sources["weight_hh_l1_reverse"] == "lstm.weight_hh_l1_reverse"
-    assert found.ignored == ["embed.weight (9, 3)", "fc.weight (2, 8), could be --head fc", "epoch"]
-    assert found.notes == ["--nonlinearity tanh was ignored: only an RNN has a choice of it"]
+    assert found.ignored == ["embed.weight (9, 3)", "fc.weight (2, 8)", "epoch"]
+    assert found.left_out == ["embed (embedding (9, 3))", "fc (linear (2, 8))"]
+    assert found.notes == [
+        "--nonlinearity tanh was ignored: only an RNN has a choice of it",
+        'by their widths more layers fit: --front "embed" --head "fc", with the activations between them',
+    ]
 
 
 def test_head_without_bias_gets_zeros():

@@ -1,7 +1,7 @@
 """Files that are checkpoints, and files that are not."""
 
 import argparse
-import os
+import datetime
 import random
 import zipfile
 from pathlib import PosixPath
@@ -71,55 +71,95 @@ def test_state_dict_in_dicts_and_lists(tmp_path, weights):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_protocol_is_named(tmp_path, weights, zipped):
-    with pytest.raises(CheckpointRefused, match=r"has pickle protocol 4, .* torch.save\(model.state_dict\(\)"):
-        read_torch(tmp_path, weights, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_pickle_protocol(tmp_path, weights, zipped, protocol):
+    content = {"net": weights, "words": {"ü": 1}, "sets": {1, 2}, "epoch": 2**70}
+    found = read_torch(tmp_path, content, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    assert found.others == ["words", "sets", "epoch"]
+    assert all(torch.equal(found.by_name[f"net.{name}"], weights[name]) for name in weights)
 
 
-@pytest.mark.filterwarnings("ignore")  # says that it is deprecated
-def test_quantized_weights_are_named(tmp_path):
-    quantized = torch.ao.quantization.quantize_dynamic(torch.nn.ModuleList([torch.nn.LSTM(3, 4)]), {torch.nn.LSTM})
-    with pytest.raises(CheckpointRefused, match="weights are quantized, and are needed as they were before"):
-        read_torch(tmp_path, quantized.state_dict())
+DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
 
 
-class MakeFolder:
-    """A pickle that makes a folder if it is loaded without restriction."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_nothing_is_executed(tmp_path):
-    with pytest.raises(CheckpointRefused, match=r"torch.save\(model.state_dict\(\)"):
-        read_torch(tmp_path, {"weight_ih_l0": MakeFolder(tmp_path / "executed")})
-    assert not (tmp_path / "executed").exists()
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_dtype_and_stride(tmp_path, zipped):
+    whole = torch.arange(24).reshape(4, 6)
+    tensors = {f"{dtype}": whole.to(dtype)[1:, ::2].T for dtype in DTYPES} | {"bool": whole > 3, "none": torch.zeros(0)}
+    tensors["parameter"] = torch.nn.Parameter(torch.ones(2))
+    found = read_torch(tmp_path, tensors, _use_new_zipfile_serialization=zipped)
+    assert all(torch.equal(found.by_name[name.replace("torch.", "torch.")], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (torch.nn.LSTM(3, 4), r"the Python object torch.nn.modules.rnn.LSTM, .* torch.save\(model.state_dict\(\)"),
-        ({"args": argparse.Namespace(lr=1), "model": {}}, "the Python object argparse.Namespace, and only tensors"),
-        ({"path": PosixPath("a"), "model": {}}, "the Python object pathlib.PosixPath, and only tensors"),
-        ({"loss": np.float64(1), "model": {}}, "the Python object numpy.*scalar, and only tensors"),
-        (torch.zeros(2), "holds a Tensor, not a state_dict"),
-        ([torch.zeros(2)], "holds a list, not a state_dict"),
-    ],
-)
-def test_refusal_says_how_to_export(tmp_path, content, reason):
-    with pytest.raises(CheckpointRefused, match=reason):
-        read_torch(tmp_path, content)
+class Ours(dict):
+    """As Lightning keeps hyper_parameters."""
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(7, 3)
+        self.rnn = torch.nn.RNN(3, 4, nonlinearity="relu", batch_first=True)
+        self.head = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.LeakyReLU(0.3), torch.nn.Linear(5, 2))
+
+    def forward(self, ids):
+        return self.head(self.rnn(self.embedding(ids))[0])
+
+
+def other_objects():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    return {
+        "args": argparse.Namespace(lr=1, path=PosixPath("a")),
+        "best": np.float64(1),
+        "history": np.zeros(3),
+        "loss": torch.nn.MSELoss(),
+        "hyper_parameters": Ours(width=3, device=torch.device("cpu"), dtype=torch.float32),
+        "optimizer": torch.optim.Adam([parameter]),
+        "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([parameter]), 1).state_dict(),
+        "when": datetime.datetime(2020, 1, 1),  # noqa: DTZ001
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_beside_objects(tmp_path, weights, zipped):
+    found = read_torch(tmp_path, other_objects() | {"net": weights}, _use_new_zipfile_serialization=zipped)
+    assert all(torch.equal(found.by_name[f"net.{name}"], weights[name]) for name in weights)
+    assert {"args", "best", "history", "hyper_parameters", "scheduler", "when"} <= set(found.others)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore")  # the old format says that it cannot find sources
+def test_whole_module_with_what_it_records(tmp_path, zipped):
+    net = Net()
+    found = read_torch(tmp_path, {"net": net, **other_objects()}, _use_new_zipfile_serialization=zipped)
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    assert all(torch.equal(found.by_name[name], state[name]) for name in state)
+    assert found.modules["net"].type == f"{Net.__module__}.Net"
+    assert found.modules["net.rnn"].options["nonlinearity"] == "relu"
+    assert found.modules["net.head.1"].options["negative_slope"] == 0.3
+    assert [name for name in found.modules if "head." in name] == [f"net.head.{i}" for i in range(3)]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_named(tmp_path):
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "model.pt")
-    with pytest.raises(CheckpointRefused, match="TorchScript archive"):
-        read_tensors(tmp_path / "model.pt")
+def test_torchscript_archive(tmp_path):
+    net = Net()
+    torch.jit.save(torch.jit.script(net), tmp_path / "model.pt")
+    found = read_tensors(tmp_path / "model.pt")
+    assert {name: tensor.tolist() for name, tensor in found.by_name.items()} == {
+        name: tensor.tolist() for name, tensor in net.state_dict().items()
+    }
+    assert found.others == []
+    assert found.modules["rnn"].options["nonlinearity"] == "relu"
+
+
+def test_policy_of_stable_baselines(tmp_path, weights):
+    torch.save(weights, tmp_path / "policy.pth")
+    with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+        archive.writestr("data", "{}")
+        archive.write(tmp_path / "policy.pth", "policy.pth")
+        archive.write(tmp_path / "policy.pth", "policy.optimizer.pth")
+    found = read_tensors(tmp_path / "agent.zip")
+    assert all(torch.equal(found.by_name[name], weights[name]) for name in weights)
 
 
 def test_every_truncation_is_one_sentence(tmp_path, content):

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
-from service.spec import ModelSpec
+from service.spec import ChainLayer, ModelSpec
 
 Numbers = NDArray[np.floating[Any]]
 Precision = type[np.floating[Any]]
 
 Arrays = Mapping[str, Numbers]
-"""One sequence by name. To run: x (T, I), h (L·D, P), and c (L·D, H) for an LSTM. Results: outputs (T, D·P), the final
-h and c, and predictions (T, O), or (1, O) of the last step, with a head."""
+"""One sequence by name. To run: x (T, I), token ids (T, 1), h (L·D, P), and c (L·D, H) for an LSTM. Results: outputs
+(T, D·P), the final h and c, and with a head predictions (T, O), or (1, O) of a model that pools or of the last step."""
 
 Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 """Runs sequences through the checkpoint's own arrays."""
@@ -26,10 +27,12 @@ Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
 
 @dataclass(frozen=True, slots=True)
 class CheckpointModel:
-    """A recurrent layer of a checkpoint, with its head if one was asked for.
+    """A recurrent layer of a checkpoint, with the front, pooling and head that were found or asked for.
 
-    arrays have the names and shapes of `spec.weight_shapes()` and the file's own dtypes; sources says what each is
-    called in the file. layer is "" where the names of its arrays have no prefix; ignored and notes are for people.
+    arrays have the names and shapes of `spec.weight_shapes()`, of layers' `optional_shapes` where the file has these,
+    and may hold h0 (L·D, P) and c0 (L·D, H); sources says what each is called in the file. layer is "" where the names
+    of its arrays have no prefix; ignored and notes are for people. left_out names layers of the file that may belong
+    to the network and that the model does not have: it is not called verified without them.
     """
 
     layer: str
@@ -40,31 +43,72 @@ class CheckpointModel:
     reference_name: str
     ignored: list[str]
     notes: list[str]
+    left_out: Sequence[str] = ()
 
 
 def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor]) -> tuple[Reference, str]:
-    """`torch.nn.RNN`, `GRU` or `LSTM` with the head as a reference, and its name."""
+    """`torch.nn.RNN`, `GRU` or `LSTM` with front, pooling and head as a reference, and its name."""
     make: Any = getattr(torch.nn, spec.kind.upper())
     options: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
     if spec.proj_size:
         options["proj_size"] = spec.proj_size
-    own = {name: array for name, array in arrays.items() if not name.startswith("head.")}
 
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
         dtype = torch.from_numpy(np.zeros(1, precision)).dtype
         sizes = (spec.input_size, spec.hidden_size, spec.num_layers)
         module = make(*sizes, bias=spec.bias, bidirectional=spec.bidirectional, **options).to(dtype)
-        module.load_state_dict(own)
-        head = [arrays[name].to(dtype) for name in ("head.weight", "head.bias") if name in arrays]
+        module.load_state_dict({name: arrays[name] for name in spec.stack_shapes()})
+        own = {name: array.to(dtype) for name, array in arrays.items()}
         results: list[Arrays] = []
         for sequence in sequences:
             x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
             with torch.no_grad():
-                outputs, state = module(x, (h, *c) if c else h)
+                outputs, state = module(run_chain(spec.front, own, x), (h, *c) if c else h)
                 tensors = {"outputs": outputs, **dict(zip(("h", "c"), state if c else (state,), strict=False))}
-                if head:
-                    tensors["predictions"] = torch.nn.functional.linear(outputs, *head)
+                if spec.head:
+                    tensors["predictions"] = run_chain(spec.head, own, _pooled(spec, outputs, tensors["h"]))
             results.append({name: tensor.numpy() for name, tensor in tensors.items()})
         return results
 
     return run, f"torch.nn.{make.__name__}"
+
+
+def _pooled(spec: ModelSpec, outputs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """What the head reads: outputs (T, D·P) as they are, or one vector (1, D·P) of them all."""
+    match spec.pooling:
+        case "last":
+            return outputs[-1:]
+        case "final":
+            return h[-spec.directions :].reshape(1, -1)
+        case "mean":
+            return outputs.mean(0, keepdim=True)
+        case "max":
+            return outputs.amax(0, keepdim=True)
+    return outputs
+
+
+def run_chain(layers: Sequence[ChainLayer], arrays: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Numbers (N, F) through layers of front or head."""
+    for layer in layers:
+        own = {name.removeprefix(f"{layer.name}."): array for name, array in arrays.items()}
+        x = _FUNCTIONS.get(layer.type, _elementwise(layer.type))(x, own, dict(layer.options))
+    return x
+
+
+def _elementwise(name: str) -> Callable[..., torch.Tensor]:
+    return lambda x, _, options: getattr(F, name, torch.exp)(x, **options)
+
+
+_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "embedding": lambda x, of, _: of["weight"][x[..., 0].long()],
+    "linear": lambda x, of, _: F.linear(x, of["weight"], of.get("bias")),
+    "layer_norm": lambda x, of, o: F.layer_norm(x, x.shape[-1:], of.get("weight"), of.get("bias"), **o),
+    "batch_norm": lambda x, of, o: F.batch_norm(
+        x, of["running_mean"], of["running_var"], of.get("weight"), of.get("bias"), **o
+    ),
+    "scale": lambda x, of, o: x * of["scale"] + of["mean"] if o["inverse"] else (x - of["mean"]) / of["scale"],
+    "softmax": lambda x, *_: F.softmax(x, -1),
+    "log_softmax": lambda x, *_: F.log_softmax(x, -1),
+    "normalize": lambda x, _, o: F.normalize(x, dim=-1, **o),
+    "dropout": lambda x, *_: x,
+}

@@ -2,73 +2,131 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
+from service.models.importing.chains import Chain, file_layers, read_chain, suggested
 from service.models.importing.model import CheckpointModel, torch_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose
 from service.models.importing.tensors import Tensors, check_tensor
-from service.spec import GATES, ModelSpec, Nonlinearity
+from service.spec import GATES, ModelSpec, Nonlinearity, Pooling
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")
 # Endings of what a weight is computed from at each call, and what makes layer store the weight itself.
 _FOLDED = {
-    "_g": "torch.nn.utils.remove_weight_norm(layer, '{0}')",
     "_raw": "layer.module.{0} = torch.nn.Parameter(layer.{0}_raw)",
     "_mask": "torch.nn.utils.prune.remove(layer, '{0}')",
     "_u": "torch.nn.utils.remove_spectral_norm(layer, '{0}')",
     ".original": "torch.nn.utils.parametrize.remove_parametrizations(layer, '{0}')",
 }
-_PARTS = re.compile(r"(.*?)(?:parametrizations\.)?(weight_[hir]+\w*?)(_g|_raw|_mask|_u|\.original0?)")
+_PARTS = re.compile(r"(.*?)(?:parametrizations\.)?(weight\w*?)(_raw|_mask|_u|\.original)")
+_NORMED = re.compile(r"(.*?)(?:parametrizations\.)?(weight\w*?)(_g|\.original0)")
 _TOP = "."  # how --layer names the layer whose arrays have no prefix
 
 
-def model_from_tensors(
-    tensors: Tensors, *, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None, file_bytes: int
+def model_from_tensors(  # each is an option of the command
+    tensors: Tensors,
+    *,
+    layer: str | None,
+    nonlinearity: Nonlinearity | None,
+    head: str | None,
+    file_bytes: int,
+    front: str | None = None,
+    pooling: Pooling = "none",
 ) -> CheckpointModel:
-    """The recurrent layer that is meant, with its head.
+    """The recurrent layer that is meant, with its front, pooling and head.
 
-    layer is the prefix of its names (`encoder.lstm`, or any ending of it), head that of a linear layer over its
-    outputs; nonlinearity is needed for an RNN. Raises CheckpointRefused, or ChoiceNeeded.
+    layer is the prefix of its names (`encoder.lstm`, or any ending of it), front and head are as in `chains`;
+    nonlinearity is needed for an RNN. Raises CheckpointRefused, or ChoiceNeeded.
     """
-    layers = _layers(tensors.by_name)
+    by_name, notes = _normed(tensors.by_name, file_bytes)
+    tensors = replace(tensors, by_name=by_name)
+    layers = _layers(by_name)
     if not layers:
-        _refuse_parts(tensors.by_name, None)
+        _refuse_parts(by_name, None)
+        _refuse_quantized(tensors)
         raise CheckpointRefused(
-            f"no recurrent layer: none of the file's {len(tensors.by_name)} tensors is called weight_ih_l0 "
+            f"no recurrent layer: none of the file's {len(by_name)} tensors is called weight_ih_l0 "
             "(RNN, GRU, LSTM) or weight_ih (RNNCell, GRUCell, LSTMCell), with or without a prefix"
         )
     name = choose(list(layers), layer, option="--layer", what="recurrent layer")
     prefix = "" if name == _TOP else f"{name}."
-    _refuse_parts(tensors.by_name, prefix)
+    _refuse_parts(by_name, prefix)
+    recorded = tensors.modules[name].options if name in tensors.modules else {}
     cell = not any("_l" in array for array in layers[name])
     sources = {f"{array}_l0" if cell else array: f"{prefix}{array}" for array in layers[name]}
-    if head is not None:
-        sources |= _head_sources(tensors.by_name, head)
-    for source in sources.values():
-        check_tensor(source, tensors.by_name[source], file_bytes)
-    arrays = {array: tensors.by_name[source] for array, source in sources.items()}
-    spec = _infer_spec(arrays, name, nonlinearity)
-    notes = []
-    if head is not None and "head.bias" not in arrays:
-        arrays["head.bias"] = torch.zeros(arrays["head.weight"].shape[0])
-        notes.append(f"--head {head} has no bias; zeros were written")
+    arrays = {array: by_name[source] for array, source in sources.items()}
+    spec = _infer_spec(arrays, name, recorded.get("nonlinearity", nonlinearity))
+    if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
+        raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
     if nonlinearity and spec.kind != "rnn":
         notes.append(f"--nonlinearity {nonlinearity} was ignored: only an RNN has a choice of it")
+    if recorded.get("batch_first") is False and not cell:
+        notes.append(f"{name} has batch_first False: requests are batch first, or say batch_first false")
+    if pooling != "none" and head is None:
+        raise ChoiceNeeded(f"--pooling {pooling} says what a head reads: name its layers with --head")
+    spec = replace(spec, pooling=pooling)
+    others = file_layers(tensors, spec.input_size)
+    before = read_chain("front", front, others, spec) if front else Chain()
+    after = read_chain("head", head, others, spec) if head else Chain()
+    spec = replace(spec, front=before.layers, head=after.layers)
+    arrays |= before.arrays | after.arrays
+    sources |= before.sources | after.sources
+    for array, source in sources.items():
+        _refuse_parts(by_name, f"{source.rpartition('.')[0]}.")
+        check_tensor(source, arrays[array], file_bytes if source in by_name else arrays[array].nbytes)
+    if "head.weight" in arrays and "head.bias" not in arrays:
+        arrays["head.bias"] = torch.zeros(arrays["head.weight"].shape[0])
+        notes.append(f"--head {head} has no bias; zeros were written")
     _check(spec, arrays, sources)
     used = set(sources.values())
-    unused = [_described(other, tensor, spec) for other, tensor in tensors.by_name.items() if other not in used]
+    left_out = [str(other) for other in others.values() if other.arrays and not _used(other.name, used)]
+    left_out += [f"{other} (recurrent)" for other in layers if other != name]
+    if options := suggested(others, spec):
+        notes.append(f"by their widths more layers fit: {' '.join(options)}, with the activations between them")
     reference, reference_name = torch_reference(spec, arrays)
     return CheckpointModel(
         layer="" if name == _TOP else name,
         spec=spec,
-        arrays={array: arrays[array] for array in spec.weight_shapes()},
+        arrays=arrays,
         sources=sources,
         reference=reference,
         reference_name=reference_name,
-        ignored=unused + tensors.others,
+        ignored=[f"{other} {tuple(tensor.shape)}" for other, tensor in by_name.items() if other not in used]
+        + tensors.others,
         notes=notes,
+        left_out=left_out,
     )
+
+
+def _used(layer: str, sources: Iterable[str]) -> bool:
+    return any(source.rpartition(".")[0] == layer for source in sources)
+
+
+def _normed(tensors: Mapping[str, torch.Tensor], file_bytes: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors with weight norm folded, g·v/‖v‖ in float64, in either form of PyTorch; and notes of it."""
+    folded, notes = dict(tensors), []
+    for name, g in tensors.items():
+        if parts := _NORMED.fullmatch(name):
+            other = name.removesuffix(parts[3]) + {"_g": "_v", ".original0": ".original1"}[parts[3]]
+            v = tensors.get(other)
+            if v is None or g.dim() not in (0, v.dim()):
+                continue
+            check_tensor(name, g, file_bytes)
+            check_tensor(other, v, file_bytes)
+            axes = [axis for axis in range(v.dim()) if not g.dim() or g.shape[axis] == 1]
+            del folded[name], folded[other]
+            folded[f"{parts[1]}{parts[2]}"] = v.double() * (g.double() / v.double().norm(dim=axes, keepdim=True))
+            notes.append(f"{parts[1]}{parts[2]} is g·v/‖v‖ of its weight norm")
+    return folded, notes
+
+
+def _refuse_quantized(tensors: Tensors) -> None:
+    for name in [*tensors.others, *(f"{name} {module.type}" for name, module in tensors.modules.items())]:
+        if "_all_weight_values" in name or ".quantized." in name:
+            layer = name.split("._all")[0].split(" ")[0]
+            raise CheckpointRefused(f"layer {layer} is quantized; import the model as it was before quantization")
 
 
 def _layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -84,17 +142,9 @@ def _layers(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
 def _refuse_parts(names: Iterable[str], prefix: str | None) -> None:
     """Raises CheckpointRefused where a layer computes a weight from others: what is under its name may be old."""
     for parts in filter(None, map(_PARTS.fullmatch, names)):
-        if prefix in (None, parts[1], f"{parts[1]}module."):
-            how = _FOLDED[parts[3].removesuffix("0")].format(parts[2])
+        if prefix in (parts[1], f"{parts[1]}module.") or (prefix is None and "weight_" in parts[2]):
+            how = _FOLDED[parts[3]].format(parts[2])
             raise CheckpointRefused(f"{parts[2]} is computed from {parts[0]} at each call; in Python, store it: {how}")
-
-
-def _head_sources(tensors: Mapping[str, torch.Tensor], head: str) -> dict[str, str]:
-    matrices = [name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.dim() == 2]
-    linear = [name.removesuffix(".weight") for name in matrices]
-    chosen = choose(linear, head.removesuffix(".weight"), option="--head", what="linear layer")
-    sources = {f"head.{array}": f"{chosen}.{array}" for array in ("weight", "bias")}
-    return {array: source for array, source in sources.items() if source in tensors}
 
 
 def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Nonlinearity | None) -> ModelSpec:
@@ -113,7 +163,7 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
             "say --nonlinearity tanh (PyTorch's default) or --nonlinearity relu"
         )
     indexed = [match for match in map(_ARRAY.fullmatch, arrays) if match and match[1]]
-    spec = ModelSpec(
+    return ModelSpec(
         kind=kind,
         input_size=ih.shape[1],
         hidden_size=hidden,
@@ -123,7 +173,6 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
         bidirectional=any(match[2] for match in indexed),
         proj_size=projection.shape[0] if projection is not None else 0,
     )
-    return spec.with_linear_head(arrays["head.weight"].shape[0]) if "head.weight" in arrays else spec
 
 
 def _matrix(arrays: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -136,6 +185,9 @@ def _matrix(arrays: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
 
 def _check(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> None:
     expected = spec.weight_shapes()
+    for layer in (*spec.front, *spec.head):
+        for optional in layer.optional_shapes:
+            expected |= {array: shape for array, shape in optional.items() if array in arrays}
     what = f"{'bidirectional ' if spec.bidirectional else ''}{spec.kind} of {spec.num_layers} layers"
     for name in [*expected, *arrays]:
         if name not in arrays:
@@ -147,9 +199,3 @@ def _check(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], sources: Mapping
                 f"{sources[name]} has shape {tuple(arrays[name].shape)}; a {what} with input_size {spec.input_size}, "
                 f"hidden_size {spec.hidden_size} needs {expected[name]}"
             )
-
-
-def _described(name: str, tensor: torch.Tensor, spec: ModelSpec) -> str:
-    fits = name.endswith(".weight") and tensor.dim() == 2 and tensor.shape[1] == spec.output_size
-    hint = f", could be --head {name.removesuffix('.weight')}" if fits and not spec.out_features else ""
-    return f"{name} {tuple(tensor.shape)}{hint}"

@@ -1,49 +1,56 @@
-"""Checkpoint files to tensors by name: safetensors, and all others through torch's restricted unpickler.
+"""Checkpoint files to tensors by name: safetensors, and files of torch.save.
 
 The files are untrusted: nothing in them is executed, and every error of a parser becomes a CheckpointRefused.
 """
 
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from service.models.importing.pickles import Record
 from service.models.importing.refusal import CheckpointRefused, refusing
+from service.models.importing.torch_files import TorchFile, read_torch_file
 
 MAX_ENTRIES = 100_000
-_EXPORT = (
-    "in the program that made it, save the weights alone: torch.save(model.state_dict(), 'weights.pt'), "
-    "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-)
+MAX_DEPTH = 64
+_PARTS = ("_parameters", "_buffers", "_modules")  # of a module, where its arrays and its modules are
+_SCRIPTED = "__torch__."  # what the classes of TorchScript's modules begin with
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What a file with a whole module says of it: its class and the numbers and texts that it was made with."""
+
+    type: str
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """The tensors of a file by name, names of nested dicts joined by dots, and the names of all other entries."""
+    """The tensors of a file by name, names of nested dicts joined by dots, and the names of all other entries.
+
+    modules are those of a file that holds whole modules, in its order.
+    """
 
     by_name: Mapping[str, torch.Tensor]
     others: list[str]
+    modules: Mapping[str, Module] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> Tensors:
     """Raises CheckpointRefused."""
-    loaded = _load(path)
-    if not isinstance(loaded, Mapping):
-        raise CheckpointRefused(f"the file holds a {type(loaded).__name__}, not a state_dict; {_EXPORT}")
-    with refusing("the file's dicts cannot be read"):
-        entries = list(islice(_flattened(loaded, "", set()), MAX_ENTRIES + 1))
-    if len(entries) > MAX_ENTRIES:
-        raise CheckpointRefused(f"the file has more than {MAX_ENTRIES} entries")
-    by_name = {name: value.detach() for name, value in entries if isinstance(value, torch.Tensor)}
-    return Tensors(by_name, [name for name, value in entries if not isinstance(value, torch.Tensor)])
+    with refusing("the file is not a safetensors file"), path.open("rb") as opened:
+        if opened.read(9)[8:] == b"{":  # the length of a header in JSON stands before it
+            with safe_open(path, framework="pt") as file:
+                return Tensors({name: file.get_tensor(name) for name in file.keys()}, [])  # noqa: SIM118  # no mapping
+    with refusing("the file is not a PyTorch checkpoint, nor safetensors, or is damaged"):
+        walk = _Walk(read_torch_file(path))
+        walk.visit("", walk.file.content, MAX_DEPTH)
+    return Tensors(walk.by_name, walk.others, walk.modules)
 
 
 def check_tensor(name: str, tensor: torch.Tensor, file_bytes: int) -> None:
@@ -57,57 +64,54 @@ def check_tensor(name: str, tensor: torch.Tensor, file_bytes: int) -> None:
         raise CheckpointRefused(f"{name} claims shape {tuple(tensor.shape)}, more than the file holds")
 
 
-def _load(path: Path) -> Any:
-    with refusing("the file is not a safetensors file"), path.open("rb") as opened:
-        if opened.read(9)[8:] == b"{":  # the length of a header in JSON stands before it
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    what = "the file is not a PyTorch checkpoint, nor safetensors, or is damaged"
-    with refusing(what), warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            _check_archive(path)
-        try:
-            # Only the zip format can be mapped; a mapped tensor is read when it is used.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        except pickle.UnpicklingError as error:
-            # torch's own message advises to load the file without protection; that advice is not passed on.
-            said = f"{error}{[str(warning.message) for warning in warned]}"
-            if "torch.ScriptObject" in said:
-                what = "the file's weights are quantized, and are needed as they were before"
-            elif found := re.search(r"Unsupported (?:global: GLOBAL|class) (\S{1,120})", said):
-                what = f"the file holds the Python object {found[1]}, and only tensors, numbers and text are read"
-            elif found := re.search(r"Detected pickle protocol (\d+)", said):
-                what = f"the file has pickle protocol {found[1]}, and only PyTorch's own, 2, is read"
-            raise CheckpointRefused(f"{what}; {_EXPORT}") from None
+class _Walk:
+    """Collects what is in a file: tensors, modules, and one name for each part that has neither."""
+
+    def __init__(self, file: TorchFile) -> None:
+        self.file = file
+        self.by_name: dict[str, torch.Tensor] = {}
+        self.modules: dict[str, Module] = {}
+        self.others: list[str] = []
+        self._seen: set[int] = set()
+        self._left = MAX_ENTRIES
+
+    def visit(self, name: str, value: Any, depth: int) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise CheckpointRefused(f"the file has more than {MAX_ENTRIES} entries")
+        tensor = self.file.tensor(value)
+        if tensor is not None:
+            self.by_name[name] = tensor
+            return
+        found, listed = (len(self.by_name), len(self.modules)), len(self.others)
+        if depth and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._note_module(name, value)
+            for key, child in _children(value):
+                self.visit(f"{name}.{key}" if name else str(key), child, depth - 1)
+        if (len(self.by_name), len(self.modules)) == found and name:
+            self.others[listed:] = [name]
+
+    def _note_module(self, name: str, value: Any) -> None:
+        scripted = isinstance(value, Record) and value.name.startswith(_SCRIPTED)
+        if isinstance(value, Record) and isinstance(value.state, dict) and (scripted or "_modules" in value.state):
+            options = {key: option for key, option in value.state.items() if isinstance(option, (int, float, str))}
+            self.modules[name] = Module(value.name, options)
 
 
-def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise CheckpointRefused(
-            "the file is a TorchScript archive, which holds code; load it in Python with torch.jit.load "
-            "and save its state_dict: torch.save(model.state_dict(), 'weights.pt')"
-        )
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointRefused("the file is a compressed zip archive; torch.save does not compress its checkpoints")
-
-
-def _flattened(nested: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The entries of a dict or list, those of dicts and lists in it that may hold weights in their place, once each."""
-    for key, value in nested.items() if isinstance(nested, Mapping) else enumerate(nested):
-        if _holds_arrays(value) and id(value) not in seen:
-            seen.add(id(value))
-            yield from _flattened(value, f"{prefix}{key}.", seen)
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _holds_arrays(value: Any) -> bool:
-    """Whether it may be a state_dict or hold one; an optimizer's state, keyed by numbers, does not."""
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(entry, (torch.Tensor, Mapping)) for entry in value)
-    entries = [entry for key, entry in value.items() if isinstance(key, str)] if isinstance(value, Mapping) else []
-    return _holds_arrays(entries) or any(isinstance(entry, list) and _holds_arrays(entry) for entry in entries)
+def _children(value: Any) -> Iterable[tuple[str | int, Any]]:
+    """What may hold weights; not an optimizer's state, which is keyed by numbers."""
+    if isinstance(value, Record):
+        state = value.state if isinstance(value.state, dict) else {}
+        if "_modules" in state:
+            state = {
+                key: child for part in _PARTS if isinstance(state.get(part), dict) for key, child in state[part].items()
+            }
+        elif value.name.startswith(_SCRIPTED):
+            state = {key: child for key, child in state.items() if isinstance(child, Record) and str(key)[:1] != "_"}
+        value = state | value.entries
+    if isinstance(value, dict):
+        return [(key, child) for key, child in value.items() if isinstance(key, str)]
+    if isinstance(value, (list, tuple)) and any(isinstance(entry, (dict, list, Record)) for entry in value):
+        return list(enumerate(value))
+    return ()

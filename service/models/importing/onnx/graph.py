@@ -1,7 +1,9 @@
 """An ONNX graph as an import reads it: which node makes which value, and what follows from values that are known."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,15 @@ MOVING = (
     *("Slice", "Split", "Concat", "Gather", "ReverseSequence"),
 )
 # Operators that they compute sizes with.
-_SIZING = ("Shape", "Size", "ConstantOfShape", "Expand", "Tile", "Add", "Sub", "Mul", "Div", "Where", "Equal")
+_SIZING = ("Shape", "Size")
+_FILLING = ("ConstantOfShape", "Expand", "Tile")
+# Operators that they write the layers of front and head with, and pooling.
+_NUMBER_BY_NUMBER = ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Pow", "Max")
+_LAYERS = (
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Erf", "Sigmoid", "Swish", "Tanh", "Softplus", "Exp", "Neg", "Sqrt"),
+    *("Gemm", "MatMul", "LayerNormalization", "BatchNormalization", "LpNormalization", "Softmax", "LogSoftmax", "Clip"),
+    *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "GlobalAveragePool", "GlobalMaxPool", "Reciprocal"),
+)
 _MAX_VALUES = 2**26
 _MAX_DECLARED = 2**24
 
@@ -46,7 +56,7 @@ class Graph:
     shapes: dict[str, list[int]]
     open_sizes: set[int]
     max_values: float
-    operators: tuple[str, ...] = (*MOVING, *_SIZING)
+    operators: tuple[str, ...] = (*MOVING, *_SIZING, *_FILLING, *_NUMBER_BY_NUMBER, *_LAYERS)
 
     @classmethod
     def read(cls, path: Path) -> "Graph":
@@ -57,10 +67,14 @@ class Graph:
         producers = {output: node for node in nodes for output in node.output if output}
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         shapes: dict[str, list[int]] = {}
-        sizes: dict[str, int] = {}  # unlike each other, so that no axis passes for another
-        for value in (*model.graph.value_info, *model.graph.input):
+        values = (*model.graph.value_info, *model.graph.input)
+        declared = {axis.dim_value for value in values for axis in value.type.tensor_type.shape.dim}
+        # Unlike each other and those that are declared, so that no axis passes for another.
+        free = (size for size in itertools.count(5, 2) if size not in declared)
+        sizes: dict[str, int] = defaultdict(lambda: next(free))
+        for value in values:
             shape = [
-                axis.dim_value or sizes.setdefault(axis.dim_param or f"{value.name} {place}", 23 + 2 * len(sizes))
+                axis.dim_value or sizes[axis.dim_param or f"{value.name} {place}"]
                 for place, axis in enumerate(value.type.tensor_type.shape.dim)
             ]
             if shape and 0 < math.prod(shape) <= _MAX_DECLARED and value.name not in initializers:
@@ -87,9 +101,9 @@ class Graph:
                 arrays = {value: self.value(value, known) for value in node.input if value}
                 feed = {value: array for value, array in arrays.items() if array is not None}
                 held = sum(array.size for array in known.values() if array is not None)
-                if len(feed) == len(arrays) and held + _most_values(node, list(feed.values())) <= self.max_values:
-                    outputs = [output for output in node.output if output]
-                    with suppress(Exception):  # anything can be wrong with a node of an untrusted file
+                with suppress(Exception):  # anything can be wrong with a node of an untrusted file
+                    if len(feed) == len(arrays) and held + _most_values(node, list(feed.values())) <= self.max_values:
+                        outputs = [output for output in node.output if output]
                         known.update(zip(outputs, run_nodes(self.model, [node], feed, outputs), strict=True))
         return known[name]
 
@@ -101,6 +115,25 @@ class Graph:
                 break
             name = node.input[0]
         return name
+
+    def upstream(self, targets: Collection[str], sources: Collection[str]) -> list[Node]:
+        """The nodes by which targets follow from sources and from all else, first ones first."""
+        needed, nodes = set(targets), list[Node]()
+        for node in reversed(self.model.graph.node):
+            if needed.intersection(node.output) and not set(sources).intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        return nodes[::-1]
+
+    def between(self, sources: Collection[str], target: str) -> list[Node]:
+        """Those of them that numbers of sources pass, not only their shapes."""
+        reached, nodes = set(sources), list[Node]()
+        for node in self.upstream([target], sources):
+            inside = any(attribute.type == attribute.GRAPH for attribute in node.attribute)  # it may read any value
+            if node.op_type not in _SIZING and (inside or reached.intersection(node.input)):
+                reached.update(node.output)
+                nodes.append(node)
+        return nodes
 
     def inputs(self, sizes: Mapping[int, int] | None = None) -> Known:
         """Random numbers, or zeros of whole numbers, in the shapes of the graph's inputs; sizes replace open ones."""
@@ -116,11 +149,15 @@ class Graph:
 def _most_values(node: Node, arrays: list[Numbers]) -> float:
     """At least as many values as a node makes of its inputs."""
     sizes = [float(array.size) for array in arrays]
-    if node.op_type in MOVING and node.op_type != "Gather":
-        return sum(sizes)
-    if node.op_type in ("ConstantOfShape", "Expand", "Tile"):
-        sizes[-1:] = (abs(float(size)) for size in np.ravel(arrays[-1]))
-    return math.prod(sizes)
+    if node.op_type in _FILLING:
+        return math.prod(sizes[:-1]) * math.prod(abs(float(size)) for size in np.ravel(arrays[-1]))
+    if node.op_type == "Gather":
+        return sizes[1] * sizes[0] / float(max(1, arrays[0].shape[attributes(node).get("axis", 0)]))
+    if node.op_type in ("Gemm", "MatMul"):
+        return math.prod(array.size / float(max(1, min(array.shape[-2:]))) for array in arrays[:2])
+    if node.op_type in _NUMBER_BY_NUMBER:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
+    return sum(sizes)
 
 
 def attributes(node: Node) -> dict[str, Any]:
@@ -145,7 +182,8 @@ def run_nodes(model: Any, nodes: list[Node], feed: dict[str, Any], outputs: list
     }
     graph = helper.make_graph(nodes, "part", [untyped[name] for name in feed], [untyped[name] for name in outputs])
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return list(ReferenceEvaluator(part, new_ops=[RNN]).run(outputs, feed))
+    with np.errstate(all="ignore"):
+        return list(ReferenceEvaluator(part, new_ops=[RNN]).run(outputs, feed))
 
 
 class RNN(RNN_14):

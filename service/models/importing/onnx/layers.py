@@ -120,7 +120,8 @@ def read_layer(graph: Graph, node: Node) -> OnnxLayer:
 def _refuse_options(kind: Kind, node: Node, given: dict[str, Any]) -> None:
     if kind == "gru" and not given.get("linear_before_reset", 0):
         raise CheckpointRefused(
-            "linear_before_reset is 0: the reset gate applies before the recurrent product, in PyTorch's GRU after it"
+            "linear_before_reset is 0: the reset gate applies before the recurrent product, in PyTorch's GRU after it; "
+            "PyTorch's dynamo exporter leaves it out by mistake (microsoft/onnxscript#2852): import the .pt instead"
         )
     if kind == "lstm" and node_input(node, 7):
         raise CheckpointRefused("it has peepholes (input P), which PyTorch's LSTM does not have")
@@ -175,7 +176,8 @@ def stacks(graph: Graph, layers: list[OnnxLayer]) -> tuple[list[list[OnnxLayer]]
         x = graph.value(layer.nodes[0].input[0], dict(known))
         x = layer.turned(x, back=True) if x is not None and x.ndim == 3 else None
         below = None
-        if x is not None and "computed" not in initial_states(graph, layer, known).values():
+        computed = any(state is None for state in initial_states(graph, layer, known).values())
+        if x is not None and not computed:
             tops = (stack for stack in grouped if stack[-1].common == layer.common)
             below = next((stack for stack in tops if np.array_equal(x, stack[-1].outputs(known))), None)
         if below is None:
@@ -205,15 +207,27 @@ def _paired(graph: Graph, layers: list[OnnxLayer]) -> list[OnnxLayer]:
     return list(by_output.values())
 
 
-def initial_states(graph: Graph, layer: OnnxLayer, known: Known) -> dict[str, str]:
-    """h0 and c0, where they are neither zeros nor inputs of the graph, with "stored" or "computed"."""
+def initial_states(graph: Graph, layer: OnnxLayer, known: Known) -> dict[str, Numbers | None]:
+    """h0 and c0 (D, H) where they are neither zeros nor inputs of the graph; None for what the graph computes."""
     changed = {name: -2 * array if array is not None else None for name, array in known.items()}
-    given = [known[value.name] for value in graph.model.graph.input if value.name in known]
-    found: dict[str, str] = {}
-    for letter, name in ((letter, node_input(node, place)) for node in layer.nodes for place, letter in _STATES):
-        state, other = (graph.value(name, dict(values)) if name else np.zeros(1) for values in (known, changed))
-        if state is not None and other is not None and np.array_equal(state, other):
-            found |= {letter: "stored"} if np.any(state) else {}
-        elif state is None or not any(array is not None and np.isin(state, array).all() for array in given):
-            found[letter] = "computed"
+    inputs = (known.get(value.name) for value in graph.model.graph.input)
+    given = [array for array in inputs if array is not None]
+    found: dict[str, Numbers | None] = {}
+    zeros = np.zeros((layer.directions // len(layer.nodes), layer.hidden_size), layer.w.dtype)
+    for place, letter in _STATES:
+        parts: list[Numbers | None] = []
+        for name in (node_input(node, place) for node in layer.nodes):
+            state, other = (graph.value(name, dict(values)) if name else None for values in (known, changed))
+            if state is not None and other is not None and np.array_equal(state, other):
+                rows = layer.turned(state, back=True)
+                parts.append(rows[:, 0] if (rows == rows[:, :1]).all() else None)
+            elif not name or (state is not None and any(np.isin(state, array).all() for array in given)):
+                parts.append(zeros)  # or the state that a request sends
+            else:
+                parts.append(None)
+        states = [part for part in parts if part is not None]
+        if len(states) < len(parts):
+            found[letter] = None
+        elif np.any(states):
+            found[letter] = np.concatenate(states)
     return found

@@ -1,28 +1,30 @@
-"""The model in an ONNX file: PyTorch's arrays of its nodes, and the nodes in `onnx.reference` as its reference."""
+"""The model in an ONNX file: PyTorch's arrays of its nodes, and the graph in `onnx.reference` as its reference."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from service.models.importing.model import Arrays, CheckpointModel, Numbers, Precision, Reference
+from service.models.chain import LayerConfig, chain
+from service.models.importing.model import CheckpointModel, Numbers
+from service.models.importing.onnx.chain import Chain, find_front, find_head
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
-from service.models.importing.onnx.head import OnnxHead, find_head, reads_last_step
 from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, initial_states, node_name, read_layer, stacks
+from service.models.importing.onnx.reference import graph_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
-from service.spec import ModelSpec, Nonlinearity
+from service.spec import ChainLayer, ModelSpec, Nonlinearity
 
 
 @refusing("the file's graph makes no sense")
 def model_from_onnx(
     path: Path, *, layer: str | None, nonlinearity: Nonlinearity | None, head: str | None
 ) -> CheckpointModel:
-    """The RNN, GRU or LSTM that is meant; nodes that feed each other are one stack.
+    """The RNN, GRU or LSTM that is meant, and what the graph computes before and after it.
 
-    layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`). Raises CheckpointRefused, or ChoiceNeeded.
+    Nodes that feed each other are one stack. layer is a node's name or a part of its path (`lstm` for `/lstm/LSTM`),
+    head the linear layer at which the head ends, or an output. Raises CheckpointRefused, or ChoiceNeeded.
     """
     graph = Graph.read(path)
     stack, known = _choose_stack(graph, layer)
@@ -38,44 +40,96 @@ def model_from_onnx(
     )
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
-    arrays: dict[str, Numbers] = {}
-    sources: dict[str, str] = {}
-    notes: list[str] = []
+    arrays: dict[str, tuple[Numbers, str]] = {}
     for index, entry in enumerate(stack):
-        for name, array, source in entry.arrays(index, bias=spec.bias):
-            arrays[name], sources[name] = array, source
-        for letter, how in initial_states(graph, entry, known).items():  # the service starts from zeros
-            notes.append(f"{entry.name} starts from a {how} {letter} that is not zero: requests must send it")
-        lengths = f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
-        notes += [lengths] if node_input(entry.nodes[0], 4) else []
-    if ZEROS in sources.values():
+        arrays |= {name: (array, source) for name, array, source in entry.arrays(index, bias=spec.bias)}
+    notes = [
+        f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
+        for entry in stack
+        if node_input(entry.nodes[0], 4)
+    ]
+    if any(source == ZEROS for _, source in arrays.values()):
         notes.append("some layers have no bias; zeros were written")
-    linear = find_head(graph, head) if head is not None else None
-    used = [node for entry in stack for node in entry.nodes] + (linear.nodes if linear else [])
-    if linear:
-        if linear.weight.shape[1] != spec.output_size:
-            raise ChoiceNeeded(
-                f"--head has weights {linear.weight.shape}; outputs of the layer are {spec.output_size} wide"
-            )
-        if reads_last_step(graph, linear, stack[-1], known):
-            notes.append("the file has its head over the last step alone: its result is the last of the predictions")
-        spec = spec.with_linear_head(linear.weight.shape[0])
-        arrays |= {"head.weight": linear.weight, "head.bias": linear.bias}
-        sources |= {"head.weight": linear.weight_name, "head.bias": linear.bias_name}
-        if linear.bias_name == ZEROS:
-            notes.append("--head has no bias; zeros were written")
+    starts, computed = _starts(graph, stack, known)
+    arrays |= starts
+    notes += computed
+    chains = {"front": find_front(graph, stack, known), "head": find_head(graph, stack, known, head)}
+    notes += [_unread_note(part, chain, head) for part, chain in chains.items() if chain and chain.unread]
+    left_out = {part: chain.unread[0] for part, chain in chains.items() if chain and chain.unread}
+    before, behind = (chain if chain and not chain.unread else None for chain in chains.values())
+    if before:
+        layers, own = _layers("front", before)
+        spec, arrays = replace(spec, front=layers), arrays | own
+    if behind:
+        layers, own = _layers("head", behind)
+        spec, arrays = replace(spec, head=layers, pooling=behind.pooling), arrays | own
+    results = [output for entry in stack for node in entry.nodes for output in node.output]
+    results += [behind.end.name] if behind else []
+    used = graph.upstream(results, first.nodes[0].input[:1] if "front" in left_out else [])
     others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
     others.sort(key=lambda node: node.op_type in MOVING)  # those that only move numbers come last
     return CheckpointModel(
         layer=first.name,
         spec=spec,
-        arrays={name: torch.from_numpy(np.array(arrays[name])) for name in spec.weight_shapes()},
-        sources=sources,
-        reference=_reference(graph, stack, linear, known),
+        arrays={name: torch.from_numpy(np.array(array)) for name, (array, _) in arrays.items()},
+        sources={name: source for name, (_, source) in arrays.items()},
+        reference=graph_reference(graph, stack, before, behind, known),
         reference_name=f"onnx.reference {first.nodes[0].op_type}",
         ignored=[f"{node.op_type} {node_name(node)}" for node in others],
         notes=notes,
+        left_out=[*left_out.values()],
     )
+
+
+def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[str, tuple[Numbers, str]], list[str]]:
+    """h0 and c0 of a stack and where they are stored, if they are not zeros, and notes of those that are computed."""
+    arrays: dict[str, tuple[Numbers, str]] = {}
+    notes: list[str] = []
+    states = [initial_states(graph, entry, known) for entry in stack]
+    zeros = np.zeros((stack[0].directions, stack[0].hidden_size), stack[0].w.dtype)
+    for place, letter in enumerate(("h0", "c0"), 5):
+        found = [own.get(letter, zeros) for own in states]
+        notes += [
+            f"{entry.name} starts from a computed {letter} that is not zero: requests must send it"
+            for entry, own in zip(stack, found, strict=True)
+            if own is None
+        ]
+        start = np.concatenate([zeros if own is None else own for own in found])
+        if start.any():
+            arrays[letter] = start, node_input(stack[0].nodes[0], place) or ZEROS
+    return arrays, notes
+
+
+def _unread_note(part: str, found: Chain, head: str | None) -> str:
+    """What a front or head that is not understood means. Raises ChoiceNeeded if the head was asked for."""
+    what = " ".join(found.unread or ())
+    if part == "front":
+        return f"before the recurrent layers, {what}: requests must send what these read"
+    if head is not None:
+        raise ChoiceNeeded(f"--head {head}: {what}; leave --head out, and compute it in the client")
+    linear = [layer.sources["weight"] for layer in found.layers if layer.type == "linear"]
+    shorter = f"; --head {linear[-1]} ends the head before it" if linear else ""
+    return f"behind the recurrent layers, {what}: the model has no predictions{shorter}"
+
+
+def _layers(part: str, found: Chain) -> tuple[tuple[ChainLayer, ...], dict[str, tuple[Numbers, str]]]:
+    """The layers of front or head, and their arrays with what these are called in the file."""
+    entries: list[LayerConfig] = []
+    arrays: dict[str, tuple[Numbers, str]] = {}
+    types = [layer.type for layer in found.layers]
+    short = part == "head" and types == ["linear"] and "bias" in found.layers[0].arrays
+    for index, layer in enumerate(found.layers):
+        options = dict(layer.options)
+        if layer.type == "linear":
+            options |= {"out_features": len(layer.arrays["weight"]), "bias": "bias" in layer.arrays}
+        elif layer.type == "embedding":
+            options |= dict(zip(("num_embeddings", "embedding_dim"), layer.arrays["weight"].shape, strict=True))
+        entries.append(LayerConfig(type=layer.type, **options))
+        prefix = "head" if short else f"{part}.{index}"
+        for name, array in layer.arrays.items():
+            arrays[f"{prefix}.{name}"] = array, layer.sources.get(name, "(no change)")
+    layers = chain(part, entries, found.shape[-1])
+    return tuple(replace(layer, name="head") for layer in layers) if short else layers, arrays
 
 
 def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Known]:
@@ -118,50 +172,3 @@ def _all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
 
 def _fits(node: Node, wanted: str | None) -> bool:
     return wanted is None or wanted in (node_name(node), *node_name(node).split("/"))
-
-
-def _reference(graph: Graph, stack: list[OnnxLayer], head: OnnxHead | None, followed: Known) -> Reference:
-    """Runs sequences through the file's graph, from the inputs of the stack to its outputs and predictions.
-
-    A graph that was exported for sequences of one length cannot run others: its layers and its head run one by one, as
-    they were followed at that length.
-    """
-    steps, batch, _ = stack[0].outputs(followed).shape
-    whole = {steps, batch} <= graph.open_sizes
-    graph = replace(graph, operators=(*graph.operators, *KINDS, "Gemm", "MatMul"), max_values=math.inf)
-    nodes = [node for layer in stack for node in layer.nodes]
-    for node in nodes:
-        states = (f"{output} at the start" for output in node.output[1:])
-        node.input[:] = [*[*node.input, ""][:4], "", *states]
-    nodes += head.nodes if head else []
-    stored = {name: graph.constant(name) for node in nodes for name in node.input}
-
-    @refusing("the file's nodes do not run in onnx.reference")
-    def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
-        weights: Known = {name: array.astype(precision) for name, array in stored.items() if array is not None}
-        results: list[Arrays] = []
-        for sequence in sequences:
-            outputs, *states = (sequence[name].astype(precision) for name in ("x", "h", "c") if name in sequence)
-            known = graph.inputs({steps: len(outputs), batch: 1}) | weights
-            outputs = outputs[:, None]
-            finals = [np.empty_like(state) for state in states]
-            for index, layer in enumerate(stack):
-                if index == 0 or not whole:
-                    known |= {node.input[0]: layer.turned(outputs) for node in layer.nodes}
-                own = slice(index * layer.directions, (index + 1) * layer.directions)
-                known |= layer.named([node.input[5:] for node in layer.nodes], [state[own, None] for state in states])
-                for node in layer.nodes:
-                    graph.value(node.output[0], known)
-                outputs = layer.outputs(known)
-                for place, final in enumerate(finals, 1):
-                    final[own] = layer.result(place, known)[:, 0]
-            result = {"outputs": outputs[:, 0], **dict(zip(("h", "c"), finals, strict=False))}
-            if head:
-                if not whole:
-                    known[head.nodes[0].input[0]] = outputs[:, 0]
-                predictions = np.asarray(graph.value(head.nodes[-1].output[0], known))
-                result["predictions"] = predictions.reshape(-1, predictions.shape[-1])
-            results.append(result)
-        return results
-
-    return run

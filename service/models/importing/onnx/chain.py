@@ -1,0 +1,219 @@
+"""What an ONNX graph computes before and after its recurrent layers: `front`, `pooling` and `head`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from service.models.importing.model import Numbers
+from service.models.importing.onnx.blocks import Layer, Point, Shape, near, random_numbers, read_block
+from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
+from service.models.importing.onnx.layers import OnnxLayer, node_name
+from service.models.importing.refusal import ChoiceNeeded
+from service.spec import Pooling
+
+_MAX_POINTS = 4  # of a block that is one layer
+_NO_LAYER = "is none of the layers that are served"
+_POOLING = (*MOVING, "ReduceMean", "ReduceSum", "ReduceMax", "Div", "Mul", "GlobalAveragePool", "GlobalMaxPool")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Layers, and their nodes, from start, where numbers (T, B, F) of a shape are, to end, where vectors have a width.
+
+    unread says which node is no layer, and why: then the chain ends before it.
+    """
+
+    layers: list[Layer]
+    nodes: list[Node]
+    start: Point
+    shape: Shape
+    end: Point
+    width: int = 0
+    pooling: Pooling = "none"
+    unread: tuple[str, str] | None = None
+
+    def turned(self) -> "Chain":
+        """The same nodes, their T and B the other way round."""
+        start, end = (replace(point, swapped=not point.swapped) for point in (self.start, self.end))
+        return replace(self, start=start, end=end, shape=(self.shape[1], self.shape[0], self.shape[2]))
+
+    def run(self, graph: Graph, known: Known, rows: Numbers) -> Numbers:
+        """Rows (N, F) through the chain's nodes, at the size at which it was found."""
+        steps, batch, width = self.shape
+        results: list[Numbers] = []
+        for part in np.split(rows, range(steps * batch, len(rows), steps * batch)):
+            array = np.zeros((steps * batch, width), rows.dtype)
+            array[: len(part) if self.pooling == "none" else None] = part
+            value = graph.value(self.end.name, known | {self.start.name: self.start.put(array.reshape(self.shape))})
+            made = self.end.take(np.asarray(value), (steps, batch, -1))
+            results.append(made.reshape(steps * batch, -1)[: len(part)])
+        return np.concatenate(results)
+
+
+def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain | None:
+    """The layers between an input of the graph and the first recurrent layer; None if nodes only move numbers there.
+
+    known is as `stacks` gives it.
+    """
+    target = stack[0].nodes[0].input[0]
+    inputs = [value.name for value in graph.model.graph.input if value.name not in graph.initializers]
+    nodes = graph.between(inputs, target)
+    if all(node.op_type in MOVING and graph.constant(node.input[0]) is None for node in nodes):
+        return None
+    chain = _unread(_first_working(nodes), target, _NO_LAYER)
+    read = [name for name in inputs if any(name in node.input for node in nodes)]
+    declared = tuple(graph.shapes.get(read[0], ())) if len(read) == 1 else ()
+    for shape in ((*declared[:2], -1), (*declared[:1], 1, -1)) if declared else ():
+        array = np.empty(declared).reshape(shape)
+        start = Point(read[0], tuple(range(len(declared))), declared)
+        chain = _follow(graph, known, Chain([], nodes, start, array.shape, start), target)
+        if chain.layers and not chain.unread:
+            made = random_numbers(array.shape, chain.layers[0])
+            x = graph.value(target, known | {start.name: start.put(made)})
+            for layer in chain.layers:
+                made = layer.run(made)
+            for found, sequences in ((chain, made), (chain.turned(), made.swapaxes(0, 1))):
+                if x is not None and near(stack[0].turned(x, back=True), sequences):
+                    return found
+    return chain if chain.unread else _unread(_first_working(nodes), target, _NO_LAYER)
+
+
+def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str | None) -> Chain | None:
+    """What makes an output of the graph of the results of a stack, or the part of it up to the linear layer name.
+
+    None if the graph only gives these results out. Raises ChoiceNeeded if there are several outputs, or no such layer.
+    """
+    target = _named(graph, name) if name is not None else _output(graph, stack, known)
+    if target is None:
+        return None
+    results, readable = dict(known), pooled(stack, known)
+    sources = [output for layer in stack for node in layer.nodes for output in node.output]
+    nodes = graph.between(sources, target)
+    if not nodes and target not in sources:
+        raise ChoiceNeeded(f"--head {name} reads nothing of {stack[-1].name}")
+    read = [source for source in sources if source == target or any(source in node.input for node in nodes)]
+    points = [(0, source) for source in read if len(read) == 1] + _points(nodes, sources, target)
+    moving = (point for point in points if all(node.op_type in _POOLING for node in nodes[: point[0]]))
+    starts = [
+        Chain([], nodes[count:], start, array.shape, start, pooling=pooling)
+        for count, point in moving
+        for pooling, array in readable.items()
+        if (start := Point.find(point, graph.value(point, results), array))
+    ]
+    if not starts:
+        return _unread(
+            _first_working(nodes), target, f"reads neither the outputs of {stack[-1].name} nor what pools them"
+        )
+    # With one step or direction some poolings are the same: the first one counts.
+    chain = next(chain for chain in starts if chain.start.name == starts[-1].start.name)
+    chain = _follow(graph, known, chain, target)
+    return chain if chain.layers or chain.unread else replace(chain, layers=[Layer("dropout", {}, {}, {})])
+
+
+def _output(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> str | None:
+    """The output of the graph that a stack's results make, beside these results."""
+    sources = [output for layer in stack for node in layer.nodes for output in node.output]
+    served = [stack[-1].outputs(known)]
+    for place in range(1, len(stack[0].nodes[0].output)):
+        states = [layer.result(place, known) for layer in stack]
+        served += [np.concatenate(states), *states, *(state[None] for layer in states for state in layer)]
+    results, made = dict(known), list[str]()
+    for output in (value.name for value in graph.model.graph.output):
+        if output not in sources and graph.between(sources, output):
+            value = graph.value(output, results)
+            if not any(Point.find(output, value, array) for array in served):
+                made.append(output)
+    if len(made) > 1:
+        raise ChoiceNeeded(f"the graph has {len(made)} outputs: {', '.join(made)}; say which with --head")
+    return made[0] if made else None
+
+
+def pooled(stack: Sequence[OnnxLayer], known: Known) -> dict[Pooling, Numbers]:
+    """What a head may read: (T, B, D·H), or (1, B, D·H) where it is one vector of each row."""
+    outputs = stack[-1].outputs(known)
+    final = stack[-1].result(1, known).swapaxes(0, 1).reshape(1, outputs.shape[1], -1)
+    mean, highest = outputs.mean(axis=0, keepdims=True), outputs.max(axis=0, keepdims=True)
+    return {"none": outputs, "last": outputs[-1:], "final": final, "mean": mean, "max": highest}
+
+
+def _named(graph: Graph, name: str) -> str:
+    """The output of the graph that is called name, or what the linear layer makes that is called so.
+
+    By its node (`/fc/MatMul`, or a part of that path) or its weights (`fc.weight`). Raises ChoiceNeeded.
+    """
+    if name in (value.name for value in graph.model.graph.output):
+        return name
+    linear = [node for node in graph.nodes if node.op_type in ("Gemm", "MatMul")]
+    linear = [node for node in linear if graph.constant(node.input[1]) is not None]
+    names = {name, f"{name}.weight", f"{name}.bias"}
+    found = [node for node in linear if name in (node.name, *node.name.split("/")) or names & _stored(graph, node)]
+    if len(found) != 1:
+        count = "more than one" if found else "no"
+        listed = ", ".join(map(node_name, found or linear)) or "none"
+        raise ChoiceNeeded(f"--head {name} fits {count} linear layer of the graph; it has {listed}")
+    return str(_bias(graph, found[0])[0].output[0])
+
+
+def _bias(graph: Graph, node: Node) -> tuple[Node, str]:
+    """The last node of a linear layer, which may be the Add of its bias, and what that is called, if it has one."""
+    for add in graph.nodes:
+        if add.op_type == "Add" and node.output[0] in add.input:
+            for value in add.input:
+                if value != node.output[0] and graph.constant(value) is not None:
+                    return add, value
+    return node, node_input(node, 2)
+
+
+def _stored(graph: Graph, node: Node) -> set[str]:
+    """What the file calls a linear layer's weights and bias."""
+    value = node.input[1]
+    producer = graph.producers.get(value)
+    behind = producer.input[:1] if producer is not None and producer.op_type in ("Transpose", "Identity") else ()
+    return {value, *behind, _bias(graph, node)[1]}
+
+
+def _follow(graph: Graph, known: Known, chain: Chain, target: str) -> Chain:
+    """A chain that has no layers yet with those up to target."""
+    layers: list[Layer] = []
+    end, shape, pooling, done = chain.end, chain.shape, chain.pooling, 0
+    points = _points(chain.nodes, [end.name], target)
+    while points:
+        for count, name in points[:_MAX_POINTS]:
+            block = read_block(graph, known, chain.nodes[done:count], end, shape, name)
+            if block:
+                break
+        else:
+            return replace(_unread(chain.nodes[done], target, _NO_LAYER), layers=layers)
+        layer, end, made = block
+        pooling = "last" if made[0] < shape[0] else pooling
+        points, done, shape = [point for point in points if point[0] > count], count, made
+        joined = layers[-1].joined(layer) if layers and layer else None
+        if joined:
+            layers[-1] = joined
+        elif layer:
+            layers.append(layer)
+    return replace(chain, layers=layers, end=end, width=shape[-1], pooling=pooling)
+
+
+def _points(nodes: Sequence[Node], sources: Sequence[str], target: str) -> list[tuple[int, str]]:
+    """The values that all follows from behind them: how many nodes make each, and its name."""
+    last_use = {name: place for place, node in enumerate(nodes) for name in node.input} | {target: len(nodes)}
+    points: list[tuple[int, str]] = []
+    furthest = max((last_use.get(source, -1) for source in sources), default=-1)
+    for place, node in enumerate(nodes):
+        used = [name for name in node.output if name in last_use]
+        if furthest <= place and len(used) == 1:
+            points.append((place + 1, used[0]))
+        furthest = max([furthest, *(last_use[name] for name in used)])
+    return points
+
+
+def _unread(node: Node, target: str, why: str) -> Chain:
+    nowhere = Point(target, (), ())
+    return Chain([], [], nowhere, (), nowhere, unread=(f"{node.op_type} {node_name(node)}", why))
+
+
+def _first_working(nodes: Sequence[Node]) -> Node:
+    """The first node that does not only move numbers."""
+    return next((node for node in nodes if node.op_type not in MOVING), nodes[0])
