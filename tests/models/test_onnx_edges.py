@@ -4,26 +4,28 @@ model, and what an import computes is what the file's own graph computes."""
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
+from service.models.importing.model import torch_reference
 from service.models.importing.onnx.model import model_from_onnx
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 from service.spec import ModelSpec
 from tests.models.onnx_files import nodes, parameters, save_graph
-from tests.reference import numbers, run_reference, weights_of
+from tests.reference import numbers, weights_of
 
 LSTM = ModelSpec("lstm", 4, 4)
 (W0, R0, B1), (W1, R1, _) = (parameters(LSTM, weights_of(LSTM, seed)) for seed in (0, 1))
 WHOLE = {f"i{number}": [number] for number in (-9, -1, 0, 1, 2, 3, 4)} | {"last": -1, "fourth": 4, "far": [2**40]}
-WHOLE |= {"state": [1, 1, 4], "mixed": [-1, 1, 4], "fixed": [5, 3, 4], "huge": [2**20] * 3}
+WHOLE |= {"state": [1, 1, 4], "mixed": [-1, 1, 4], "unlike": [1, 4, 1], "fixed": [5, 3, 4], "huge": [2**20] * 3}
 FLOATS = {"w0": W0, "r0": R0, "w1": W1, "r1": R1, "bias": B1, "wide": np.concatenate([W0, W1], axis=2), "half": [0.5]}
 FLOATS |= {"w6": np.ones((1, 24, 4)), "r6": np.ones((1, 24, 6)), "scale": [1, 2, 3, 4], "zeros": np.zeros((1, 1, 4))}
-FLOATS |= {"fc.weight": np.ones((4, 2)), "fc8.weight": np.ones((8, 2))}
+FLOATS |= {"fc.weight": np.ones((4, 2)), "fc.bias": np.array([1, 2]), "fc8.weight": np.ones((8, 2))}
 STORED = {name: np.array(value, np.int64) for name, value in WHOLE.items()}
 STORED |= {name: np.array(value, np.float32) for name, value in FLOATS.items()}
 LOWER = "LSTM x w0 r0 > y0 h0 c0 name=lower hidden_size=4\nSqueeze y0 i1 > s"
 UPPER = "LSTM t w1 r1 > y1 h1 c1 name=upper hidden_size=4\nSqueeze y1 i1 > s1"
-HEAD = "MatMul top fc.weight > y name=/fc/MatMul"
+HEAD = "MatMul top fc.weight > m name=/fc/MatMul\nAdd m fc.bias > y"
 
 
 @pytest.fixture
@@ -44,12 +46,12 @@ def check_file(path, found, steps, batch):
     x = numbers(np.random.default_rng(0), steps, batch, 4)
     [own] = ReferenceEvaluator(onnx.load(path)).run(None, {"x": x})
     states = {name: np.zeros((found.spec.states, 4), np.float32) for name in "hc"}
-    arrays = {name: tensor.numpy() for name, tensor in found.arrays.items()}
+    reference, _ = torch_reference(found.spec, found.arrays)
     for row in range(batch):
-        expected = run_reference(found.spec, arrays, x[:, row]).predictions
+        [expected] = reference([{"x": x[:, row], **states}], np.float64)
         [result] = found.reference([{"x": x[:, row], **states}], np.float64)
         for predictions, tolerance in ((result["predictions"], 1e-6), (own.reshape(-1, batch, 2)[:, row], 1e-5)):
-            np.testing.assert_allclose(predictions, expected[-len(predictions) :], atol=tolerance)
+            np.testing.assert_allclose(predictions, expected["predictions"], atol=tolerance)
 
 
 OF_X = """Shape x > shape
@@ -103,32 +105,47 @@ def test_changed_numbers_join_no_layers(find, between):
         find(LOWER, (RESHAPED | CHANGED)[between], UPPER, "Identity y1 > y")
 
 
+LAYERS = {"scaled": "scale", "relu": "relu", "norm": "layer_norm"}
+
+
 @pytest.mark.parametrize("between", CHANGED)
-def test_changed_numbers_join_no_head(find, between):
-    with pytest.raises(ChoiceNeeded, match=r"--head: /fc/MatMul reads [^,]*, not the outputs of lower as they are"):
-        find(LOWER, CHANGED[between], "Identity t > top", HEAD, head="fc")
+def test_changed_numbers_are_a_layer_or_no_head(find, between):
+    texts = LOWER, CHANGED[between], "Identity t > top", HEAD
+    if between in LAYERS:
+        assert [layer.type for layer in find(*texts, head="fc").spec.head] == [LAYERS[between], "linear"]
+        return
+    node = {"residual": "Add t", "reversed": "Slice t"}.get(between, "Cast d")
+    with pytest.raises(ChoiceNeeded, match=f"--head fc: {node} is none of the layers that are served"):
+        find(*texts, head="fc")
+    found = find(*texts)
+    assert (found.spec.head, found.left_out) == ((), [node])
+    assert found.notes[0] == (
+        f"behind the recurrent layers, {node} is none of the layers that are served: the model has no predictions"
+    )
+
+
+NEITHER = "MatMul /fc/MatMul reads neither the outputs of upper nor what pools them"
 
 
 @pytest.mark.parametrize(
-    ("top", "reads"),
+    ("top", "reason"),
     [
-        ("Identity c1 > top", "LSTM upper"),
-        ("Identity s > top", "LSTM lower"),
-        ("Squeeze h0 i0 > top", "LSTM lower"),
-        ("Gather s1 i0 > top axis=0", "LSTM upper"),
-        ("Relu s1 > top name=relu", "Relu relu"),
-        ("Identity x > top", "top"),
+        ("Identity c1 > top", NEITHER),
+        ("Identity s > top", NEITHER),
+        ("Squeeze h0 i0 > top", NEITHER),
+        ("Gather s1 i0 > top axis=0", "Gather top is none of the layers that are served"),
+        ("Identity x > top", "y reads neither the outputs of upper nor what pools them"),
     ],
 )
-def test_head_over_something_else_is_refused(find, top, reads):
-    with pytest.raises(ChoiceNeeded, match=f"--head: /fc/MatMul reads {reads}, not the outputs of upper as they are"):
+def test_head_over_something_else_is_refused(find, top, reason):
+    with pytest.raises(ChoiceNeeded, match=f"--head.*: {reason}"):
         find(LOWER, "Identity s > t", UPPER, top, HEAD, head="fc")
 
 
 @pytest.mark.parametrize("top", ["Gather s1 last > top axis=0", "Squeeze h1 i0 > top", "Slice s1 i-1 far i0 > top"])
 def test_head_over_the_last_step(find, top):
     found = find(LOWER, "Identity s > t", UPPER, top, HEAD, head="fc")
-    assert found.notes[0].startswith("the file has its head over the last step alone")
+    assert found.spec.pooling == "last"
 
 
 def test_layers_of_unlike_sizes_are_two_models(find):
@@ -149,32 +166,36 @@ def pair(x, place, forward, backward):
 
 def test_forward_and_reverse_nodes_are_one_layer(find):
     layers = pair("x", 0, "w0 r0", "w1 r1 bias"), pair("t0", 1, "wide r1 bias", "wide r0")
-    found = find(*layers, "MatMul t1 fc8.weight > y", head="fc8")
+    found = find(*layers, "MatMul t1 fc8.weight > m\nAdd m fc.bias > y", head="fc8")
     assert (found.spec.num_layers, found.spec.bidirectional, found.layer) == (2, True, "forward0")
     assert (found.sources["weight_ih_l0_reverse"], found.sources["bias_ih_l0"]) == ("w1", "(zeros)")
 
 
-START = "n starts from a {} h0 that is not zero: requests must send it"
+START = "n starts from a computed h0 that is not zero: requests must send it"
 
 
 @pytest.mark.parametrize(
-    ("start", "notes"),
+    ("start", "h0", "notes"),
     [
-        ("Expand half state > h", [START.format("stored")]),
-        ("Tile half i4 > q\nReshape q state > h", [START.format("stored")]),
-        ("ConstantOfShape state > k\nAdd k half > h", [START.format("stored")]),
-        ("Expand zeros state > h", []),
-        ("Slice given i1 i2 i0 > h", []),
-        ("Relu given > h", [START.format("computed")]),
-        ("Add given given > h", [START.format("computed")]),
-        ("Expand half huge > h", [START.format("computed")]),  # too large to look at
-        ("Tile zeros huge > h", [START.format("computed")]),
-        ("ConstantOfShape huge > h", [START.format("computed")]),
+        ("Expand half state > h", 0.5, []),
+        ("Tile half i4 > q\nReshape q state > h", 0.5, []),
+        ("ConstantOfShape state > k\nAdd k half > h", 0.5, []),
+        ("Expand zeros state > h", None, []),
+        ("Slice given i1 i2 i0 > h", None, []),
+        ("Relu given > h", None, [START]),
+        ("Add given given > h", None, [START]),
+        ("Expand half huge > h", None, [START]),  # too large to look at
+        ("Tile zeros huge > h", None, [START]),
+        ("ConstantOfShape huge > h", None, [START]),
+        ("Reshape scale unlike > h", None, [START]),  # rows start unlike each other
     ],
 )
-def test_initial_state_is_said(find, start, notes):
+def test_initial_state_is_kept_or_said(find, start, h0, notes):
     given = {"given": (2, "batch", 4)}
-    assert find(start, "LSTM x w0 r0 - - h > y name=n hidden_size=4", more_inputs=given).notes == notes
+    found = find(start, "LSTM x w0 r0 - - h > y name=n hidden_size=4", more_inputs=given)
+    assert found.notes == notes
+    kept = found.arrays.get("h0")
+    assert (kept is None) if h0 is None else torch.equal(kept, torch.full((1, 4), h0))
 
 
 def test_lengths_of_rows_are_said(find):
@@ -186,7 +207,7 @@ def test_layer_that_starts_from_the_state_of_another(find):
     texts = LOWER, "Identity h0 > h", "LSTM s w1 r1 - - h > y name=upper hidden_size=4"
     with pytest.raises(ChoiceNeeded, match="2 recurrent layers: lower, upper"):
         find(*texts)
-    assert find(*texts, layer="upper").notes == [START.format("computed").replace("n starts", "upper starts")]
+    assert find(*texts, layer="upper").notes[0] == START.replace("n starts", "upper starts")
 
 
 def test_file_of_one_length_is_followed_at_that_length(find):

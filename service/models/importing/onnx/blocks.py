@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from service.models.importing.model import Numbers, run_chain
-from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, attributes, node_input
+from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, attributes
 from service.spec import ChainLayer, LayerType
 
 TOLERANCE = 1e-5
 _MAX_AXES = 5
 
 Shape = tuple[int, ...]
+Stored = tuple[Numbers, str]
+"""An array, and what it is called in the file; "" for one that is not in it and changes nothing."""
 
 # The operators that each layer without arrays is written with, and its option: a number among those of the nodes.
 _FORMS: dict[LayerType, tuple[str, str]] = {
@@ -31,7 +33,7 @@ _FORMS: dict[LayerType, tuple[str, str]] = {
     "silu": ("Sigmoid Mul Swish", ""),
     "tanh": ("Tanh", ""),
     "sigmoid": ("Sigmoid", ""),
-    "softplus": ("Softplus", ""),
+    "softplus": ("Softplus Mul Div Greater Where", "beta"),
     "exp": ("Exp", ""),
     "layer_norm": ("ReduceMean Sub Pow Mul Add Sqrt Div Reciprocal", "eps"),
     "normalize": ("LpNormalization ReduceL2 ReduceSum Pow Mul Sqrt Clip Max Expand Div", "eps"),
@@ -46,40 +48,38 @@ _NORMS: dict[str, tuple[LayerType, list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of front or head: its options by PyTorch's names, its arrays, and what these are called in the file."""
+    """A layer of front or head: its options and its arrays by PyTorch's names."""
 
     type: LayerType
     options: Mapping[str, Any]
-    arrays: Mapping[str, Numbers]
-    sources: Mapping[str, str]
+    arrays: Mapping[str, Stored]
 
     def run(self, x: Numbers) -> Numbers:
         layer = ChainLayer(self.type, "of", 0, 0, tuple(self.options.items()))
-        arrays = {f"of.{name}": torch.from_numpy(np.array(array, np.float64)) for name, array in self.arrays.items()}
+        arrays = {f"of.{name}": torch.from_numpy(array.astype(np.float64)) for name, (array, _) in self.arrays.items()}
         rows = torch.from_numpy(x.reshape(-1, x.shape[-1]))
         return run_chain([layer], arrays, rows).numpy().reshape(*x.shape[:-1], -1)
 
     def joined(self, after: "Layer") -> "Layer | None":
         """Both as one layer, where PyTorch has that: a product and the sum with its bias. None where it has not."""
+        [changed] = [name for name, (_, source) in after.arrays.items() if source] if after.type == "scale" else [""]
         inverse = after.options.get("inverse")
-        if len(after.sources) != 1 or self.options.get("inverse", inverse) != inverse:
+        own = {name for name, (_, source) in self.arrays.items() if source}
+        name = _JOINED.get((self.type, inverse, changed, *own))
+        if name is None or self.options.get("inverse", inverse) != inverse:
             return None
-        [changed] = after.sources
-        name, own = _JOINED.get((self.type, inverse, changed), ("", set()))
-        if not name or self.sources.keys() != own:
-            return None
-        arrays, sources = {name: after.arrays[changed]}, {name: after.sources[changed]}
-        return replace(self, arrays={**self.arrays, **arrays}, sources={**self.sources, **sources})
+        return replace(self, arrays={**self.arrays, name: after.arrays[changed]})
 
 
-# What a scale with one array is to the layer before it: by that layer, the scale's `inverse` and its array, the name of
-# the array there, and those that the layer has.
-_JOINED: dict[tuple[LayerType, bool | None, str], tuple[str, set[str]]] = {
-    ("linear", True, "mean"): ("bias", {"weight"}),
-    ("layer_norm", True, "scale"): ("weight", set()),
-    ("layer_norm", True, "mean"): ("bias", {"weight"}),
-    ("scale", True, "mean"): ("mean", {"scale"}),
-    ("scale", False, "scale"): ("scale", {"mean"}),
+# The operators that are a scale, the array that each has, and the scale's `inverse`.
+_SCALES = {"Sub": ("mean", False), "Div": ("scale", False), "Mul": ("scale", True), "Add": ("mean", True)}
+# What the array of such a scale is to the layer before it, by that layer, `inverse`, the array and the layer's own one.
+_JOINED: dict[tuple[LayerType | bool | str | None, ...], str] = {
+    ("linear", True, "mean", "weight"): "bias",
+    ("layer_norm", True, "scale"): "weight",
+    ("layer_norm", True, "mean", "weight"): "bias",
+    ("scale", True, "mean", "scale"): "mean",
+    ("scale", False, "scale", "mean"): "scale",
 }
 
 
@@ -133,8 +133,8 @@ def random_numbers(shape: Shape, first: Layer | None, seed: int = 0) -> Numbers:
     """Numbers (T, B, F) for a layer: vectors small and large, or token ids."""
     random = np.random.default_rng(seed)
     if first and first.type == "embedding":
-        return np.asarray(random.integers(len(first.arrays["weight"]), size=shape))
-    return random.standard_normal(shape) * 10.0 ** random.integers(-6, 3, (*shape[:2], 1))
+        return np.asarray(random.integers(len(first.arrays["weight"][0]), size=shape))
+    return random.standard_normal(shape) * 10.0 ** random.integers(-6, 2, (*shape[:2], 1))
 
 
 def read_block(
@@ -168,63 +168,50 @@ def read_block(
 def _embedding(graph: Graph, node: Node) -> Iterator[Layer]:
     table = graph.constant(node.input[0])
     if table is not None and table.ndim == 2 and table.dtype.kind == "f" and attributes(node).get("axis", 0) == 0:
-        yield Layer("embedding", {}, {"weight": table}, {"weight": node.input[0]})
+        options = dict(zip(("num_embeddings", "embedding_dim"), table.shape, strict=True))
+        yield Layer("embedding", options, {"weight": (table, node.input[0])})
 
 
 def _candidates(graph: Graph, nodes: Sequence[Node], start: Point, shape: Shape) -> Iterator[Layer]:
-    """The layers that nodes may be."""
-    with suppress(Exception):  # arrays that do not fit
-        yield from _with_arrays(graph, nodes, start, shape)
+    """The layers that nodes may be, but for the numbers that these make."""
+    if len(nodes) == 1:
+        with suppress(Exception):  # arrays that do not fit
+            yield from _with_arrays(graph, nodes[0], start, shape)
     operators = {node.op_type for node in nodes} - set(MOVING)
-    numbers = [value for node in nodes for value in attributes(node).values() if isinstance(value, float)]
     constants = [graph.constant(name) for node in nodes for name in node.input]
+    numbers = [value for node in nodes for value in attributes(node).values() if isinstance(value, float)]
     numbers += [
         array.item() for array in constants if array is not None and array.size == 1 and array.dtype.kind == "f"
     ]
+    values = [*(_written(number) for number in numbers if number >= 0), "tanh"]
     for kind, (forms, option) in _FORMS.items():
-        if operators and operators <= set(forms.split()):
-            values = (
-                ("none", "tanh") if option == "approximate" else [_written(number) for number in numbers if number >= 0]
-            )
-            yield from (Layer(kind, {option: value}, {}, {}) for value in values if option)
-            yield Layer(kind, {}, {}, {})
+        if operators <= set(forms.split()):
+            yield from (Layer(kind, {option: value}, {}) for value in values if option)
+            yield Layer(kind, {}, {})
 
 
-def _with_arrays(graph: Graph, nodes: Sequence[Node], start: Point, shape: Shape) -> Iterator[Layer]:
-    """The layer of a single node, with arrays of the file."""
-    [node] = nodes
+def _with_arrays(graph: Graph, node: Node, start: Point, shape: Shape) -> Iterator[Layer]:
     constants = [graph.constant(name) if name else None for name in node.input]
     given = attributes(node)
     match node.op_type, constants:
         case "Gemm" | "MatMul", [None, weight, *rest] if weight is not None:
             weight = given.get("alpha", 1.0) * (weight if given.get("transB", 0) else weight.T)
-            arrays, sources = {"weight": weight}, {"weight": node.input[1]}
+            arrays = {"weight": (weight, node.input[1])}
             if rest and rest[0] is not None:
-                arrays["bias"] = np.broadcast_to(given.get("beta", 1.0) * np.ravel(rest[0]), weight.shape[:1])
-                sources["bias"] = node.input[2]
-            yield Layer("linear", {}, arrays, sources)
+                bias = np.broadcast_to(given.get("beta", 1.0) * np.ravel(rest[0]), weight.shape[:1])
+                arrays["bias"] = bias, node.input[2]
+            yield Layer("linear", {}, arrays)
         case "LayerNormalization" | "BatchNormalization", [None, *rest]:
             kind, names = _NORMS[node.op_type]
-            arrays = {name: np.ravel(array) for name, array in zip(names, rest, strict=False) if array is not None}
-            sources = {name: node_input(node, place) for place, name in enumerate(names, 1) if name in arrays}
-            yield Layer(kind, {"eps": _written(given.get("epsilon", 1e-5))}, arrays, sources)
+            own = zip(names, rest, node.input[1:], strict=False)
+            arrays = {name: (np.ravel(array), source) for name, array, source in own if array is not None}
+            yield Layer(kind, {"eps": _written(given.get("epsilon", 1e-5))}, arrays)
         case "Add" | "Sub" | "Mul" | "Div", [None, array] | [array, None] if array is not None:
-            source = node.input[0] if constants[1] is None else node.input[1]
-            yield from _scales(node.op_type, constants[1] is None, _per_feature(array, start, shape), source)
-
-
-def _scales(operator: str, reads_second: bool, array: Numbers, source: str) -> Iterator[Layer]:
-    ones, zeros = np.ones_like(array), np.zeros_like(array)
-    match operator, reads_second:
-        case ("Add", _) | ("Mul", _):
-            name = "mean" if operator == "Add" else "scale"
-            yield Layer("scale", {"inverse": True}, {"mean": zeros, "scale": ones, name: array}, {name: source})
-        case ("Sub", False) | ("Div", False):
-            name = "mean" if operator == "Sub" else "scale"
-            yield Layer("scale", {"inverse": False}, {"mean": zeros, "scale": ones, name: array}, {name: source})
-        case "Sub", True:
-            arrays = {"mean": array, "scale": -ones}
-            yield Layer("scale", {"inverse": True}, arrays, {"mean": source, "scale": "(-1)"})
+            name, inverse = _SCALES[node.op_type]
+            array = _per_feature(array, start, shape)
+            unchanged = {"mean": (np.zeros_like(array), ""), "scale": (np.ones_like(array), "")}
+            source = node.input[0 if constants[1] is None else 1]
+            yield Layer("scale", {"inverse": inverse}, unchanged | {name: (array, source)})
 
 
 def _per_feature(array: Numbers, start: Point, shape: Shape) -> Numbers:

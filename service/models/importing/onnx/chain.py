@@ -13,25 +13,29 @@ from service.models.importing.refusal import ChoiceNeeded
 from service.spec import Pooling
 
 _MAX_POINTS = 4  # of a block that is one layer
-_NO_LAYER = "is none of the layers that are served"
 _POOLING = (*MOVING, "ReduceMean", "ReduceSum", "ReduceMax", "Div", "Mul", "GlobalAveragePool", "GlobalMaxPool")
+
+
+class Unread(Exception):
+    """A node is no layer that is served; those before it are."""
+
+    def __init__(self, nodes: Sequence[Node], layers: Sequence[Layer], why: str) -> None:
+        node = next((node for node in nodes if node.op_type not in MOVING), nodes[0])
+        self.node, self.layers = f"{node.op_type} {node_name(node)}", layers
+        super().__init__(f"{self.node} {why}")
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Layers, and their nodes, from start, where numbers (T, B, F) of a shape are, to end, where vectors have a width.
-
-    unread says which node is no layer, and why: then the chain ends before it.
-    """
+    """Layers, and their nodes, from start, where numbers (T, B, F) of a shape are, to end, where F is width."""
 
     layers: list[Layer]
     nodes: list[Node]
     start: Point
     shape: Shape
     end: Point
-    width: int = 0
+    width: int
     pooling: Pooling = "none"
-    unread: tuple[str, str] | None = None
 
     def turned(self) -> "Chain":
         """The same nodes, their T and B the other way round."""
@@ -46,87 +50,98 @@ class Chain:
             array = np.zeros((steps * batch, width), rows.dtype)
             array[: len(part) if self.pooling == "none" else None] = part
             value = graph.value(self.end.name, known | {self.start.name: self.start.put(array.reshape(self.shape))})
-            made = self.end.take(np.asarray(value), (steps, batch, -1))
-            results.append(made.reshape(steps * batch, -1)[: len(part)])
+            made = self.end.take(np.asarray(value), (steps if self.pooling == "none" else 1, batch, self.width))
+            results.append(made.reshape(-1, self.width)[: len(part)])
         return np.concatenate(results)
 
 
 def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain | None:
     """The layers between an input of the graph and the first recurrent layer; None if nodes only move numbers there.
 
-    known is as `stacks` gives it.
+    known is as `stacks` gives it. Raises Unread.
     """
     target = stack[0].nodes[0].input[0]
     inputs = [value.name for value in graph.model.graph.input if value.name not in graph.initializers]
     nodes = graph.between(inputs, target)
     if all(node.op_type in MOVING and graph.constant(node.input[0]) is None for node in nodes):
         return None
-    chain = _unread(_first_working(nodes), target, _NO_LAYER)
     read = [name for name in inputs if any(name in node.input for node in nodes)]
     declared = tuple(graph.shapes.get(read[0], ())) if len(read) == 1 else ()
-    for shape in ((*declared[:2], -1), (*declared[:1], 1, -1)) if declared else ():
-        array = np.empty(declared).reshape(shape)
+    unread = Unread(nodes, [], "does not read one input of the graph, whose shape is declared")
+    for sizes in ((*declared, 1)[:2], (*declared[:1], 1)) if declared else ():
+        shape = np.empty(declared).reshape(*sizes, -1).shape
         start = Point(read[0], tuple(range(len(declared))), declared)
-        chain = _follow(graph, known, Chain([], nodes, start, array.shape, start), target)
-        if chain.layers and not chain.unread:
-            made = random_numbers(array.shape, chain.layers[0])
-            x = graph.value(target, known | {start.name: start.put(made)})
-            for layer in chain.layers:
-                made = layer.run(made)
-            for found, sequences in ((chain, made), (chain.turned(), made.swapaxes(0, 1))):
-                if x is not None and near(stack[0].turned(x, back=True), sequences):
-                    return found
-    return chain if chain.unread else _unread(_first_working(nodes), target, _NO_LAYER)
+        try:
+            chain = _follow(graph, known, Chain([], nodes, start, shape, start, shape[-1]), target)
+        except Unread as error:
+            unread = error
+            continue
+        made = random_numbers(shape, chain.layers[0])
+        x = graph.value(target, known | {start.name: start.put(made)})
+        for layer in chain.layers:
+            made = layer.run(made)
+        for found, sequences in ((chain, made), (chain.turned(), made.swapaxes(0, 1))):
+            if x is not None and near(stack[0].turned(x, back=True), sequences):
+                return found
+    raise unread
 
 
 def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str | None) -> Chain | None:
     """What makes an output of the graph of the results of a stack, or the part of it up to the linear layer name.
 
-    None if the graph only gives these results out. Raises ChoiceNeeded if there are several outputs, or no such layer.
+    None if the graph only gives these results out. Raises Unread, or ChoiceNeeded if several outputs are understood or
+    there is no such layer.
     """
-    target = _named(graph, name) if name is not None else _output(graph, stack, known)
-    if target is None:
-        return None
+    if name is not None:
+        return _head_to(graph, stack, known, _named(graph, name))
+    chains: dict[str, Chain] = {}
+    unread = None
+    for output in _outputs(graph, stack, known):
+        try:
+            chains[output] = _head_to(graph, stack, known, output)
+        except Unread as error:
+            unread = unread or error
+    if len(chains) > 1:
+        raise ChoiceNeeded(f"the graph has {len(chains)} outputs: {', '.join(chains)}; say which with --head")
+    if unread and not chains:
+        raise unread
+    return next(iter(chains.values()), None)
+
+
+def _head_to(graph: Graph, stack: Sequence[OnnxLayer], known: Known, target: str) -> Chain:
     results, readable = dict(known), pooled(stack, known)
     sources = [output for layer in stack for node in layer.nodes for output in node.output]
     nodes = graph.between(sources, target)
-    if not nodes and target not in sources:
-        raise ChoiceNeeded(f"--head {name} reads nothing of {stack[-1].name}")
     read = [source for source in sources if source == target or any(source in node.input for node in nodes)]
     points = [(0, source) for source in read if len(read) == 1] + _points(nodes, sources, target)
-    moving = (point for point in points if all(node.op_type in _POOLING for node in nodes[: point[0]]))
+    working = next((place for place, node in enumerate(nodes) if node.op_type not in _POOLING), len(nodes))
     starts = [
-        Chain([], nodes[count:], start, array.shape, start, pooling=pooling)
-        for count, point in moving
+        Chain([], nodes[count:], start, array.shape, start, array.shape[-1], pooling)
+        for count, point in points
+        if count <= working
         for pooling, array in readable.items()
         if (start := Point.find(point, graph.value(point, results), array))
     ]
     if not starts:
-        return _unread(
-            _first_working(nodes), target, f"reads neither the outputs of {stack[-1].name} nor what pools them"
-        )
+        why = f"reads neither the outputs of {stack[-1].name} nor what pools them"
+        raise Unread(nodes, [], why) if nodes else ChoiceNeeded(f"--head: {target} {why}")
     # With one step or direction some poolings are the same: the first one counts.
     chain = next(chain for chain in starts if chain.start.name == starts[-1].start.name)
     chain = _follow(graph, known, chain, target)
-    return chain if chain.layers or chain.unread else replace(chain, layers=[Layer("dropout", {}, {}, {})])
+    return chain if chain.layers else replace(chain, layers=[Layer("dropout", {}, {})])
 
 
-def _output(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> str | None:
-    """The output of the graph that a stack's results make, beside these results."""
+def _outputs(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> list[str]:
+    """The outputs of the graph that follow from a stack's results, but are not these."""
     sources = [output for layer in stack for node in layer.nodes for output in node.output]
     served = [stack[-1].outputs(known)]
     for place in range(1, len(stack[0].nodes[0].output)):
         states = [layer.result(place, known) for layer in stack]
         served += [np.concatenate(states), *states, *(state[None] for layer in states for state in layer)]
-    results, made = dict(known), list[str]()
-    for output in (value.name for value in graph.model.graph.output):
-        if output not in sources and graph.between(sources, output):
-            value = graph.value(output, results)
-            if not any(Point.find(output, value, array) for array in served):
-                made.append(output)
-    if len(made) > 1:
-        raise ChoiceNeeded(f"the graph has {len(made)} outputs: {', '.join(made)}; say which with --head")
-    return made[0] if made else None
+    results = dict(known)
+    outputs = [value.name for value in graph.model.graph.output if value.name not in sources]
+    outputs = [output for output in outputs if graph.between(sources, output)]
+    return [o for o in outputs if not any(Point.find(o, graph.value(o, results), array) for array in served)]
 
 
 def pooled(stack: Sequence[OnnxLayer], known: Known) -> dict[Pooling, Numbers]:
@@ -174,25 +189,24 @@ def _stored(graph: Graph, node: Node) -> set[str]:
 
 
 def _follow(graph: Graph, known: Known, chain: Chain, target: str) -> Chain:
-    """A chain that has no layers yet with those up to target."""
+    """A chain that has no layers yet with those up to target. Raises Unread."""
     layers: list[Layer] = []
-    end, shape, pooling, done = chain.end, chain.shape, chain.pooling, 0
-    points = _points(chain.nodes, [end.name], target)
-    while points:
-        for count, name in points[:_MAX_POINTS]:
-            block = read_block(graph, known, chain.nodes[done:count], end, shape, name)
-            if block:
-                break
-        else:
-            return replace(_unread(chain.nodes[done], target, _NO_LAYER), layers=layers)
-        layer, end, made = block
-        pooling = "last" if made[0] < shape[0] else pooling
-        points, done, shape = [point for point in points if point[0] > count], count, made
-        joined = layers[-1].joined(layer) if layers and layer else None
-        if joined:
-            layers[-1] = joined
-        elif layer:
-            layers.append(layer)
+    end, shape, pooling = chain.end, chain.shape, chain.pooling
+    done = tried = 0
+    for count, name in _points(chain.nodes, [end.name], target):
+        block = read_block(graph, known, chain.nodes[done:count], end, shape, name)
+        tried = tried + 1 if block is None else 0
+        if block:
+            layer, end, made = block
+            pooling = "last" if made[0] < shape[0] else pooling
+            done, shape = count, made
+            joined = layers[-1].joined(layer) if layers and layer else None
+            if layer:
+                layers[len(layers) - bool(joined) :] = [joined or layer]
+        elif tried == _MAX_POINTS:
+            break
+    if tried:
+        raise Unread(chain.nodes[done : done + 1], layers, "is none of the layers that are served")
     return replace(chain, layers=layers, end=end, width=shape[-1], pooling=pooling)
 
 
@@ -207,13 +221,3 @@ def _points(nodes: Sequence[Node], sources: Sequence[str], target: str) -> list[
             points.append((place + 1, used[0]))
         furthest = max([furthest, *(last_use[name] for name in used)])
     return points
-
-
-def _unread(node: Node, target: str, why: str) -> Chain:
-    nowhere = Point(target, (), ())
-    return Chain([], [], nowhere, (), nowhere, unread=(f"{node.op_type} {node_name(node)}", why))
-
-
-def _first_working(nodes: Sequence[Node]) -> Node:
-    """The first node that does not only move numbers."""
-    return next((node for node in nodes if node.op_type not in MOVING), nodes[0])

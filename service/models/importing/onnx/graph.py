@@ -31,7 +31,7 @@ MOVING = (
 _SIZING = ("Shape", "Size")
 _FILLING = ("ConstantOfShape", "Expand", "Tile")
 # Operators that they write the layers of front and head with, and pooling.
-_NUMBER_BY_NUMBER = ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Pow", "Max")
+_NUMBER_BY_NUMBER = ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Greater", "Pow", "Max")
 _LAYERS = (
     *("Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Erf", "Sigmoid", "Swish", "Tanh", "Softplus", "Exp", "Neg", "Sqrt"),
     *("Gemm", "MatMul", "LayerNormalization", "BatchNormalization", "LpNormalization", "Softmax", "LogSoftmax", "Clip"),
@@ -98,7 +98,9 @@ class Graph:
                 with refusing(f"constant {name} is damaged"):
                     known[name] = np.asarray(onnx.numpy_helper.to_array(self.initializers[name]))
             elif node is not None and node.op_type in self.operators:
-                arrays = {value: self.value(value, known) for value in node.input if value}
+                arrays: dict[str, Numbers | None] = {}
+                with suppress(RecursionError):
+                    arrays = {value: self.value(value, known) for value in node.input if value}
                 feed = {value: array for value, array in arrays.items() if array is not None}
                 held = sum(array.size for array in known.values() if array is not None)
                 with suppress(Exception):  # anything can be wrong with a node of an untrusted file

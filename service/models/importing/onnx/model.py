@@ -2,19 +2,23 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from service.models.chain import LayerConfig, chain
-from service.models.importing.model import CheckpointModel, Numbers
-from service.models.importing.onnx.chain import Chain, find_front, find_head
+from service.models.importing.model import CheckpointModel
+from service.models.importing.onnx.blocks import Stored
+from service.models.importing.onnx.chain import Chain, Unread, find_front, find_head
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
 from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, initial_states, node_name, read_layer, stacks
 from service.models.importing.onnx.reference import graph_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.spec import ChainLayer, ModelSpec, Nonlinearity
+
+_UNCHANGED = "(none)"  # in place of the name of a scale's zeros or ones, which change nothing
 
 
 @refusing("the file's graph makes no sense")
@@ -40,7 +44,7 @@ def model_from_onnx(
     )
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
-    arrays: dict[str, tuple[Numbers, str]] = {}
+    arrays: dict[str, Stored] = {}
     for index, entry in enumerate(stack):
         arrays |= {name: (array, source) for name, array, source in entry.arrays(index, bias=spec.bias)}
     notes = [
@@ -53,10 +57,15 @@ def model_from_onnx(
     starts, computed = _starts(graph, stack, known)
     arrays |= starts
     notes += computed
-    chains = {"front": find_front(graph, stack, known), "head": find_head(graph, stack, known, head)}
-    notes += [_unread_note(part, chain, head) for part, chain in chains.items() if chain and chain.unread]
-    left_out = {part: chain.unread[0] for part, chain in chains.items() if chain and chain.unread}
-    before, behind = (chain if chain and not chain.unread else None for chain in chains.values())
+    left_out: dict[str, str] = {}
+    chains: dict[str, Chain | None] = {}
+    for part, find in (("front", find_front), ("head", partial(find_head, name=head))):
+        try:
+            chains[part] = find(graph, stack, known)
+        except Unread as error:
+            left_out[part] = error.node
+            notes.append(_unread_note(part, error, head))
+    before, behind = chains.get("front"), chains.get("head")
     if before:
         layers, own = _layers("front", before)
         spec, arrays = replace(spec, front=layers), arrays | own
@@ -65,8 +74,8 @@ def model_from_onnx(
         spec, arrays = replace(spec, head=layers, pooling=behind.pooling), arrays | own
     results = [output for entry in stack for node in entry.nodes for output in node.output]
     results += [behind.end.name] if behind else []
-    used = graph.upstream(results, first.nodes[0].input[:1] if "front" in left_out else [])
-    others = [node for node in graph.nodes if node.op_type != "Constant" and not any(node is one for one in used)]
+    used = {id(node) for node in graph.upstream(results, first.nodes[0].input[:1] if "front" in left_out else [])}
+    others = [node for node in graph.nodes if node.op_type != "Constant" and id(node) not in used]
     others.sort(key=lambda node: node.op_type in MOVING)  # those that only move numbers come last
     return CheckpointModel(
         layer=first.name,
@@ -81,9 +90,9 @@ def model_from_onnx(
     )
 
 
-def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[str, tuple[Numbers, str]], list[str]]:
+def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[str, Stored], list[str]]:
     """h0 and c0 of a stack and where they are stored, if they are not zeros, and notes of those that are computed."""
-    arrays: dict[str, tuple[Numbers, str]] = {}
+    arrays: dict[str, Stored] = {}
     notes: list[str] = []
     states = [initial_states(graph, entry, known) for entry in stack]
     zeros = np.zeros((stack[0].directions, stack[0].hidden_size), stack[0].w.dtype)
@@ -100,34 +109,30 @@ def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[st
     return arrays, notes
 
 
-def _unread_note(part: str, found: Chain, head: str | None) -> str:
+def _unread_note(part: str, unread: Unread, head: str | None) -> str:
     """What a front or head that is not understood means. Raises ChoiceNeeded if the head was asked for."""
-    what = " ".join(found.unread or ())
     if part == "front":
-        return f"before the recurrent layers, {what}: requests must send what these read"
+        return f"before the recurrent layers, {unread}: requests must send what these read"
     if head is not None:
-        raise ChoiceNeeded(f"--head {head}: {what}; leave --head out, and compute it in the client")
-    linear = [layer.sources["weight"] for layer in found.layers if layer.type == "linear"]
+        raise ChoiceNeeded(f"--head {head}: {unread}; leave --head out, and compute it in the client")
+    linear = [layer.arrays["weight"][1] for layer in unread.layers if layer.type == "linear"]
     shorter = f"; --head {linear[-1]} ends the head before it" if linear else ""
-    return f"behind the recurrent layers, {what}: the model has no predictions{shorter}"
+    return f"behind the recurrent layers, {unread}: the model has no predictions{shorter}"
 
 
-def _layers(part: str, found: Chain) -> tuple[tuple[ChainLayer, ...], dict[str, tuple[Numbers, str]]]:
+def _layers(part: str, found: Chain) -> tuple[tuple[ChainLayer, ...], dict[str, Stored]]:
     """The layers of front or head, and their arrays with what these are called in the file."""
     entries: list[LayerConfig] = []
-    arrays: dict[str, tuple[Numbers, str]] = {}
+    arrays: dict[str, Stored] = {}
     types = [layer.type for layer in found.layers]
     short = part == "head" and types == ["linear"] and "bias" in found.layers[0].arrays
     for index, layer in enumerate(found.layers):
         options = dict(layer.options)
         if layer.type == "linear":
-            options |= {"out_features": len(layer.arrays["weight"]), "bias": "bias" in layer.arrays}
-        elif layer.type == "embedding":
-            options |= dict(zip(("num_embeddings", "embedding_dim"), layer.arrays["weight"].shape, strict=True))
+            options |= {"out_features": len(layer.arrays["weight"][0]), "bias": "bias" in layer.arrays}
         entries.append(LayerConfig(type=layer.type, **options))
         prefix = "head" if short else f"{part}.{index}"
-        for name, array in layer.arrays.items():
-            arrays[f"{prefix}.{name}"] = array, layer.sources.get(name, "(no change)")
+        arrays |= {f"{prefix}.{name}": (array, source or _UNCHANGED) for name, (array, source) in layer.arrays.items()}
     layers = chain(part, entries, found.shape[-1])
     return tuple(replace(layer, name="head") for layer in layers) if short else layers, arrays
 
