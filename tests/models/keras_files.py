@@ -23,7 +23,7 @@ def dense(width, units, activation="linear", **config):
 def recurrent(kind, width, units, **config):
     gates = units * GATES[kind]
     shapes = [(width, gates), (units, gates), (2, gates) if kind == "GRU" else (gates,)]
-    return layer(kind, *shapes[: 2 + config.get("use_bias", True)], units=units, **config)
+    return layer(kind, *shapes[: 2 + config.get("use_bias", True)], units=units, **{"reset_after": True, **config})
 
 
 def bidirectional(inner, **config):

@@ -75,12 +75,11 @@ def _paths_by_class(file: Any, root: str) -> Paths:
 
 
 def _paths_by_name(file: Any, root: str) -> Paths:
-    names = {layer: _item(file, f"{root}/{layer}").attrs.get("weight_names", ()) for layer in file[root]}
-    return {f"/{layer}": [[f"{root}/{layer}/{_text(name)}" for name in found]] for layer, found in names.items()}
-
-
-def _text(text: Any) -> str:
-    return text.decode() if isinstance(text, bytes) else str(text)
+    paths: Paths = {}
+    for layer in file[root]:
+        names = np.asarray(_item(file, f"{root}/{layer}").attrs.get("weight_names", ())).astype(str).tolist()
+        paths[f"/{layer}"] = [[f"{root}/{layer}/{name}" for name in names]]
+    return paths
 
 
 def _item(group: Any, path: str) -> Any:

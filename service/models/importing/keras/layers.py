@@ -19,7 +19,7 @@ from service.spec import Pooling
 SECONDS = 60
 RECURRENT = ("SimpleRNN", "GRU", "LSTM")
 POOLING: dict[str, Pooling] = {"GlobalAveragePooling1D": "mean", "GlobalMaxPooling1D": "max"}
-_ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
+_ACTIVATIONS = {"Activation": None, "ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "Softmax": "softmax"}
 _TRAINING = (
     "Dropout",
     "SpatialDropout1D",
@@ -145,22 +145,20 @@ def _layer(entry: Any, axis: int, arrays: Mapping[str, Numbers], paths: dict[str
     wraps = wrapper in ("Bidirectional", "TimeDistributed")
     inner = entry["config"]["layer"] if wraps else entry
     kind, config = inner["class_name"], inner["config"]
-    served = _ARRAYS.keys() - {*RECURRENT, *POOLING, "Embedding"} if wraps else _ARRAYS
-    if kind not in (RECURRENT if wrapper == "Bidirectional" else served) or not (
-        _is_of_keras(entry) and _is_of_keras(inner)
-    ):
+    by_step = _ARRAYS.keys() - {*RECURRENT, *POOLING, "Embedding"}
+    served = RECURRENT if wrapper == "Bidirectional" else by_step if wraps else _ARRAYS
+    if kind not in served or not all(map(_is_of_keras, (entry, inner))):
         raise CheckpointRefused(f"{name} is a {f'{wrapper} of {kind}' if wraps else kind}, which is not served")
-    _check_options(name, {**_SERVED.get(wrapper, {}), **_SERVED.get(kind, {})}, {**entry["config"], **config})
+    options = {"reset_after": False, **entry["config"], **config}  # a GRU without it is older than it
+    _check_options(name, {**_SERVED.get(wrapper, {}), **_SERVED.get(kind, {})}, options)
     if (value := config.get("axis", -1)) not in (-1, [-1], axis, [axis]) and (kind != "Normalization" or value):
         raise CheckpointRefused(f"{name} has axis {value!r}; served is -1, that of the features")
     other = entry["config"].get("backward_layer") or inner
     if other["class_name"] != kind or any(config.get(option) != other["config"].get(option) for option in _BOTH):
         raise CheckpointRefused(f"{name} has a backward_layer that differs from its layer")
     if kind == "Normalization" and config.get("mean") is not None:
-        own = {
-            moment: Stored(np.asarray(config[moment], np.float64), f"{name}.{moment}")
-            for moment in ("mean", "variance")
-        }
+        moments = ("mean", "variance")
+        own = {each: Stored(np.asarray(config[each], np.float64), f"{each} of {name}") for each in moments}
         return KerasLayer(kind, name, config, (own,))
     names = [array for array in _ARRAYS[kind] if config.get(_HAS.get(array, ""), True)]
     cells = 2 if wrapper == "Bidirectional" else 1
@@ -185,20 +183,15 @@ def _check_options(name: str, served: Mapping[str, tuple[Any, ...]], config: Map
 
 
 def _expanded(layer: KerasLayer) -> Iterator[KerasLayer]:
-    if layer.kind not in _ACTIVATIONS:
+    """The layer without its activation, and its activation."""
+    kind, config = layer.kind, layer.config
+    if kind not in _ACTIVATIONS:
         yield layer
-    config = layer.config
-    match layer.kind:
-        case "Dense" | "Activation":
-            activation = {"activation": config["activation"]}
-        case "ReLU" | "Softmax":
-            activation = {"activation": layer.kind.lower()}
-        case "LeakyReLU":
-            slope = config.get("negative_slope", config.get("alpha", 0.3))
-            activation = {"activation": "leaky_relu", "negative_slope": float(slope)}
-        case "ELU":
-            activation = {"activation": "elu", "alpha": float(config.get("alpha", 1.0))}
-        case _:
-            return
-    if activation["activation"] != "linear":
-        yield KerasLayer("Activation", layer.name, activation, ({},))
+    if kind in _ACTIVATIONS or kind == "Dense":
+        options = {"activation": config.get("activation", _ACTIVATIONS.get(kind))}
+        if kind == "LeakyReLU":
+            options["negative_slope"] = float(config.get("negative_slope", config.get("alpha", 0.3)))
+        if kind == "ELU":
+            options["alpha"] = float(config.get("alpha", 1.0))
+        if options["activation"] != "linear":
+            yield KerasLayer("Activation", layer.name, options, ({},))

@@ -26,62 +26,51 @@ def keras_reference(layers: Sequence[KerasLayer]) -> Reference:
 
     @refusing("the file's layers do not run by Keras' formulas")
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
-        arrays = [
-            [{name: np.asarray(stored.values, precision) for name, stored in cell.items()} for cell in layer.arrays]
-            for layer in layers
-        ]
-        return [_run(layers, arrays, sequence, precision) for sequence in sequences]
+        return [_run(layers, sequence, precision) for sequence in sequences]
 
     return run
 
 
-def _run(
-    layers: Sequence[KerasLayer], arrays: Sequence[Sequence[Cell]], sequence: Arrays, precision: Precision
-) -> Arrays:
-    x = sequence["x"].astype(precision)
-    states = {name: sequence[name].astype(precision) for name in ("h", "c") if name in sequence}
-    results: dict[str, Numbers] = dict(states)
-    state = 0
-    for layer, cells in zip(layers, arrays, strict=True):
+def _run(layers: Sequence[KerasLayer], sequence: Arrays, precision: Precision) -> Arrays:
+    x, *states = (sequence[name].astype(precision) for name in ("x", "h", "c") if name in sequence)
+    results: dict[str, Numbers] = dict(zip("hc", states, strict=False))
+    done = 0  # directions of recurrent layers
+    for layer in layers:
+        cells = [{name: np.asarray(of.values, precision) for name, of in cell.items()} for cell in layer.arrays]
         if layer.kind not in RECURRENT:
             x = _LAYERS[layer.kind](x, cells[0], layer.config)
-            results |= {"predictions": x} if state else {}  # of the layers after the recurrent ones
+            results |= {"predictions": x} if done else {}
             continue
         ways: list[Numbers] = []
         for way, cell in enumerate(cells):
-            start = [array[state] for array in states.values()]
-            ways.append(_recurrent(layer, cell, x[::-1] if way else x, start))
-            for array, final in zip(states.values(), start, strict=True):
-                array[state] = final
-            state += 1
-        results["outputs"] = np.concatenate([way[::-1] if index else way for index, way in enumerate(ways)], axis=-1)
-        x = results["outputs"]
+            ways.append(_recurrent(layer, cell, x[::-1] if way else x, [array[done] for array in states]))
+            done += 1
+        x = results["outputs"] = np.concatenate([*ways[:1], *(way[::-1] for way in ways[1:])], axis=-1)
         if not layer.config.get("return_sequences"):
             x = results["predictions"] = np.concatenate([way[-1:] for way in ways], axis=-1)
     return results
 
 
-def _recurrent(layer: KerasLayer, cell: Cell, x: Numbers, state: list[Numbers]) -> Numbers:
-    """The outputs (T, H) of a layer in one direction; state becomes the final one."""
-    units = cell["recurrent_kernel"].shape[0]
-    bias = cell.get("bias", np.zeros(2, x.dtype))
-    input_bias, recurrent_bias = bias if layer.kind == "GRU" else (bias if "bias" in cell else 0, 0)
-    matrix_x = x @ cell["kernel"] + input_bias
+def _recurrent(layer: KerasLayer, cell: Cell, x: Numbers, state: Sequence[Numbers]) -> Numbers:
+    """The outputs (T, H) of a layer in one direction; h (H), and c (H) of an LSTM, become the final ones in place."""
+    biases: Any = cell.get("bias", (0, 0))
+    input_bias, recurrent_bias = biases if layer.kind == "GRU" or "bias" not in cell else (biases, 0)
+    matrix_x, units = x @ cell["kernel"] + input_bias, len(cell["recurrent_kernel"])
     activation = _ACTIVATIONS[layer.config.get("activation", "tanh")]
     outputs = np.empty((len(x), units), x.dtype)
     for step, row in enumerate(matrix_x):
         inner = state[0] @ cell["recurrent_kernel"] + recurrent_bias
         match layer.kind:
             case "SimpleRNN":
-                state[0] = activation(row + inner)
+                state[0][:] = activation(row + inner)
             case "GRU":
                 z, r = np.split(_sigmoid((row + inner)[: 2 * units]), 2)
                 hh = np.tanh(row[2 * units :] + r * inner[2 * units :])
-                state[0] = z * state[0] + (1 - z) * hh
+                state[0][:] = z * state[0] + (1 - z) * hh
             case _:
                 i, f, c, o = np.split(row + inner, 4)
-                state[1] = _sigmoid(f) * state[1] + _sigmoid(i) * np.tanh(c)
-                state[0] = _sigmoid(o) * np.tanh(state[1])
+                state[1][:] = _sigmoid(f) * state[1] + _sigmoid(i) * np.tanh(c)
+                state[0][:] = _sigmoid(o) * np.tanh(state[1])
         outputs[step] = state[0]
     return outputs
 
@@ -124,15 +113,10 @@ def _scaled(x: Any, of: Cell, config: Mapping[str, Any]) -> Any:
     return of["mean"] + x * deviation if config.get("invert") else (x - of["mean"]) / deviation
 
 
-def _activated(x: Any, _: Cell, config: Mapping[str, Any]) -> Any:
-    options = {**config}
-    return _ACTIVATIONS[options.pop("activation")](x, **options)
-
-
 _LAYERS: dict[str, Callable[[Any, Cell, Mapping[str, Any]], Any]] = {
     "Embedding": lambda x, of, _: of["embeddings"][x[:, 0].astype(int)],
     "Dense": lambda x, of, _: x @ of["kernel"] + of.get("bias", 0),
-    "Activation": _activated,
+    "Activation": lambda x, _, o: _ACTIVATIONS[o["activation"]](x, *(o[name] for name in o if name != "activation")),
     "BatchNormalization": lambda x, of, o: _normalized(x, of["moving_mean"], of["moving_variance"], of, o),
     "LayerNormalization": lambda x, of, o: _normalized(x, x.mean(-1, keepdims=True), x.var(-1, keepdims=True), of, o),
     "Normalization": _scaled,
