@@ -50,7 +50,9 @@ export const options = {
 
 const headers = { 'Content-Type': CONTENT_TYPE }
 if (__ENV.API_KEY) headers.Authorization = `Bearer ${__ENV.API_KEY}`
-const values = (count) => Array.from({ length: count }, () => Math.round((2 * Math.random() - 1) * 1e4) / 1e4)
+const value = () => Math.round((2 * Math.random() - 1) * 1e4) / 1e4
+// One step's input: a token id, or a vector.
+const step = ({ ids, size }) => (ids ? Math.floor(Math.random() * ids) : Array.from({ length: size }, value))
 
 export function setup() {
   if (FILE) return {}
@@ -64,7 +66,7 @@ export function setup() {
       sessions.push(reply.json('session'))
     }
   }
-  return { size: found.json('input_size'), sessions }
+  return { ids: found.json('num_embeddings'), size: found.json('inputs.0.shape.2'), sessions }
 }
 
 const counts = () => Date.now() - exec.scenario.startTime >= 1000 * WARM_UP
@@ -80,11 +82,11 @@ let body = FILE // made once for each virtual user
 function request(data) {
   if (SCENARIO === 'session') {
     const session = data.sessions[exec.scenario.iterationInTest % data.sessions.length]
-    return JSON.stringify({ session, inputs: values(data.size) })
+    return JSON.stringify({ session, inputs: step(data) })
   }
   if (body === null) {
-    const rows = (length) => Array.from({ length }, () => values(data.size))
-    const inputs = SCENARIO === 'step' ? values(data.size) : Array.from({ length: BATCH }, () => rows(STEPS))
+    const rows = (length) => Array.from({ length }, () => step(data))
+    const inputs = SCENARIO === 'step' ? step(data) : Array.from({ length: BATCH }, () => rows(STEPS))
     body = JSON.stringify({ model: MODEL, inputs })
   }
   return body
@@ -96,7 +98,7 @@ function stream(data) {
   const reply = ws.connect(`${URL.replace(/^http/, 'ws')}/cell/stream`, { headers }, (socket) => {
     const next = () => {
       sent = Date.now()
-      socket.send(JSON.stringify(values(data.size)))
+      socket.send(JSON.stringify(step(data)))
     }
     socket.on('open', () => {
       socket.send(JSON.stringify({ model: MODEL }))

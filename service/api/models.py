@@ -52,6 +52,7 @@ class ModelView(BaseModel):
     proj_size: int | None = Field(None, description="LSTM only: width of the projection, 0 for none.")
     pooling: Pooling = Field("none", description="What the head reads: each step's output, or one vector of each row.")
     out_features: int | None = Field(None, description="O of the head; null if there is none.")
+    num_embeddings: int | None = Field(None, description="How many token ids there are; null: it takes vectors.")
     front: list[str] = Field(default_factory=list, description="Layers before the stack.")
     head: list[str] = Field(default_factory=list, description="Layers after it.")
     inputs: list[TensorView] = Field(default_factory=list, description="What /rnn/forward takes.")
@@ -121,7 +122,7 @@ def _model(model: Model, registry: Registry) -> ModelView:
 
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:
-    names = ModelView.model_fields.keys() & {*spec.__dataclass_fields__, "out_features"}
+    names = ModelView.model_fields.keys() & {*spec.__dataclass_fields__, "out_features", "num_embeddings"}
     described: dict[str, Any] = {name: getattr(spec, name) for name in names}
     described |= {"front": [layer.type for layer in spec.front], "head": [layer.type for layer in spec.head]}
     if spec.kind != "rnn":
@@ -142,7 +143,7 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         time = ["T"] if spec.pooling == "none" else []
         outputs.append(tensor("predictions", "B", *time, spec.out_features))
     steppable = not spec.bidirectional
-    generates = steppable and bool(spec.step_predictions) and spec.num_embeddings in (None, spec.out_features)
+    generates = spec.feeds_itself or (steppable and bool(spec.step_predictions) and spec.num_embeddings is None)
     described |= {"steppable": steppable, "generates": generates}
     return described | {"inputs": [inputs, *states], "outputs": outputs}
 
