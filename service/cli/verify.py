@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from service.engine.interface import Engine, Floats, Rows
@@ -15,6 +17,7 @@ from service.models.folder import read_folder
 from service.models.importing.model import CheckpointModel, Numbers
 from service.models.importing.refusal import CheckpointRefused, refusing
 from service.models.weights import InitialStates, read_weights
+from service.spec import ModelSpec
 
 LENGTHS = (17, 1, 6)
 LONG, LONG_FLOPS = 1000, 1_000_000_000  # steps of a long sequence; a large model does as many as the operations allow
@@ -78,19 +81,9 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
     outputs, or both, as /rnn/forward gives them; all without B for one sequence.
     """
     engine, initial = _served(root, name)
-    spec, steps_shape = engine.spec, () if engine.spec.num_embeddings else (engine.spec.in_features,)
-    with refusing(f"{path.name} is not a safetensors file"):
-        sample = load_file(path)
-    if "inputs" not in sample or not sample.keys() & {"predictions", "outputs"}:
-        raise CheckpointRefused(f"{path.name} has {', '.join(sample) or 'nothing'}; expected inputs and predictions")
-    if sample["inputs"].ndim == 1 + len(steps_shape):
-        sample = {key: array[None] for key, array in sample.items()}
-    inputs = sample["inputs"]
-    if inputs.ndim < 2 or inputs.shape[2:] != steps_shape or not inputs.size:
-        raise CheckpointRefused(f"{path.name}: inputs have shape {inputs.shape}; expected {('B', 'T', *steps_shape)}")
-    if spec.num_embeddings and not (inputs.dtype.kind in "iu" and np.isin(inputs, range(spec.num_embeddings)).all()):
-        raise CheckpointRefused(f"{path.name}: inputs must be whole numbers from 0 to {spec.num_embeddings - 1}")
-    lengths = sample.get("lengths", np.full(len(inputs), inputs.shape[1])).tolist()
+    spec = engine.spec
+    sample = _read_sample(path, spec)
+    inputs, lengths = sample["inputs"], sample["lengths"].tolist()
     h0, c0 = (np.zeros((spec.states, width), np.float32) for width in (spec.state_size, spec.hidden_size))
     states = {"h": h0 if initial.h0 is None else initial.h0}
     if spec.has_cell_state:
@@ -113,6 +106,27 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
                 )
             worst = max(worst, error)
     return f"max error {worst:.1e} (allowed {EXPECTED:.0e}) over {len(results)} sequences"
+
+
+def _read_sample(path: Path, spec: ModelSpec) -> dict[str, NDArray[Any]]:
+    """The arrays of a sample with B and lengths. Raises CheckpointRefused where they do not fit the model."""
+    step = () if spec.num_embeddings else (spec.in_features,)
+    with refusing(f"{path.name} is not a safetensors file"):
+        sample: dict[str, NDArray[Any]] = load_file(path)
+    if "inputs" not in sample or not sample.keys() & {"predictions", "outputs"}:
+        there = ", ".join(sorted(sample)) or "nothing"
+        raise CheckpointRefused(f"{path.name} has {there}; expected inputs and predictions")
+    if sample["inputs"].ndim == 1 + len(step):
+        sample = {key: array[None] for key, array in sample.items()}
+    inputs = sample["inputs"]
+    if inputs.ndim < 2 or inputs.shape[2:] != step or not inputs.size:
+        raise CheckpointRefused(f"{path.name}: inputs have shape {inputs.shape}; expected {('B', 'T', *step)}")
+    if spec.num_embeddings and not (inputs.dtype.kind in "iu" and np.isin(inputs, range(spec.num_embeddings)).all()):
+        raise CheckpointRefused(f"{path.name}: inputs must be whole numbers from 0 to {spec.num_embeddings - 1}")
+    lengths = np.ravel(sample.get("lengths", np.full(len(inputs), inputs.shape[1])))
+    if len(lengths) != len(inputs) or not np.isin(lengths, range(1, inputs.shape[1] + 1)).all():
+        raise CheckpointRefused(f"{path.name}: lengths are not {len(inputs)} numbers from 1 to {inputs.shape[1]}")
+    return sample | {"lengths": lengths.astype(np.int64)}
 
 
 def _served(root: Path, name: str) -> tuple[Engine, InitialStates]:

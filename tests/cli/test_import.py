@@ -22,7 +22,7 @@ from service.models.folder import read_folder
 from service.models.weights import read_weights
 from service.spec import ModelSpec
 from tests.models.onnx_files import save_stack
-from tests.reference import specs, weights_of
+from tests.reference import run_reference, specs, weights_of
 
 LSTM = ModelSpec("lstm", 3, 4).with_linear_head(2)
 
@@ -218,3 +218,97 @@ def test_files_that_are_no_checkpoints(tmp_path, name, content, code):
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "models").exists()
+
+
+def sample_of(path, **arrays):
+    save_file({name: torch.as_tensor(array) for name, array in arrays.items()}, path)
+
+
+def padded_sample(spec, weights):
+    """Inputs of three rows with lengths, and the outputs and predictions of each."""
+    rows = [np.random.default_rng(length).standard_normal((length, 3)).astype(np.float32) for length in (4, 1, 3)]
+    results = [run_reference(spec, weights, row) for row in rows]
+
+    def pad(arrays):
+        return np.stack([np.pad(array, ((0, 4 - len(array)), (0, 0))) for array in arrays])
+
+    return {
+        "inputs": pad(rows),
+        "lengths": np.array([4, 1, 3]),
+        "outputs": pad([result.outputs for result in results]),
+        "predictions": pad([result.predictions for result in results]),
+    }
+
+
+def test_sample_that_fits(tmp_path):
+    weights = weights_of(LSTM)
+    sample = padded_sample(LSTM, weights)
+    sample_of(tmp_path / "s.safetensors", **sample)
+    result = run_on(tmp_path, LSTM, weights, "--expect", tmp_path / "s.safetensors")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"expected: max error \S+ \(allowed 1e-04\) over 3 sequences", result.stdout)
+    first = {name: array[0] for name, array in sample.items() if name != "lengths"}
+    sample_of(tmp_path / "s.safetensors", **first)
+    assert run_on(tmp_path, LSTM, weights, "--expect", tmp_path / "s.safetensors").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"predictions": lambda a: a + 1e-3},
+            r"predictions\[0\] of s.safetensors differs .* by 1.0e-03",
+        ),
+        ({"outputs": lambda a: a * float("nan")}, r"outputs\[0\] of s.safetensors differs from what is served by nan"),
+        ({"predictions": lambda a: a[:, -1]}, r"predictions\[0\] has shape \(2,\); served is \(4, 2\)"),
+        ({"predictions": lambda a: a[..., :1]}, r"predictions\[0\] has shape \(4, 1\); served is \(4, 2\)"),
+        ({"inputs": lambda a: a[..., :2]}, r"inputs have shape \(3, 4, 2\); expected \('B', 'T', 3\)"),
+        ({"inputs": lambda a: a[0, 0]}, r"inputs have shape \(3,\); expected \('B', 'T', 3\)"),
+        ({"lengths": lambda a: a[:2]}, "s.safetensors: .*lengths"),
+        ({"lengths": lambda a: a * 100}, "s.safetensors: .*lengths"),
+        ({"lengths": lambda a: a * 0}, "s.safetensors: .*lengths"),
+        ({"predictions": None, "outputs": None}, "s.safetensors has inputs, lengths; expected inputs and predictions"),
+    ],
+)
+def test_sample_that_does_not_fit(tmp_path, changes, message):
+    weights = weights_of(LSTM)
+    sample = padded_sample(LSTM, weights)
+    changed = {name: changes.get(name, lambda a: a) for name in sample}
+    sample = {name: np.ascontiguousarray(change(sample[name])) for name, change in changed.items() if change}
+    sample_of(tmp_path / "s.safetensors", **sample)
+    result = run_on(tmp_path, LSTM, weights, "--expect", tmp_path / "s.safetensors")
+    assert result.exit_code == 1, result.output
+    assert re.search(message, result.stderr), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("ids", [[0, 9], [-1], [0.0, 1.0]])
+def test_sample_of_ids_that_are_none(tmp_path, ids):
+    state = {"emb.weight": torch.zeros(9, 3)} | {f"net.{k}": v for k, v in torch.nn.GRU(3, 4).state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    sample_of(tmp_path / "s.safetensors", inputs=ids, outputs=np.zeros((len(ids), 4), np.float32))
+    options = ["--front", "emb", "--expect", tmp_path / "s.safetensors", "--models", tmp_path / "models"]
+    result = run(tmp_path / "model.pt", "--name", "m", *options)
+    assert result.exit_code == 1
+    assert "s.safetensors: inputs must be whole numbers from 0 to 8" in result.stderr
+
+
+def test_remove(tmp_path):
+    def remove(*arguments):
+        return CliRunner().invoke(build_app(), ["remove", *arguments, "--models", str(tmp_path / "models")])
+
+    for _ in range(3):
+        run_on(tmp_path, LSTM, weights_of(LSTM))
+    assert remove("m", "--version", "2").stdout == f"removed: {tmp_path}/models/m/2\n"
+    assert remove("m", "--version", "2").exit_code == 2
+    assert [version.version for version in read_folder(tmp_path / "models", "m").versions] == ["1", "3"]
+    assert remove("m", "--version", "1").exit_code == 0
+    assert remove("m", "--version", "3").stdout == f"removed: {tmp_path}/models/m\n"
+    assert list((tmp_path / "models").iterdir()) == []
+    assert remove("m").stderr == f"error: there is no model 'm' in {tmp_path}/models\n"
+    assert remove("../models").exit_code == 2
+    run_on(tmp_path, LSTM, weights_of(LSTM))
+    run_on(tmp_path, LSTM, weights_of(LSTM))
+    assert remove("m").exit_code == 0
+    assert list((tmp_path / "models").iterdir()) == []

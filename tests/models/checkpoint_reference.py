@@ -7,7 +7,9 @@ from tests.reference import numbers, run_reference
 
 def check_reference(model, weights, tolerance=1e-12):
     spec, rng = model.spec, np.random.default_rng(0)
-    sequence = {"x": numbers(rng, 5, spec.input_size), "h": numbers(rng, spec.states, spec.state_size)}
+    ids = rng.integers(spec.num_embeddings or 1, size=(5, 1)).astype(np.float32)
+    sequence = {"x": ids if spec.num_embeddings else numbers(rng, 5, spec.in_features)}
+    sequence["h"] = numbers(rng, spec.states, spec.state_size)
     if spec.has_cell_state:
         sequence["c"] = numbers(rng, spec.states, spec.hidden_size)
     [results] = model.reference([sequence], np.float64)

@@ -39,8 +39,11 @@ def sines(shape, place):
     return 0.7 * np.sin(np.arange(np.prod(shape)) * 0.7 + place).reshape(shape)
 
 
-def save_model(path, layers, *, values=sines, functional=False):
-    """Write a model of these layers; values(shape, place) makes the arrays."""
+def save_model(path, layers, *, values=sines, functional=False, layout=("layers", "/", 1)):
+    """Write a model of these layers; values(shape, place) makes the arrays.
+
+    layout is what an archive's groups begin with, what separates their names, and how far their numbers are apart.
+    """
     entries = [
         {"class_name": each["class_name"], "config": {"name": f"{each['class_name'].lower()}_{index}"} | each["config"]}
         for index, each in enumerate(layers)
@@ -52,7 +55,7 @@ def save_model(path, layers, *, values=sines, functional=False):
             entry |= {"name": entry["config"]["name"], "inbound_nodes": [{"args": [tensor]}] if before else []}
         config["output_layers"] = [entries[-1]["name"], 0, 0]
     model = json.dumps({"class_name": "Functional" if functional else "Sequential", "config": config})
-    weights = io.BytesIO()
+    weights, archived = io.BytesIO(), path.suffix == ".keras"
     with h5py.File(weights, "w") as file:
         file.attrs["model_config"] = model
         place = 0
@@ -61,8 +64,8 @@ def save_model(path, layers, *, values=sines, functional=False):
             place += len(arrays)
             if variance := {"BatchNormalization": -1, "Normalization": -2}.get(each["class_name"]):
                 arrays[variance] = abs(arrays[variance]) + 0.5
-            _write(file, entry, [np.float32(array) for array in arrays], archive=path.suffix == ".keras")
-    if path.suffix != ".keras":
+            _write(file, entry, [np.float32(array) for array in arrays], layout if archived else None)
+    if not archived:
         path.write_bytes(weights.getvalue())
         return
     with zipfile.ZipFile(path, "w") as archive:
@@ -71,19 +74,24 @@ def save_model(path, layers, *, values=sines, functional=False):
         archive.writestr("model.weights.h5", weights.getvalue())
 
 
-def _write(file, entry, arrays, *, archive):
+def _write(file, entry, arrays, layout):
     kind, name = entry["class_name"], entry["config"]["name"]
-    if not archive:
+    if not layout:
         group = file.create_group(f"model_weights/{name}")
         names = [f"sequential/{name}/array_{index}" for index in range(len(arrays))]
         group.attrs["weight_names"] = names
         group.update(dict(zip(names, arrays, strict=True)))
         return
     snake = re.sub("([a-z])([A-Z])", r"\1_\2", kind.replace("RNN", "Rnn")).lower()
-    number = sum(re.fullmatch(rf"{snake}(_\d+)?", other) is not None for other in file.get("layers", ()))
+    root, separator, step = layout
+    seen = file.attrs.get(f"of {snake}", 0)
+    file.attrs[f"of {snake}"] = seen + 1
     half = len(arrays) // 2
-    places = {"Bidirectional": [("forward_layer/cell/", arrays[:half]), ("backward_layer/cell/", arrays[half:])]}
-    part = "cell/" if kind in GATES else "layer/" if kind == "TimeDistributed" else ""
-    for where, own in places.get(kind, [(part, arrays)]):
-        group = file.create_group(f"layers/{snake}{f'_{number}' if number else ''}/{where}vars")
-        group.update({str(index): array for index, array in enumerate(own)})
+    places = {
+        "Bidirectional": [(["forward_layer", "cell"], arrays[:half]), (["backward_layer", "cell"], arrays[half:])],
+        "TimeDistributed": [(["layer"], arrays)],
+        **{cell: [(["cell"], arrays)] for cell in GATES},
+    }
+    for where, own in places.get(kind, [([], arrays)]):
+        place = separator.join([root, f"{snake}{f'_{seen * step}' if seen else ''}", *where])
+        file.create_group(f"{place}/vars").update({str(index): array for index, array in enumerate(own)})

@@ -96,6 +96,20 @@ def test_recipe_of_the_documentation(tmp_path):
     assert verified.partition(" against ")[2] in said
 
 
+@pytest.mark.parametrize("separator", "/\\")
+def test_layout_of_keras_2(tmp_path, separator):
+    """On Windows Keras 2.12 to 2.15 wrote backslashes into the names of groups, and numbers have gaps everywhere."""
+    for name, layout in (
+        ("3.keras", ("layers", "/", 1)),
+        ("2.keras", ("_layer_checkpoint_dependencies", separator, 2)),
+    ):
+        save_model(tmp_path / name, [*TAGGER, dense(2, 2)], layout=layout)
+    three, two = (model_from_keras(tmp_path / name).arrays for name in ("3.keras", "2.keras"))
+    assert {name: array.tolist() for name, array in two.items()} == {
+        name: array.tolist() for name, array in three.items()
+    }
+
+
 @st.composite
 def models(draw):
     """Chains of Keras layers, two recurrent ones among them."""

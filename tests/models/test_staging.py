@@ -1,11 +1,14 @@
 """A model folder appears whole or not at all."""
 
 import json
+import shutil
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
 
+from service.models.chain import LayerConfig, chain
 from service.models.folder import read_folder, scan
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 from service.models.importing.staging import staged
@@ -16,9 +19,9 @@ from tests.reference import weights_of
 SPEC = ModelSpec("lstm", 3, 4, bidirectional=True).with_linear_head(2)
 
 
-def stage(root, *, spec=SPEC, arrays=None, version=None, description=None, seed=0):
+def stage(root, *, spec=SPEC, arrays=None, seed=0, **options):
     arrays = arrays or {name: torch.from_numpy(array) for name, array in weights_of(spec, seed).items()}
-    return staged(root, "m", spec, arrays, version=version, description=description)
+    return staged(root, "m", spec, arrays, **{"version": None, "description": None} | options)
 
 
 def write(root, **options):
@@ -127,3 +130,52 @@ def test_too_large_a_size_is_refused(tmp_path):
     spec = ModelSpec("rnn", 3, 70_000)
     with pytest.raises(CheckpointRefused, match="hidden_size: Input should be less than or equal to 65536"):
         write(tmp_path, spec=spec, arrays={"weight_ih_l0": torch.zeros(1)})
+
+
+def test_replaced_version(tmp_path):
+    write(tmp_path, description="first")
+    write(tmp_path, seed=1)
+    assert write(tmp_path, seed=2, replace=True) == tmp_path / "m" / "2"
+    assert write(tmp_path, seed=3, replace=True, version="1") == tmp_path / "m" / "1"
+    assert write(tmp_path, seed=4, replace=True, version="9") == tmp_path / "m" / "9"
+    for version, seed in (("2", 2), ("1", 3), ("9", 4)):
+        read = read_weights(tmp_path / "m" / version / "model.safetensors", SPEC)
+        assert read.arrays["head.bias"].tolist() == weights_of(SPEC, seed)["head.bias"].tolist()
+    with pytest.raises(ChoiceNeeded, match=r"exists with kind 'lstm', and this one has 'gru'; .* config\.json: choose"):
+        write(tmp_path, spec=ModelSpec("gru", 3, 4), replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_only_version_is_replaced_with_its_config(tmp_path):
+    write(tmp_path, description="first")
+    other = ModelSpec("gru", 3, 4)
+    with pytest.raises(ChoiceNeeded, match=r"versions of a model share one config\.json: --replace it, "):
+        write(tmp_path, spec=other)
+    assert write(tmp_path, spec=other, replace=True) == tmp_path / "m" / "1"
+    folder = read_folder(tmp_path, "m")
+    assert (folder.config.spec(), folder.config.description, folder.failure) == (other, "first", None)
+    (tmp_path / "m" / "config.json").write_text("{")
+    assert write(tmp_path, replace=True) == tmp_path / "m" / "1"
+    assert read_folder(tmp_path, "m").config.spec() == SPEC
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_replaced_model_stays_when_the_new_one_cannot_be_moved(tmp_path, versions, monkeypatch):
+    for _ in range(versions):
+        write(tmp_path)
+    with stage(tmp_path, seed=1, replace=True) as model:
+        shutil.rmtree(model.root / "m")
+        with pytest.raises(CheckpointRefused, match="cannot be written"):
+            model.publish()
+    folder = read_folder(tmp_path, "m")
+    assert [(version.version, version.failure) for version in folder.versions] == [("1", None), ("2", None)][:versions]
+
+
+def test_layer_that_differs_is_named(tmp_path):
+    head = chain("head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu")], 8)
+    other = chain(
+        "head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu", negative_slope=0.5)], 8
+    )
+    write(tmp_path, spec=replace(SPEC, head=head))
+    with pytest.raises(ChoiceNeeded, match=r"exists with head .*negative_slope', 0.01.* has .*negative_slope', 0.5"):
+        write(tmp_path, spec=replace(SPEC, head=other))

@@ -168,13 +168,16 @@ def _named(option: str, word: str, layers: Mapping[str, FileLayer]) -> list[File
     parts = word.split(":")
     options = {part.split("=", 1)[0]: _value(part.split("=", 1)[1]) for part in parts if "=" in part}
     *kinds, name = [part for part in parts if "=" not in part] or [""]
+    if not name:
+        raise ChoiceNeeded(f"{option} names no layer before, after or between its commas")
     usable = [layer.name for layer in layers.values() if layer.arrays or layer.served]
     if kinds == ["scale"] and Path(name).suffix in (".npz", ".safetensors"):
         return [FileLayer(name, "scale", _scaler(option, Path(name)), options)]
     if not any(layer == name or layer.endswith(f".{name}") for layer in usable):
-        if name in _WITHOUT_ARRAYS:
+        if name in _WITHOUT_ARRAYS or (name == "layer_norm" and all(layers[of].type != name for of in usable)):
             return [FileLayer(name, name, {}, options)]
-        inside = [layers[layer] for layer in usable if f".{layer}".find(f".{name}.") >= 0]
+        inside = [layer for layer in layers.values() if f".{name}." in f".{layer.name}"]
+        inside = [layer for layer in inside if not any(other.startswith(f"{layer.name}.") for other in layers)]
         if inside and all(layer.recorded for layer in inside):
             return inside
         if inside:
@@ -197,11 +200,11 @@ def _value(text: str) -> Any:
 def _scaler(option: str, path: Path) -> dict[str, torch.Tensor]:
     """The mean and scale of a file of numpy.savez or safetensors; `std` is another name of scale."""
     try:
-        with refusing(f"{option}: {path} cannot be read"):
+        with refusing("it is no npz or safetensors file of numbers"):
             opened = np.load(path, allow_pickle=False) if path.suffix == ".npz" else load_file(path)
             found = {name.rstrip("_"): torch.from_numpy(np.asarray(opened[name]).astype(np.float64)) for name in opened}
     except CheckpointRefused as error:
-        raise ChoiceNeeded(str(error)) from None
+        raise ChoiceNeeded(f"{option}: {path}: {error}") from None
     if "std" in found:
         found["scale"] = found["std"]
     if not {"mean", "scale"} <= found.keys():

@@ -68,8 +68,8 @@ def model_from_tensors(  # each is an option of the command
         raise ChoiceNeeded(f"--pooling {pooling} says what a head reads: name its layers with --head")
     spec = replace(spec, pooling=pooling)
     others = file_layers(tensors, spec.input_size)
-    before = read_chain("front", front, others, spec) if front else Chain()
-    after = read_chain("head", head, others, spec) if head else Chain()
+    before = read_chain("front", front, others, spec) if front is not None else Chain()
+    after = read_chain("head", head, others, spec) if head is not None else Chain()
     spec = replace(spec, front=before.layers, head=after.layers)
     arrays |= before.arrays | after.arrays
     sources |= before.sources | after.sources

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from safetensors.numpy import save
 
-MAX_LAYERS = 10_000
+MAX_CHILDREN = 10_000
 MEMORY_BYTES = 4 * 2**30  # and a few times the file
 
 Paths = dict[str, list[list[str]]]
@@ -39,12 +39,7 @@ def read(path: Path) -> bytes:
     with h5py.File(io.BytesIO(weights) if zipped else path, "r") as file:
         if not zipped and (config := file.attrs.get("model_config")) is None:
             raise Refused("the file has weights and no model; save both in Keras: model.save('model.keras')")
-        # Keras 2.12 to 2.15 have the layers of an archive by the last name.
-        roots = ("layers", "_layer_checkpoint_dependencies") if zipped else ("model_weights",)
-        root = next((name for name in roots if _item(file, name)), "")
-        if not root or len(file[root]) > MAX_LAYERS:
-            raise Refused(f"the file has no weights of layers, or of more than {MAX_LAYERS}")
-        paths = _paths_by_class(file, root) if zipped else _paths_by_name(file, root)
+        paths = _paths_by_class(file) if zipped else _paths_by_name(file)
         arrays = {name: _array(file, name, size) for layers in paths.values() for layer in layers for name in layer}
     if sum(array.nbytes for array in arrays.values()) > size:
         raise Refused("the file's arrays claim to be larger than the file")
@@ -62,24 +57,35 @@ def _entry(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
     return archive.read(entry)
 
 
-def _paths_by_class(file: Any, root: str) -> Paths:
-    paths: Paths = {}
+def _paths_by_class(file: Any) -> Paths:
+    # Keras 2.12 to 2.15 have the second name; on Windows they wrote backslashes, which in HDF5 are letters of a name.
+    roots = ("layers", "_layer_checkpoint_dependencies")
+    names = {(root, "/", layer) for root in roots for layer in _children(file, root)}
+    names |= {(*name.split("\\")[:1], "\\", name.split("\\")[1]) for name in file if name.startswith(f"{roots[1]}\\")}
     # A recurrent layer has its arrays in its cell, a wrapper in the layers that it wraps.
-    parts = ("", "cell/", "layer/", "forward_layer/cell/", "backward_layer/cell/")
-    for layer in sorted(file[root], key=lambda name: [int(number) for number in re.findall(r"_(\d+)$", name)]):
-        places = [f"{root}/{layer}/{part}vars" for part in parts]
-        found = [f"{place}/{index}" for place in places for index in range(len(_item(file, place) or ()))]
-        if found:
+    parts = ((), ("cell",), ("layer",), ("forward_layer", "cell"), ("backward_layer", "cell"))
+    paths: Paths = {}
+    for root, separator, layer in sorted(names, key=lambda name: [int(end) for end in re.findall(r"_(\d+)$", name[2])]):
+        places = [f"{separator.join([root, layer, *part])}/vars" for part in parts]
+        if found := [f"{place}/{index}" for place in places for index in range(len(_children(file, place)))]:
             paths.setdefault(re.sub(r"_(\d+$)?", "", layer), []).append(found)
     return paths
 
 
-def _paths_by_name(file: Any, root: str) -> Paths:
+def _paths_by_name(file: Any) -> Paths:
     paths: Paths = {}
-    for layer in file[root]:
-        names = np.asarray(_item(file, f"{root}/{layer}").attrs.get("weight_names", ())).astype(str).tolist()
-        paths[f"/{layer}"] = [[f"{root}/{layer}/{name}" for name in names]]
+    for layer in _children(file, "model_weights"):
+        place = f"model_weights/{layer}"
+        names = np.asarray(_item(file, place).attrs.get("weight_names", ())).astype(str).tolist()
+        paths[f"/{layer}"] = [[f"{place}/{name}" for name in names]]
     return paths
+
+
+def _children(file: Any, path: str) -> list[str]:
+    group = _item(file, path)
+    if group is not None and len(group) > MAX_CHILDREN:
+        raise Refused(f"{path} has more than {MAX_CHILDREN} entries")
+    return list(group or ())
 
 
 def _item(group: Any, path: str) -> Any:
