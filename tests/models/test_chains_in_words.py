@@ -27,8 +27,8 @@ STATE = torch.nn.ModuleDict(
 
 
 def find(tensors=STATE, *, modules=None, **options):
-    options = {"layer": None, "nonlinearity": None, "head": None} | options
-    return model_from_tensors(Tensors(tensors, [], modules or {}), file_bytes=2**30, **options)
+    options = {"layer": None, "nonlinearity": None, "head": None, "file_bytes": 2**30} | options
+    return model_from_tensors(Tensors(tensors, [], modules or {}), **options)
 
 
 def words_of(layers, names) -> str:
@@ -212,7 +212,8 @@ def test_weight_norm_is_folded(norm, dim, name):
     state |= {f"fc.{key}": tensor for key, tensor in fc.state_dict().items()}
     for key in state:
         state[key] = state[key] * (2 if key.endswith(("_g", "original0")) else 1)
-    found = find(state, head="fc")
+    size = sum(tensor.nbytes for tensor in state.values())
+    found = find(state, head="fc", file_bytes=size)
     layer.load_state_dict({key.removeprefix("gru."): state[key] for key in state if key.startswith("gru.")})
     layer(torch.zeros(1, 1, 3))  # computes the weight
     np.testing.assert_allclose(found.arrays[name], getattr(layer, name).detach(), rtol=1e-6)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
@@ -25,7 +26,7 @@ _NORMED = re.compile(r"(.*?)(?:parametrizations\.)?(weight\w*?)(_g|\.original0)"
 _TOP = "."  # how --layer names the layer whose arrays have no prefix
 
 
-def model_from_tensors(  # each is an option of the command
+def model_from_tensors(
     tensors: Tensors,
     *,
     layer: str | None,
@@ -40,7 +41,8 @@ def model_from_tensors(  # each is an option of the command
     layer is the prefix of its names (`encoder.lstm`, or any ending of it), front and head are as in `chains`;
     nonlinearity is needed for an RNN. Raises CheckpointRefused, or ChoiceNeeded.
     """
-    by_name, notes = _normed(tensors.by_name, file_bytes)
+    stored = tensors.by_name
+    by_name, notes = _normed(stored, file_bytes)
     tensors = replace(tensors, by_name=by_name)
     layers = _layers(by_name)
     if not layers:
@@ -57,7 +59,8 @@ def model_from_tensors(  # each is an option of the command
     cell = not any("_l" in array for array in layers[name])
     sources = {f"{array}_l0" if cell else array: f"{prefix}{array}" for array in layers[name]}
     arrays = {array: by_name[source] for array, source in sources.items()}
-    spec = _infer_spec(arrays, name, recorded.get("nonlinearity", nonlinearity))
+    said = recorded.get("nonlinearity")
+    spec = _infer_spec(arrays, name, said if said in get_args(Nonlinearity) else nonlinearity)
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
     if nonlinearity and spec.kind != "rnn":
@@ -73,16 +76,19 @@ def model_from_tensors(  # each is an option of the command
     spec = replace(spec, front=before.layers, head=after.layers)
     arrays |= before.arrays | after.arrays
     sources |= before.sources | after.sources
-    for array, source in sources.items():
-        _refuse_parts(by_name, f"{source.rpartition('.')[0]}.")
-        check_tensor(source, arrays[array], file_bytes if source in by_name else arrays[array].nbytes)
+    named = set(sources.values())
+    used = {source.rpartition(".")[0] for source in named}
+    for owner in used - {name}:
+        _refuse_parts(by_name, f"{owner}.")
+    for source in filter(stored.__contains__, sources.values()):
+        check_tensor(source, stored[source], file_bytes)
     if "head.weight" in arrays and "head.bias" not in arrays:
         arrays["head.bias"] = torch.zeros(arrays["head.weight"].shape[0])
         notes.append(f"--head {head} has no bias; zeros were written")
     _check(spec, arrays, sources)
-    used = set(sources.values())
-    left_out = [str(other) for other in others.values() if other.arrays and not _used(other.name, used)]
+    left_out = [str(other) for other in others.values() if other.arrays and other.name not in used]
     left_out += [f"{other} (recurrent)" for other in layers if other != name]
+    ignored = [f"{other} {tuple(tensor.shape)}" for other, tensor in by_name.items() if other not in named]
     if options := suggested(others, spec):
         notes.append(f"by their widths more layers fit: {' '.join(options)}, with the activations between them")
     reference, reference_name = torch_reference(spec, arrays)
@@ -93,15 +99,10 @@ def model_from_tensors(  # each is an option of the command
         sources=sources,
         reference=reference,
         reference_name=reference_name,
-        ignored=[f"{other} {tuple(tensor.shape)}" for other, tensor in by_name.items() if other not in used]
-        + tensors.others,
+        ignored=ignored + tensors.others,
         notes=notes,
         left_out=left_out,
     )
-
-
-def _used(layer: str, sources: Iterable[str]) -> bool:
-    return any(source.rpartition(".")[0] == layer for source in sources)
 
 
 def _normed(tensors: Mapping[str, torch.Tensor], file_bytes: int) -> tuple[dict[str, torch.Tensor], list[str]]:
