@@ -13,7 +13,16 @@ from service.models.importing.model import CheckpointModel
 from service.models.importing.onnx.blocks import Stored
 from service.models.importing.onnx.chain import Chain, Unread, find_front, find_head
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
-from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, initial_states, node_name, read_layer, stacks
+from service.models.importing.onnx.layers import (
+    KINDS,
+    STATES,
+    ZEROS,
+    OnnxLayer,
+    initial_states,
+    node_name,
+    read_layer,
+    stacks,
+)
 from service.models.importing.onnx.reference import graph_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.spec import ChainLayer, ModelSpec, Nonlinearity
@@ -54,9 +63,16 @@ def model_from_onnx(
     ]
     if any(source == ZEROS for _, source in arrays.values()):
         notes.append("some layers have no bias; zeros were written")
-    starts, computed = _starts(graph, stack, known)
-    arrays |= starts
-    notes += computed
+    states = [initial_states(graph, entry, known) for entry in stack]
+    notes += [
+        f"{entry.name} starts from a computed {letter} that is not zero: requests must send it"
+        for entry, (_, computed) in zip(stack, states, strict=True)
+        for letter in computed
+    ]
+    for place, letter in STATES:
+        start = np.concatenate([own[letter] for own, _ in states])
+        if start.any():
+            arrays[letter] = start, node_input(first.nodes[0], place) or ZEROS
     left_out: dict[str, str] = {}
     chains: dict[str, Chain | None] = {}
     for part, find in (("front", find_front), ("head", partial(find_head, name=head))):
@@ -88,25 +104,6 @@ def model_from_onnx(
         notes=notes,
         left_out=[*left_out.values()],
     )
-
-
-def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[str, Stored], list[str]]:
-    """h0 and c0 of a stack and where they are stored, if they are not zeros, and notes of those that are computed."""
-    arrays: dict[str, Stored] = {}
-    notes: list[str] = []
-    states = [initial_states(graph, entry, known) for entry in stack]
-    zeros = np.zeros((stack[0].directions, stack[0].hidden_size), stack[0].w.dtype)
-    for place, letter in enumerate(("h0", "c0"), 5):
-        found = [own.get(letter, zeros) for own in states]
-        notes += [
-            f"{entry.name} starts from a computed {letter} that is not zero: requests must send it"
-            for entry, own in zip(stack, found, strict=True)
-            if own is None
-        ]
-        start = np.concatenate([zeros if own is None else own for own in found])
-        if start.any():
-            arrays[letter] = start, node_input(stack[0].nodes[0], place) or ZEROS
-    return arrays, notes
 
 
 def _unread_note(part: str, unread: Unread, head: str | None) -> str:
