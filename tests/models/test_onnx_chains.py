@@ -243,9 +243,10 @@ def test_head_ends_where_it_is_told(tmp_path):
     assert (types(found), found.left_out) == (([], "none", []), ["HardSwish odd"])
     assert found.notes == [
         "behind the recurrent layers, HardSwish odd is none of the layers that are served: "
-        "the model has no predictions; --head fc.weight ends the head before it"
+        "the model has no predictions; --head fc ends the head before it"
     ]
-    assert types(find(tmp_path / "m", head="fc")) == ([], "mean", ["linear"])
+    found = find(tmp_path / "m", head="fc")
+    assert (types(found), found.left_out) == (([], "mean", ["linear"]), ["HardSwish odd", "MatMul y"])
     with pytest.raises(ChoiceNeeded, match="--head out: HardSwish odd is none of the layers that are served"):
         find(tmp_path / "m", head="out")
 

@@ -8,7 +8,7 @@ import numpy as np
 from service.models.importing.model import Numbers
 from service.models.importing.onnx.blocks import Layer, Point, Shape, near, random_numbers, read_block
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input, run_nodes
-from service.models.importing.onnx.layers import OnnxLayer, node_name
+from service.models.importing.onnx.layers import OnnxLayer, node_name, titled
 from service.models.importing.refusal import ChoiceNeeded
 from service.spec import Pooling
 
@@ -21,7 +21,7 @@ class Unread(Exception):
 
     def __init__(self, nodes: Sequence[Node], layers: Sequence[Layer], why: str) -> None:
         node = next((node for node in nodes if node.op_type not in MOVING), nodes[0])
-        self.node, self.layers = f"{node.op_type} {node_name(node)}", layers
+        self.node, self.layers = titled(node), layers
         super().__init__(f"{self.node} {why}")
 
 

@@ -94,6 +94,10 @@ def node_name(node: Node) -> str:
     return str(node.name or next(filter(None, node.output), node.op_type))
 
 
+def titled(node: Node) -> str:
+    return f"{node.op_type} {node_name(node)}"
+
+
 def read_layer(graph: Graph, node: Node) -> OnnxLayer:
     """The node as a layer. Raises CheckpointRefused with what PyTorch cannot express."""
     kind, name, given = KINDS[node.op_type], node_name(node), attributes(node)
