@@ -197,9 +197,9 @@ POOLINGS = {
 LSTM = "LSTM f w r b > y0 h0 name=lstm hidden_size=4"
 
 
-def save(path, *texts, stored=None):
+def save(path, *texts, x_shape=("steps", "rows", 4), **stored):
     made = [node for text in texts for node in nodes(text)]
-    save_graph(path, made, STORED | {"last": np.array(-1)} | (stored or {}), x_shape=("steps", "rows", 4))
+    save_graph(path, made, STORED | {"last": np.array(-1)} | stored, x_shape=x_shape)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -238,14 +238,15 @@ def test_any_chain_gives_what_the_graph_gives(front, pooling, head):
 def test_head_ends_where_it_is_told(tmp_path):
     stored = {"fc.weight": STORED["m"], "out.weight": STORED["m"]}
     unknown = "MatMul s fc.weight > a\nHardSwish a > b name=odd\nMatMul b out.weight > y"
-    save(tmp_path / "m", "Identity x > f", LSTM, POOLINGS["mean"], unknown, stored=stored)
+    save(tmp_path / "m", "Identity x > f", LSTM, POOLINGS["mean"], unknown, **stored)
     found = find(tmp_path / "m")
     assert (types(found), found.left_out) == (([], "none", []), ["HardSwish odd"])
     assert found.notes == [
         "behind the recurrent layers, HardSwish odd is none of the layers that are served: "
-        "the model has no predictions; --head fc.weight ends the head before it"
+        "the model has no predictions; --head fc ends the head before it"
     ]
-    assert types(find(tmp_path / "m", head="fc")) == ([], "mean", ["linear"])
+    found = find(tmp_path / "m", head="fc")
+    assert (types(found), found.left_out) == (([], "mean", ["linear"]), ["HardSwish odd", "MatMul y"])
     with pytest.raises(ChoiceNeeded, match="--head out: HardSwish odd is none of the layers that are served"):
         find(tmp_path / "m", head="out")
 
@@ -269,8 +270,9 @@ def test_one_of_several_outputs_is_asked_for(tmp_path):
     assert types(find(tmp_path / "m", head="value")) == ([], "none", ["relu"])
 
 
-def test_pooling_alone_is_served(tmp_path):
-    save(tmp_path / "m", "Identity x > f", LSTM, f"{POOLINGS['mean']}\nIdentity s > y")
+@pytest.mark.parametrize("x_shape", [("steps", "rows", 4), (5, 1, 4)])
+def test_pooling_alone_is_served(tmp_path, x_shape):
+    save(tmp_path / "m", "Identity x > f", LSTM, f"{POOLINGS['mean']}\nIdentity s > y", x_shape=x_shape)
     found = find(tmp_path / "m")
     assert types(found) == ([], "mean", ["dropout"])
     check_served(found, tmp_path)

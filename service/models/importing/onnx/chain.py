@@ -7,8 +7,8 @@ import numpy as np
 
 from service.models.importing.model import Numbers
 from service.models.importing.onnx.blocks import Layer, Point, Shape, near, random_numbers, read_block
-from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
-from service.models.importing.onnx.layers import OnnxLayer, node_name
+from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input, run_nodes
+from service.models.importing.onnx.layers import OnnxLayer, node_name, titled
 from service.models.importing.refusal import ChoiceNeeded
 from service.spec import Pooling
 
@@ -21,7 +21,7 @@ class Unread(Exception):
 
     def __init__(self, nodes: Sequence[Node], layers: Sequence[Layer], why: str) -> None:
         node = next((node for node in nodes if node.op_type not in MOVING), nodes[0])
-        self.node, self.layers = f"{node.op_type} {node_name(node)}", layers
+        self.node, self.layers = titled(node), layers
         super().__init__(f"{self.node} {why}")
 
 
@@ -45,12 +45,17 @@ class Chain:
     def run(self, graph: Graph, known: Known, rows: Numbers) -> Numbers:
         """Rows (N, F) through the chain's nodes, at the size at which it was found."""
         steps, batch, width = self.shape
+        made_inside = {output for node in self.nodes for output in node.output}
+        known |= {self.start.name: self.start.put(np.zeros(self.shape, rows.dtype))}
+        outside = {name for node in self.nodes for name in node.input if name} - made_inside
+        feed = {name: np.asarray(graph.value(name, known)) for name in outside}
         results: list[Numbers] = []
         for part in np.split(rows, range(steps * batch, len(rows), steps * batch)):
             array = np.zeros((steps * batch, width), rows.dtype)
             array[: len(part) if self.pooling == "none" else None] = part
-            value = graph.value(self.end.name, known | {self.start.name: self.start.put(array.reshape(self.shape))})
-            made = self.end.take(np.asarray(value), (steps if self.pooling == "none" else 1, batch, self.width))
+            feed[self.start.name] = self.start.put(array.reshape(self.shape))
+            [value] = run_nodes(graph.model, self.nodes, feed, [self.end.name])
+            made = self.end.take(value, (steps if self.pooling == "none" else 1, batch, self.width))
             results.append(made.reshape(-1, self.width)[: len(part)])
         return np.concatenate(results)
 

@@ -21,7 +21,7 @@ ZEROS = "(zeros)"  # in place of the name of an array that is not in the file
 
 # Where each gate of PyTorch's order stands in ONNX's: r z n in z r h, and i f g o in i o f c.
 _ORDER: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 2, 3, 1]}
-_STATES = ((5, "h0"), (6, "c0"))  # which inputs of a node are its initial states
+STATES = ((5, "h0"), (6, "c0"))  # which inputs of a node are its initial states
 _ACTIVATIONS = {"rnn": ["tanh"], "gru": ["sigmoid", "tanh"], "lstm": ["sigmoid", "tanh", "tanh"]}
 
 
@@ -92,6 +92,10 @@ class OnnxLayer:
 def node_name(node: Node) -> str:
     """The name of a node or, as exporters may leave that out, of its output."""
     return str(node.name or next(filter(None, node.output), node.op_type))
+
+
+def titled(node: Node) -> str:
+    return f"{node.op_type} {node_name(node)}"
 
 
 def read_layer(graph: Graph, node: Node) -> OnnxLayer:
@@ -176,7 +180,7 @@ def stacks(graph: Graph, layers: list[OnnxLayer]) -> tuple[list[list[OnnxLayer]]
         x = graph.value(layer.nodes[0].input[0], dict(known))
         x = layer.turned(x, back=True) if x is not None and x.ndim == 3 else None
         below = None
-        computed = any(state is None for state in initial_states(graph, layer, known).values())
+        _, computed = initial_states(graph, layer, known)
         if x is not None and not computed:
             tops = (stack for stack in grouped if stack[-1].common == layer.common)
             below = next((stack for stack in tops if np.array_equal(x, stack[-1].outputs(known))), None)
@@ -207,27 +211,25 @@ def _paired(graph: Graph, layers: list[OnnxLayer]) -> list[OnnxLayer]:
     return list(by_output.values())
 
 
-def initial_states(graph: Graph, layer: OnnxLayer, known: Known) -> dict[str, Numbers | None]:
-    """h0 and c0 (D, H) where they are neither zeros nor inputs of the graph; None for what the graph computes."""
+def initial_states(graph: Graph, layer: OnnxLayer, known: Known) -> tuple[dict[str, Numbers], list[str]]:
+    """h0 and c0 (D, H) of the file, zeros where a request sends them or nobody does; and which the graph computes."""
     changed = {name: -2 * array if array is not None else None for name, array in known.items()}
     inputs = (known.get(value.name) for value in graph.model.graph.input)
     given = [array for array in inputs if array is not None]
-    found: dict[str, Numbers | None] = {}
-    zeros = np.zeros((layer.directions // len(layer.nodes), layer.hidden_size), layer.w.dtype)
-    for place, letter in _STATES:
-        parts: list[Numbers | None] = []
+    found: dict[str, Numbers] = {}
+    computed: list[str] = []
+    for place, letter in STATES:
+        parts: list[Numbers] = []
         for name in (node_input(node, place) for node in layer.nodes):
             state, other = (graph.value(name, dict(values)) if name else None for values in (known, changed))
+            parts.append(np.zeros((layer.directions // len(layer.nodes), layer.hidden_size), layer.w.dtype))
             if state is not None and other is not None and np.array_equal(state, other):
                 rows = layer.turned(state, back=True)
-                parts.append(rows[:, 0] if (rows == rows[:, :1]).all() else None)
+                if (rows == rows[:, :1]).all():
+                    parts[-1] = rows[:, 0]
+                    continue
             elif not name or (state is not None and any(np.isin(state, array).all() for array in given)):
-                parts.append(zeros)  # or the state that a request sends
-            else:
-                parts.append(None)
-        states = [part for part in parts if part is not None]
-        if len(states) < len(parts):
-            found[letter] = None
-        elif np.any(states):
-            found[letter] = np.concatenate(states)
-    return found
+                continue
+            computed.append(letter)
+        found[letter] = np.concatenate(parts)
+    return found, [*dict.fromkeys(computed)]

@@ -13,10 +13,20 @@ from service.models.importing.model import CheckpointModel
 from service.models.importing.onnx.blocks import Stored
 from service.models.importing.onnx.chain import Chain, Unread, find_front, find_head
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
-from service.models.importing.onnx.layers import KINDS, ZEROS, OnnxLayer, initial_states, node_name, read_layer, stacks
+from service.models.importing.onnx.layers import (
+    KINDS,
+    STATES,
+    ZEROS,
+    OnnxLayer,
+    initial_states,
+    node_name,
+    read_layer,
+    stacks,
+    titled,
+)
 from service.models.importing.onnx.reference import graph_reference
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
-from service.spec import ChainLayer, ModelSpec, Nonlinearity
+from service.spec import ModelSpec, Nonlinearity
 
 _UNCHANGED = "(none)"  # in place of the name of a scale's zeros or ones, which change nothing
 
@@ -54,27 +64,33 @@ def model_from_onnx(
     ]
     if any(source == ZEROS for _, source in arrays.values()):
         notes.append("some layers have no bias; zeros were written")
-    starts, computed = _starts(graph, stack, known)
-    arrays |= starts
-    notes += computed
-    left_out: dict[str, str] = {}
+    states = [initial_states(graph, entry, known) for entry in stack]
+    notes += [
+        f"{entry.name} starts from a computed {letter} that is not zero: requests must send it"
+        for entry, (_, computed) in zip(stack, states, strict=True)
+        for letter in computed
+    ]
+    for place, letter in STATES:
+        start = np.concatenate([own[letter] for own, _ in states])
+        if start.any():
+            arrays[letter] = start, node_input(first.nodes[0], place) or ZEROS
+    left_out: list[str] = []
     chains: dict[str, Chain | None] = {}
     for part, find in (("front", find_front), ("head", partial(find_head, name=head))):
         try:
             chains[part] = find(graph, stack, known)
         except Unread as error:
-            left_out[part] = error.node
+            left_out.append(error.node)
             notes.append(_unread_note(part, error, head))
+    for part, found in chains.items():
+        spec, own = _with_layers(spec, part, found)
+        arrays |= own
     before, behind = chains.get("front"), chains.get("head")
-    if before:
-        layers, own = _layers("front", before)
-        spec, arrays = replace(spec, front=layers), arrays | own
-    if behind:
-        layers, own = _layers("head", behind)
-        spec, arrays = replace(spec, head=layers, pooling=behind.pooling), arrays | own
     results = [output for entry in stack for node in entry.nodes for output in node.output]
-    results += [behind.end.name] if behind else []
-    used = {id(node) for node in graph.upstream(results, first.nodes[0].input[:1] if "front" in left_out else [])}
+    if behind:
+        results.append(behind.end.name)
+        left_out += _behind(graph, behind.end.name)
+    used = {id(node) for node in graph.upstream(results, first.nodes[0].input[:1] if "front" not in chains else [])}
     others = [node for node in graph.nodes if node.op_type != "Constant" and id(node) not in used]
     others.sort(key=lambda node: node.op_type in MOVING)  # those that only move numbers come last
     return CheckpointModel(
@@ -84,29 +100,10 @@ def model_from_onnx(
         sources={name: source for name, (_, source) in arrays.items()},
         reference=graph_reference(graph, stack, before, behind, known),
         reference_name=f"onnx.reference {first.nodes[0].op_type}",
-        ignored=[f"{node.op_type} {node_name(node)}" for node in others],
+        ignored=[titled(node) for node in others],
         notes=notes,
-        left_out=[*left_out.values()],
+        left_out=left_out,
     )
-
-
-def _starts(graph: Graph, stack: list[OnnxLayer], known: Known) -> tuple[dict[str, Stored], list[str]]:
-    """h0 and c0 of a stack and where they are stored, if they are not zeros, and notes of those that are computed."""
-    arrays: dict[str, Stored] = {}
-    notes: list[str] = []
-    states = [initial_states(graph, entry, known) for entry in stack]
-    zeros = np.zeros((stack[0].directions, stack[0].hidden_size), stack[0].w.dtype)
-    for place, letter in enumerate(("h0", "c0"), 5):
-        found = [own.get(letter, zeros) for own in states]
-        notes += [
-            f"{entry.name} starts from a computed {letter} that is not zero: requests must send it"
-            for entry, own in zip(stack, found, strict=True)
-            if own is None
-        ]
-        start = np.concatenate([zeros if own is None else own for own in found])
-        if start.any():
-            arrays[letter] = start, node_input(stack[0].nodes[0], place) or ZEROS
-    return arrays, notes
 
 
 def _unread_note(part: str, unread: Unread, head: str | None) -> str:
@@ -115,13 +112,21 @@ def _unread_note(part: str, unread: Unread, head: str | None) -> str:
         return f"before the recurrent layers, {unread}: requests must send what these read"
     if head is not None:
         raise ChoiceNeeded(f"--head {head}: {unread}; leave --head out, and compute it in the client")
-    linear = [layer.arrays["weight"][1] for layer in unread.layers if layer.type == "linear"]
-    shorter = f"; --head {linear[-1]} ends the head before it" if linear else ""
+    linear = [[*layer.arrays.values()][-1][1] for layer in unread.layers if layer.type == "linear"]  # fc.bias, mostly
+    shorter = f"; --head {linear[-1].rpartition('.')[0] or linear[-1]} ends the head before it" if linear else ""
     return f"behind the recurrent layers, {unread}: the model has no predictions{shorter}"
 
 
-def _layers(part: str, found: Chain) -> tuple[tuple[ChainLayer, ...], dict[str, Stored]]:
-    """The layers of front or head, and their arrays with what these are called in the file."""
+def _behind(graph: Graph, end: str) -> list[str]:
+    """The nodes that the graph has between the end of a head that was asked for and its outputs."""
+    nodes = [node for output in graph.model.graph.output for node in graph.between([end], output.name)]
+    return [*dict.fromkeys(titled(node) for node in nodes if node.op_type not in MOVING)]
+
+
+def _with_layers(spec: ModelSpec, part: str, found: Chain | None) -> tuple[ModelSpec, dict[str, Stored]]:
+    """A spec with what was found as its front or head, and the arrays of that with their names in the file."""
+    if found is None:
+        return spec, {}
     entries: list[LayerConfig] = []
     arrays: dict[str, Stored] = {}
     types = [layer.type for layer in found.layers]
@@ -134,14 +139,16 @@ def _layers(part: str, found: Chain) -> tuple[tuple[ChainLayer, ...], dict[str, 
         prefix = "head" if short else f"{part}.{index}"
         arrays |= {f"{prefix}.{name}": (array, source or _UNCHANGED) for name, (array, source) in layer.arrays.items()}
     layers = chain(part, entries, found.shape[-1])
-    return tuple(replace(layer, name="head") for layer in layers) if short else layers, arrays
+    if part == "front":
+        return replace(spec, front=layers), arrays
+    return replace(spec, head=(replace(layers[0], name="head"),) if short else layers, pooling=found.pooling), arrays
 
 
 def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Known]:
     nodes = [node for node in graph.nodes if node.op_type in KINDS]
     if not nodes:
         everywhere = (node for place in (graph.model.graph, *graph.model.functions) for node in _all_nodes(place.node))
-        hidden = [f"{node.op_type} {node_name(node)}" for node in everywhere if node.op_type.endswith(tuple(KINDS))]
+        hidden = [titled(node) for node in everywhere if node.op_type.endswith(tuple(KINDS))]
         why = "an exporter has taken its layers apart into smaller operators: import the model's state_dict"
         if hidden:
             why = f"{hidden[0]} is quantized, or in a branch, loop or function: export the model without that"
