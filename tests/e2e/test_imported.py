@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from service.cli import build_app
 
-from .problems import assert_problem
 from .running import start
 
 ADMIN = {"authorization": "Bearer secret"}
@@ -41,14 +40,14 @@ def import_whole(folder, seed, *options):
 @pytest.fixture
 def service(tmp_path):
     import_whole(tmp_path, 0)
-    running = start(tmp_path / "models", tmp_path, RNN_ADMIN_KEYS="secret", RNN_API_KEYS="open")
+    running = start(tmp_path / "models", tmp_path, admin_keys="secret")
     yield running
     running.stop()
 
 
 def assert_serves(service, model):
     ids = [[3, 19, 0, 7], [1, 1, 2, 5]]
-    reply = service.post("/rnn/forward", {"model": "m", "inputs": ids}, headers={"authorization": "Bearer open"})
+    reply = service.post("/rnn/forward", {"model": "m", "inputs": ids})
     assert reply.status_code == 200, reply.text
     with torch.no_grad():
         np.testing.assert_allclose(reply.json()["predictions"], model.double()(torch.tensor(ids)), atol=1e-6)
@@ -62,5 +61,5 @@ def test_imported_replaced_and_removed(service, tmp_path):
     assert_serves(service, model)
     command("remove", "m", "--models", tmp_path / "models")
     assert service.post("/models/m/reload", {}, headers=ADMIN).status_code in (200, 404)
-    reply = service.post("/rnn/forward", {"model": "m", "inputs": [[1]]}, headers={"authorization": "Bearer open"})
-    assert_problem(reply, 404)
+    reply = service.post("/rnn/forward", {"model": "m", "inputs": [[1]]})
+    assert reply.status_code == 404

@@ -16,7 +16,9 @@ MAX_BYTES = 2**28
 MAX_NAME = 1000
 STORED = "a storage"  # Record of it; arguments are what torch.save calls it by
 _DICTS = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
+_VALUES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONSTANTS = {op.name for op in opcodes if op.arg and not op.stack_before and op.stack_after not in ([], [anyobject])}
+_CONSTANTS |= _VALUES.keys()
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +54,7 @@ class Unpickler:
             if self._opcodes < 0:
                 raise CheckpointRefused(f"the file's pickle has more than {MAX_OPCODES} instructions")
             if opcode.name in _CONSTANTS:
-                self.stack.append(argument)
+                self.stack.append(_VALUES.get(opcode.name, argument))
             elif opcode.name in _ACTIONS:
                 _ACTIONS[opcode.name](self, argument)
             elif opcode.name not in ("PROTO", "FRAME", "STOP"):
@@ -144,10 +146,6 @@ _ACTIONS: dict[str, _Action] = {
     "POP": lambda u, _: u.pop(1),
     "POP_MARK": Unpickler.marked,
     "DUP": lambda u, _: u.push(u.stack[-1]),
-    "NONE": lambda u, _: u.push(None),
-    "NEWTRUE": lambda u, _: u.push(True),
-    "NEWFALSE": lambda u, _: u.push(False),
-    "EMPTY_TUPLE": lambda u, _: u.push(()),
     "TUPLE1": lambda u, _: u.push(tuple(u.pop(1))),
     "TUPLE2": lambda u, _: u.push(tuple(u.pop(2))),
     "TUPLE3": lambda u, _: u.push(tuple(u.pop(3))),
