@@ -1,6 +1,6 @@
 """`rnn-service import`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,16 +95,22 @@ def _find(path: Path, **asked: Any) -> "CheckpointModel":
             raise CheckpointRefused("reading .onnx files needs the onnx package: pip install onnx")
         from service.models.importing.onnx.model import model_from_onnx  # noqa: PLC0415
 
-        return model_from_onnx(path, **{option: asked[option] for option in ("layer", "nonlinearity", "head")})
+        _leave_out("an ONNX file", {option: asked.pop(option) for option in ("front", "pooling")})
+        return model_from_onnx(path, **asked)
     if is_keras(path):
         if find_spec("h5py") is None:
             raise CheckpointRefused("reading .keras and .h5 files needs the h5py package: pip install h5py")
         from service.models.importing.keras.model import model_from_keras  # noqa: PLC0415
 
-        if given := [f"--{option}" for option, value in asked.items() if value not in (None, "none")]:
-            raise ChoiceNeeded(f"a Keras file says what its layers are: leave out {' and '.join(given)}")
+        _leave_out("a Keras file", asked)
         return model_from_keras(path)
     return model_from_tensors(read_tensors(path), file_bytes=path.stat().st_size, **asked)
+
+
+def _leave_out(file: str, asked: Mapping[str, Any]) -> None:
+    """Raise ChoiceNeeded for options that say what the file says itself."""
+    if given := [f"--{option}" for option, value in asked.items() if value not in (None, "none")]:
+        raise ChoiceNeeded(f"{file} says what its layers are: leave out {' and '.join(given)}")
 
 
 def _show(stdout: Console, checkpoint: Path, found: "CheckpointModel") -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from service.models.chain import MAX_LAYERS
 from service.models.importing.model import Numbers
 from service.models.importing.onnx.blocks import Layer, Point, Shape, near, random_numbers, read_block
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input, run_nodes
@@ -72,14 +73,14 @@ def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain 
         return None
     read = [name for name in inputs if any(name in node.input for node in nodes)]
     declared = tuple(graph.shapes.get(read[0], ())) if len(read) == 1 else ()
-    unread = Unread(nodes, [], "does not read one input of the graph, whose shape is declared")
+    unread: list[Unread] = []
     for sizes in ((*declared, 1)[:2], (*declared[:1], 1)) if declared else ():
         shape = np.empty(declared).reshape(*sizes, -1).shape
         start = Point(read[0], tuple(range(len(declared))), declared)
         try:
             chain = _follow(graph, known, Chain([], nodes, start, shape, start, shape[-1]), target)
         except Unread as error:
-            unread = error
+            unread.append(error)
             continue
         made = random_numbers(shape, chain.layers[0])
         x = graph.value(target, known | {start.name: start.put(made)})
@@ -88,7 +89,8 @@ def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain 
         for found, sequences in ((chain, made), (chain.turned(), made.swapaxes(0, 1))):
             if x is not None and near(stack[0].turned(x, back=True), sequences):
                 return found
-    raise unread
+    unread = unread or [Unread(nodes, [], "does not follow from one input of the graph with a declared shape")]
+    raise max(unread, key=lambda error: len(error.layers))
 
 
 def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str | None) -> Chain | None:
@@ -208,8 +210,10 @@ def _follow(graph: Graph, known: Known, chain: Chain, target: str) -> Chain:
             joined = layers[-1].joined(layer) if layers and layer else None
             if layer:
                 layers[len(layers) - bool(joined) :] = [joined or layer]
-        elif tried == _MAX_POINTS:
+        if tried == _MAX_POINTS or len(layers) > MAX_LAYERS:
             break
+    if len(layers) > MAX_LAYERS:
+        raise Unread(chain.nodes[done - 1 : done], layers, f"is behind {MAX_LAYERS} layers, as many as are served")
     if tried:
         raise Unread(chain.nodes[done : done + 1], layers, "is none of the layers that are served")
     return replace(chain, layers=layers, end=end, width=shape[-1], pooling=pooling)
