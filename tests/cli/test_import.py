@@ -191,6 +191,12 @@ def test_onnx_is_told_by_its_name_in_any_case(tmp_path):
     assert run(tmp_path / "MODEL.ONNX", "--name", "n", "--models", tmp_path / "models").exit_code == 0
 
 
+def test_onnx_says_itself_what_its_layers_are(tmp_path):
+    result = run_on(tmp_path, LSTM, weights_of(LSTM), "--pooling", "last", suffix=".onnx")
+    assert result.exit_code == 2
+    assert "an ONNX file says what its layers are: leave out --pooling" in result.stderr
+
+
 def test_missing_onnx_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     (tmp_path / "model.onnx").write_bytes(b"")
