@@ -1,7 +1,6 @@
 """POST /rnn/forward: whole sequences in, outputs and final states out."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -30,7 +29,7 @@ from service.wire.arrays import RaggedRows
 SHORT_BYTES = 1024
 
 MANY_VALUES = 2**20
-"""To copy more numbers takes milliseconds."""
+"""To go through more numbers takes milliseconds, and is done on another thread."""
 
 DEFAULT_RETURNS = ("outputs", "h_n", "c_n", "predictions")
 
@@ -65,14 +64,10 @@ class Forward:
         if came_as == SAFETENSORS:
             refuse_float_ids(document, model)
         asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
-        values = asked.inputs.size
-        call = await _elsewhere(values, ForwardCall, asked, model, self.limits, kind == SAFETENSORS)
+        arguments = asked, model, self.limits, kind == SAFETENSORS
+        many = asked.inputs.size > MANY_VALUES
+        call = await asyncio.to_thread(ForwardCall, *arguments) if many else ForwardCall(*arguments)
         return await run_call(self.inference, self.documents, request, model, call, kind)
-
-
-async def _elsewhere(values: int, work: Callable[..., T], *arguments: Any) -> T:
-    """What work gives; on another thread where it goes through so many values that others would wait."""
-    return await asyncio.to_thread(work, *arguments) if values > MANY_VALUES else work(*arguments)
 
 
 async def run_call(
@@ -85,14 +80,16 @@ async def run_call(
     request.book(timings.queue, timings.compute)
     has_steps = rows.outputs is not None or rows.predictions is not None
     values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
-    fields = await _elsewhere(values, call.reply, kind == JSON)
+    many = values > MANY_VALUES
+    fields = await asyncio.to_thread(call.reply, kind == JSON) if many else call.reply(kind == JSON)
     fields["model"], fields["version"] = model.name, model.version
     body = await documents.encode(request, fields, kind, values)
     # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
     is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
     if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
         for name, results in call.results().items():
-            await _elsewhere(values, refuse_non_finite, name, results, rows.starts)
+            arguments = name, results, rows.starts
+            await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
     return Reply(200, kind.encode(), body)
 
 
@@ -113,7 +110,7 @@ class ForwardCall:
         pools = predicts and spec.pooling != "none"
         wants_outputs = "outputs" in returns or self.last_of_outputs or (pools and reads_outputs(spec))
         steps, batch = len(inputs.steps), inputs.lengths.size
-        sent = batch * int(inputs.lengths.max()) if pads else steps
+        sent = batch * int(inputs.lengths.max()) if pads and inputs.time is None else steps
         limits.check_reply(spec, batch, sent, returns | {"outputs"} if wants_outputs else returns)
         forms = SEQUENCES if inputs.batched else SEQUENCE
         h, c = initial_state(request.h0, request.c0, model, batch, forms, ("h0", "c0"))
@@ -155,7 +152,9 @@ class ForwardCall:
     def _by_sequence(self, flat: Floats, *, ragged: bool) -> Floats | RaggedRows:
         inputs = self.inputs
         if inputs.time is None:
-            rows = RaggedRows(flat, np.append(inputs.starts, len(flat)))
+            ends = np.empty(inputs.starts.size + 1, np.int64)  # sooner than np.append
+            ends[:-1], ends[-1] = inputs.starts, len(flat)
+            rows = RaggedRows(flat, ends)
             return rows if ragged else rows.padded()
         if not inputs.batched:
             return flat

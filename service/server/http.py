@@ -200,7 +200,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
         # In place before the handler waits for anything: what it starts then may run before ASGI's `receive` is there.
         request.body, request.watch = body, self._lost.wait
         reply, running = start(application.answer(request))
-        if reply is not None and not isinstance(reply.body, AsyncGenerator):
+        if reply is not None and (isinstance(reply.body, bytes) or not isinstance(reply.body, AsyncGenerator)):
             self._body = None
             self._write(request, reply, reply.body)
             return

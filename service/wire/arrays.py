@@ -1,7 +1,8 @@
 """What decoding yields: float32 arrays, and nested lists that are not rectangular."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,10 @@ class RaggedRows:  # no dataclass: orjson would print its fields
 
     def __len__(self) -> int:
         return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[Floats]:
+        values = self.values
+        return (values[begin:end] for begin, end in pairwise(self.ends.tolist()))
 
     def __getitem__(self, rows: int | slice) -> "Floats | RaggedRows":
         if isinstance(rows, slice):
