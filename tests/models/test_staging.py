@@ -177,5 +177,5 @@ def test_layer_that_differs_is_named(tmp_path):
         "head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu", negative_slope=0.5)], 8
     )
     write(tmp_path, spec=replace(SPEC, head=head))
-    with pytest.raises(ChoiceNeeded, match=r"exists with head .*negative_slope', 0.01.* has .*negative_slope', 0.5"):
+    with pytest.raises(ChoiceNeeded, match=r"exists with head .*'negative_slope': 0.01.* has .*'negative_slope': 0.5"):
         write(tmp_path, spec=replace(SPEC, head=other))

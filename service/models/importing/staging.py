@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.numpy import save
 
+from service.models.chain import described
 from service.models.config import ModelConfig, first_error
 from service.models.folder import CONFIG, VERSION, read_folder
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 from service.models.weights import FILE
-from service.spec import ModelSpec
+from service.spec import ChainLayer, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def _placed(
         if new[field] != value:
             said = value, new[field]
             if isinstance(value, tuple):  # of layers: the first that differs
-                said = next(pair for pair in zip_longest(*said) if pair[0] != pair[1])
+                first, second = next(pair for pair in zip_longest(*said) if pair[0] != pair[1])
+                said = first and described(ChainLayer(**first)), second and described(ChainLayer(**second))
             raise ChoiceNeeded(
                 f"model {name!r} exists with {field} {said[0]!r:.200}, and this one has {said[1]!r:.200}; "
                 f"versions of a model share one config.json: {'' if taken[1:] else '--replace it, '}{way_out}"
