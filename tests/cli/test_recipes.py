@@ -114,3 +114,18 @@ def test_sample_shows_a_wrong_recipe(folder, recipe):
     assert result.exit_code == 1
     assert re.search(r"not imported: predictions\[0\] of sample.safetensors differs", result.stderr)
     assert not (folder / "models").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_onnx_file_needs_no_option(folder, recipe):
+    """The same models as torch.onnx.export writes them."""
+    model, x = build(recipe), inputs_for(recipe)
+    axes = {"x": {0: "rows", 1: "steps"}, "y": {0: "rows"}}
+    torch.onnx.export(model, (x,), "model.onnx", input_names=["x"], output_names=["y"], dynamic_axes=axes, dynamo=False)
+    with torch.no_grad():
+        predictions = model(x)
+    save_file({"inputs": x, "predictions": predictions.contiguous()}, "sample.safetensors")
+    result = run("import", "model.onnx", "--name", "m", "--expect", "sample.safetensors")
+    assert result.exit_code == 0, result.stdout + result.stderr
+    assert "expected: max error" in result.stdout
