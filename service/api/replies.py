@@ -77,6 +77,7 @@ class SessionView(ShortView):
     ttl_seconds: float = Field(description="Life since the last step.")
     replay_steps: int = Field(description="How many of a stream's latest steps can be repeated, at least.")
     input_size: int = Field(description="I of its model.")
+    num_embeddings: int | None = Field(description="How many token ids its model has; null if it takes vectors.")
 
 
 class SessionPage(BaseModel):

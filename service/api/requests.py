@@ -245,6 +245,7 @@ class OpenRequest(Request):
     expires_at: Unused = None
     replay_steps: Unused = None
     input_size: Unused = None
+    num_embeddings: Unused = None
 
 
 class StreamRequest(Request):

@@ -71,7 +71,8 @@ class SessionHandlers:
     ) -> Reply:
         """A session as its owner sees it. Raises NonFiniteOutput for a state that JSON is not to print as null."""
         fields: dict[str, Any] = _view(record, record.id)
-        fields |= {"replay_steps": self.steps.replay_steps(model), "input_size": model.spec.input_size}
+        fields |= {"replay_steps": self.steps.replay_steps(model), "input_size": model.spec.in_features}
+        fields["num_embeddings"] = model.spec.num_embeddings
         kind = JSON
         if state:
             kind = reply_format(request.headers.get(b"accept", b""), JSON)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnn_client.errors import BrokenReply, problem_error
 from rnn_client.tensors import Floats, Returns, names
@@ -26,7 +27,7 @@ def frames_for(returns: Returns) -> "BinaryFrames | TextFrames":
 
 
 class BinaryFrames:
-    """Frames of k·I float32 values, answered by k·P of them; fewer if a step failed, and then an error follows."""
+    """Frames of k·I float32 values or k int32 token ids, answered by k·P values; fewer, and an error, if a step failed."""
 
     def __init__(self, name: str) -> None:
         # "null": NaN and infinity are no error; in binary frames they travel as they are.
@@ -35,7 +36,7 @@ class BinaryFrames:
         self._width: int | None = None
         self._first = True
 
-    def split(self, inputs: Floats, most: int) -> list[Floats]:
+    def split(self, inputs: NDArray[Any], most: int) -> list[NDArray[Any]]:
         """Inputs (k,I) as frames of at most so many steps.
 
         The first frame of all is one step: its answer says how many values the answer of a step has.
@@ -44,7 +45,7 @@ class BinaryFrames:
         self._first = False
         return _pieces(inputs[:head], most) + _pieces(inputs[head:], most)
 
-    def message(self, inputs: Floats, first: int) -> bytes:  # noqa: ARG002  # the service counts from the greeting on
+    def message(self, inputs: NDArray[Any], first: int) -> bytes:  # noqa: ARG002  # the service counts from the greeting on
         return inputs.tobytes()
 
     def answers(self, message: str | bytes, first: int) -> Answers:
@@ -66,13 +67,13 @@ class TextFrames:
     def __init__(self, returns: list[str] | None) -> None:
         self.options: dict[str, Any] = {} if returns is None else {"returns": returns}
 
-    def split(self, inputs: Floats, most: int) -> list[Floats]:
+    def split(self, inputs: NDArray[Any], most: int) -> list[NDArray[Any]]:
         """Inputs (k,I) as frames of at most so many steps. Raises ValueError for NaN and infinity, which JSON lacks."""
         if not np.isfinite(inputs).all():
             raise ValueError('inputs hold NaN or infinity; that takes returns="outputs" or returns="predictions"')
         return _pieces(inputs, most)
 
-    def message(self, inputs: Floats, first: int) -> str:
+    def message(self, inputs: NDArray[Any], first: int) -> str:
         lines = ({"inputs": row, "step": step} for step, row in enumerate(inputs.tolist(), first))
         return "".join(json.dumps(line) + "\n" for line in lines)
 
@@ -88,7 +89,7 @@ class TextFrames:
             yield 1, {name: np.array([value], "<f4") for name, value in arrays.items()}
 
 
-def _pieces(inputs: Floats, most: int) -> list[Floats]:
+def _pieces(inputs: NDArray[Any], most: int) -> list[NDArray[Any]]:
     return [inputs[begin : begin + most] for begin in range(0, len(inputs), most)]
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rnn_client.errors import BrokenReply
 from rnn_client.frames import EVERY_STEP, frames_for
 from rnn_client.results import StepResult
-from rnn_client.tensors import Floats, Returns, floats
+from rnn_client.tensors import Floats, Returns, floats, vectors
 
 FRAME_STEPS = 1024
 """Most steps in a frame. The service runs so many at a time, and keeps the answers of the last that it ran."""
@@ -31,7 +31,7 @@ class Progress:
     """A session and the last step of it that was answered.
 
     replay_steps: how many of its latest steps the service can answer again to a stream; None if it did not say.
-    input_size: I, likewise.
+    input_size: I, likewise. num_embeddings: how many token ids there are; None for vectors.
     streaming: whether a stream has steps in flight, so that the number of the next step is unknown.
     """
 
@@ -41,13 +41,14 @@ class Progress:
     done: int
     replay_steps: int | None = None
     input_size: int | None = None
+    num_embeddings: int | None = None
     streaming: bool = False
 
     @classmethod
     def read(cls, body: bytes) -> "Progress":
         """From the service's description of a session."""
         session: dict[str, Any] = json.loads(body)
-        more: dict[str, Any] = {name: session.get(name) for name in ("replay_steps", "input_size")}
+        more: dict[str, Any] = {name: session.get(name) for name in ("replay_steps", "input_size", "num_embeddings")}
         return cls(session["session"], session["model"], session["version"], session["step"], **more)
 
     def refuse_while_streaming(self) -> None:
@@ -75,10 +76,10 @@ class _Item:
 
 @dataclass
 class _Frame:
-    """Steps that travel together: the number of the first, inputs (k,I), and the item that they belong to."""
+    """Steps that travel together: the number of the first, inputs (k,I) or ids (k), and the item they belong to."""
 
     first: int
-    inputs: Floats
+    inputs: NDArray[Any]
     item: _Item
 
 
@@ -112,13 +113,21 @@ class Stream:
         return not self._pending and not self._flight
 
     def take(self, inputs: ArrayLike) -> None:
-        """Take the inputs of one step (I), or of k steps (k,I). Raises ValueError for anything else."""
+        """Take the inputs of one step (I), or of k steps (k,I), or one token id or k. Raises ValueError for others."""
+        if self._progress.num_embeddings is not None:
+            ids = vectors(inputs, "inputs")
+            if ids.dtype.kind != "i" or ids.ndim > 1 or not ids.size:
+                raise ValueError(f"inputs have shape {ids.shape}, {ids.dtype}; expected one token id, or k of them")
+            self._take(ids.reshape(-1).astype("<i4"), batched=ids.ndim == 1)
+            return
         values = floats(inputs, "inputs")
         size = self._progress.input_size or "I"
         if values.ndim not in (1, 2) or values.size == 0 or size not in ("I", values.shape[-1]):
             raise ValueError(f"inputs have shape {values.shape}; expected ({size}), or (k, {size}) for k steps")
-        rows = values.reshape(-1, values.shape[-1])
-        item = _Item(values.ndim == 2, len(rows))
+        self._take(values.reshape(-1, values.shape[-1]), batched=values.ndim == 2)
+
+    def _take(self, rows: NDArray[Any], *, batched: bool) -> None:
+        item = _Item(batched, len(rows))
         for part in self._frames.split(rows, FRAME_STEPS):
             self._pending.append(_Frame(self._taken + 1, part, item))
             self._taken += len(part)

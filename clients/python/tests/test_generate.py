@@ -90,3 +90,16 @@ def test_stream_left_early_leaves_nothing(client, service):
     assert next(steps).step == 1
     steps.close()
     assert client.generate(np.array([4]), "chars", steps=1).tokens.shape == (1,)
+
+
+@pytest.mark.parametrize("returns", ["predictions", ["outputs", "predictions"]])
+def test_stream_of_token_ids(client, returns):
+    """One id is a step, a list is several; binary frames and text give the bits of a whole run."""
+    ids = np.array([1, 2, 3, 8, 0])
+    whole = client.forward(ids, "chars")
+    with client.session("chars") as session:
+        results = list(session.stream([1, 2, ids[2:]], returns=returns))
+    predictions = np.concatenate([np.atleast_2d(result.predictions) for result in results])
+    assert_array_equal(predictions, whole.predictions)
+    with client.session("chars") as session, pytest.raises(ValueError, match="one token id, or k of them"):
+        list(session.stream([[1.5]]))
