@@ -27,7 +27,7 @@ def frames_for(returns: Returns) -> "BinaryFrames | TextFrames":
 
 
 class BinaryFrames:
-    """Frames of k·I float32 values or k int32 token ids, answered by k·P values; fewer, then an error, if one failed."""
+    """Frames of k·I float32 values or k token ids (int32), answered by k·P values; fewer if a step failed."""
 
     def __init__(self, name: str) -> None:
         # "null": NaN and infinity are no error; in binary frames they travel as they are.
