@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from service.models.importing.refusal import CheckpointRefused
+from service.models.importing.state_dict import model_from_tensors
 from service.models.importing.tensors import read_tensors
 
 SUFFIXES = (".pt", ".safetensors")
@@ -201,3 +202,12 @@ def test_safetensors_header_that_lies(tmp_path):
     (tmp_path / "liar.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointRefused, match="not a safetensors file"):
         read_tensors(tmp_path / "liar.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
+def test_quantized_layer_is_refused_by_name(tmp_path):
+    stack = torch.nn.Sequential(torch.nn.LSTM(4, 5))
+    quantized = torch.ao.quantization.quantize_dynamic(stack, {torch.nn.LSTM}, dtype=torch.qint8)
+    with pytest.raises(CheckpointRefused, match="layer 0 is quantized; import the model as it was before"):
+        found = read_torch(tmp_path, quantized.state_dict())
+        model_from_tensors(found, layer=None, nonlinearity=None, head=None, file_bytes=1)
