@@ -208,6 +208,6 @@ def test_safetensors_header_that_lies(tmp_path):
 def test_quantized_layer_is_refused_by_name(tmp_path):
     stack = torch.nn.Sequential(torch.nn.LSTM(4, 5))
     quantized = torch.ao.quantization.quantize_dynamic(stack, {torch.nn.LSTM}, dtype=torch.qint8)
+    found = read_torch(tmp_path, quantized.state_dict())
     with pytest.raises(CheckpointRefused, match="layer 0 is quantized; import the model as it was before"):
-        found = read_torch(tmp_path, quantized.state_dict())
         model_from_tensors(found, layer=None, nonlinearity=None, head=None, file_bytes=1)
