@@ -58,11 +58,7 @@ class Copy:
         return padded(self.size, self.processor)
 
     def text(self) -> str:
-        module = Module()
-        f = _map(module, self.name)
-        with f.loop("%n") as i:
-            f.copy(f.element("%y", i, self.columns, 0), f.pointer(f.at("%inputs", f.mul(i, 8))), 4 * self.size)
-        return module.text()
+        return _map(self, lambda f, x, y: f.copy(y, x, 4 * self.size))
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,11 @@ class Gather:
     name = "gather"
 
     def text(self) -> str:
-        module = Module()
-        f = _map(module, self.name)
-        with f.loop("%n") as i:
-            number = f.load("float", f.pointer(f.at("%inputs", f.mul(i, 8))))
-            row = f.value(f"fptosi float {number} to i64")
-            source = f.element("%parameters", row, self.columns, 0)
-            f.copy(f.element("%y", i, self.columns, 0), source, 4 * self.columns)
-        return module.text()
+        def body(f: Function, x: Value, y: Value) -> None:
+            row = f.value(f"fptosi float {f.load('float', x)} to i64")
+            f.copy(y, f.element("%parameters", row, self.columns, 0), 4 * self.columns)
+
+        return _map(self, body)
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,11 @@ class VectorMap:
         return padded(self.size, self.processor)
 
     def text(self) -> str:
-        module = Module()
-        f = _map(module, self.name)
-        with f.loop("%n") as i:
-            body = MapBody(f, self, f.pointer(f.at("%inputs", f.mul(i, 8))), f.element("%y", i, self.columns, 0))
-            getattr(body, self.type, body.pointwise)()
-        return module.text()
+        def body(f: Function, x: Value, y: Value) -> None:
+            emitted = MapBody(f, self, x, y)
+            getattr(emitted, self.type, emitted.pointwise)()
+
+        return _map(self, body)
 
 
 class MapBody:
@@ -277,5 +269,10 @@ def _parameters(layer: ChainLayer, weights: Mapping[str, Floats]) -> list[Floats
     return [ones]
 
 
-def _map(module: Module, name: str) -> Function:
-    return module.function(name, {"parameters": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
+def _map(source: Copy | Gather | VectorMap, body: Callable[[Function, Value, Value], None]) -> str:
+    """A kernel that does `body` for each vector, at x, and its place in the results, y."""
+    module = Module()
+    f = module.function(source.name, {"parameters": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})
+    with f.loop("%n") as i:
+        body(f, f.pointer(f.at("%inputs", f.mul(i, 8))), f.element("%y", i, source.columns, 0))
+    return module.text()
