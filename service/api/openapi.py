@@ -42,9 +42,9 @@ STREAM = """Open it as a WebSocket. What may stand in the query may also come as
 
 - A text frame holds one or more lines, each the inputs of one step as in the NDJSON of `/cell/step`; it is answered by
   one text frame with a line for each.
-- A binary frame holds k·input_size little-endian 32-bit floats, the inputs of k ≥ 1 steps; it is answered by one binary
-  frame with one array of each step in turn: the one that `returns` names, `outputs` if it is left out. With several
-  names binary frames are refused.
+- A binary frame holds k·I little-endian 32-bit floats, or k 32-bit token ids, of k ≥ 1 steps. It is answered by one
+  binary frame with one array of each step in turn: the one that `returns` names, `outputs` if it is left out. With
+  several names binary frames are refused.
 - A frame of more than 1,024 steps is answered by several, of 1,024 steps each.
 - A result that is NaN or infinite ends the stream, in either kind of frame, unless `non_finite` is `null`.
 - An error is a text frame `{"error": problem}`, and then the close: 1007 for what is wrong with a message, 1009 if it

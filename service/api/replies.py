@@ -15,7 +15,7 @@ class ForwardReply(BaseModel):
     last: Nested = Field([], description="(B,D·P): outputs at each row's own last step.")
     h_n: Nested = Field([], description="(L·D,B,P): final hidden state of every layer.")
     c_n: Nested = Field([], description="(L·D,B,H): final cell state of every layer of an LSTM.")
-    predictions: Nested = Field([], description="(B,T,O): the linear head over outputs.")
+    predictions: Nested = Field([], description="(B,T,O), or (B,O) if the model pools: what its head makes.")
     lengths: Nested = Field([], description="safetensors only: true lengths of a ragged reply, which comes padded.")
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
@@ -42,7 +42,7 @@ class StepReply(BaseModel):
     outputs: Nested = Field([], description="(B,P): hidden state of the last layer.")
     h: Nested = Field([], description="The new hidden state of every layer, in the shape that was sent.")
     c: Nested = Field([], description="The new cell state of an LSTM, in the shape that was sent.")
-    predictions: Nested = Field([], description="(B,O): the linear head over outputs.")
+    predictions: Nested = Field([], description="(B,O): what the head makes of this step.")
     model: str = Field(description="The model that ran.")
     version: str = Field(description="The version that ran.")
 
@@ -51,7 +51,7 @@ class SessionStepReply(BaseModel):
     """What /cell/step answers for a session; fields that were not asked for are left out."""
 
     outputs: Nested = Field([], description="(P) or (k,P): hidden state of the last layer.")
-    predictions: Nested = Field([], description="(O) or (k,O): the linear head over outputs.")
+    predictions: Nested = Field([], description="(O) or (k,O): what the head makes of each step.")
     h: Nested = Field([], description="(L,P), or (P) if L = 1: the state after the last step.")
     c: Nested = Field([], description="LSTM only: (L,H), or (H) if L = 1.")
     step: int = Field(description="Number of the last of these steps.")

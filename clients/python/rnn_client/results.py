@@ -3,7 +3,7 @@
 Letters: B rows, T time steps, L layers, D directions, H hidden size, P width of a hidden state, O outputs of the head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,7 +34,7 @@ class ForwardResult(Result, Generic[Steps]):
     """Result of whole sequences.
 
     - outputs (B,T,D·P): hidden state of the last layer at each step; zeros past a row's length
-    - predictions (B,T,O): the linear head over outputs
+    - predictions (B,T,O), or (B,O) of a model that pools: what its head makes
     - last (B,D·P): outputs at each row's own last step
     - h_n (L·D,B,P), c_n (L·D,B,H): final hidden state of every layer, and cell state of an LSTM
     """
@@ -51,7 +51,8 @@ class ForwardResult(Result, Generic[Steps]):
         arrays, texts = decode(body)
         arrays.pop("lengths", None)
         if lengths is not None:
-            for name in arrays.keys() & {"outputs", "predictions"}:
+            # Predictions (B,O) of a model that pools have no time.
+            for name in [name for name in ("outputs", "predictions") if name in arrays and arrays[name].ndim == 3]:
                 arrays[name] = [values[:length] for values, length in zip(arrays[name], lengths, strict=True)]
         return ForwardResult(arrays, texts["model"], texts["version"])
 
@@ -68,7 +69,7 @@ class StepResult(_StepArrays):
     """Result of one step, or of k steps together.
 
     - outputs (P), of a batch (B,P), of k steps (k,P): hidden state of the last layer
-    - predictions (O), of a batch (B,O), of k steps (k,O): the linear head over outputs
+    - predictions (O), of a batch (B,O), of k steps (k,O): what the head makes of each step
     - h, c: hidden state of every layer after the last step, and cell state of an LSTM
     - step: number of the last step in its session, 0 without one
     """
@@ -132,6 +133,12 @@ class ModelInfo:
     bidirectional: bool | None = None
     proj_size: int | None = None
     out_features: int | None = None
+    front: Sequence[str] = ()
+    pooling: str | None = None
+    head: Sequence[str] = ()
+    num_embeddings: int | None = None
+    steppable: bool | None = None
+    generates: bool | None = None
     weights_dtype: str | None = None
     description: str = ""
 

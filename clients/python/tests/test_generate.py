@@ -18,6 +18,7 @@ FRONT = chain("front", [LayerConfig(type="embedding", num_embeddings=9, embeddin
 SPECS = {
     "chars": replace(ModelSpec("gru", 4, 8).with_linear_head(9), front=FRONT),
     "series": ModelSpec("lstm", 3, 6).with_linear_head(3),
+    "pooled": replace(ModelSpec("gru", 3, 6).with_linear_head(5), pooling="mean"),
 }
 OPTIONS = {"steps": 12, "seed": 3}
 
@@ -103,3 +104,14 @@ def test_stream_of_token_ids(client, returns):
     assert_array_equal(predictions, whole.predictions)
     with client.session("chars") as session, pytest.raises(ValueError, match="one token id, or k of them"):
         list(session.stream([[1.5]]))
+
+
+def test_pooled_predictions_are_whole(client):
+    """Rows of unequal length: outputs are cut to them, predictions (B,O) have no time."""
+    rows = [np.ones((4, 3)), np.ones((2, 3))]
+    result = client.forward(rows, "pooled", returns=["outputs", "predictions"])
+    assert [row.shape for row in result.outputs] == [(4, 6), (2, 6)]
+    assert result.predictions.shape == (2, 5)
+    assert_array_equal(result.predictions[1], client.forward(rows[1], "pooled").predictions)
+    info = client.model("pooled")
+    assert (info.pooling, info.head, info.generates) == ("mean", ["linear"], False)
