@@ -19,7 +19,7 @@ serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (POR
 test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.dev  ## Run the tests that need a browser, nginx or a key-value server, or take long
+integration: .venv/.integration  ## Run the tests that need a browser, nginx or a key-value server, or take long
 	$(BIN)/python -m pytest -m integration
 
 check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling
@@ -88,6 +88,10 @@ clean:  ## Remove .venv
 
 .venv/.dev: .venv/.runtime
 	$(PIP) --editable '.[dev]' --editable clients/python
+	touch $@
+
+.venv/.integration: .venv/.dev
+	$(PIP) --editable '.[integration]'
 	touch $@
 
 .venv/.bench: .venv/.dev
