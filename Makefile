@@ -6,7 +6,7 @@ BIN := .venv/bin
 PARALLEL := -n 2 --dist loadscope
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples container lock clean
+.PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples docs container lock clean
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ examples: .venv/.dev  ## Train the bundled models again, from data in four packa
 	$(BIN)/python examples/train_names.py
 	$(BIN)/python examples/train_digits.py
 
+docs: .venv/.docs  ## Build site/ from docs/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 container:  ## Build the container image, and call the service in it
 	scripts/container_check.py
 
@@ -92,6 +95,10 @@ clean:  ## Remove .venv
 
 .venv/.integration: .venv/.dev
 	$(PIP) --editable '.[integration]'
+	touch $@
+
+.venv/.docs: .venv/.dev
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 .venv/.bench: .venv/.dev
