@@ -25,7 +25,8 @@ COPY constraints.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
     if [ -n "$TORCH_BACKEND" ] && [ -z "$TORCH_INDEX_URL" ]; then \
         pip install --constraint constraints.txt uv \
-     && uv pip install --python /venv/bin/python --no-deps --constraint constraints.txt --torch-backend "$TORCH_BACKEND" torch \
+     && uv pip install --python /venv/bin/python --compile-bytecode --no-deps --constraint constraints.txt \
+            --torch-backend "$TORCH_BACKEND" torch \
      && pip uninstall --yes uv; \
     else \
         pip install --no-deps --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch; \
