@@ -1,14 +1,16 @@
-# One image for CPU and GPU; docs/container.md says how to build and run it.
+# For CPUs, or with TORCH_BACKEND="" for GPUs, too; docs/container.md says how to build and run it.
 
-# Any Linux with Python 3.11 or newer as `python3`, its venv module, and certificates. 3.11 is what the locked versions
+# For amd64 and arm64. Any Linux with Python 3.11 or newer as `python3`, its venv module, and certificates. 3.11 is what the locked versions
 # are tested with.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 
 FROM ${BASE_IMAGE} AS build
 
-# Where torch alone comes from. Empty: from where everything comes; there its Linux build is the one for CUDA, which
-# runs without a GPU, too.
+# Which build of torch: cpu, cu130 …, from PyTorch's own index, which uv knows by this name. Empty: from where everything
+# else comes; there its Linux build is the one for CUDA, which runs without a GPU, too.
+ARG TORCH_BACKEND=cpu
+# An index that torch alone comes from, in place of PyTorch's own.
 ARG TORCH_INDEX_URL=""
 
 RUN groupadd --gid 10001 rnn \
@@ -20,19 +22,42 @@ WORKDIR /app
 # pip's configuration comes as a secret: it may hold passwords, and no layer keeps it.
 # torch by itself and first: it is by far the largest, changes least, and its own index need not have anything else.
 COPY constraints.txt ./
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
+    if [ -n "$TORCH_BACKEND" ] && [ -z "$TORCH_INDEX_URL" ]; then \
+        pip install --constraint constraints.txt uv \
+     && uv pip install --python /venv/bin/python --compile-bytecode --no-deps --constraint constraints.txt \
+            --torch-backend "$TORCH_BACKEND" torch \
+     && pip uninstall --yes uv; \
+    else \
+        pip install --no-deps --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch; \
+    fi
 
 # Editable, so that the code stays beside docs/ and changes without this layer.
 COPY pyproject.toml README.md LICENSE ./
 COPY service/__init__.py ./service/
-RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
     pip install --constraint constraints.txt --editable . \
  && pip check \
  && pip uninstall --yes pip
 
+# The bill of materials, by a tool that does not go into the image.
+COPY scripts/sbom.py ./scripts/
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
+    python3 -m venv /sbom \
+ && /sbom/bin/pip install --constraint constraints.txt cyclonedx-bom packaging \
+ && /sbom/bin/python scripts/sbom.py /venv/bin/python sbom.cdx.json \
+ && rm -r scripts
+
+# What nothing reads when models are served: torch's C++ headers and test programs (`import torch` asks for
+# torch_shm_manager), and the tests of sympy.
+RUN cd /venv/lib/python3*/site-packages \
+ && rm -rf torch/include torch/test \
+ && find torch/bin -type f -not -name torch_shm_manager -delete \
+ && find sympy -type d -name tests -prune -exec rm -r {} +
+
 COPY service ./service
 COPY docs/problems ./docs/problems
+COPY models ./models
 # Nothing can be compiled later, in a read-only container.
 RUN python -m compileall -q --invalidation-mode unchecked-hash service
 

@@ -6,7 +6,7 @@ BIN := .venv/bin
 PARALLEL := -n 2 --dist loadscope
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples docs container lock clean
+.PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples docs container lock clean dist
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,10 @@ examples: .venv/.dev  ## Train the bundled models again, from data in four packa
 
 docs: .venv/.docs  ## Build site/ from docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+dist: .venv/.integration  ## Build the packages and their bill of materials into dist/, and check what they serve
+	$(BIN)/python scripts/build_dist.py dist
+	RNN_TEST_DIST=$(CURDIR)/dist $(BIN)/python -m pytest -m integration tests/test_package.py
 
 container:  ## Build the container image, and call the service in it
 	scripts/container_check.py

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Build the container image, start it, call the service in it, and stop it; docs/container.md says more.
 
-    scripts/container_check.py [--base-image IMAGE] [--torch-index-url URL] [--engine NAME] [--built]
+    scripts/container_check.py [--base-image IMAGE] [--torch-backend NAME] [--torch-index-url URL] [--engine NAME]
+                               [--built]
 
 Uses docker where its daemon runs, else buildah in a chroot, else podman. If the default base image cannot be pulled,
 root with debootstrap makes a Debian image instead. The build uses this machine's pip configuration. Needs the standard
@@ -11,6 +12,7 @@ library alone. The exit code is 0 only if every check passed.
 import argparse
 import ast
 import configparser
+import json
 import math
 import os
 import re
@@ -32,6 +34,7 @@ from container_sessions import MODEL, check_kill, check_scaled, stream, whole
 
 DEBIAN = "localhost/rnn-service-base:bookworm"
 PIP_OPTIONS = {"index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "cert", "timeout"}
+SOURCES = {"index-url", "extra-index-url", "find-links", "no-index"}
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -97,10 +100,12 @@ def make_debian(engine: Engine) -> None:
         engine.build(context, "--tag", DEBIAN)
 
 
-def build(engine: Engine, base: str, torch_index_url: str) -> None:
-    """Build the image."""
+def build(engine: Engine, base: str, torch_backend: str | None, torch_index_url: str) -> None:
+    """Build the image. torch_backend None: cpu, or, where this machine's pip has sources of its own, from those."""
     options = pip_options()
-    arguments = {"BASE_IMAGE": base, "TORCH_INDEX_URL": torch_index_url}
+    if torch_backend is None:
+        torch_backend = "" if SOURCES & set(options) else "cpu"
+    arguments = {"BASE_IMAGE": base, "TORCH_BACKEND": torch_backend, "TORCH_INDEX_URL": torch_index_url}
     arguments |= {name: os.environ[name] for name in PROXIES if name in os.environ}
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     if engine.mounts_while_building:
@@ -159,8 +164,13 @@ def check_files(engine: Engine, container: Container) -> None:
     lines = "; ".join(f"print(version('{name}'))" for name in names)
     versions = container.run("python", "-c", f"from importlib.metadata import version; {lines}").split()
     expect("versions", dict(zip(names, versions, strict=True)), {name: locked[name] for name in names})
-    project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    project = re.search(r'^__version__ = "(.+)"', (ROOT / "service" / "__init__.py").read_text(), re.MULTILINE)
     expect("rnn-service --version", container.run("rnn-service", "--version").split()[-1], project and project[1])
+    bom = json.loads(container.run("cat", "/app/sbom.cdx.json"))
+    listed = {part["name"]: part["version"] for part in bom["components"]}
+    expect("versions in the SBOM", {name: listed.get(name) for name in names}, {name: locked[name] for name in names})
+    torch = "from importlib.metadata import version; print(version('torch'))"
+    expect("torch", listed["torch"], container.run("python", "-c", torch))
     identity = "import os; print(os.getuid(), os.getgid())"
     expect("user and group", container.run("python", "-c", identity), f"{USER} {USER}")
     expect("/sessions", container.run("stat", "--format=%u %g %a", "/sessions"), f"{USER} {USER} 700")
@@ -175,13 +185,14 @@ def main() -> None:
     """Build, start, check, remove."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-image", help="default: the Dockerfile's, else Debian from debootstrap")
-    parser.add_argument("--torch-index-url", default="", help="where torch alone comes from, for a CPU-only image")
+    parser.add_argument("--torch-backend", help="which build of torch, as in the Dockerfile")
+    parser.add_argument("--torch-index-url", default="", help="where torch alone comes from")
     parser.add_argument("--engine", choices=("docker", "buildah", "podman"), help="default: the first that works here")
     parser.add_argument("--built", action="store_true", help="check the image of the last build")
     options = parser.parse_args()
     engine = choose_engine(options.engine)
     if not options.built:
-        build(engine, base_image(engine, options.base_image), options.torch_index_url)
+        build(engine, base_image(engine, options.base_image), options.torch_backend, options.torch_index_url)
     with started(engine, {}) as (container, client):
         check(engine, container, client)
     for workers in (1, 2):

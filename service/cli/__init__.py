@@ -3,13 +3,13 @@
 What is slow to import (torch, onnx, the server) is imported by the command that needs it, so that `--help` is quick.
 """
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from service import __version__
 from service.cli.importing import import_checkpoint
 from service.cli.options import FAILED, USAGE, console, fail, read_settings, setting, with_settings
 from service.errors import ModelFailed
@@ -106,7 +106,7 @@ def _about(spec: ModelSpec | None) -> list[str]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(version("rnn-service"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

@@ -6,6 +6,7 @@ checks the values. The command line goes before `RNN_*` variables, these before 
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
@@ -19,6 +20,7 @@ from service.settings import Settings
 
 FAILED = 1
 USAGE = 2
+DEMO = Path(__file__).parents[1] / "demo"  # a link to models/; a wheel has the files themselves
 
 
 def console() -> Console:
@@ -49,14 +51,18 @@ def setting(name: str) -> Any:
 
 
 def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """A command that takes Settings, with an option for every field of it."""
+    """A command that takes Settings, with an option for every field of it, and --demo in place of --models."""
 
-    def run(**given: Any) -> None:
-        command(read_settings(given))
+    def run(*, demo: bool, **given: Any) -> None:
+        if demo and given["models"]:
+            fail("--demo: it serves the bundled models: leave out --models", USAGE)
+        command(read_settings(given | {"models": str(DEMO)} if demo else given))
 
+    demo = Annotated[bool, typer.Option("--demo", help="Serve the models that come with the package.")]
+    annotations = {"demo": demo} | {name: setting(name) for name in Settings.model_fields}
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=setting(name))
-        for name in Settings.model_fields
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # this is how a function gets one
     run.__doc__ = command.__doc__

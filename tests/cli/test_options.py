@@ -45,6 +45,13 @@ def test_precedence_of_settings(tmp_path):
     assert (settings.port, settings.host) == (3333, "::1")
 
 
+def test_demo_takes_the_place_of_models():
+    settings, _ = run("--demo", env={"RNN_MODELS": "elsewhere"})
+    assert (settings.models / "sunspots" / "config.json").is_file()
+    _, result = run("--demo", "--models", "elsewhere")
+    assert (result.exit_code, "leave out --models" in result.stderr) == (2, True)
+
+
 def test_each_kind_of_value():
     settings, result = run(
         *("--preload", "a, b", "--api-keys", "one,two", "--no-request-log", "--log-format", "json"),

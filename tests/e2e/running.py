@@ -126,12 +126,20 @@ def start(models: Path, folder: Path, *, stdout: int | None = None, wait: bool =
 
     stdout: a descriptor in place of the log's file. wait False: until it listens.
     """
+    command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"]
+    return launch(command, folder, environment(**settings), stdout=stdout, wait=wait)
+
+
+def launch(
+    command: list[str], folder: Path, variables: dict[str, str], *, stdout: int | None = None, wait: bool = True
+) -> Service:
+    """Start a service by a command that has it listen on a free port; otherwise as `start`."""
     log_file = folder / "service.log"
     with log_file.open("w") as log:
         process = psutil.Popen(
-            [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"],
+            command,
             cwd=folder,  # no .env of the developer's
-            env=environment(**settings),
+            env=variables,
             stdout=log if stdout is None else stdout,
             stderr=subprocess.STDOUT,
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from platform import machine
 from typing import Any, NamedTuple, Protocol
 
 import llvmlite.binding as llvm
@@ -24,6 +25,8 @@ class Processor:
     def host(cls) -> "Processor":
         present = llvm.get_host_cpu_features()
         features = {name for name, on in present.items() if on}
+        if machine() in ("aarch64", "arm64"):  # all of them have it, whatever LLVM finds out under an emulator
+            features.add("neon")
         return cls.with_features(llvm.get_host_cpu_name(), present.flatten(), features)
 
     @classmethod

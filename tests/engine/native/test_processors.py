@@ -1,6 +1,5 @@
 """Code for processors other than the host: what it is made of, and, where the host can run it, what it computes."""
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -52,13 +51,3 @@ def test_levels_use_their_own_instructions(level: str, has: list[str], has_not: 
     assembly = machine.emit_assembly(optimised(Recurrent("rnn_tanh", 64, 64, "f32", processor).text(), machine))
     assert all(word in assembly for word in has)
     assert not any(word in assembly for word in has_not)
-
-
-def test_neon_has_fused_multiply_adds() -> None:
-    processor = Processor("generic", "+neon", width=4, registers=32, has_fma=True)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    machine = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine(cpu="generic", features="+neon", opt=2)
-    assembly = machine.emit_assembly(optimised(Recurrent("lstm", 64, 64, "f32", processor).text(), machine))
-    assert "fmla" in assembly
-    assert "bl\tfmaf" not in assembly
