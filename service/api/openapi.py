@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service.api.negotiation import JSON, NDJSON
-from service.api.problems import MEDIA_TYPE
+from service.api.problems import MEDIA_TYPE, STATUS, slug
 from service.api.replies import Problem
 from service.api.requests import StreamRequest
 from service.api.routes import STREAM_PARAMETERS
@@ -98,8 +98,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _problems(statuses: Iterable[int]) -> dict[str, Any]:
-    content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
-    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {str(status): _problem(HTTPStatus(status)) for status in statuses}
+
+
+def _problem(status: HTTPStatus) -> dict[str, Any]:
+    """The response of a status: all kinds of problems that have it by name, and one as an example."""
+    kinds = {slug(kind): kind.__doc__ for kind, its in STATUS.items() if its == status}
+    name, detail = next(iter(kinds.items()), (slug(Exception), "The service failed; its log has the reason."))
+    example: dict[str, Any] = {"type": f"/problems/{name}", "title": name.replace("-", " ").capitalize(), "status": status.value}
+    example |= {"detail": detail, "request_id": "5f0c2d9a1b00002a"}
+    content = {"schema": {"$ref": _REF.format(model="Problem")}, "example": example}
+    return {"description": f"{status.phrase}: {', '.join(kinds) or name}", "content": {MEDIA_TYPE.decode(): content}}
 
 
 def _add_examples(document: dict[str, Any], registry: Registry) -> None:

@@ -4,10 +4,12 @@ A field with a default may be left out, and is never null for that; in a `View` 
 """
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-Vector = list[float | None]  # null: NaN or infinity, where the request says `"non_finite": "null"`
+# null is NaN or infinity, where the request says `"non_finite": "null"`.
+Vector = list[Annotated[float | None, WithJsonSchema({"type": ["number", "null"]})]]
 Matrix = list[Vector]
 Cube = list[Matrix]
 
