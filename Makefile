@@ -19,7 +19,7 @@ serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (POR
 test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.integration .peers/typescript/installed .peers/openapi-python-client/installed  ## Run the tests that need a browser, nginx or a key-value server, or take long
+integration: .venv/.integration .peers/typescript/installed .peers/openapi-python-client/installed  ## Run the tests that need other programs (CONTRIBUTING.md), or take long
 	$(BIN)/python -m pytest -m integration
 
 check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling

@@ -105,8 +105,8 @@ def _problem(status: HTTPStatus) -> dict[str, Any]:
     """The response of a status: all kinds of problems that have it by name, and one as an example."""
     kinds = {slug(kind): kind.__doc__ for kind, its in STATUS.items() if its == status}
     name, detail = next(iter(kinds.items()), (slug(Exception), "The service failed; its log has the reason."))
-    example: dict[str, Any] = {"type": f"/problems/{name}", "title": name.replace("-", " ").capitalize(), "status": status.value}
-    example |= {"detail": detail, "request_id": "5f0c2d9a1b00002a"}
+    example: dict[str, Any] = {"type": f"/problems/{name}", "title": name.replace("-", " ").capitalize()}
+    example |= {"status": status, "detail": detail, "request_id": "5f0c2d9a1b00002a"}
     content = {"schema": {"$ref": _REF.format(model="Problem")}, "example": example}
     return {"description": f"{status.phrase}: {', '.join(kinds) or name}", "content": {MEDIA_TYPE.decode(): content}}
 

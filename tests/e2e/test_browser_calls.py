@@ -1,6 +1,7 @@
 """A web page of another origin calls the service, with a key, in a real browser: HTTP, streams and WebSockets."""
 
 import json
+import re
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ import pytest
 
 from .browser import needs_browser
 from .formats import NDJSON, SAFETENSORS, post_arrays
-from .running import start
+from .running import ROOT, start
 
 pytestmark = needs_browser
 KEY = "the/page's+key?"
@@ -200,6 +201,15 @@ def test_page_reads_what_went_wrong(page, keyed):
     assert "inputs[0] has 2 values" in reply["body"]["detail"]
     *_, full = (page("return answer(...arguments)", sessions, "POST", {"model": "tanh"}) for _ in range(3))
     assert (full["status"], full["headers"]["retry-after"]) == (503, "1")
+
+
+def test_example_of_the_docs_runs(page, sites, launch):
+    bundled = launch(ROOT / "models", api_keys="secret", allowed_origins=sites[0])
+    example = re.search(r"```js\n(.*?)```", (ROOT / "docs" / "browsers.md").read_text(), re.DOTALL)[1]
+    example = example.replace("http://127.0.0.1:8000", bundled.url)
+    predictions, first, years = page(example + "return [predictions, first, years]")
+    assert [len(predictions), first["step"], len(years)] == [3, 1, 10]
+    assert (first["predictions"], years[0]) == (predictions[0], predictions[-1])
 
 
 def test_page_that_is_not_allowed_gets_nothing(browser, sites, keyed, service):

@@ -7,13 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from .conftest import SIGNED_KEY
 from .running import ROOT
 
-SOURCES = ROOT / "tests" / "e2e" / "generated"
+EXAMPLES = ROOT / "examples" / "generated"
 TYPESCRIPT = ROOT / ".peers" / "typescript"
 PYTHON = ROOT / ".peers" / "openapi-python-client"
 
@@ -52,21 +53,22 @@ def assert_right(said, service):
 @pytest.mark.integration
 @needs(TYPESCRIPT)
 def test_typescript_client_compiles_and_runs(guarded, document, tmp_path):
-    shutil.copy(SOURCES / "client.ts", tmp_path)
+    shutil.copy(EXAMPLES / "client.ts", tmp_path)
+    shutil.copy(Path(__file__).parent / "generated" / "wrong.ts", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "node_modules").symlink_to(TYPESCRIPT / "node_modules")
     tools = TYPESCRIPT / "node_modules" / ".bin"
     run(tools / "openapi-typescript", document, "--output", "rnn.d.ts", cwd=tmp_path)
     strict = ("--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom")
-    run(tools / "tsc", *strict, "client.ts", cwd=tmp_path)
+    run(tools / "tsc", *strict, "client.ts", "wrong.ts", cwd=tmp_path)
     assert_right(json.loads(run("node", "client.js", guarded.url, SIGNED_KEY, cwd=tmp_path)), guarded)
 
 
 @pytest.mark.integration
 @needs(PYTHON)
 def test_python_client_compiles_and_runs(guarded, document, tmp_path):
-    shutil.copy(SOURCES / "client.py", tmp_path)
-    options = ("--meta", "none", "--config", SOURCES / "config.yml", "--output-path", "rnn")
+    shutil.copy(EXAMPLES / "client.py", tmp_path)
+    options = ("--meta", "none", "--config", EXAMPLES / "config.yml", "--output-path", "rnn")
     said = run(PYTHON / "bin/openapi-python-client", "generate", "--path", document, *options, cwd=tmp_path)
     # Streams of steps are not for it: it knows no NDJSON.
     assert said.count("WARNING") == said.count("Unsupported content type application/x-ndjson")

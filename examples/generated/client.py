@@ -1,4 +1,4 @@
-"""What a user of the generated Python client writes."""
+"""A forward, steps with and without a session, and a problem, by a client that openapi-python-client generated."""
 
 import json
 import sys

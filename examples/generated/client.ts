@@ -1,4 +1,4 @@
-// What a user of the generated types writes; `tsc --strict` also holds that wrong calls do not compile.
+// A forward, steps with and without a session, and a problem, by types that openapi-typescript generated.
 import createClient from "openapi-fetch"
 import type { components, paths } from "./rnn.js"
 
@@ -36,22 +36,5 @@ const { error, response } = await rnn.GET("/cell/sessions/{session}", { params: 
 
 const model = sound(await rnn.GET("/models/{name}", { params: { path: { name: "lstm" } } }))
 const size: number | null = model.input_size
-
-export async function wrong(): Promise<void> {
-  // @ts-expect-error: inputs are lists of numbers
-  await rnn.POST("/rnn/forward", { body: { inputs: [["1"]] } })
-  // @ts-expect-error: inputs are required
-  await rnn.POST("/rnn/forward", { body: { model: "lstm" } })
-  // @ts-expect-error: no such field
-  const misspelt: components["schemas"]["ForwardRequest"] = { inputs: [[1]], modell: "lstm" }
-  // @ts-expect-error: there is nothing of this name to return
-  await rnn.POST("/rnn/forward", { body: { inputs: [[1]], returns: ["hidden"] } })
-  // @ts-expect-error: a reply holds numbers
-  const text: string = forward.outputs?.[0]
-  // @ts-expect-error: it may be left out
-  forward.outputs.length
-  // @ts-expect-error: it may be null
-  model.hidden_size.toFixed(text)
-}
 
 console.log(JSON.stringify({ outputs, h, count, ended, gone: [response.status, error?.reason, error?.step], size }))
