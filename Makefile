@@ -98,7 +98,7 @@ clean:  ## Remove .venv
 .peers/typescript/installed: tests/e2e/generated/package-lock.json
 	mkdir -p $(@D)
 	cp tests/e2e/generated/package.json $< $(@D)
-	if command -v npm; then npm ci --silent --no-audit --no-fund --prefix $(@D) && touch $@; fi
+	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix $(@D) && touch $@; fi
 
 .peers/openapi-python-client/installed: tests/e2e/generated/requirements.txt
 	$(PYTHON) -m venv --clear $(@D)

@@ -35,8 +35,8 @@ class HostRules:
         self._takes_any_name = "*" in self._names or not (self._names or local)
         self._origins = frozenset(map(str.lower, settings.allowed_origins))
         self._takes_any_page = "*" in self._origins
-        # A cache must not give a page what was sent to a page of another origin.
-        self._vary: Headers = [(b"vary", b"origin")] if self._origins and not self._takes_any_page else []
+        # A cache must not give a page what was sent to another one, or to a program.
+        self._vary: Headers = [(b"vary", b"origin")] if self._origins else []
         self._is_open = not settings.api_keys
         self._passed: bytes | None = b"localhost"  # the last Host that was right: nearly all are the same
 
