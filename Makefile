@@ -19,7 +19,7 @@ serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (POR
 test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.integration  ## Run the tests that need a browser, nginx or a key-value server, or take long
+integration: .venv/.integration .peers/typescript/installed .peers/openapi-python-client/installed  ## Run the tests that need other programs (CONTRIBUTING.md), or take long
 	$(BIN)/python -m pytest -m integration
 
 check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling
@@ -103,6 +103,17 @@ clean:  ## Remove .venv
 
 .venv/.docs: .venv/.dev
 	$(PIP) --editable '.[docs]'
+	touch $@
+
+# Others' tools, whose tests are skipped where they cannot be had.
+.peers/typescript/installed: tests/e2e/generated/package-lock.json
+	mkdir -p $(@D)
+	cp tests/e2e/generated/package.json $< $(@D)
+	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix $(@D) && touch $@; fi
+
+.peers/openapi-python-client/installed: tests/e2e/generated/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
 .venv/.bench: .venv/.dev

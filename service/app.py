@@ -125,6 +125,7 @@ def create_app(
         description=DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # the functions' names, which clients are generated with
         lifespan=lifespan,
     )
     for router in (

@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
 
+# As browsers send it: neither path nor final slash.
+Origin = Annotated[str, Field(pattern=r"^(\*|null|(?i:[a-z][a-z0-9+.-]*)://[^/?#\s]+)$")]
 Ttl = Annotated[float, Field(gt=0, le=1e10)]  # seconds; the calendar ends some 8,000 years from now
 
 
@@ -48,7 +50,7 @@ class Settings(BaseSettings):
     stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between the lines of a stream.")
     max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")
     heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and time to answer one.")
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
         (), description="Other origins whose pages may call, as https://example.org; * for all."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -28,6 +28,8 @@ def test_keys_are_not_printed(monkeypatch):
     "wrong",
     [
         {"port": 70_000},
+        {"allowed_origins": "lab.example"},
+        {"allowed_origins": "https://lab.example, https://other.example/"},
         {"device": "tpu"},
         {"max_body_bytes": 0},
         {"log_format": "xml"},

@@ -184,9 +184,14 @@ class Application:
         return await self._handlers[request.path](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
-        """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
+        """Let a request be served that sends its own reply; gives one for its failure, or a preflight's.
+
+        Raises ClientGone.
+        """
         try:
             self._hosts.check(request)
+            if preflight := self._hosts.preflight(request):
+                return preflight
             self._keys.check(request)
             await serve(*arguments)
         except Exception as error:
@@ -291,12 +296,13 @@ def _briefly(send: Send) -> Send:
 
 
 def _noting(request: Request, send: Send) -> Send:
-    """`send` for the router's replies: notes their status and size, and adds the request's id."""
+    """`send` for the router's replies: notes their status and size, and adds the request's id and CORS headers."""
 
     async def noting(message: Message) -> None:
         if message["type"] == "http.response.start":
             request.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.request_id.encode())]
+            headers = message.get("headers", ())
+            message["headers"] = [*headers, (b"x-request-id", request.request_id.encode()), *request.cors]
         elif message["type"] == "http.response.body" and request.method != "HEAD":
             request.sent_bytes += len(message.get("body", b""))
         await send(message)

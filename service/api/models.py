@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
+from service.api.replies import View
 from service.api.routes import admin_only
 from service.serving.registry import Model, ModelVersion, Registry
 from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
@@ -20,7 +21,7 @@ class TensorView(BaseModel):
     shape: list[str | int] = Field(description="Its axes: B rows, T steps, or a size.")
 
 
-class VersionView(BaseModel):
+class VersionView(View):
     """One version of a model."""
 
     version: str = Field(description="A whole number as a string.")
@@ -34,7 +35,7 @@ class VersionView(BaseModel):
     notes: list[str] = Field(default_factory=list, description="What was done to the weights to load them.")
 
 
-class ModelView(BaseModel):
+class ModelView(View):
     """One model of the repository; a broken one has a reason and no sizes."""
 
     name: str = Field(description="What requests call it.")

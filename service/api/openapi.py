@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service.api.negotiation import JSON, NDJSON
-from service.api.problems import MEDIA_TYPE
+from service.api.problems import MEDIA_TYPE, STATUS, slug
 from service.api.replies import Problem
 from service.api.requests import StreamRequest
 from service.api.routes import STREAM_PARAMETERS
@@ -19,7 +19,7 @@ from service.spec import ModelSpec
 
 _REF = "#/components/schemas/{model}"
 
-_INFERENCE = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+_INFERENCE = (400, 401, 404, 406, 408, 413, 415, 422, 429, 503, 504)
 _SESSION = (401, 404, 406, 410, 422, 429, 503)
 
 _PROBLEMS = {
@@ -33,7 +33,7 @@ _PROBLEMS = {
     "delete /cell/sessions/": _SESSION,
     "get /models/": (401, 404, 422, 503),
     "get /models": (401,),
-    "post /models/": (401, 403, 404, 422, 503),
+    "post /models/": (401, 403, 404, 409, 422, 503),
     "get /problems/": (404,),
 }
 """What a call answers when something is wrong, by the beginning of its method and path; the first that fits."""
@@ -70,12 +70,16 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas |= ours["$defs"]
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which this service never sends
         schemas.pop(name, None)
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            field.pop("default", None)  # generators of clients would take it for a field that is always there
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             call = f"{method} {path}"
             statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
-            operation["responses"] |= _problems((400, 403, *statuses))  # of a Host or an Origin, whatever the call
+            # Any call may come with a wrong Host or Origin, or find a fault of the service.
+            operation["responses"] |= _problems((400, 403, 500, *statuses))
             if not path.startswith(("/models", "/cell", "/rnn")):
                 operation["security"] = []
     document["paths"]["/cell/stream"] = {
@@ -94,8 +98,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _problems(statuses: Iterable[int]) -> dict[str, Any]:
-    content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
-    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {str(status): _problem(HTTPStatus(status)) for status in statuses}
+
+
+def _problem(status: HTTPStatus) -> dict[str, Any]:
+    """The response of a status: all kinds of problems that have it by name, and one as an example."""
+    kinds = {slug(kind): kind.__doc__ for kind, its in STATUS.items() if its == status}
+    name, detail = next(iter(kinds.items()), (slug(Exception), "The service failed; its log has the reason."))
+    example: dict[str, Any] = {"type": f"/problems/{name}", "title": name.replace("-", " ").capitalize()}
+    example |= {"status": status, "detail": detail, "request_id": "5f0c2d9a1b00002a"}
+    content = {"schema": {"$ref": _REF.format(model="Problem")}, "example": example}
+    return {"description": f"{status.phrase}: {', '.join(kinds) or name}", "content": {MEDIA_TYPE.decode(): content}}
 
 
 def _add_examples(document: dict[str, Any], registry: Registry) -> None:

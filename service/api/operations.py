@@ -5,18 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from service.api.home import document
 from service.api.metrics import Sampler
+from service.api.replies import View
 from service.errors import RouteNotFound
 
 _SLUG = re.compile(r"[a-z-]{1,64}")
 _PAGES = Path(__file__).parent / "page" / "problems"  # a link to docs/; a wheel has the files themselves
 
 
-class Health(BaseModel):
+class Health(View):
     """Whether the process can do its work, and why not."""
 
     status: str = Field(description="live, ready, or not ready.")
@@ -43,11 +45,11 @@ def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> API
             response.status_code = 503
         return Health(status="not ready" if reasons else "ready", reasons=reasons)
 
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def prometheus() -> Response:
+    @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
         return Response(sampler.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    @router.get("/problems/{slug}", summary="What a problem means", response_class=Response)
+    @router.get("/problems/{slug}", summary="What a problem means", response_class=PlainTextResponse)
     async def problem_page(slug: str) -> Response:
         page = _PAGES / f"{slug}.md"
         if not _SLUG.fullmatch(slug) or not page.is_file():

@@ -37,6 +37,7 @@ class Request:
     - headers: by lower-case name; lists that came in several lines are joined
     - peer: the client's address
     - watch: a call that returns when the client has gone; set before the request waits for anything
+    - cors: headers of its reply that say which pages may read it
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
     - streams: whether it takes as long as its client wants
     - stages: seconds by one of `STAGES`
@@ -52,6 +53,7 @@ class Request:
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
+    cors: Headers = ()
     owner: bytes = b""
     admin: bool | None = None
     streams: bool = False

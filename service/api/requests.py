@@ -42,7 +42,7 @@ class Numbers:
         if 0 in depths:
             alone = core_schema.float_schema(strict=True, ge=-1e38, le=1e38)
             self._kinds.append(core_schema.no_info_after_validator_function(np.float32, alone))
-        for depth in depths:
+        for depth in sorted(depths):  # as generated clients try one after the other
             schema: dict[str, Any] = number or {"type": "number"}
             for _ in range(depth):
                 schema = {"type": "array", "items": schema, "minItems": 1}
@@ -124,7 +124,8 @@ class Request(BaseModel):
         None, description="Version of the model, a whole number as a string; the highest if left out."
     )
     non_finite: NonFinite = Field(
-        "error", description="What a JSON reply does with NaN and infinity: refuse with 422, or print null."
+        "error",
+        description="What a JSON reply does with NaN and infinity: refuse with 422, or print null; default: error.",
     )
 
 
@@ -145,7 +146,7 @@ class ForwardRequest(Request):
         None, description="True lengths of padded inputs: B whole numbers from 1 to T."
     )
     batch_first: Annotated[bool, Text] = Field(
-        True, description="false: inputs and outputs are (T,B,·), as PyTorch's default; ragged lists need true."
+        True, description="Default true. false: inputs and outputs are (T,B,·), as in PyTorch; not for ragged lists."
     )
     returns: Forwarded | None = Field(
         None, description="What to send back; default: outputs, h_n, c_n of an LSTM, predictions if there is a head."
@@ -171,6 +172,8 @@ class StepRequest(Request):
 
 class SessionStepRequest(Request):
     """Steps of a session, whose state the service keeps."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("session"))  # or in the header
 
     session: SessionId = Field(description="The session; X-Session-Id may name it instead.")
     inputs: Annotated[Any, Numbers("(I) or (k,I)", 1, 2, 0)] = Field(

@@ -13,7 +13,7 @@ from service.api.request import Request
 from service.api.requests import ForwardRequest, GenerateRequest, OpenRequest, SessionStepRequest, StepRequest
 from service.errors import Forbidden, Unauthorized
 
-_ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
+ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
 _LINES = {"schema": {"type": "string"}}
 
 
@@ -37,9 +37,9 @@ STREAM_PARAMETERS = [
     _parameter("model", "query", "Streams only: name of the model."),
     _parameter("version", "query", "Streams only: version of the model."),
     _parameter("returns", "query", "Streams only: what each answer holds, with commas: outputs, h, c, predictions."),
-    _parameter("non_finite", "query", "Streams only: error, or null."),
+    _parameter("non_finite", "query", "Streams only: what to do with NaN and infinity.", enum=["error", "null"]),
     _parameter("session", "query", "Streams only: a session that the service keeps; or the header X-Session-Id."),
-    _parameter("step", "query", "Streams only: number of the first step."),
+    _parameter("step", "query", "Streams only: number of the first step.", type="integer", minimum=1),
     *_HEADERS,
 ]
 
@@ -67,11 +67,10 @@ def hot_router() -> APIRouter:
     @router.post(
         "/rnn/forward",
         tags=["inference"],
-        operation_id="forward",
         summary="Run whole sequences",
         response_model=ForwardReply,
-        responses={200: {"content": {SAFETENSORS: _ARRAYS}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _HEADERS),
+        responses={200: {"content": {SAFETENSORS: ARRAYS}}},
+        openapi_extra=_extra({SAFETENSORS: ARRAYS}, _HEADERS),
     )
     async def forward(body: ForwardRequest) -> None:
         """Sequences through `torch.nn.RNN`, `GRU` or `LSTM` semantics; outputs and final states back."""
@@ -79,11 +78,10 @@ def hot_router() -> APIRouter:
     @router.post(
         "/rnn/generate",
         tags=["inference"],
-        operation_id="generate",
         summary="Let a model go on by itself",
         response_model=GenerateReply,
-        responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, [_SESSION_ID, *_HEADERS]),
+        responses={200: {"content": {SAFETENSORS: ARRAYS, NDJSON: _LINES}}},
+        openapi_extra=_extra({SAFETENSORS: ARRAYS}, [_SESSION_ID, *_HEADERS]),
     )
     async def generate(body: GenerateRequest) -> None:
         """What the model predicts is its next input: tokens are drawn, other predictions are fed back.
@@ -96,11 +94,10 @@ def hot_router() -> APIRouter:
     @router.post(
         "/cell/step",
         tags=["inference"],
-        operation_id="step",
         summary="Run one time step, or a stream of them",
         response_model=StepReply | SessionStepReply,
-        responses={200: {"content": {SAFETENSORS: _ARRAYS, NDJSON: _LINES}}},
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS, NDJSON: _LINES}, [_SESSION_ID, *STREAM_PARAMETERS]),
+        responses={200: {"content": {SAFETENSORS: ARRAYS, NDJSON: _LINES}}},
+        openapi_extra=_extra({SAFETENSORS: ARRAYS, NDJSON: _LINES}, [_SESSION_ID, *STREAM_PARAMETERS]),
     )
     async def step(body: StepRequest | SessionStepRequest) -> None:
         """One step of `RNNCell`, `GRUCell`, `LSTMCell` or of every layer of a stacked one-directional model.
@@ -114,10 +111,9 @@ def hot_router() -> APIRouter:
         "/cell/sessions",
         status_code=201,
         tags=["sessions"],
-        operation_id="open_session",
         summary="Open a session",
         response_model=SessionView,
-        openapi_extra=_extra({SAFETENSORS: _ARRAYS}, _HEADERS),
+        openapi_extra=_extra({SAFETENSORS: ARRAYS}, _HEADERS),
     )
     async def open_session(body: OpenRequest) -> None:
         """From zeros, from a state, or from a snapshot of another session."""

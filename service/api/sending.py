@@ -28,6 +28,7 @@ async def send_whole(request: Request, reply: Reply, send: Send, incoming: Incom
         (b"content-length", str(size).encode()),
         (b"x-request-id", request.request_id.encode()),
         *reply.headers,
+        *request.cors,
     ]
     declared = request.declared_bytes
     interrupts = incoming is not None and not incoming.complete
@@ -71,7 +72,7 @@ class LineReply:
     async def write(self, body: bytes, *, last: bool = False) -> None:
         if not self._request.status:
             self._request.status = 200
-            headers = [*_LINE_HEADERS, (b"x-request-id", self._request.request_id.encode())]
+            headers = [*_LINE_HEADERS, (b"x-request-id", self._request.request_id.encode()), *self._request.cors]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._request.sent_bytes += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})

@@ -12,7 +12,7 @@ from service.api.negotiation import JSON, SAFETENSORS, reply_format
 from service.api.replies import SessionPage, SessionView
 from service.api.request import Reply, Request
 from service.api.requests import OpenRequest, validate
-from service.api.routes import Called, admin_only
+from service.api.routes import ARRAYS, Called, admin_only
 from service.api.shapes import ROW, initial_state, invalid, refuse_non_finite
 from service.api.step import squeezed
 from service.api.stepping import steppable
@@ -29,6 +29,8 @@ MAX_PAGE = 1_000
 
 State = Annotated[bool, Query(description="Send the state, too: a snapshot that POST /cell/sessions takes back.")]
 NonFinite = Annotated[Literal["error", "null"], Query(description="What JSON does with NaN and infinity.")]
+
+_VIEW: dict[int | str, dict[str, Any]] = {200: {"model": SessionView, "content": {JSON: {}, SAFETENSORS: ARRAYS}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +102,32 @@ def sessions_router(handlers: SessionHandlers) -> APIRouter:
         shown = [_view(record, record.id[:SHORT_ID]) for record in records]
         return {"sessions": shown, "next": shown[-1]["session"] if len(shown) == limit else None}
 
-    @router.get("/{session}", summary="Look at a session", response_model=SessionView)
-    async def peek(request: Called, session: str, state: State = False, non_finite: NonFinite = "error") -> Response:
+    @router.get("/{session}", summary="Look at a session", responses=_VIEW)
+    async def get_session(
+        request: Called, session: str, state: State = False, non_finite: NonFinite = "error"
+    ) -> Response:
         """Its count of steps and its times; its state on request. Looking does not prolong its life."""
         record, model, _ = await sessions.use(session, request.session_owner, fresh=True)
         return _response(await handlers.described(request, record, model, state=state, non_finite=non_finite))
 
     @router.post("/{session}/fork", status_code=201, summary="Fork a session", response_model=SessionView)
-    async def fork(request: Called, session: str) -> Response:
+    async def fork_session(request: Called, session: str) -> Response:
         """A new session at step 0, whose initial state is this one's state now."""
         record = await sessions.fork(session, request.session_owner)
         model = (await sessions.use(record.id, None)).model
         return _response(await handlers.created(request, record, model))
 
     @router.post("/{session}/reset", summary="Reset a session", response_model=SessionView)
-    async def reset(request: Called, session: str) -> Response:
+    async def reset_session(request: Called, session: str) -> Response:
         """Back to the initial state; the count of steps goes on."""
         record = await sessions.reset(session, request.session_owner)
         model = (await sessions.use(record.id, None)).model
         return _response(await handlers.described(request, record, model))
 
-    @router.delete("/{session}", status_code=204, summary="End a session", responses={200: {"model": SessionView}})
-    async def delete(request: Called, session: str, state: State = False, non_finite: NonFinite = "error") -> Response:
+    @router.delete("/{session}", status_code=204, summary="End a session", responses=_VIEW)
+    async def delete_session(
+        request: Called, session: str, state: State = False, non_finite: NonFinite = "error"
+    ) -> Response:
         """Its last state comes in the body on request (200 instead of 204)."""
         owner = request.session_owner
         if not state:

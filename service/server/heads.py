@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.api.request import Reply
+from service.api.request import Reply, Request
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -77,13 +77,13 @@ def is_plain(headers: Headers, max_bytes: int) -> bool:
     return has_host
 
 
-def reply_head(reply: Reply, size: int, request_id: str, default: Headers, *, keeps: bool) -> bytes:
+def reply_head(reply: Reply, size: int, request: Request, default: Headers, *, keeps: bool) -> bytes:
     """The head of a reply with a body of so many bytes, on a connection that is kept or closed after it; as by ASGI."""
     head = STATUS_LINE[reply.status]
     for line in default:
         head += b"%b: %b\r\n" % line
-    framing = (reply.media_type, size, request_id.encode())
+    framing = (reply.media_type, size, request.request_id.encode())
     head += b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % framing
-    for line in reply.headers:
+    for line in (*reply.headers, *request.cors):
         head += b"%b: %b\r\n" % line
     return head + (b"\r\n" if keeps else b"connection: close\r\n\r\n")

@@ -212,7 +212,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def _write(self, request: Request, reply: Reply, pieces: bytes | Sequence[bytes | memoryview]) -> None:
         body = pieces if isinstance(pieces, bytes) else b"".join(pieces)
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        head = reply_head(reply, len(body), request.request_id, self.server_state.default_headers, keeps=keeps)
+        head = reply_head(reply, len(body), request, self.server_state.default_headers, keeps=keeps)
         self.transport.write(head + body)
         request.status, request.sent_bytes = reply.status, len(body)
         self._application.finish(request)

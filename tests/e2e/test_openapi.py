@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +58,68 @@ def test_every_operation_lists_its_problems(document):
         responses = document["paths"][path]["post"]["responses"]
         for status in ("400", "401", "404", "413", "415", "422", "503", "504"):
             assert "application/problem+json" in responses[status]["content"]
+
+
+def test_operations_have_names_of_their_own(document):
+    names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert {"forward", "generate", "step", "open_session", "delete_session", "get_model", "ready"} <= {*names}
+    assert len({*names}) == len(names)
+    assert all(name.isidentifier() and "__" not in name and len(name) < 25 for name in names), names
+
+
+X = [1, 2, 3, 4]
+ALL = ["outputs", "last", "h_n", "predictions"]
+FED = {"model": "gru", "steps": 2, "feedback": [0, 1], "returns": ["outputs", "predictions", "h_n"]}
+REPLIES = [
+    ("post", "/rnn/forward", {"model": "gru", "inputs": [[X, X]], "returns": ALL}),
+    ("post", "/rnn/forward", {"model": "gru", "inputs": [X, X], "returns": ALL}),
+    ("post", "/rnn/forward", {"model": "gru", "inputs": [[X, X], [X]], "returns": ALL}),
+    ("post", "/rnn/forward", {"model": "lstm", "inputs": [[[*X, 5]]]}),
+    ("post", "/rnn/forward", {"model": "explodes", "inputs": [[[1]] * 5], "non_finite": "null"}),
+    ("post", "/rnn/generate", FED | {"inputs": [[X]], "future": [[X]]}),
+    ("post", "/rnn/generate", FED | {"inputs": [X], "future": [X]}),
+    ("post", "/cell/step", {"model": "gru", "inputs": [X]}),
+    ("post", "/cell/step", {"model": "gru", "inputs": X}),
+    ("post", "/cell/step", {"model": "tanh", "inputs": X, "h": [0] * 6}),
+    ("post", "/cell/step", {"model": "tanh", "inputs": [X], "h": [[[0] * 6]]}),
+    ("post", "/cell/step", {"session": "gru", "inputs": X, "returns": ["outputs", "h", "predictions"]}),
+    ("post", "/cell/step", {"session": "gru", "inputs": [X, X]}),
+    ("post", "/cell/step", {"session": "tanh", "inputs": X, "returns": ["h"]}),
+    ("post", "/rnn/generate", {**FED, "session": "gru", "inputs": X, "future": [X]}),
+    ("post", "/cell/sessions", {"model": "lstm"}),
+    ("get", "/cell/sessions/{session}", None),
+    ("delete", "/cell/sessions/{session}", None),
+    ("get", "/models", None),
+    ("get", "/models/{name}", None),
+    ("get", "/health/ready", None),
+]
+REFUSALS = [
+    ("post", "/rnn/forward", {"model": "gru", "inputs": [[1]]}),
+    ("post", "/cell/step", {"session": "gone", "inputs": X}),
+    ("post", "/cell/step", {"session": "gru", "inputs": X, "step": 9}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "fields"), REPLIES + REFUSALS)
+def test_replies_are_what_is_described(service, document, method, path, fields):
+    """No field that the document does not have, and none missing that it promises."""
+    succeeds = (method, path, fields) in REPLIES
+    model = (fields or {}).get("session", "tanh").replace("gone", "gru")
+    session = service.post("/cell/sessions", {"model": model}).json()["session"]
+    if fields and "session" in fields:
+        if fields["session"] == "gone":
+            service.delete(f"/cell/sessions/{session}")
+        fields = fields | {"session": session}
+    query = "?state=true" if "{session}" in path else ""
+    with service.client() as client:
+        reply = client.request(method, path.format(session=session, name="gru") + query, json=fields)
+    assert reply.is_success == succeeds, reply.text
+    described = document["paths"][path][method]["responses"][str(reply.status_code)]["content"]
+    whole = json.loads(json.dumps(document["components"]["schemas"]))
+    for schema in whole.values():
+        schema["additionalProperties"] = False
+    wanted = described[reply.headers["content-type"]]["schema"] | {"components": {"schemas": whole}}
+    jsonschema.Draft202012Validator(wanted).validate(reply.json())
 
 
 @pytest.fixture(scope="module")
