@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from service.api.metrics import Metrics
+from service.api.proxies import TrustedProxies
 from service.api.request import Request
 
 LogRequest = Callable[[dict[str, Any]], None]
@@ -18,9 +19,13 @@ _UNLOGGED = ("/health", "/metrics")
 
 
 class Accounting:
-    """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
+    """Request ids, and an entry for each finished request; `log` is None where requests are not logged.
 
-    def __init__(self, metrics: Metrics, log: LogRequest | None) -> None:
+    `proxies` may say whose a request is, None if nobody is trusted.
+    """
+
+    def __init__(self, metrics: Metrics, log: LogRequest | None, proxies: TrustedProxies | None = None) -> None:
+        self.proxies = proxies
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.
@@ -41,6 +46,7 @@ class Accounting:
         self._log(
             {
                 "request_id": request.request_id,
+                "client": request.peer,
                 "method": request.method,
                 "path": path,
                 "status": request.status,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
+from service.api.administration import Administration
 from service.api.routes import admin_only
 from service.serving.registry import Model, ModelVersion, Registry
 from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
@@ -24,7 +25,7 @@ class VersionView(BaseModel):
     """One version of a model."""
 
     version: str = Field(description="A whole number as a string.")
-    state: VersionState = Field(description="loaded; available: loaded at first use; or failed.")
+    state: VersionState = Field(description="loaded; available: loaded at first use, by each worker; or failed.")
     reason: str | None = Field(None, description="Why it failed.")
     engine: str | None = Field(None, description="What runs it, once it is loaded.")
     sessions: int = Field(0, description="Live sessions that run on it.")
@@ -63,15 +64,24 @@ class ModelView(BaseModel):
     description: str = Field("", description="What its author says of it.")
 
 
+class ChangedModelView(ModelView):
+    """A model after an admin's call, as the worker that answers has it."""
+
+    workers: int = Field(description="How many workers of the service did it: all of them.")
+
+
 class ModelList(BaseModel):
     """Every model of the repository, by name."""
 
     models: list[ModelView]
 
 
-def models_router(registry: Registry) -> APIRouter:
+def models_router(registry: Registry, administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/models", tags=["models"])
     admin = [Depends(admin_only)]
+
+    def changed(model: Model, workers: int) -> ChangedModelView:
+        return ChangedModelView(**_model(model, registry).model_dump(), workers=workers)
 
     @router.get("", summary="List the models")
     async def list_models() -> ModelList:
@@ -82,22 +92,22 @@ def models_router(registry: Registry) -> APIRouter:
         return _model(registry.model(name), registry)
 
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
-    async def reload_model(name: str) -> ModelView:
+    async def reload_model(name: str) -> ChangedModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        return _model(await registry.reload(name), registry)
+        return changed(*await administration.reload(name))
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
-    async def unload_model(name: str) -> ModelView:
+    async def unload_model(name: str) -> ChangedModelView:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
-        return _model(registry.unload(name), registry)
+        return changed(*await administration.unload(name))
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
     async def drain_model(
         name: str,
         version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
-    ) -> ModelView:
+    ) -> ChangedModelView:
         """Until the model is reloaded; `sessions` says how many still run on each version."""
-        return _model(registry.drain(name, version), registry)
+        return changed(*await administration.drain(name, version))
 
     return router
 

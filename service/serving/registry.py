@@ -1,10 +1,10 @@
 """Which models there are, which are loaded, and which one a request means."""
 
 import asyncio
+import os
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,6 +81,7 @@ class Registry:
         self.sessions_on: Callable[[ModelVersion], int] = lambda _: 0
         self.sessions_elsewhere = False
         self._adopting = asyncio.Lock()
+        self._reloading = asyncio.Lock()
         self._log = structlog.get_logger()
 
     def scan(self) -> None:
@@ -186,7 +187,6 @@ class Registry:
             serves = current and current.engine and current.fingerprint == version.fingerprint
             if serves or not self.sessions_on(version):
                 self._retired.remove(version)
-                version.engine = version.scheduler = None
                 self._log.info("model_released", model=version.name, version=version.version)
 
     def retired(self, name: str) -> list[ModelVersion]:
@@ -197,6 +197,10 @@ class Registry:
 
         Raises ModelNotFound (a folder that is gone leaves the registry), ModelFailed (the old one goes on serving).
         """
+        async with self._reloading:
+            return await self._reload(name)
+
+    async def _reload(self, name: str) -> Model:
         if not NAME.fullmatch(name):
             raise ModelNotFound(f"there is no model {name!r:.80}")
         folder = await asyncio.to_thread(self._read, name)
@@ -215,7 +219,6 @@ class Registry:
         if old and any(version.engine for version in old.versions.values()):
             await self.engine(serving)
             self._loaded[serving] = None
-        old = self._models.get(name)  # another reload may have come in between
         self._models[name] = new
         if old:
             self._retire(old)
@@ -228,17 +231,27 @@ class Registry:
         except ModelFailed as error:
             self._log.error("models_not_reloaded", reason=str(error))
             return
+        failed = {}
         for name in sorted(names):
-            with suppress(ModelFailed, ModelNotFound):
+            try:
                 await self.reload(name)
-        self._log.info("models_reloaded", models=sorted(self._models))
+            except ModelFailed as error:
+                failed[name] = str(error)
+            except ModelNotFound:
+                pass  # it is gone
+        self._log.info("models_reloaded", models=sorted(self._models), failed=failed, process=os.getpid())
 
-    def unload(self, name: str) -> Model:
-        """Drop a model's engines. Raises ModelNotFound, ModelInUse."""
+    def refuse_in_use(self, name: str) -> Model:
+        """Raise ModelInUse if sessions run on a model, ModelNotFound."""
         model = self.model(name)
         for version in model.versions.values():
             if sessions := self.sessions_on(version):
                 raise ModelInUse(f"version {version.version} of model {name!r} is in use: sessions on it: {sessions}")
+        return model
+
+    def unload(self, name: str) -> Model:
+        """Drop a model's engines. Raises ModelNotFound, ModelInUse."""
+        model = self.refuse_in_use(name)
         for version in model.versions.values():
             self._drop(version)
         return model
@@ -269,13 +282,14 @@ class Registry:
                 self._log.info("model_evicted", model=old.name, version=old.version)
 
     def _retire(self, model: Model) -> None:
-        """Drop a model that was replaced; versions that sessions use stay until these end."""
+        """Drop a model that was replaced; versions that sessions use stay until these end.
+
+        Requests that are under way have its engine until then: the files may hold something else by now.
+        """
         for version in model.versions.values():
+            self._loaded.pop(version, None)
             if version.engine and (self.sessions_elsewhere or self.sessions_on(version)):
-                self._loaded.pop(version, None)
                 self._retired.append(version)
-            else:
-                self._drop(version)
 
     def _drop(self, version: ModelVersion) -> None:
         self._loaded.pop(version, None)

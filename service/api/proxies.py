@@ -1,0 +1,57 @@
+"""Whose request a trusted proxy has sent, by X-Forwarded-For.
+
+Each proxy adds the address that it was called from at the right end. The client is the rightmost address that is no
+trusted proxy's: what stands left of it may be the client's own invention.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+
+MAX_BYTES = 1024  # of the header, from its right end: room for some sixty proxies
+REMEMBERED = 4096
+
+_ENTRY = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+class TrustedProxies:
+    """The proxies whose X-Forwarded-For is believed."""
+
+    def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        self._networks = tuple(networks)
+        # Few proxies and clients send most requests; memory is bounded by MAX_BYTES.
+        self._trusts = lru_cache(REMEMBERED)(self._is_trusted)
+        self._named = lru_cache(REMEMBERED)(self._named_client)
+
+    def client(self, peer: str, forwarded: bytes) -> str:
+        """The client's address; peer is the connection's, forwarded the header, its lines joined by commas."""
+        return self._named(peer, forwarded[-MAX_BYTES:]) if self._trusts(peer) else peer
+
+    def _named_client(self, proxy: str, forwarded: bytes) -> str:
+        entries = [entry.strip(b" \t") for entry in forwarded.split(b",")]
+        if len(forwarded) == MAX_BYTES:
+            del entries[0]  # which may be cut
+        for entry in filter(None, reversed(entries)):
+            if (address := _address(entry)) is None:
+                break  # the last proxy that can be named stands for whom it does not name
+            proxy = address
+            if not self._trusts(address):
+                break
+        return proxy
+
+    def _is_trusted(self, text: str) -> bool:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+def _address(entry: bytes) -> str | None:
+    """An entry's address as it is usually written, without a port; None if it is none."""
+    try:
+        found = ip_address(match[match.lastindex or 0].decode()) if (match := _ENTRY.fullmatch(entry)) else None
+    except ValueError:
+        return None
+    return str((isinstance(found, IPv6Address) and found.ipv4_mapped) or found) if found else None
