@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
-MAX_BYTES = 1024  # of the header, from its right end: room for some sixty proxies
+MAX_BYTES, MAX_ENTRIES = 1024, 16  # of the header, from its right end
 REMEMBERED = 4096
 
 _ENTRY = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
@@ -29,10 +29,10 @@ class TrustedProxies:
         return self._named(peer, forwarded[-MAX_BYTES:]) if self._trusts(peer) else peer
 
     def _named_client(self, proxy: str, forwarded: bytes) -> str:
-        entries = [entry.strip(b" \t") for entry in forwarded.split(b",")]
-        if len(forwarded) == MAX_BYTES:
-            del entries[0]  # which may be cut
-        for entry in filter(None, reversed(entries)):
+        entries = forwarded.rsplit(b",", MAX_ENTRIES)
+        if len(forwarded) == MAX_BYTES or len(entries) > MAX_ENTRIES:
+            del entries[0]  # it may be cut, or more than one
+        for entry in filter(None, (entry.strip(b" \t") for entry in reversed(entries))):
             if (address := _address(entry)) is None:
                 break  # the last proxy that can be named stands for whom it does not name
             proxy = address
