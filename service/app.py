@@ -28,7 +28,6 @@ from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
-from service.api.proxies import TrustedProxies
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
@@ -112,7 +111,7 @@ def create_app(
         _on_signals(draining.start)
         await store.open()
         if others:
-            await others.serve(administration)
+            await others.obey(administration)
         work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
@@ -123,8 +122,6 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
-            if others:
-                others.close()
             inference.close()
             await store.close()
 
@@ -161,9 +158,7 @@ def create_app(
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
-        accounting=Accounting(
-            metrics, log, TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
-        ),
+        accounting=Accounting(metrics, log, settings.trusted_proxies),
     )
 
 

@@ -1,12 +1,13 @@
 """What is known of a request when it is over: its line in the log and its place in the metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
 import structlog
+from pydantic.networks import IPvAnyNetwork
 
 from service.api.metrics import Metrics
 from service.api.proxies import TrustedProxies
@@ -19,13 +20,10 @@ _UNLOGGED = ("/health", "/metrics")
 
 
 class Accounting:
-    """Request ids, and an entry for each finished request; `log` is None where requests are not logged.
+    """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
 
-    `proxies` may say whose a request is, None if nobody is trusted.
-    """
-
-    def __init__(self, metrics: Metrics, log: LogRequest | None, proxies: TrustedProxies | None = None) -> None:
-        self.proxies = proxies
+    def __init__(self, metrics: Metrics, log: LogRequest | None, trusted: Sequence[IPvAnyNetwork] = ()) -> None:
+        self.proxies = TrustedProxies(trusted) if trusted else None
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.

@@ -62,12 +62,7 @@ class ModelView(BaseModel):
     generates: bool | None = Field(None, description="Whether /rnn/generate can; with feedback where O is not I.")
     weights_dtype: WeightsDtype | None = Field(None, description="Precision of the weights in memory.")
     description: str = Field("", description="What its author says of it.")
-
-
-class ChangedModelView(ModelView):
-    """A model after an admin's call, as the worker that answers has it."""
-
-    workers: int = Field(description="How many workers of the service did it: all of them.")
+    workers: int | None = Field(None, description="How many workers did what an admin asked for: all; else null.")
 
 
 class ModelList(BaseModel):
@@ -80,9 +75,6 @@ def models_router(registry: Registry, administration: Administration) -> APIRout
     router = APIRouter(prefix="/models", tags=["models"])
     admin = [Depends(admin_only)]
 
-    def changed(model: Model, workers: int) -> ChangedModelView:
-        return ChangedModelView(**_model(model, registry).model_dump(), workers=workers)
-
     @router.get("", summary="List the models")
     async def list_models() -> ModelList:
         return ModelList(models=[_model(model, registry) for model in registry.models()])
@@ -92,27 +84,30 @@ def models_router(registry: Registry, administration: Administration) -> APIRout
         return _model(registry.model(name), registry)
 
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
-    async def reload_model(name: str) -> ChangedModelView:
+    async def reload_model(name: str) -> ModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        return changed(*await administration.reload(name))
+        model, workers = await administration.everywhere("reload", name)
+        return _model(model, registry, workers)
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
-    async def unload_model(name: str) -> ChangedModelView:
+    async def unload_model(name: str) -> ModelView:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
-        return changed(*await administration.unload(name))
+        model, workers = await administration.everywhere("unload", name)
+        return _model(model, registry, workers)
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
     async def drain_model(
         name: str,
         version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
-    ) -> ChangedModelView:
+    ) -> ModelView:
         """Until the model is reloaded; `sessions` says how many still run on each version."""
-        return changed(*await administration.drain(name, version))
+        model, workers = await administration.everywhere("drain", name, version)
+        return _model(model, registry, workers)
 
     return router
 
 
-def _model(model: Model, registry: Registry) -> ModelView:
+def _model(model: Model, registry: Registry, workers: int | None = None) -> ModelView:
     serving, config = model.serving(), model.config
     described: dict[str, Any] = {}
     if config is not None:
@@ -120,6 +115,7 @@ def _model(model: Model, registry: Registry) -> ModelView:
         described = _describe(spec) | {"description": config.description}
     return ModelView(
         name=model.name,
+        workers=workers,
         state="failed" if model.failure or serving is None else serving.state,
         reason=model.failure or (serving.failure if serving else None),
         default_version=serving.version if serving and not serving.failure else None,

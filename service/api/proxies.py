@@ -5,21 +5,23 @@ trusted proxy's: what stands left of it may be the client's own invention.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
+
+from service.api.hosts import address_of
 
 MAX_BYTES, MAX_ENTRIES = 1024, 16  # of the header, from its right end
 REMEMBERED = 4096
 
-_ENTRY = re.compile(rb"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+_ENTRY = re.compile(rb"[ \t]*(?:\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+))[ \t]*")
 
 
 class TrustedProxies:
     """The proxies whose X-Forwarded-For is believed."""
 
-    def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        self._networks = tuple(networks)
+    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._networks = networks
         # Few proxies and clients send most requests; memory is bounded by MAX_BYTES.
         self._trusts = lru_cache(REMEMBERED)(self._is_trusted)
         self._named = lru_cache(REMEMBERED)(self._named_client)
@@ -32,26 +34,16 @@ class TrustedProxies:
         entries = forwarded.rsplit(b",", MAX_ENTRIES)
         if len(forwarded) == MAX_BYTES or len(entries) > MAX_ENTRIES:
             del entries[0]  # it may be cut, or more than one
-        for entry in filter(None, (entry.strip(b" \t") for entry in reversed(entries))):
-            if (address := _address(entry)) is None:
+        for entry in filter(bytes.strip, reversed(entries)):
+            match = _ENTRY.fullmatch(entry)
+            address = address_of(match[match.lastindex or 0].decode()) if match else None
+            if address is None:
                 break  # the last proxy that can be named stands for whom it does not name
-            proxy = address
-            if not self._trusts(address):
+            proxy = str(getattr(address, "ipv4_mapped", None) or address)
+            if not self._trusts(proxy):
                 break
         return proxy
 
     def _is_trusted(self, text: str) -> bool:
-        try:
-            address = ip_address(text)
-        except ValueError:
-            return False
-        return any(address in network for network in self._networks)
-
-
-def _address(entry: bytes) -> str | None:
-    """An entry's address as it is usually written, without a port; None if it is none."""
-    try:
-        found = ip_address(match[match.lastindex or 0].decode()) if (match := _ENTRY.fullmatch(entry)) else None
-    except ValueError:
-        return None
-    return str((isinstance(found, IPv6Address) and found.ipv4_mapped) or found) if found else None
+        address = address_of(text)
+        return address is not None and any(address in network for network in self._networks)

@@ -81,7 +81,6 @@ class Registry:
         self.sessions_on: Callable[[ModelVersion], int] = lambda _: 0
         self.sessions_elsewhere = False
         self._adopting = asyncio.Lock()
-        self._reloading = asyncio.Lock()
         self._log = structlog.get_logger()
 
     def scan(self) -> None:
@@ -197,10 +196,6 @@ class Registry:
 
         Raises ModelNotFound (a folder that is gone leaves the registry), ModelFailed (the old one goes on serving).
         """
-        async with self._reloading:
-            return await self._reload(name)
-
-    async def _reload(self, name: str) -> Model:
         if not NAME.fullmatch(name):
             raise ModelNotFound(f"there is no model {name!r:.80}")
         folder = await asyncio.to_thread(self._read, name)
@@ -219,6 +214,7 @@ class Registry:
         if old and any(version.engine for version in old.versions.values()):
             await self.engine(serving)
             self._loaded[serving] = None
+        old = self._models.get(name)  # another reload may have come in between
         self._models[name] = new
         if old:
             self._retire(old)
@@ -231,18 +227,16 @@ class Registry:
         except ModelFailed as error:
             self._log.error("models_not_reloaded", reason=str(error))
             return
-        failed = {}
+        not_reloaded = {}
         for name in sorted(names):
             try:
                 await self.reload(name)
-            except ModelFailed as error:
-                failed[name] = str(error)
-            except ModelNotFound:
-                pass  # it is gone
-        self._log.info("models_reloaded", models=sorted(self._models), failed=failed, process=os.getpid())
+            except (ModelFailed, ModelNotFound) as error:
+                not_reloaded[name] = str(error)
+        self._log.info("models_reloaded", models=sorted(self._models), not_reloaded=not_reloaded, process=os.getpid())
 
     def refuse_in_use(self, name: str) -> Model:
-        """Raise ModelInUse if sessions run on a model, ModelNotFound."""
+        """Raise ModelInUse if sessions run on a model; ModelNotFound."""
         model = self.model(name)
         for version in model.versions.values():
             if sessions := self.sessions_on(version):
@@ -250,7 +244,7 @@ class Registry:
         return model
 
     def unload(self, name: str) -> Model:
-        """Drop a model's engines. Raises ModelNotFound, ModelInUse."""
+        """Drop a model's engines. Raises as `refuse_in_use` does."""
         model = self.refuse_in_use(name)
         for version in model.versions.values():
             self._drop(version)
@@ -282,11 +276,9 @@ class Registry:
                 self._log.info("model_evicted", model=old.name, version=old.version)
 
     def _retire(self, model: Model) -> None:
-        """Drop a model that was replaced; versions that sessions use stay until these end.
-
-        Requests that are under way have its engine until then: the files may hold something else by now.
-        """
+        """Drop a model that was replaced; versions that sessions use stay until these end."""
         for version in model.versions.values():
+            # Its engine stays with the requests that are under way: the files may hold something else by now.
             self._loaded.pop(version, None)
             if version.engine and (self.sessions_elsewhere or self.sessions_on(version)):
                 self._retired.append(version)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.api.proxies import MAX_BYTES, MAX_ENTRIES, TrustedProxies
 from service.api.request import joined
 
-PROXIES = TrustedProxies(map(ip_network, ["10.0.0.0/8", "192.0.2.7", "fd00::/8"]))
+PROXIES = TrustedProxies([ip_network(each) for each in ("10.0.0.0/8", "192.0.2.7", "fd00::/8")])
 
 
 @pytest.mark.parametrize(
