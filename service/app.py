@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
+from service.api.administration import Administration, Others
 from service.api.application import Application, Handlers
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
@@ -51,11 +52,14 @@ Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
 
 
 def create_app(
-    settings: Settings, log: LogRequest | None = log_request, dropped: Callable[[], int] = int
+    settings: Settings,
+    log: LogRequest | None = log_request,
+    dropped: Callable[[], int] = int,
+    others: Others | None = None,
 ) -> Application:
     """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
-    dropped counts the log's lines that were lost.
+    dropped counts the log's lines that were lost; others are the workers beside this one.
     Raises ModelFailed if there is no model repository, ValueError for a wrong device or session store.
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
@@ -90,6 +94,7 @@ def create_app(
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
+    administration = Administration(registry, others)
     sampler = Sampler(metrics, inference, sessions, dropped)
     generate = Generate(inference, documents, limits, sessions, session_steps, settings.max_generate_steps)
     admission = Admission(settings.max_queued_requests)
@@ -105,6 +110,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _on_signals(draining.start)
         await store.open()
+        if others:
+            await others.obey(administration)
         work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
@@ -131,7 +138,7 @@ def create_app(
     for router in (
         hot_router(),
         sessions_router(session_handlers),
-        models_router(registry),
+        models_router(registry, administration),
         operations_router(sampler, unready),
     ):
         app.include_router(router)
@@ -152,7 +159,7 @@ def create_app(
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
-        accounting=Accounting(metrics, log),
+        accounting=Accounting(metrics, log, settings.trusted_proxies),
     )
 
 

@@ -79,6 +79,10 @@ class ModelFailed(ServiceError):
     """The model is in the repository, but its files are not a model that can be served."""
 
 
+class WorkerFailed(ServiceError):
+    """Some workers of the service did what they were told to, and some did not."""
+
+
 class WeightsUnavailable(ServiceError):
     """The files of the weights that a session runs on are missing or cannot be read; the session waits for them."""
 

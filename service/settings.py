@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic.networks import IPvAnyNetwork
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
@@ -57,6 +58,9 @@ class Settings(BaseSettings):
         (),
         description="Names in Host, beside addresses and localhost; * for all. Unset: all, but on loopback no others.",
     )
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (), description="Addresses and networks of proxies whose X-Forwarded-For names the client."
+    )
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
     shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
 
@@ -99,7 +103,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("preload", "allowed_origins", "allowed_hosts", "api_keys", "admin_keys", mode="before")
+    @field_validator(
+        "preload", "allowed_origins", "allowed_hosts", "trusted_proxies", "api_keys", "admin_keys", mode="before"
+    )
     @classmethod
     def _split_on_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

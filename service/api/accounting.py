@@ -1,14 +1,16 @@
 """What is known of a request when it is over: its line in the log and its place in the metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
 import structlog
+from pydantic.networks import IPvAnyNetwork
 
 from service.api.metrics import Metrics
+from service.api.proxies import TrustedProxies
 from service.api.request import Request
 
 LogRequest = Callable[[dict[str, Any]], None]
@@ -20,7 +22,8 @@ _UNLOGGED = ("/health", "/metrics")
 class Accounting:
     """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
 
-    def __init__(self, metrics: Metrics, log: LogRequest | None) -> None:
+    def __init__(self, metrics: Metrics, log: LogRequest | None, trusted: Sequence[IPvAnyNetwork] = ()) -> None:
+        self.proxies = TrustedProxies(trusted) if trusted else None
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.
@@ -41,6 +44,7 @@ class Accounting:
         self._log(
             {
                 "request_id": request.request_id,
+                "client": request.peer,
                 "method": request.method,
                 "path": path,
                 "status": request.status,

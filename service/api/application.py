@@ -95,7 +95,10 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
-        return Request(method, path, query, found, client[0] if client else "", request_id)
+        peer = client[0].removeprefix("::ffff:") if client else ""  # IPv4 on a socket of IPv6
+        if (proxies := self._accounting.proxies) and (forwarded := found.get(b"x-forwarded-for")):
+            peer = proxies.client(peer, forwarded)
+        return Request(method, path, query, found, peer, request_id)
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""

@@ -31,7 +31,7 @@ class HostRules:
 
     def __init__(self, settings: Settings) -> None:
         self._names = frozenset(map(str.lower, settings.allowed_hosts))
-        local = settings.host == "localhost" or ((bound_to := _address(settings.host)) and bound_to.is_loopback)
+        local = settings.host == "localhost" or ((bound_to := address_of(settings.host)) and bound_to.is_loopback)
         self._takes_any_name = "*" in self._names or not (self._names or local)
         self._origins = frozenset(map(str.lower, settings.allowed_origins))
         self._takes_any_page = "*" in self._origins
@@ -82,7 +82,7 @@ class HostRules:
             return
         match = _HOST.fullmatch(host or b"")
         name = match[1].decode().lower() if match else ""
-        address = _address(name.strip("[]"))
+        address = address_of(name.strip("[]"))
         if not name or name.startswith("[") != isinstance(address, IPv6Address):
             raise MalformedHost(f"Host is {request.header(b'host')!r:.80}; expected one name or one address")
         if not (address or name == "localhost" or self._takes_any_name or name in self._names):
@@ -90,7 +90,7 @@ class HostRules:
             raise Forbidden(f"Host is {name!r:.80}, which {message}")
 
 
-def _address(name: str) -> IPv4Address | IPv6Address | None:
+def address_of(name: str) -> IPv4Address | IPv6Address | None:
     with suppress(ValueError):
         return ip_address(name)
     return None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
+from service.api.administration import Administration
 from service.api.replies import View
 from service.api.routes import admin_only
 from service.serving.registry import Model, ModelVersion, Registry
@@ -25,7 +26,7 @@ class VersionView(View):
     """One version of a model."""
 
     version: str = Field(description="A whole number as a string.")
-    state: VersionState = Field(description="loaded; available: loaded at first use; or failed.")
+    state: VersionState = Field(description="loaded; available: loaded at first use, by each worker; or failed.")
     reason: str | None = Field(None, description="Why it failed.")
     engine: str | None = Field(None, description="What runs it, once it is loaded.")
     sessions: int = Field(0, description="Live sessions that run on it.")
@@ -62,6 +63,7 @@ class ModelView(View):
     generates: bool | None = Field(None, description="Whether /rnn/generate can; with feedback where O is not I.")
     weights_dtype: WeightsDtype | None = Field(None, description="Precision of the weights in memory.")
     description: str = Field("", description="What its author says of it.")
+    workers: int | None = Field(None, description="How many workers did what an admin asked for: all; else null.")
 
 
 class ModelList(BaseModel):
@@ -70,7 +72,7 @@ class ModelList(BaseModel):
     models: list[ModelView]
 
 
-def models_router(registry: Registry) -> APIRouter:
+def models_router(registry: Registry, administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/models", tags=["models"])
     admin = [Depends(admin_only)]
 
@@ -85,12 +87,14 @@ def models_router(registry: Registry) -> APIRouter:
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
     async def reload_model(name: str) -> ModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        return _model(await registry.reload(name), registry)
+        model, workers = await administration.everywhere("reload", name)
+        return _model(model, registry, workers)
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
     async def unload_model(name: str) -> ModelView:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
-        return _model(registry.unload(name), registry)
+        model, workers = await administration.everywhere("unload", name)
+        return _model(model, registry, workers)
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
     async def drain_model(
@@ -98,12 +102,13 @@ def models_router(registry: Registry) -> APIRouter:
         version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
     ) -> ModelView:
         """Until the model is reloaded; `sessions` says how many still run on each version."""
-        return _model(registry.drain(name, version), registry)
+        model, workers = await administration.everywhere("drain", name, version)
+        return _model(model, registry, workers)
 
     return router
 
 
-def _model(model: Model, registry: Registry) -> ModelView:
+def _model(model: Model, registry: Registry, workers: int | None = None) -> ModelView:
     serving, config = model.serving(), model.config
     described: dict[str, Any] = {}
     if config is not None:
@@ -111,6 +116,7 @@ def _model(model: Model, registry: Registry) -> ModelView:
         described = _describe(spec) | {"description": config.description}
     return ModelView(
         name=model.name,
+        workers=workers,
         state="failed" if model.failure or serving is None else serving.state,
         reason=model.failure or (serving.failure if serving else None),
         default_version=serving.version if serving and not serving.failure else None,

@@ -37,6 +37,7 @@ STATUS: dict[type[Exception], int] = {
     errors.SessionsFull: 503,
     errors.StoreUnavailable: 503,
     errors.ModelFailed: 503,
+    errors.WorkerFailed: 503,
     errors.WeightsUnavailable: 503,
     errors.ServiceFull: 503,
     errors.ServiceDraining: 503,

@@ -14,7 +14,7 @@ STAGES = ("decode", "queue", "compute", "encode")
 Headers = Iterable[tuple[bytes, bytes]]
 
 # Two hosts make one that is malformed.
-_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host")
+_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host", b"x-forwarded-for")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -35,7 +35,7 @@ class Request:
     """A request, and what is learnt of it on its way for the log line and the metrics.
 
     - headers: by lower-case name; lists that came in several lines are joined
-    - peer: the client's address
+    - peer: the client's address, as a trusted proxy says or else the connection's
     - watch: a call that returns when the client has gone; set before the request waits for anything
     - cors: headers of its reply that say which pages may read it
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from service.errors import ModelFailed
 from service.server.accepting import SharingLoop
 from service.server.http import HttpConnection
 from service.server.logs import configure_logging
+from service.server.peers import Peers
 from service.server.websocket import GuardedWebSocket
 from service.settings import Settings
 
@@ -76,6 +78,17 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
 
+class Supervisor(Multiprocess):
+    """Uvicorn's, whose workers stay at SIGHUP and read the models again, as one process does that serves alone."""
+
+    def handle_hup(self) -> None:
+        if all(worker.is_ready() for worker in self.processes):
+            for worker in self.processes:
+                os.kill(worker.pid or 0, signal.SIGHUP)
+        else:  # one is starting: it takes no signal yet, and may have read the models already
+            self.signal_queue.append(signal.SIGHUP)
+
+
 def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
@@ -92,7 +105,7 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        workers = Multiprocess(config, [listener])
+        workers = Supervisor(config, [listener])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
             raise SystemExit(STARTUP_FAILURE)
@@ -107,7 +120,8 @@ def application(settings: Settings) -> "Application":
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)
     try:
-        app = create_app(settings, log_request, lambda: log.dropped)
+        peers = Peers(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if settings.workers > 1 else None
+        app = create_app(settings, log_request, lambda: log.dropped, peers)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)
     # What is there now stays: the collector need not walk through all of torch again and again.

@@ -1,10 +1,10 @@
 """Which models there are, which are loaded, and which one a request means."""
 
 import asyncio
+import os
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -186,7 +186,6 @@ class Registry:
             serves = current and current.engine and current.fingerprint == version.fingerprint
             if serves or not self.sessions_on(version):
                 self._retired.remove(version)
-                version.engine = version.scheduler = None
                 self._log.info("model_released", model=version.name, version=version.version)
 
     def retired(self, name: str) -> list[ModelVersion]:
@@ -228,17 +227,25 @@ class Registry:
         except ModelFailed as error:
             self._log.error("models_not_reloaded", reason=str(error))
             return
+        not_reloaded = {}
         for name in sorted(names):
-            with suppress(ModelFailed, ModelNotFound):
+            try:
                 await self.reload(name)
-        self._log.info("models_reloaded", models=sorted(self._models))
+            except (ModelFailed, ModelNotFound) as error:
+                not_reloaded[name] = str(error)
+        self._log.info("models_reloaded", models=sorted(self._models), not_reloaded=not_reloaded, process=os.getpid())
 
-    def unload(self, name: str) -> Model:
-        """Drop a model's engines. Raises ModelNotFound, ModelInUse."""
+    def refuse_in_use(self, name: str) -> Model:
+        """Raise ModelInUse if sessions run on a model; ModelNotFound."""
         model = self.model(name)
         for version in model.versions.values():
             if sessions := self.sessions_on(version):
                 raise ModelInUse(f"version {version.version} of model {name!r} is in use: sessions on it: {sessions}")
+        return model
+
+    def unload(self, name: str) -> Model:
+        """Drop a model's engines. Raises as `refuse_in_use` does."""
+        model = self.refuse_in_use(name)
         for version in model.versions.values():
             self._drop(version)
         return model
@@ -271,11 +278,10 @@ class Registry:
     def _retire(self, model: Model) -> None:
         """Drop a model that was replaced; versions that sessions use stay until these end."""
         for version in model.versions.values():
+            # Its engine stays with the requests that are under way: the files may hold something else by now.
+            self._loaded.pop(version, None)
             if version.engine and (self.sessions_elsewhere or self.sessions_on(version)):
-                self._loaded.pop(version, None)
                 self._retired.append(version)
-            else:
-                self._drop(version)
 
     def _drop(self, version: ModelVersion) -> None:
         self._loaded.pop(version, None)

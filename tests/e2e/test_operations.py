@@ -137,6 +137,7 @@ def test_request_is_one_line_of_the_log(service):
     service.post("/rnn/forward", OK | {"version": "1"}, headers={"x-request-id": "look-for-me"})
     (entry,) = until(lambda: service.logged("look-for-me"), "the log line")
     wanted = {"event": "request", "status": 200, "model": "tanh", "version": "1", "rows": 1, "steps": 1}
+    wanted["client"] = "127.0.0.1"
     assert wanted.items() <= entry.items()
     assert entry["ms"].keys() >= {"decode", "compute", "encode", "total"}
 

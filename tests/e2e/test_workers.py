@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
+from .models import write_model
 from .raw import Wire, post
 from .running import serve, until
 
@@ -31,8 +32,10 @@ def is_worker(process):
 def two(launch, repository, tmp_path):
     """A service of two workers, and a repository of its own."""
     models = shutil.copytree(repository, tmp_path / "models")
-    service = launch(models=models, workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
-    until(lambda: len(workers_of(service)) == 2, "two workers")
+    store = f"sqlite:///{tmp_path}/sessions.db"
+    # Idle connections outlast the start of a worker on a busy machine.
+    service = launch(models=models, workers=2, admin_keys="admin", session_store=store, header_timeout_seconds=60)
+    until(lambda: len(service.logged("startup complete")) == 2, "two workers serve")
     return service
 
 
@@ -74,19 +77,94 @@ def test_workers_share_connections(two):
         assert two.post("/cell/step", STEP).status_code == 200
 
 
-def test_sighup_renews_workers_and_models(two):
-    """Reload reaches one worker, the signal all; somebody answers all the while."""
-    models = two.log_file.parent.parent / "models"
-    shutil.copytree(models / "tanh", models / "added")
+def models_of(service):
+    return service.log_file.parent.parent / "models"
+
+
+def seen(service, call):
+    """What both workers say: they take connections by turns, and each of many calls has its own."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(service.client()) for _ in range(32)]
+        return {call(client) for client in clients}
+
+
+def admin(service, model, call, status=200):
+    reply = service.post(f"/models/{model}/{call}", headers={"authorization": "Bearer admin"})
+    assert reply.status_code == status, reply.text
+    return reply.json()
+
+
+def test_reload_reaches_every_worker(two):
+    models = models_of(two)
+    write_model(models, "tanh", 2)
+    assert seen(two, lambda client: client.post("/cell/step", json=STEP).json()["version"]) == {"1"}
+    assert admin(two, "tanh", "reload")["workers"] == 2
+    assert seen(two, lambda client: client.post("/cell/step", json=STEP).json()["version"]) == {"2"}
+    shutil.copytree(models / "relu", models / "added")
+    assert admin(two, "added", "reload")["workers"] == 2
+    shutil.rmtree(models / "gru")
+    assert admin(two, "gru", "reload", 404)["detail"] == "there is no model 'gru' in the repository"
+    (models / "tanh/config.json").write_text("{}")
+    assert admin(two, "tanh", "reload", 503)["type"] == "/problems/model-failed"
+    assert seen(two, lambda client: client.post("/cell/step", json=STEP).json()["version"]) == {"2"}
+    there = seen(two, lambda client: (client.get("/models/added").status_code, client.get("/models/gru").status_code))
+    assert there == {(200, 404)}
+
+
+def test_unload_and_drain_reach_every_worker(two):
+    """A session that one worker has just opened keeps the model loaded in both."""
+    seen(two, lambda client: client.post("/cell/step", json=STEP).status_code)
+    session = two.post("/cell/sessions", {"model": "tanh"}).json()["session"]
+    for _ in range(8):
+        assert "in use: sessions on it: 1" in admin(two, "tanh", "unload", 409)["detail"]
+    assert seen(two, lambda client: client.get("/models/tanh").json()["state"]) == {"loaded"}
+    assert two.delete(f"/cell/sessions/{session}").status_code == 204
+    until(lambda: seen(two, sessions_on_tanh) == {0}, "both know of no session")
+    assert admin(two, "tanh", "unload")["workers"] == 2
+    assert seen(two, lambda client: client.get("/models/tanh").json()["state"]) == {"available"}
+    assert admin(two, "relu", "drain")["workers"] == 2
+    opening = {"json": {"model": "relu"}}
+    assert seen(two, lambda client: client.post("/cell/sessions", **opening).status_code) == {409}
+
+
+def sessions_on_tanh(client):
+    return client.get("/models/tanh").json()["versions"][0]["sessions"]
+
+
+def test_worker_that_is_replaced_is_not_waited_for(two):
+    victim, _ = workers_of(two)
+    victim.kill()
+    assert admin(two, "tanh", "reload")["workers"] in (1, 2)
+    until(lambda: len(workers_of(two)) == 2 and victim not in workers_of(two), "a new worker")
+    write_model(models_of(two), "tanh", 2)
+    assert admin(two, "tanh", "reload")["workers"] in (1, 2)  # one that has not read the models yet needs no call
+    until(lambda: len(two.logged("startup complete")) == 3, "the new worker serves")
+    assert seen(two, lambda client: client.post("/cell/step", json=STEP).json()["version"]) == {"2"}
+
+
+def test_sighup_renews_models_in_every_worker(two):
     old = set(workers_of(two))
+    write_model(models_of(two), "tanh", 2)
+    (models_of(two) / "lstm/config.json").write_text("{}")
     two.process.send_signal(signal.SIGHUP)
+    entries = until(lambda: len(found := two.logged("models_reloaded")) == 2 and found, "both have reloaded")
+    assert {entry["process"] for entry in entries} == {worker.pid for worker in old}
+    assert all("lstm" in entry["not_reloaded"] for entry in entries)
+    assert seen(two, lambda client: client.post("/cell/step", json=STEP).json()["version"]) == {"2"}
+    assert seen(two, lambda client: client.get("/models/lstm").json()["state"]) <= {"available", "loaded"}
+    assert set(workers_of(two)) == old
 
-    def renewed():
-        assert two.post("/cell/step", STEP).status_code == 200
-        return len(workers_of(two)) == 2 and not set(workers_of(two)) & old
 
-    until(renewed, "two new workers")
-    assert two.get("/models/added").status_code == 200
+def test_sighup_while_a_worker_starts(two):
+    """It is renewed once it can be."""
+    victim, _ = workers_of(two)
+    victim.kill()
+    until(lambda: victim not in workers_of(two) and len(workers_of(two)) == 2, "a new worker starts")
+    write_model(models_of(two), "tanh", 2)
+    two.process.send_signal(signal.SIGHUP)
+    until(lambda: len(two.logged("models_reloaded")) == 2, "both have reloaded")
+    assert len(workers_of(two)) == 2
+    assert "died" not in two.log().split("models_reloaded")[-1]
 
 
 def test_failed_start_of_workers_says_why(tmp_path):
