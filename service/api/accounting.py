@@ -10,6 +10,7 @@ import structlog
 
 from service.api.metrics import Metrics
 from service.api.request import Request
+from service.api.traces import Traces
 
 LogRequest = Callable[[dict[str, Any]], None]
 
@@ -18,9 +19,10 @@ _UNLOGGED = ("/health", "/metrics")
 
 
 class Accounting:
-    """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
+    """Request ids, and an entry for each finished request; `log` and `traces` are None where there are none."""
 
-    def __init__(self, metrics: Metrics, log: LogRequest | None) -> None:
+    def __init__(self, metrics: Metrics, log: LogRequest | None, traces: Traces | None = None) -> None:
+        self.traces = traces
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.
@@ -34,25 +36,29 @@ class Accounting:
         """Account for a finished request; path is a route's, never a client's own words."""
         seconds = perf_counter() - request.begun
         self._metrics.count(request, path, seconds)
-        if self._log is None or path.startswith(_UNLOGGED):
+        if path.startswith(_UNLOGGED):
+            return
+        trace_id = None if self.traces is None else self.traces.record(request, path, seconds)
+        if self._log is None:
             return
         ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
         ms["total"] = int(seconds * 1e6) / 1000
-        self._log(
-            {
-                "request_id": request.request_id,
-                "method": request.method,
-                "path": path,
-                "status": request.status,
-                "model": request.model,
-                "version": request.version,
-                "rows": request.rows,
-                "steps": request.steps,
-                "received_bytes": request.received_bytes,
-                "sent_bytes": request.sent_bytes,
-                "ms": ms,
-            }
-        )
+        entry: dict[str, Any] = {
+            "request_id": request.request_id,
+            "method": request.method,
+            "path": path,
+            "status": request.status,
+            "model": request.model,
+            "version": request.version,
+            "rows": request.rows,
+            "steps": request.steps,
+            "received_bytes": request.received_bytes,
+            "sent_bytes": request.sent_bytes,
+            "ms": ms,
+        }
+        if trace_id is not None:
+            entry["trace_id"] = trace_id
+        self._log(entry)
 
 
 def log_request(entry: dict[str, Any]) -> None:

@@ -95,7 +95,10 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
-        return Request(method, path, query, found, client[0] if client else "", request_id)
+        request = Request(method, path, query, found, client[0] if client else "", request_id)
+        if self._accounting.traces is not None:
+            request.intervals = []
+        return request
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
@@ -205,6 +208,7 @@ class Application:
             error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
         elif isinstance(error, HTTPException):  # of the router
             error = self._not_routed(request, error)
+        request.failure = type(error)
         if not isinstance(error, ServiceError):
             self._log.error("internal_error", request_id=request.request_id, exc_info=error)
         return error
@@ -213,7 +217,7 @@ class Application:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
-            request.streams = True
+            request.streams, request.intervals = True, None
             reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
@@ -234,7 +238,7 @@ class Application:
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         socket = self._sockets.get(request.path)
-        request.streams = True
+        request.streams, request.intervals = True, None
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
 

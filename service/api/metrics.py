@@ -2,8 +2,10 @@
 
 import asyncio
 import os
-from collections import Counter as Count
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import process_time, time
 from typing import Literal
 
 import numpy as np
@@ -16,14 +18,20 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.api.problems import slug
 from service.api.request import STAGES, Request
 from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LIVES = (0.1, 1, 10, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+_STATM = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Tally:
@@ -57,72 +65,109 @@ class Tally:
         self._values.clear()
 
 
+class Route:
+    """What is counted of the requests to one route for one model, or None: of streams, or of all others."""
+
+    def __init__(self, latency: Tally, stages: dict[str, Tally]) -> None:
+        self.latency = latency
+        self.stages = stages
+        self.answered: dict[int, int] = {}
+        self.failed: dict[type[Exception], int] = {}
+        self.rows = self.steps = 0
+
+
 class Metrics:
-    """What is counted: requests, their stages, rows, steps and turns. Times are in seconds."""
+    """What is counted: requests, their stages, rows, steps and turns. Times are in seconds.
+
+    docs/metrics.md lists all metrics; scripts/metrics_page.py writes it.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._requests = self.counter("rnn_requests", "Requests answered.", "path", "status")
-        self._latency = self._histogram("rnn_request_seconds", "Time from headers to reply.", _SECONDS, "path")
-        stages = self._histogram(
-            "rnn_stage_seconds", "Time of a request by stage: decode, queue, compute, encode.", _SECONDS, "stage"
-        )
+        self._requests = self.counter("rnn_requests", "Requests answered.", "path", "model", "status")
+        text = "Error replies, and streams that ended with an error, by the problem's type."
+        self._problems = self.counter("rnn_problems", text, "path", "type")
+        text = "Time from a request's headers to the end of its reply, without streams."
+        self._latency = self._histogram("rnn_request_seconds", text, _SECONDS, "path", "model")
+        text = "Life of a stream: NDJSON, WebSocket, or a generation that is sent line by line."
+        self._lives = self._histogram("rnn_stream_seconds", text, _LIVES, "path", "model")
+        text = f"Time of a request by stage: {', '.join(STAGES)}; without streams."
+        self._stages = self._histogram("rnn_stage_seconds", text, _SECONDS, "model", "stage")
         self._rows = self.counter("rnn_rows", "Sequences run.", "model")
         self._steps = self.counter("rnn_steps", "Time steps run, over all rows.", "model")
-        self._batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn.", _COUNTS)
-        self._of_stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
-        self._of_path: dict[str, Tally] = {}
-        self._answered: dict[tuple[str, int], int] = {}
-        self._run: dict[str, list[int]] = {}
+        batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
+        self._batch = Tally(batch, _COUNTS)
+        self._routes: dict[tuple[str, str | None, bool], Route] = {}
+        self.count_turn = self._batch.observe
 
     def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
-        key = path, request.status
-        self._answered[key] = self._answered.get(key, 0) + 1
-        if not request.streams:
-            latency = self._of_path.get(path)
-            if latency is None:
-                latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-            latency.observe(seconds)
-            for stage, spent in request.stages.items():
-                self._of_stage[stage].observe(spent)
-        if request.rows and request.model is not None:
-            run = self._run.setdefault(request.model, [0, 0])
-            run[0] += request.rows
-            run[1] += request.steps
+        """Account for one finished request; path is a route's.
 
-    def count_turn(self, rows: int) -> None:
-        self._batch.observe(rows)
+        Of a stream, not the times of its stages: they are its client's.
+        """
+        key = path, request.model, request.streams
+        route = self._routes.get(key) or self._add(*key)
+        route.answered[request.status] = route.answered.get(request.status, 0) + 1
+        route.latency.observe(seconds)
+        if not request.streams:
+            for stage, spent in request.stages.items():
+                route.stages[stage].observe(spent)
+        route.rows += request.rows
+        route.steps += request.steps
+        if request.failure is not None:
+            route.failed[request.failure] = route.failed.get(request.failure, 0) + 1
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
-        for (path, status), count in self._answered.items():
-            self._requests.labels(path, str(status)).inc(count)
-        self._answered.clear()
-        for model, (rows, steps) in self._run.items():
-            self._rows.labels(model).inc(rows)
-            self._steps.labels(model).inc(steps)
-        self._run.clear()
-        for tally in (*self._of_stage.values(), *self._of_path.values()):
-            tally.fold()
+        for (path, model, _), route in self._routes.items():
+            for status, count in route.answered.items():
+                self._requests.labels(path, model or "", str(status)).inc(count)
+            for kind, count in route.failed.items():
+                self._problems.labels(path, slug(kind)).inc(count)
+            if route.rows and model is not None:
+                self._rows.labels(model).inc(route.rows)
+                self._steps.labels(model).inc(route.steps)
+            route.answered.clear()
+            route.failed.clear()
+            route.rows = route.steps = 0
+            for tally in (route.latency, *route.stages.values()):
+                tally.fold()
+        self._batch.fold()
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def gauge(self, name: str, text: str, together: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+    def gauge(self, name: str, text: str, together: Literal["livesum", "livemax", "livemin"] = "livesum") -> Gauge:
         """A gauge; `together` says how those of several workers make one."""
         return Gauge(name, text, registry=self.registry, multiprocess_mode=together)
 
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
+    def _add(self, path: str, model: str | None, streams: bool) -> Route:
+        names = path, model or ""
+        if streams:
+            route = Route(Tally(self._lives.labels(*names), _LIVES), {})
+        else:
+            stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
+            route = Route(Tally(self._latency.labels(*names), _SECONDS), stages)
+        self._routes[path, model, streams] = route
+        return route
+
 
 class Sampler:
     """What is read of the parts of the service now and then, and the page of all metrics. Sizes are in bytes."""
 
-    def __init__(self, metrics: Metrics, inference: Inference, sessions: Sessions, dropped: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        inference: Inference,
+        sessions: Sessions,
+        dropped: Callable[[], int],
+        unready: Callable[[], list[str]],
+    ) -> None:
         self._metrics = metrics
         self._inference = inference
         self._sessions = sessions
@@ -137,7 +182,15 @@ class Sampler:
         text = "Sessions opened; steps run; commits, replays and conflicts of steps."
         self._events = metrics.counter("rnn_session_events", text, "event")
         self._ended = metrics.counter("rnn_sessions_ended", "Sessions that ended, by reason.", "reason")
-        self._counted: Count[tuple[Counter, tuple[str, ...]]] = Count()
+        self._unready = unready
+        self._ready = metrics.gauge("rnn_ready", "1 if every worker is ready, else 0.", "livemin")
+        self._workers = metrics.gauge("rnn_workers", "Processes that answer requests.")
+        self._memory = metrics.gauge("rnn_memory_bytes", "Resident memory of these processes.")
+        self._cpu = metrics.counter("rnn_cpu_seconds", "CPU time of all processes since the start.")
+        text = "Start of the youngest of these processes, since 1970."
+        self._started = metrics.gauge("rnn_start_time_seconds", text, "livemax")
+        self._started.set(time())
+        self._counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
 
     def sample(self) -> None:
         self._metrics.fold()
@@ -153,6 +206,10 @@ class Sampler:
         for reason, ended in cache.counts.ended.items():
             self._advance(ended, self._ended, reason)
         self._advance(self._lines_dropped(), self._dropped)
+        self._advance(process_time(), self._cpu)
+        self._ready.set(not self._unready())
+        self._workers.set(1)
+        self._memory.set(int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES)
 
     async def keep_sampling(self) -> None:
         """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
@@ -168,11 +225,15 @@ class Sampler:
         self.sample()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._metrics.registry)
+        for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
+            if not Path("/proc", pid := file.stem.rpartition("_")[2]).exists():
+                with suppress(FileNotFoundError):  # another worker does the same
+                    mark_process_dead(pid)
         together = CollectorRegistry()
         MultiProcessCollector(together)
         return generate_latest(together)
 
-    def _advance(self, count: int, counter: Counter, *labels: str) -> None:
+    def _advance(self, count: float, counter: Counter, *labels: str) -> None:
         """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
-        (counter.labels(*labels) if labels else counter).inc(count - self._counted[counter, labels])
+        (counter.labels(*labels) if labels else counter).inc(count - self._counted.get((counter, labels), 0))
         self._counted[counter, labels] = count

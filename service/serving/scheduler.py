@@ -34,10 +34,20 @@ Outcome = tuple[float, float, list[Exception | None]]
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of a request went, in seconds."""
+    """When a request waited and ran: times of `monotonic()`, and the seconds of the turns that it had part in.
 
-    queue: float = 0.0
+    Between its turns others have theirs.
+    """
+
+    submitted: float = 0.0
+    begun: float = 0.0
+    ended: float = 0.0
     compute: float = 0.0
+
+    @property
+    def queue(self) -> float:
+        """Seconds before the first turn."""
+        return self.begun - self.submitted
 
 
 @dataclass(eq=False, slots=True)
@@ -81,7 +91,7 @@ class Job:
         if failure is not None:
             self.done.set_exception(failure)
         elif self.by_turn or not self.generation.live if self.generation else self.advanced >= self.longest:
-            self.done.set_result(Timings(queue=self.begun - self.submitted, compute=self.compute))
+            self.done.set_result(Timings(self.submitted, self.begun, begun + seconds, self.compute))
 
 
 class Scheduler:
