@@ -11,7 +11,7 @@ from threading import Thread
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
-from service.api.problems import slug
+from service.api.problems import STATUS, slug
 from service.api.request import Request
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Traces:
         span = self._tracer.start_span(name, self._parent(request.headers), self._kind, attributes, start_time=begun)
         if not span.is_recording():
             return None
-        span.set_attributes(_attributes(request, path))
-        if request.status >= 500:
+        span.set_attributes(found := _attributes(request, path))
+        if "error.type" in found:
             span.set_status(self._failed)
         below = self._below(span, self._root)
         for stage, begin, end in request.intervals or ():
@@ -113,6 +113,9 @@ def traces_from(environ: Mapping[str, str], version: str) -> Traces | None:
 
 def _attributes(request: Request, path: str) -> dict[str, Any]:
     """What is known of a request; no text of its client's, and of its path the route: a session's id is a secret."""
+    problem = slug(request.failure) if request.failure else None
+    # As the conventions have it: what a client did wrong is no error of the server's.
+    failed = request.status >= 500 or (request.failure is not None and STATUS.get(request.failure, 500) >= 500)
     found = {
         "http.request.method_original": None if request.method in _METHODS else request.method,
         "url.scheme": "ws" if request.method == "WS" else "http",
@@ -122,7 +125,8 @@ def _attributes(request: Request, path: str) -> dict[str, Any]:
         "http.response.status_code": request.status,
         "http.request.body.size": request.received_bytes,
         "http.response.body.size": request.sent_bytes,
-        "error.type": slug(request.failure) if request.failure else None,
+        "error.type": (problem or str(request.status)) if failed else None,
+        "rnn.problem": problem,
         "rnn.request_id": request.request_id,
         "rnn.model": request.model,
         "rnn.model_version": request.version,
