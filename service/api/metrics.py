@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from service.api.problems import slug
+from service.api.problems import STATUS, slug
 from service.api.request import STAGES, Request
 from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
@@ -72,7 +72,6 @@ class Route:
         self.latency = latency
         self.stages = stages
         self.answered: dict[int, int] = {}
-        self.failed: dict[type[Exception], int] = {}
         self.rows = self.steps = 0
 
 
@@ -88,7 +87,9 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._requests = self.counter("rnn_requests", "Requests answered.", "path", "model", "status")
         text = "Error replies, and streams that ended with an error, by the problem's type."
-        self._problems = self.counter("rnn_problems", text, "path", "type")
+        self._problems = self.counter("rnn_problems", text, "type")
+        for name in (*map(slug, STATUS), slug(Exception)):  # a rate needs to have seen the 0 before the first
+            self._problems.labels(name)
         text = "Time from a request's headers to the end of its reply, without streams."
         self._latency = self._histogram("rnn_request_seconds", text, _SECONDS, "path", "model")
         text = "Life of a stream: NDJSON, WebSocket, or a generation that is sent line by line."
@@ -99,6 +100,7 @@ class Metrics:
         self._steps = self.counter("rnn_steps", "Time steps run, over all rows.", "model")
         batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
         self._batch = Tally(batch, _COUNTS)
+        self._failures: dict[type[Exception], int] = {}
         self._routes: dict[tuple[str, str | None, bool], Route] = {}
         self.count_turn = self._batch.observe
 
@@ -117,23 +119,23 @@ class Metrics:
         route.rows += request.rows
         route.steps += request.steps
         if request.failure is not None:
-            route.failed[request.failure] = route.failed.get(request.failure, 0) + 1
+            self._failures[request.failure] = self._failures.get(request.failure, 0) + 1
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
         for (path, model, _), route in self._routes.items():
             for status, count in route.answered.items():
                 self._requests.labels(path, model or "", str(status)).inc(count)
-            for kind, count in route.failed.items():
-                self._problems.labels(path, slug(kind)).inc(count)
             if route.rows and model is not None:
                 self._rows.labels(model).inc(route.rows)
                 self._steps.labels(model).inc(route.steps)
             route.answered.clear()
-            route.failed.clear()
             route.rows = route.steps = 0
             for tally in (route.latency, *route.stages.values()):
                 tally.fold()
+        for kind, count in self._failures.items():
+            self._problems.labels(slug(kind)).inc(count)
+        self._failures.clear()
         self._batch.fold()
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:

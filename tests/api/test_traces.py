@@ -39,7 +39,7 @@ def in_memory(sampler=sampling.DEFAULT_ON):
 
 
 class App:
-    """The application without a server; a call gives its reply, the root span, the others by name, and the log entry."""
+    """The application without a server; a call gives the reply, the root span, others by name, and the log entry."""
 
     def __init__(self, repository, monkeypatch, sampler=sampling.DEFAULT_ON):
         self.entries = []

@@ -1,0 +1,143 @@
+"""What watches the service: docs/metrics.md, the dashboard, the alert rules, and a Prometheus that reads a service."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from itertools import combinations
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from scripts.metrics_page import PAGE, page
+from tests.stores.servers import free_port
+
+from .formats import NDJSON
+from .running import ROOT, until
+from .test_workers import workers_of
+
+DASHBOARD = ROOT / "deploy" / "grafana" / "rnn-service.json"
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+NAME = re.compile(r"(?<![\w:])(?:rnn_\w+|up)\b(?=[{\[)\s]|$)")
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus")
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+
+
+def expressions():
+    """Every expression of the dashboard, by the panel's title."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
+
+
+def promtool(*arguments, **options):
+    ran = subprocess.run(["promtool", *arguments], capture_output=True, check=False, timeout=60, **options)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr).decode()
+    return (ran.stdout + ran.stderr).decode()
+
+
+def use(service):
+    """A request of each kind that has metrics of its own."""
+    service.post("/rnn/forward", {"model": "wide", "inputs": [[[0.5] * 64] * 64]})
+    session = service.post("/cell/sessions", {"model": "tanh"}).json()["session"]
+    for step in (1, 1, 2, 7):
+        service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4], "step": step})
+    service.delete(f"/cell/sessions/{session}")
+    service.post("/cell/step?model=tanh", content=b"[1,2,3,4]\n", headers={"content-type": NDJSON})
+
+
+def test_page_lists_the_metrics_of_the_code():
+    """`python scripts/metrics_page.py` writes it."""
+    assert PAGE.read_text() == page(PAGE.read_text())
+
+
+def test_dashboard_and_rules_name_metrics_of_a_service(service):
+    use(service)
+    families = text_string_to_metric_families(service.get("/metrics").text)
+    exported = {sample.name for family in families for sample in family.samples} | {"up"}
+    rules = (PROMETHEUS / "rules.yml").read_text()
+    named = {name for text in (rules, *(expr for _, expr in expressions())) for name in NAME.findall(text)}
+    assert len(named) > 20
+    assert named <= exported
+
+
+def test_dashboard_is_sound():
+    """Ids are unique, no panel covers another, and all that is asked goes to the chosen source."""
+    board = json.loads(DASHBOARD.read_text())
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "job", "instance", "model"}
+    places = [panel["gridPos"] for panel in board["panels"]]
+    for one, other in combinations(places, 2):
+        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert apart_x or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    for panel in board["panels"]:
+        assert all(asked["datasource"]["uid"] == "${datasource}" for asked in (panel, *panel.get("targets", ()))[1:])
+
+
+@needs_promtool
+def test_metrics_and_rules_are_clean(service):
+    use(service)
+    assert not promtool("check", "metrics", input=service.get("/metrics").content)
+    promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
+    promtool("test", "rules", str(PROMETHEUS / "rules_test.yml"))
+
+
+@pytest.mark.integration
+@needs_prometheus
+def test_prometheus_answers_each_panel(launch, tmp_path):
+    """Each has data, but for those of what did not happen."""
+    service, port = launch(), free_port()
+    config = (PROMETHEUS / "prometheus.yml").read_text().replace("15s", "1s").replace(":8000", f":{service.port}")
+    (tmp_path / "prometheus.yml").write_text(config)
+    shutil.copy(PROMETHEUS / "rules.yml", tmp_path)
+    options = (f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data")
+    address = f"127.0.0.1:{port}"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(["prometheus", *options, f"--web.listen-address={address}"], stderr=log)
+    with httpx.Client(base_url=f"http://{address}/api/v1") as client:
+
+        def ask(expr):
+            given = {"$job": ".*", "$instance": ".*", "$model": ".*", "$__rate_interval": "30s"}
+            for name, value in given.items():
+                expr = expr.replace(name, value)
+            reply = client.get("/query", params={"query": expr}).json()
+            assert reply["status"] == "success", (expr, reply)
+            return reply["data"]["result"]
+
+        try:
+            until(lambda: process.poll() is None and _is_up(client) and ask("rnn_ready == 1"), "a scrape", 30)
+            for _ in range(4):
+                use(service)
+                time.sleep(1.2)
+            empty = {title for title, expr in expressions() if not ask(expr)}
+            assert empty == set()
+            rules = client.get("/rules").json()["data"]["groups"]
+            assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
+            assert ask("job_path_model:rnn_request_seconds:p99_5m")
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _is_up(client):
+    try:
+        return client.get("/status/buildinfo").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.integration
+def test_killed_worker_is_not_counted(launch, tmp_path):
+    service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
+    until(lambda: service.metric("rnn_workers") == 2, "both workers")
+    started = service.metric("rnn_start_time_seconds")
+    victim = workers_of(service)[0]
+    memory = victim.memory_info().rss
+    victim.kill()
+    until(lambda: service.metric("rnn_start_time_seconds") > started, "a new worker")
+    until(lambda: service.metric("rnn_workers") == 2, "two workers")
+    resident = sum(worker.memory_info().rss for worker in workers_of(service))
+    assert service.metric("rnn_memory_bytes") == pytest.approx(resident, abs=memory / 2)
+    assert service.metric("rnn_ready") == 1
