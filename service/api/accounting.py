@@ -43,22 +43,22 @@ class Accounting:
             return
         ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
         ms["total"] = int(seconds * 1e6) / 1000
-        entry: dict[str, Any] = {
-            "request_id": request.request_id,
-            "method": request.method,
-            "path": path,
-            "status": request.status,
-            "model": request.model,
-            "version": request.version,
-            "rows": request.rows,
-            "steps": request.steps,
-            "received_bytes": request.received_bytes,
-            "sent_bytes": request.sent_bytes,
-            "ms": ms,
-        }
-        if trace_id is not None:
-            entry["trace_id"] = trace_id
-        self._log(entry)
+        self._log(
+            {
+                "request_id": request.request_id,
+                "method": request.method,
+                "path": path,
+                "status": request.status,
+                "model": request.model,
+                "version": request.version,
+                "rows": request.rows,
+                "steps": request.steps,
+                "received_bytes": request.received_bytes,
+                "sent_bytes": request.sent_bytes,
+                "ms": ms,
+                **({"trace_id": trace_id} if trace_id else {}),
+            }
+        )
 
 
 def log_request(entry: dict[str, Any]) -> None:

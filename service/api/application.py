@@ -96,8 +96,7 @@ class Application:
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
         request = Request(method, path, query, found, client[0] if client else "", request_id)
-        if self._accounting.traces is not None:
-            request.intervals = []
+        request.intervals = [] if self._accounting.traces else None
         return request
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:

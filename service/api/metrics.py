@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+from collections import Counter as Count
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time, time
 from typing import Literal
@@ -28,10 +30,6 @@ from service.sessions.lifecycle import Sessions
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LIVES = (0.1, 1, 10, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-_STATM = Path("/proc/self/statm")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Tally:
@@ -65,21 +63,19 @@ class Tally:
         self._values.clear()
 
 
+@dataclass(slots=True)
 class Route:
-    """What is counted of the requests to one route for one model, or None: of streams, or of all others."""
+    """What is counted of the requests to one route for one model: of streams, or of all others."""
 
-    def __init__(self, latency: Tally, stages: dict[str, Tally]) -> None:
-        self.latency = latency
-        self.stages = stages
-        self.answered: dict[int, int] = {}
-        self.rows = self.steps = 0
+    latency: Tally
+    stages: dict[str, Tally]
+    answered: Count[int] = field(default_factory=Count)
+    rows: int = 0
+    steps: int = 0
 
 
 class Metrics:
-    """What is counted: requests, their stages, rows, steps and turns. Times are in seconds.
-
-    docs/metrics.md lists all metrics; scripts/metrics_page.py writes it.
-    """
+    """What is counted, as docs/metrics.md lists it, which scripts/metrics_page.py writes. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -100,18 +96,15 @@ class Metrics:
         self._steps = self.counter("rnn_steps", "Time steps run, over all rows.", "model")
         batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
         self._batch = Tally(batch, _COUNTS)
-        self._failures: dict[type[Exception], int] = {}
+        self._failures: Count[type[Exception]] = Count()
         self._routes: dict[tuple[str, str | None, bool], Route] = {}
         self.count_turn = self._batch.observe
 
     def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request; path is a route's.
-
-        Of a stream, not the times of its stages: they are its client's.
-        """
+        """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
         key = path, request.model, request.streams
         route = self._routes.get(key) or self._add(*key)
-        route.answered[request.status] = route.answered.get(request.status, 0) + 1
+        route.answered[request.status] += 1
         route.latency.observe(seconds)
         if not request.streams:
             for stage, spent in request.stages.items():
@@ -119,7 +112,7 @@ class Metrics:
         route.rows += request.rows
         route.steps += request.steps
         if request.failure is not None:
-            self._failures[request.failure] = self._failures.get(request.failure, 0) + 1
+            self._failures[request.failure] += 1
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
@@ -149,12 +142,9 @@ class Metrics:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
     def _add(self, path: str, model: str | None, streams: bool) -> Route:
-        names = path, model or ""
-        if streams:
-            route = Route(Tally(self._lives.labels(*names), _LIVES), {})
-        else:
-            stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
-            route = Route(Tally(self._latency.labels(*names), _SECONDS), stages)
+        times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
+        route = Route(Tally(times.labels(path, model or ""), bounds), stages)
         self._routes[path, model, streams] = route
         return route
 
@@ -190,8 +180,7 @@ class Sampler:
         self._memory = metrics.gauge("rnn_memory_bytes", "Resident memory of these processes.")
         self._cpu = metrics.counter("rnn_cpu_seconds", "CPU time of all processes since the start.")
         text = "Start of the youngest of these processes, since 1970."
-        self._started = metrics.gauge("rnn_start_time_seconds", text, "livemax")
-        self._started.set(time())
+        metrics.gauge("rnn_start_time_seconds", text, "livemax").set(time())
         self._counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
 
     def sample(self) -> None:
@@ -211,7 +200,7 @@ class Sampler:
         self._advance(process_time(), self._cpu)
         self._ready.set(not self._unready())
         self._workers.set(1)
-        self._memory.set(int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES)
+        self._memory.set(int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     async def keep_sampling(self) -> None:
         """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""

@@ -12,8 +12,7 @@ from service.serving.scheduler import Timings
 
 STAGES = ("decode", "queue", "compute", "commit", "encode")
 
-MAX_INTERVALS = 64
-"""A reply that is generated turn by turn has any number of them."""
+MAX_INTERVALS = 64  # a reply that is generated turn by turn has any number of them
 
 Headers = Iterable[tuple[bytes, bytes]]
 

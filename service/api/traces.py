@@ -1,7 +1,6 @@
 """Traces by OpenTelemetry: a span for each request, with one for each stage below it, made when the request is over.
 
-Nothing happens before that but that a request notes when its stages begin and end. No other file names OpenTelemetry,
-which is an optional extra (`otel`).
+Before that, a request only notes when its stages begin and end. No other file names OpenTelemetry, which is an extra.
 """
 
 import asyncio
@@ -17,14 +16,9 @@ from service.api.request import Request
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-FLUSH_SECONDS = 5
-"""How long the end of the process waits for the collector."""
+FLUSH_SECONDS = 5  # how long the end of the process waits for the collector
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-_SPANS = {"compute": "turn"}
-"""Names of the stages' spans where they are not the stages'."""
 
 
 class Traces:
@@ -32,27 +26,24 @@ class Traces:
 
     def __init__(self, provider: "TracerProvider") -> None:
         # Here, not above: the extra may be missing.
-        from opentelemetry.context import Context  # noqa: PLC0415
-        from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context  # noqa: PLC0415
+        from opentelemetry import context, trace  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         self._provider = provider
         self._tracer = provider.get_tracer("rnn-service")
         self._extract = TraceContextTextMapPropagator().extract
-        self._root, self._kind = Context(), SpanKind.SERVER
-        self._failed, self._below, self._hex = Status(StatusCode.ERROR), set_span_in_context, format_trace_id
+        self._root, self._kind = context.Context(), trace.SpanKind.SERVER
+        self._failed, self._below = trace.StatusCode.ERROR, trace.set_span_in_context
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # its warnings are of what clients send
 
     def record(self, request: Request, path: str, seconds: float) -> str | None:
         """Make the spans of a request that took so long; gives the trace's id if it is sampled. path is a route's."""
         zero = time_ns() - int(perf_counter() * 1e9)  # of the clock of the stages
         begun = zero + int(request.begun * 1e9)
-        known = "GET" if request.method == "WS" else request.method if request.method in _METHODS else "_OTHER"
-        attributes: dict[str, Any] = {"http.request.method": known}
-        name = "HTTP" if known == "_OTHER" else known
+        name = "GET" if request.method == "WS" else request.method if request.method in _METHODS else "HTTP"
+        attributes = {"http.request.method": name.replace("HTTP", "_OTHER")}
         if path != "other":
-            name = f"{name} {path}"
-            attributes["http.route"] = path
+            name, attributes["http.route"] = f"{name} {path}", path
         span = self._tracer.start_span(name, self._parent(request.headers), self._kind, attributes, start_time=begun)
         if not span.is_recording():
             return None
@@ -61,18 +52,20 @@ class Traces:
             span.set_status(self._failed)
         below = self._below(span, self._root)
         for stage, begin, end in request.intervals or ():
-            child = self._tracer.start_span(_SPANS.get(stage, stage), below, start_time=zero + int(begin * 1e9))
+            child = self._tracer.start_span(
+                "turn" if stage == "compute" else stage, below, start_time=zero + int(begin * 1e9)
+            )
             child.end(zero + int(end * 1e9))
         span.end(begun + int(seconds * 1e9))
-        return self._hex(span.get_span_context().trace_id)
+        return format(span.get_span_context().trace_id, "032x")
 
     def _parent(self, headers: Mapping[bytes, bytes]) -> Any:
         """The context that a request brings, empty without a valid one."""
         parent = headers.get(b"traceparent")
         if parent is None:
             return self._root
-        state = headers.get(b"tracestate", b"")
-        return self._extract({"traceparent": parent.decode("latin-1"), "tracestate": state.decode("latin-1")})
+        pairs = ("traceparent", parent), ("tracestate", headers.get(b"tracestate", b""))
+        return self._extract({name: value.decode("latin-1") for name, value in pairs})
 
     async def close(self) -> None:
         """Send what is left; what the collector has not taken after `FLUSH_SECONDS` is lost."""
@@ -82,44 +75,38 @@ class Traces:
 
 
 def traces_from(environ: Mapping[str, str], version: str) -> Traces | None:
-    """Traces as the standard OTEL_* variables ask for them, None where they do not.
-
-    Raises ValueError if they cannot be had.
-    """
-    endpoint = _first(environ, _ENDPOINTS)
-    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if not endpoint or disabled or environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+    """Traces as the standard OTEL_* variables ask for them, None where they do not. Raises ValueError."""
+    endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if off or not endpoint:
         return None
     if not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"the endpoint of traces is {endpoint!r:.200}; expected http://host:port or https://host:port")
-    if (protocol := _first(environ, _PROTOCOLS) or "http/protobuf") != "http/protobuf":
-        raise ValueError(f"traces are sent as http/protobuf, not {protocol!r:.40} ({' or '.join(_PROTOCOLS)})")
+        raise ValueError(f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r:.200}; expected http(s)://host:port")
+    if protocol not in (None, "", "http/protobuf"):
+        raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r:.40}; traces are sent as http/protobuf")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
-        text = f"traces are on ({' or '.join(_ENDPOINTS)}), and OpenTelemetry is not installed"
-        raise ValueError(f"{text}: pip install 'rnn-service[otel]'") from error
+        raise ValueError("traces (OTEL_EXPORTER_OTLP_ENDPOINT) need pip install 'rnn-service[otel]'") from error
     resource = Resource.create()
-    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # what nobody named
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # nobody named it
         resource = resource.merge(Resource({"service.name": "rnn-service"}))
-    resource = Resource({"service.version": version}).merge(resource)
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=Resource({"service.version": version}).merge(resource), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Traces(provider)
 
 
 def _attributes(request: Request, path: str) -> dict[str, Any]:
-    """What is known of a request; no text of its client's, and of its path the route: a session's id is a secret."""
     problem = slug(request.failure) if request.failure else None
     # As the conventions have it: what a client did wrong is no error of the server's.
     failed = request.status >= 500 or (request.failure is not None and STATUS.get(request.failure, 500) >= 500)
     found = {
-        "http.request.method_original": None if request.method in _METHODS else request.method,
         "url.scheme": "ws" if request.method == "WS" else "http",
-        "url.path": path,
+        "url.path": path,  # the route: a session's id is a secret
         "network.protocol.version": request.http_version,
         "client.address": request.peer or None,
         "http.response.status_code": request.status,
@@ -135,7 +122,3 @@ def _attributes(request: Request, path: str) -> dict[str, Any]:
         **{f"rnn.seconds.{stage}": spent for stage, spent in request.stages.items()},
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((value for name in names if (value := environ.get(name, "").strip())), "")

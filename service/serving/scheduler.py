@@ -34,20 +34,12 @@ Outcome = tuple[float, float, list[Exception | None]]
 
 @dataclass(slots=True)
 class Timings:
-    """When a request waited and ran: times of `monotonic()`, and the seconds of the turns that it had part in.
-
-    Between its turns others have theirs.
-    """
+    """When rows came, began and ended (`monotonic()`), and the seconds of their turns; others have theirs between."""
 
     submitted: float = 0.0
     begun: float = 0.0
     ended: float = 0.0
     compute: float = 0.0
-
-    @property
-    def queue(self) -> float:
-        """Seconds before the first turn."""
-        return self.begun - self.submitted
 
 
 @dataclass(eq=False, slots=True)

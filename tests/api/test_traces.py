@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import threading
 from time import sleep, time_ns
 
 import pytest
@@ -14,7 +13,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-import service.api.traces
 import service.app
 from service.api.request import MAX_INTERVALS, Request
 from service.api.traces import Traces, traces_from
@@ -23,7 +21,6 @@ from service.serving.scheduler import Timings
 from service.settings import Settings
 from service.stores.memory import MemoryStore
 from tests.e2e.models import write_repository
-from tests.loop import in_loop
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01".encode()
@@ -104,21 +101,6 @@ def test_session_step_has_stages_and_commit(app, monkeypatch):
     assert entry["ms"]["commit"] >= 50
 
 
-def test_failed_commit_has_a_span(app, monkeypatch):
-    async def no_commit(*_):
-        raise StoreUnavailable("the store is gone")
-
-    async def calls():
-        opened, *_ = await app.call("/cell/sessions", {"model": "tanh"})
-        return await app.call("/cell/step", {"session": opened["session"], "inputs": [1, 2, 3, 4]})
-
-    monkeypatch.setattr(MemoryStore, "commit", no_commit)
-    _, root, spans, _ = asyncio.run(calls())
-    assert list(spans)[-1] == "commit"
-    assert root.status.status_code == StatusCode.ERROR
-    assert root.attributes["error.type"] == root.attributes["rnn.problem"] == "store-unavailable"
-
-
 def test_turn_begins_when_the_queue_ends(app):
     """The compute thread is taken for 50 ms; until then the request waits."""
 
@@ -167,34 +149,31 @@ def test_server_span_says_what_the_log_says(app):
     assert not {"error.type", "rnn.problem"} & root.attributes.keys()
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "problem"),
-    [({"model": "nothing"}, 404, "model-not-found"), ({"model": "tanh", "inputs": [1]}, 422, "invalid-request")],
-)
-def test_mistake_of_a_client_is_no_error_of_the_server(app, body, status, problem):
-    _, root, spans, _ = asyncio.run(app.call("/cell/step", body))
-    assert root.status.status_code == StatusCode.UNSET
-    assert root.attributes["http.response.status_code"] == status
-    assert root.attributes["rnn.problem"] == problem
-    assert "error.type" not in root.attributes
-    assert spans.keys() == {"decode"}
+def test_mistake_of_a_client_is_no_error_of_the_server(app, monkeypatch):
+    async def no_commit(*_):
+        raise StoreUnavailable("the store is gone")
+
+    async def calls():
+        opened, *_ = await app.call("/cell/sessions", {"model": "tanh"})
+        wrong = await app.call("/cell/step", {"model": "nothing"})
+        return wrong, await app.call("/cell/step", {"session": opened["session"], "inputs": [1, 2, 3, 4]})
+
+    monkeypatch.setattr(MemoryStore, "commit", no_commit)
+    (_, wrong, below, _), (_, lost, stages, _) = asyncio.run(calls())
+    assert (wrong.status.status_code, lost.status.status_code) == (StatusCode.UNSET, StatusCode.ERROR)
+    assert (wrong.attributes["rnn.problem"], lost.attributes["rnn.problem"]) == ("model-not-found", "store-unavailable")
+    assert wrong.attributes["http.response.status_code"] == 404
+    assert "error.type" not in wrong.attributes
+    assert lost.attributes["error.type"] == "store-unavailable"
+    assert list(below) == ["decode"]
+    assert list(stages)[-1] == "commit"
 
 
-@pytest.mark.parametrize(
-    "parents",
-    [
-        [b""],
-        [b"00"],
-        [PARENT.upper()],
-        [PARENT.replace(TRACE.encode(), b"0" * 32)],
-        [PARENT.replace(SPAN.encode(), b"0" * 16)],
-        [b"ff" + PARENT[2:]],
-        [PARENT + b"-more"],
-        [PARENT, PARENT],
-        [b"0" * 60_000],
-        [b"\xff\x00"],
-    ],
-)
+ZEROS = [PARENT.replace(TRACE.encode(), b"0" * 32), PARENT.replace(SPAN.encode(), b"0" * 16)]
+STRANGE = [b"", b"00", PARENT.upper(), b"ff" + PARENT[2:], PARENT + b"-more", b"0" * 60_000, b"\xff\x00", *ZEROS]
+
+
+@pytest.mark.parametrize("parents", [*([one] for one in STRANGE), [PARENT, PARENT]])
 def test_invalid_parent_is_ignored(app, parents, caplog):
     """As W3C Trace Context has it: the request begins a trace of its own; and the log does not fill."""
     _, root, _, entry = asyncio.run(app.call("/cell/step", STEP, *[(b"traceparent", parent) for parent in parents]))
@@ -236,43 +215,18 @@ def test_nothing_is_noted_without_traces(repository):
     assert application.request("POST", "/cell/step", b"", [], None).intervals is None
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
-        ENDPOINT | {"OTEL_SDK_DISABLED": "True"},
-        ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"},
-    ],
-)
-def test_off_unless_an_endpoint_is_set(variables):
-    assert traces_from(variables, "1") is None
+def test_off_unless_an_endpoint_is_set():
+    off = ENDPOINT | {"OTEL_SDK_DISABLED": "True"}, ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}
+    for variables in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, *off):
+        assert traces_from(variables, "1") is None
 
 
-@pytest.mark.parametrize(
-    ("variables", "named"),
-    [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "collector:4318"),
-        (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf"),
-        (ENDPOINT | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "http/protobuf"),
-    ],
-)
-def test_wrong_variables_are_named(variables, named):
-    with pytest.raises(ValueError, match=named):
-        traces_from(variables, "1")
-
-
-def test_missing_extra_is_named(monkeypatch):
+def test_what_cannot_be_had_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ValueError, match=r"pip install 'rnn-service\[otel\]'"):
-        traces_from(ENDPOINT, "1")
-
-
-@in_loop
-async def test_provider_that_hangs_does_not_hold_the_end(monkeypatch):
-    hangs = threading.Event()
-    traces, _ = in_memory()
-    monkeypatch.setattr(traces._provider, "shutdown", hangs.wait)
-    monkeypatch.setattr(service.api.traces, "FLUSH_SECONDS", 0.05)
-    await asyncio.wait_for(traces.close(), 5)
-    hangs.set()
+    for variables, named in (
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "'collector:4318'; expected http"),
+        (ENDPOINT | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "http/protobuf"),
+        (ENDPOINT, r"pip install 'rnn-service\[otel\]'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            traces_from(variables, "1")

@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from .formats import NDJSON
-from .running import serve, until
+from .running import until
 from .sockets import opened
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -115,10 +115,3 @@ def test_collector_that_hangs_holds_up_nobody(launch, monkeypatch):
         begun = monotonic()
         service.stop()
         assert monotonic() - begun < 12
-
-
-def test_wrong_endpoint_ends_the_start(repository, tmp_path, monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")
-    ended = serve(tmp_path, models=repository)
-    assert ended.returncode == 3
-    assert "http://host:port" in ended.stdout
