@@ -5,7 +5,6 @@ import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from time import monotonic, time_ns
 
 import pytest
@@ -51,8 +50,8 @@ def values(holder):
 def test_spans_reach_a_collector(launch, monkeypatch):
     """All of them, in the end; streams have one each, probes and scrapes none."""
     with collector() as (url, spans):
-        for name, value in {"ENDPOINT": url, "COMPRESSION": "gzip"}.items():
-            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")  # none but the last flush sends them
         service = launch()
         service.post("/cell/step", STEP)
@@ -77,9 +76,9 @@ def test_spans_reach_a_collector(launch, monkeypatch):
     stages = sorted((span for span, _ in ours if span is not root), key=lambda span: span.start_time_unix_nano)
     assert [span.name for span in stages] == ["decode", "turn", "commit", "encode"]
     assert {span.parent_span_id for span in stages} == {root.span_id}
-    edges = [edge for span in stages for edge in (span.start_time_unix_nano, span.end_time_unix_nano)]
-    whole = [begun, root.start_time_unix_nano, *edges, root.end_time_unix_nano, ended]
-    assert all(before <= after + 1000 for before, after in pairwise(whole))
+    assert begun <= root.start_time_unix_nano <= stages[0].start_time_unix_nano + 1000
+    # The client may have the reply before the service has written it off.
+    assert stages[-1].end_time_unix_nano - 1000 <= root.end_time_unix_nano <= ended + 10**9
     servers = {span.name: found for span, found in spans if span.kind == span.SPAN_KIND_SERVER}
     names = {"POST /cell/step", "POST /cell/sessions", "GET /cell/sessions/{session}", "GET", "GET /cell/stream"}
     assert servers.keys() == names
