@@ -1,6 +1,7 @@
 """The composition root: builds every part, wires them together, and closes them in reverse order."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from service.api.streams.ndjson import NdjsonStreams
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
+from service.api.traces import traces_from
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -60,14 +62,14 @@ def create_app(
     """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
     dropped counts the log's lines that were lost; others are the workers beside this one.
-    Raises ModelFailed if there is no model repository, ValueError for a wrong device or session store.
+    Raises ModelFailed if there is no model repository, ValueError for a wrong device, session store or OTEL_* variable.
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
     registry = Registry(
         settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
     )
     registry.scan()
-    metrics = Metrics()
+    metrics, traces = Metrics(), traces_from(os.environ, __version__)
     inference = Inference(
         registry,
         workers=factory.workers,
@@ -95,7 +97,6 @@ def create_app(
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)
     administration = Administration(registry, others)
-    sampler = Sampler(metrics, inference, sessions, dropped)
     generate = Generate(inference, documents, limits, sessions, session_steps, settings.max_generate_steps)
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
@@ -105,6 +106,8 @@ def create_app(
     def unready() -> list[str]:
         lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
         return (["shutting down"] if draining.started else []) + lost + waiting
+
+    sampler = Sampler(metrics, inference, sessions, dropped, unready)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -124,6 +127,8 @@ def create_app(
                 task.cancel()
             inference.close()
             await store.close()
+            if traces is not None:
+                await traces.close()
 
     app = FastAPIOffline(
         title="rnn-service",
@@ -159,7 +164,7 @@ def create_app(
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
-        accounting=Accounting(metrics, log, settings.trusted_proxies),
+        accounting=Accounting(metrics, log, traces),
     )
 
 

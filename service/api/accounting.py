@@ -1,17 +1,16 @@
 """What is known of a request when it is over: its line in the log and its place in the metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
 import structlog
-from pydantic.networks import IPvAnyNetwork
 
 from service.api.metrics import Metrics
-from service.api.proxies import TrustedProxies
 from service.api.request import Request
+from service.api.traces import Traces
 
 LogRequest = Callable[[dict[str, Any]], None]
 
@@ -20,10 +19,10 @@ _UNLOGGED = ("/health", "/metrics")
 
 
 class Accounting:
-    """Request ids, and an entry for each finished request; `log` is None where requests are not logged."""
+    """Request ids, and an entry for each finished request; `log` and `traces` are None where there are none."""
 
-    def __init__(self, metrics: Metrics, log: LogRequest | None, trusted: Sequence[IPvAnyNetwork] = ()) -> None:
-        self.proxies = TrustedProxies(trusted) if trusted else None
+    def __init__(self, metrics: Metrics, log: LogRequest | None, traces: Traces | None = None) -> None:
+        self.traces = traces
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.
@@ -37,7 +36,10 @@ class Accounting:
         """Account for a finished request; path is a route's, never a client's own words."""
         seconds = perf_counter() - request.begun
         self._metrics.count(request, path, seconds)
-        if self._log is None or path.startswith(_UNLOGGED):
+        if path.startswith(_UNLOGGED):
+            return
+        trace_id = None if self.traces is None else self.traces.record(request, path, seconds)
+        if self._log is None:
             return
         ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
         ms["total"] = int(seconds * 1e6) / 1000
@@ -55,6 +57,7 @@ class Accounting:
                 "received_bytes": request.received_bytes,
                 "sent_bytes": request.sent_bytes,
                 "ms": ms,
+                **({"trace_id": trace_id} if trace_id else {}),
             }
         )
 

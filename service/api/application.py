@@ -95,10 +95,10 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
-        peer = client[0].removeprefix("::ffff:") if client else ""  # IPv4 on a socket of IPv6
-        if (proxies := self._accounting.proxies) and (forwarded := found.get(b"x-forwarded-for")):
-            peer = proxies.client(peer, forwarded)
-        return Request(method, path, query, found, peer, request_id)
+        peer = self._hosts.client(client[0] if client else "", found)
+        request = Request(method, path, query, found, peer, request_id)
+        request.intervals = [] if self._accounting.traces else None
+        return request
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
@@ -213,6 +213,7 @@ class Application:
             error = InvalidRequest([FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()])
         elif isinstance(error, HTTPException):  # of the router
             error = self._not_routed(request, error)
+        request.failure = type(error)
         if not isinstance(error, ServiceError):
             self._log.error("internal_error", request_id=request.request_id, exc_info=error)
         return error
@@ -221,7 +222,7 @@ class Application:
         incoming = Incoming(request, receive)
         stream = self._streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
-            request.streams = True
+            request.streams, request.intervals = True, None
             reply = await self._guarded(request, stream, request, receive, send)
         else:
             request.watch = incoming.hung_up
@@ -242,7 +243,7 @@ class Application:
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         socket = self._sockets.get(request.path)
-        request.streams = True
+        request.streams, request.intervals = True, None
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
 

@@ -77,7 +77,7 @@ async def run_call(
     rows = call.rows
     timings = await inference.run(model, rows, request.deadline(), request.hung_up)
     request.rows, request.steps = rows.lengths.size, rows.steps
-    request.book(timings.queue, timings.compute)
+    request.book(timings)
     has_steps = rows.outputs is not None or rows.predictions is not None
     values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
     many = values > MANY_VALUES

@@ -41,12 +41,13 @@ class Generate:
         asked = validate(GenerateRequest, document, texts=came_as == SAFETENSORS)
         if asked.steps > self.max_steps:
             raise invalid(f"steps is {asked.steps}; the limit is {self.max_steps}", "steps")
+        request.streams = kind == NDJSON  # its client reads as slowly as it wants
         call = GenerateCall(asked, model, self.limits, strict=kind != SAFETENSORS and asked.non_finite == "error")
         request.rows = len(call.generation.inputs)
         if session:
             refuse_another_model(model, asked.model, asked.version)
             call.before = -1 + await self.session_steps.generate(
-                session, call.generation, asked.step, call.digest(), call.check, request.book, request.deadline()
+                session, call.generation, asked.step, call.digest(), call.check, request, request.deadline()
             )
             request.steps = call.generation.step
         elif kind == NDJSON:
@@ -68,13 +69,13 @@ class Generate:
         deadline = request.deadline()
         if context.lengths.any():
             timings = await self.inference.run(model, context, deadline, request.hung_up)
-            request.book(timings.queue, timings.compute)
+            request.book(timings)
             deadline = None
         generation.begin(context.h, context.c)
         turns = self.inference.generate(model, generation, deadline, request.hung_up, by_turn=by_turn)
         async with aclosing(turns):
             async for timings in turns:
-                request.book(timings.queue, timings.compute)
+                request.book(timings)
                 running = generation.live * generation.step
                 request.steps = context.steps + running + int(generation.counts.sum())
                 yield

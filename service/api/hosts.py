@@ -1,4 +1,4 @@
-"""Which names of the service, in Host, and which pages of others, in Origin, may call it.
+"""Who calls, and which names of the service, in Host, and which pages of others, in Origin, may call it.
 
 A browser sends what any page asks it to, and says in Origin whose page it was. A page whose own name has been turned
 to point here (DNS rebinding) is of the same origin as the service: its name, in Host, gives it away.
@@ -7,9 +7,10 @@ Pages of allowed origins may also read the replies: the browser asks for that by
 """
 
 import re
-from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Mapping
+from ipaddress import IPv6Address
 
+from service.api.proxies import TrustedProxies, address_of
 from service.api.request import Headers, Reply, Request
 from service.errors import Forbidden, MalformedHost
 from service.settings import Settings
@@ -38,7 +39,15 @@ class HostRules:
         # A cache must not give a page what was sent to another one, or to a program.
         self._vary: Headers = [(b"vary", b"origin")] if self._origins else []
         self._is_open = not settings.api_keys
+        self._proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self._passed: bytes | None = b"localhost"  # the last Host that was right: nearly all are the same
+
+    def client(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
+        """The address of a request's client: the connection's, or what a trusted proxy says."""
+        peer = peer.removeprefix("::ffff:")  # IPv4 on a socket of IPv6
+        if self._proxies and (forwarded := headers.get(b"x-forwarded-for")):
+            return self._proxies.client(peer, forwarded)
+        return peer
 
     def check(self, request: Request) -> None:
         """Let the request pass, and note which CORS headers its reply has. Raises MalformedHost, Forbidden."""
@@ -88,9 +97,3 @@ class HostRules:
         if not (address or name == "localhost" or self._takes_any_name or name in self._names):
             message = "is no address and not localhost; RNN_ALLOWED_HOSTS lists the names that may be used"
             raise Forbidden(f"Host is {name!r:.80}, which {message}")
-
-
-def address_of(name: str) -> IPv4Address | IPv6Address | None:
-    with suppress(ValueError):
-        return ip_address(name)
-    return None

@@ -4,6 +4,10 @@ import asyncio
 import os
 from collections import Counter as Count
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import process_time, time
 from typing import Literal
 
 import numpy as np
@@ -16,13 +20,15 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.api.problems import STATUS, slug
 from service.api.request import STAGES, Request
 from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LIVES = (0.1, 1, 10, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -57,72 +63,103 @@ class Tally:
         self._values.clear()
 
 
+@dataclass(slots=True)
+class Route:
+    """What is counted of the requests to one route for one model: of streams, or of all others."""
+
+    latency: Tally
+    stages: dict[str, Tally]
+    answered: Count[int] = field(default_factory=Count)
+    rows: int = 0
+    steps: int = 0
+
+
 class Metrics:
-    """What is counted: requests, their stages, rows, steps and turns. Times are in seconds."""
+    """What is counted, as docs/metrics.md lists it, which scripts/metrics_page.py writes. Times are in seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._requests = self.counter("rnn_requests", "Requests answered.", "path", "status")
-        self._latency = self._histogram("rnn_request_seconds", "Time from headers to reply.", _SECONDS, "path")
-        stages = self._histogram(
-            "rnn_stage_seconds", "Time of a request by stage: decode, queue, compute, encode.", _SECONDS, "stage"
-        )
+        self._requests = self.counter("rnn_requests", "Requests answered.", "path", "model", "status")
+        text = "Error replies, and streams that ended with an error, by the problem's type."
+        self._problems = self.counter("rnn_problems", text, "type")
+        for name in (*map(slug, STATUS), slug(Exception)):  # a rate needs to have seen the 0 before the first
+            self._problems.labels(name)
+        text = "Time from a request's headers to the end of its reply, without streams."
+        self._latency = self._histogram("rnn_request_seconds", text, _SECONDS, "path", "model")
+        text = "Life of a stream: NDJSON, WebSocket, or a generation that is sent line by line."
+        self._lives = self._histogram("rnn_stream_seconds", text, _LIVES, "path", "model")
+        text = f"Time of a request by stage: {', '.join(STAGES)}; without streams."
+        self._stages = self._histogram("rnn_stage_seconds", text, _SECONDS, "model", "stage")
         self._rows = self.counter("rnn_rows", "Sequences run.", "model")
         self._steps = self.counter("rnn_steps", "Time steps run, over all rows.", "model")
-        self._batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn.", _COUNTS)
-        self._of_stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
-        self._of_path: dict[str, Tally] = {}
-        self._answered: dict[tuple[str, int], int] = {}
-        self._run: dict[str, list[int]] = {}
+        batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
+        self._batch = Tally(batch, _COUNTS)
+        self._failures: Count[type[Exception]] = Count()
+        self._routes: dict[tuple[str, str | None, bool], Route] = {}
+        self.count_turn = self._batch.observe
 
     def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
-        key = path, request.status
-        self._answered[key] = self._answered.get(key, 0) + 1
+        """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
+        key = path, request.model, request.streams
+        route = self._routes.get(key) or self._add(*key)
+        route.answered[request.status] += 1
+        route.latency.observe(seconds)
         if not request.streams:
-            latency = self._of_path.get(path)
-            if latency is None:
-                latency = self._of_path[path] = Tally(self._latency.labels(path), _SECONDS)
-            latency.observe(seconds)
             for stage, spent in request.stages.items():
-                self._of_stage[stage].observe(spent)
-        if request.rows and request.model is not None:
-            run = self._run.setdefault(request.model, [0, 0])
-            run[0] += request.rows
-            run[1] += request.steps
-
-    def count_turn(self, rows: int) -> None:
-        self._batch.observe(rows)
+                route.stages[stage].observe(spent)
+        route.rows += request.rows
+        route.steps += request.steps
+        if request.failure is not None:
+            self._failures[request.failure] += 1
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
-        for (path, status), count in self._answered.items():
-            self._requests.labels(path, str(status)).inc(count)
-        self._answered.clear()
-        for model, (rows, steps) in self._run.items():
-            self._rows.labels(model).inc(rows)
-            self._steps.labels(model).inc(steps)
-        self._run.clear()
-        for tally in (*self._of_stage.values(), *self._of_path.values()):
-            tally.fold()
+        for (path, model, _), route in self._routes.items():
+            for status, count in route.answered.items():
+                self._requests.labels(path, model or "", str(status)).inc(count)
+            if route.rows and model is not None:
+                self._rows.labels(model).inc(route.rows)
+                self._steps.labels(model).inc(route.steps)
+            route.answered.clear()
+            route.rows = route.steps = 0
+            for tally in (route.latency, *route.stages.values()):
+                tally.fold()
+        for kind, count in self._failures.items():
+            self._problems.labels(slug(kind)).inc(count)
+        self._failures.clear()
+        self._batch.fold()
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def gauge(self, name: str, text: str, together: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+    def gauge(self, name: str, text: str, together: Literal["livesum", "livemax", "livemin"] = "livesum") -> Gauge:
         """A gauge; `together` says how those of several workers make one."""
         return Gauge(name, text, registry=self.registry, multiprocess_mode=together)
 
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
+    def _add(self, path: str, model: str | None, streams: bool) -> Route:
+        times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
+        route = Route(Tally(times.labels(path, model or ""), bounds), stages)
+        self._routes[path, model, streams] = route
+        return route
+
 
 class Sampler:
     """What is read of the parts of the service now and then, and the page of all metrics. Sizes are in bytes."""
 
-    def __init__(self, metrics: Metrics, inference: Inference, sessions: Sessions, dropped: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        inference: Inference,
+        sessions: Sessions,
+        dropped: Callable[[], int],
+        unready: Callable[[], list[str]],
+    ) -> None:
         self._metrics = metrics
         self._inference = inference
         self._sessions = sessions
@@ -137,7 +174,14 @@ class Sampler:
         text = "Sessions opened; steps run; commits, replays and conflicts of steps."
         self._events = metrics.counter("rnn_session_events", text, "event")
         self._ended = metrics.counter("rnn_sessions_ended", "Sessions that ended, by reason.", "reason")
-        self._counted: Count[tuple[Counter, tuple[str, ...]]] = Count()
+        self._unready = unready
+        self._ready = metrics.gauge("rnn_ready", "1 if every worker is ready, else 0.", "livemin")
+        self._workers = metrics.gauge("rnn_workers", "Processes that answer requests.")
+        self._memory = metrics.gauge("rnn_memory_bytes", "Resident memory of these processes.")
+        self._cpu = metrics.counter("rnn_cpu_seconds", "CPU time of all processes since the start.")
+        text = "Start of the youngest of these processes, since 1970."
+        metrics.gauge("rnn_start_time_seconds", text, "livemax").set(time())
+        self._counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
 
     def sample(self) -> None:
         self._metrics.fold()
@@ -153,6 +197,10 @@ class Sampler:
         for reason, ended in cache.counts.ended.items():
             self._advance(ended, self._ended, reason)
         self._advance(self._lines_dropped(), self._dropped)
+        self._advance(process_time(), self._cpu)
+        self._ready.set(not self._unready())
+        self._workers.set(1)
+        self._memory.set(int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     async def keep_sampling(self) -> None:
         """Sample ten times a second, for ever: the page may be asked of another worker. The last is at the end."""
@@ -168,11 +216,15 @@ class Sampler:
         self.sample()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._metrics.registry)
+        for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
+            if not Path("/proc", pid := file.stem.rpartition("_")[2]).exists():
+                with suppress(FileNotFoundError):  # another worker does the same
+                    mark_process_dead(pid)
         together = CollectorRegistry()
         MultiProcessCollector(together)
         return generate_latest(together)
 
-    def _advance(self, count: int, counter: Counter, *labels: str) -> None:
+    def _advance(self, count: float, counter: Counter, *labels: str) -> None:
         """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""
-        (counter.labels(*labels) if labels else counter).inc(count - self._counted[counter, labels])
+        (counter.labels(*labels) if labels else counter).inc(count - self._counted.get((counter, labels), 0))
         self._counted[counter, labels] = count

@@ -6,10 +6,9 @@ trusted proxy's: what stands left of it may be the client's own invention.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
-
-from service.api.hosts import address_of
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 MAX_BYTES, MAX_ENTRIES = 1024, 16  # of the header, from its right end
 REMEMBERED = 4096
@@ -47,3 +46,9 @@ class TrustedProxies:
     def _is_trusted(self, text: str) -> bool:
         address = address_of(text)
         return address is not None and any(address in network for network in self._networks)
+
+
+def address_of(name: str) -> IPv4Address | IPv6Address | None:
+    with suppress(ValueError):
+        return ip_address(name)
+    return None

@@ -8,13 +8,19 @@ from time import monotonic, perf_counter
 from typing import NamedTuple
 
 from service.errors import FieldError, InvalidRequest
+from service.serving.scheduler import Timings
 
-STAGES = ("decode", "queue", "compute", "encode")
+STAGES = ("decode", "queue", "compute", "commit", "encode")
+
+MAX_INTERVALS = 64  # a reply that is generated turn by turn has any number of them
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-# Two hosts make one that is malformed.
-_LISTS = (b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host", b"x-forwarded-for")
+# Two hosts make one that is malformed, and so do two parents of a trace.
+_LISTS = (
+    *(b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host"),
+    *(b"traceparent", b"tracestate", b"x-forwarded-for"),
+)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -41,6 +47,8 @@ class Request:
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
     - streams: whether it takes as long as its client wants
     - stages: seconds by one of `STAGES`
+    - intervals: stage, begin and end (`perf_counter()`) in order, for a trace; None if nobody asks for them
+    - failure: the kind of the error that the client was told
     """
 
     method: str
@@ -62,6 +70,8 @@ class Request:
     rows: int = 0
     steps: int = 0
     stages: dict[str, float] = field(default_factory=dict)
+    intervals: list[tuple[str, float, float]] | None = None
+    failure: type[Exception] | None = None
     status: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
@@ -94,13 +104,20 @@ class Request:
         """Add the time since `since` to a stage; returns now."""
         now = perf_counter()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - since
+        if self.intervals is not None:
+            _note(self.intervals, stage, since, now)
         return now
 
-    def book(self, queue: float, compute: float) -> None:
-        """Add the seconds of an engine run."""
-        stages = self.stages
-        stages["queue"] = stages.get("queue", 0.0) + queue
-        stages["compute"] = stages.get("compute", 0.0) + compute
+    def book(self, timings: Timings) -> None:
+        """Add an engine run."""
+        stages, begun = self.stages, timings.begun
+        stages["queue"] = stages.get("queue", 0.0) + begun - timings.submitted
+        stages["compute"] = stages.get("compute", 0.0) + timings.compute
+        if self.intervals is not None:
+            shift = perf_counter() - monotonic()  # in case that the clocks differ
+            if begun > timings.submitted:
+                _note(self.intervals, "queue", timings.submitted + shift, begun + shift)
+            _note(self.intervals, "compute", begun + shift, timings.ended + shift)
 
     def timeout(self) -> float | None:
         """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""
@@ -124,6 +141,14 @@ def joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             if values := [value for key, value in headers if key == name]:
                 found[name] = b", ".join(values)
     return found
+
+
+def _note(intervals: list[tuple[str, float, float]], stage: str, begin: float, end: float) -> None:
+    """Keep an interval; pieces of one stage are one."""
+    if intervals and intervals[-1][0] == stage:
+        intervals[-1] = stage, intervals[-1][1], end
+    elif len(intervals) < MAX_INTERVALS:
+        intervals.append((stage, begin, end))
 
 
 def given_id(headers: Mapping[bytes, bytes]) -> str | None:

@@ -75,7 +75,7 @@ class Step:
         self.limits.check_reply(model.spec, 1, len(inputs), returns | {"outputs"})
         _refuse_long(len(inputs), model.spec)
         strict = kind == JSON and asked.non_finite == "error"
-        terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, book=request.book)
+        terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, times=request)
         try:
             ran = await self.session_steps.run(session, inputs, asked.step, terms, request.deadline())
         except NonFinite as error:

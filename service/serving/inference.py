@@ -95,7 +95,8 @@ class Inference:
         engine.run([rows])
         if rows.pooled is not None:
             _predict(engine, rows)
-        return Timings(compute=monotonic() - begun)
+        ended = monotonic()
+        return Timings(begun, begun, ended, ended - begun)
 
     async def generate(
         self,
@@ -113,9 +114,11 @@ class Inference:
         """
         engine = engine or self.registry.loaded(model)
         if engine is not None and generation.estimate(engine) <= INLINE_SECONDS:
-            if deadline is not None and monotonic() > deadline:
+            begun = monotonic()
+            if deadline is not None and begun > deadline:
                 raise passed()
-            yield Timings(compute=generation.run(engine))
+            seconds = generation.run(engine)
+            yield Timings(begun, begun, begun + seconds, seconds)
             return
         with self._queued(generation.nbytes):
             engine = engine or await self.registry.engine(model)
@@ -146,8 +149,10 @@ class Inference:
         scheduler, timings = self._scheduler(model, engine), Timings()
         for first in range(0, rows.lengths.size, PART_ROWS):
             ran = await scheduler.run(rows.part(first, first + PART_ROWS), deadline)
-            timings.queue += ran.queue
-            timings.compute += ran.compute
+            ran.compute += timings.compute
+            if first:
+                ran.submitted, ran.begun = timings.submitted, timings.begun
+            timings = ran
             deadline = None  # what has begun runs to its end
         if rows.pooled is not None:
             await asyncio.get_running_loop().run_in_executor(self._pool, _predict, engine, rows)

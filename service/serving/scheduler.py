@@ -34,9 +34,11 @@ Outcome = tuple[float, float, list[Exception | None]]
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of a request went, in seconds."""
+    """When rows came, began and ended (`monotonic()`), and the seconds of their turns; others have theirs between."""
 
-    queue: float = 0.0
+    submitted: float = 0.0
+    begun: float = 0.0
+    ended: float = 0.0
     compute: float = 0.0
 
 
@@ -81,7 +83,7 @@ class Job:
         if failure is not None:
             self.done.set_exception(failure)
         elif self.by_turn or not self.generation.live if self.generation else self.advanced >= self.longest:
-            self.done.set_result(Timings(queue=self.begun - self.submitted, compute=self.compute))
+            self.done.set_result(Timings(self.submitted, self.begun, begun + seconds, self.compute))
 
 
 class Scheduler:

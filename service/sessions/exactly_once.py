@@ -10,13 +10,15 @@ commit names the revision that the step was computed from: if another process wa
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import NamedTuple, TypeVar
+from time import perf_counter
+from typing import NamedTuple, Protocol, TypeVar
 
 from service.engine.interface import Floats
 from service.errors import NonFiniteOutput, StepConflict, StepOutOfOrder
 from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
+from service.serving.scheduler import Timings
 from service.sessions.cache import SessionCache
 from service.sessions.lifecycle import Session
 from service.sessions.queue import SessionQueue
@@ -45,13 +47,21 @@ class Progress(NamedTuple):
     kept: bytes
 
 
+class StageTimes(Protocol):
+    """What hears how long the stages of a request take."""
+
+    def mark(self, stage: str, since: float) -> float: ...
+
+    def book(self, timings: Timings) -> None: ...
+
+
 class Terms(NamedTuple):
     """How the caller of steps wants them."""
 
     refuse_non_finite: bool  # a result that is NaN or infinite is an error, and the state stays as it was
     with_state: bool  # h and c are results
     in_stream: bool  # any of the last steps may be repeated, beside new ones; else a request is repeated whole
-    book: Callable[[float, float], None]  # is told the seconds that each run waited and computed
+    times: StageTimes
 
     def checked(self, done: list[Steps]) -> list[Steps]:
         """Raises NonFinite, if that is refused."""
@@ -110,7 +120,7 @@ class SessionSteps:
         step: int | None,
         digest: bytes,
         check: Callable[[], None],
-        book: Callable[[float, float], None],
+        times: StageTimes,
         deadline: float | None = None,
     ) -> int:
         """Run a generation of one row on a session just found, or fill it again; gives the number of its first step.
@@ -132,14 +142,14 @@ class SessionSteps:
             turns = self._inference.generate(session.model, generation, deadline, engine=session.engine)
             async with aclosing(turns):
                 async for timings in turns:
-                    book(timings.queue, timings.compute)
+                    times.book(timings)
             check()
             return before.step + 1, Progress(generation.step, encode_state(h, c), keep_generation(generation, digest))
 
         async with self._queue.turn(session.record.id) as call:
             if call.waited:
                 session = await self.again(session)
-            return await self._once(session, step, attempt)
+            return await self._once(session, step, times, attempt)
 
     async def _run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
@@ -153,7 +163,7 @@ class SessionSteps:
             h, c = decode_state(spec, before.state)
             steps, rows = prepare(spec, before.step + 1, new, h, c)
             timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
-            terms.book(timings.queue, timings.compute)
+            terms.times.book(timings)
             terms.checked([*done, steps])
             if terms.in_stream or steps.count > 1:
                 earlier = before.replies if terms.in_stream else b""
@@ -162,12 +172,13 @@ class SessionSteps:
                 kept = keep_one(new, steps)
             return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
-        return await self._once(session, step, attempt)
+        return await self._once(session, step, terms.times, attempt)
 
     async def _once(
         self,
         session: Session,
         step: int | None,
+        times: StageTimes,
         attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]],
     ) -> Result:
         """Attempt from where the session stands, and commit the progress; None says that all was done before."""
@@ -184,7 +195,12 @@ class SessionSteps:
                     return result
                 last, now = before.step + progress.steps, self._cache.clock()
                 position = Position(before.revision + 1, last, progress.state, progress.kept, now)
-                if await self._cache.commit(session.record, before, position):
+                begun = perf_counter()
+                try:
+                    committed = await self._cache.commit(session.record, before, position)
+                finally:
+                    times.mark("commit", begun)
+                if committed:
                     counts.commits += 1
                     counts.steps += progress.steps
                     return result

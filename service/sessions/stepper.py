@@ -10,6 +10,7 @@ from service.engine.interface import Engine, Floats, Rows
 from service.errors import FieldError, InvalidRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
+from service.serving.scheduler import Timings
 from service.spec import ModelSpec
 from service.wire.arrays import finite
 
@@ -98,7 +99,7 @@ class StatelessStepper:
     c: Floats | None  # (L,1,H)
     predictions: bool  # whether the head is to run
     with_state: bool  # whether h and c are results
-    book: Callable[[float, float], None]  # is told the seconds that each run waited and computed
+    book: Callable[[Timings], None]  # is told when each run waited and computed
     done: int = 0
 
     async def run(
@@ -111,7 +112,7 @@ class StatelessStepper:
         h, c = self.h.copy(), None if self.c is None else self.c.copy()
         steps, rows = prepare(self.model.spec, self.done + 1, inputs, h, c, predictions=self.predictions)
         timings = await self.inference.run(self.model, rows, deadline, engine=self.engine)
-        self.book(timings.queue, timings.compute)
+        self.book(timings)
         if refuse_non_finite:
             check_finite([steps], state=self.with_state)
         self.h, self.c = h, c

@@ -15,6 +15,7 @@ from .raw import Wire, head, post
 from .running import until
 from .sockets import opened
 
+GENERATE = {"model": "gru", "inputs": [[1, 2, 3, 4]], "steps": 2, "feedback": [0, 1], "future": [[0] * 4]}
 OK = {"model": "tanh", "inputs": [[1, 2, 3, 4]]}
 
 
@@ -74,11 +75,13 @@ def test_metrics_count_requests_rows_and_steps(service, path):
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert grown['rnn_rows_total{model="relu"}'] == 6
     assert grown['rnn_steps_total{model="relu"}'] == (18 if path == "/rnn/forward" else 6)
-    assert grown[f'rnn_requests_total{{path="{path}",status="200"}}'] == 3
-    assert grown[f'rnn_requests_total{{path="{path}",status="400"}}'] == 1
-    assert grown[f'rnn_request_seconds_count{{path="{path}"}}'] == 4
+    assert grown[f'rnn_requests_total{{model="relu",path="{path}",status="200"}}'] == 3
+    assert grown[f'rnn_requests_total{{model="",path="{path}",status="400"}}'] == 1
+    assert grown['rnn_problems_total{type="malformed-body"}'] == 1
+    assert grown[f'rnn_request_seconds_count{{model="relu",path="{path}"}}'] == 3
+    assert grown[f'rnn_request_seconds_count{{model="",path="{path}"}}'] == 1
     for stage in ("queue", "compute", "encode"):
-        assert grown[f'rnn_stage_seconds_count{{stage="{stage}"}}'] == 3
+        assert grown[f'rnn_stage_seconds_count{{model="relu",stage="{stage}"}}'] == 3
     assert after["rnn_loaded_bytes"] > 0
 
 
@@ -87,10 +90,13 @@ def test_latencies_leave_out_streams(service):
     service.post("/cell/step?model=tanh", content=b"[1,2,3,4]\n", headers={"content-type": NDJSON})
     with opened(service, "?model=tanh", "[1,2,3,4]") as socket:
         socket.recv()
-    ended = 'rnn_requests_total{path="/cell/stream",status="101"}'
+    service.post("/rnn/generate", GENERATE, headers={"accept": NDJSON})
+    ended = 'rnn_requests_total{model="tanh",path="/cell/stream",status="101"}'
     after = until(lambda: (now := service.metrics()).get(ended, 0) > before.get(ended, 0) and now, "the end is counted")
     grown = {name for name in after if after[name] > before.get(name, 0) and "_seconds_count" in name}
-    assert grown <= {'rnn_request_seconds_count{path="/metrics"}'}
+    streams = [("gru", "/rnn/generate"), ("tanh", "/cell/step"), ("tanh", "/cell/stream")]
+    lives = {f'rnn_stream_seconds_count{{model="{model}",path="{path}"}}' for model, path in streams}
+    assert grown - {'rnn_request_seconds_count{model="",path="/metrics"}'} == lives
 
 
 def test_metrics_have_no_label_of_clients_text(service):

@@ -143,7 +143,7 @@ def test_stream_is_one_line_of_the_log(service):
     assert fields.items() >= wanted.items()
     assert fields["received_bytes"]
     assert fields["sent_bytes"]
-    assert 'rnn_requests_total{path="/cell/stream",status="101"}' in service.get("/metrics").text
+    assert 'rnn_requests_total{model="tanh",path="/cell/stream",status="101"}' in service.get("/metrics").text
 
 
 def test_deadline_holds_for_each_frame(service):

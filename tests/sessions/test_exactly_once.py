@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.api.request import Request
 from service.engine.interface import Rows
 from service.engine.native.engine import NativeEngine
 from service.errors import SessionBusy, SessionGone, SessionNotFound, SessionsFull, StepConflict, StepOutOfOrder
@@ -28,6 +29,7 @@ from tests.reference import weights_of
 SPECS = [ModelSpec("rnn", 3, 5), ModelSpec("lstm", 2, 4, num_layers=2, proj_size=3).with_linear_head(2)]
 ENGINES = [NativeEngine(spec, weights_of(spec, seed=1), threads=1) for spec in SPECS]
 OWNER = b"somebody"
+UNTIMED = Request("POST", "/cell/step", b"", {}, "", "")
 UNLIMITED = SessionLimits(10**6, 2**40, "refuse")
 
 
@@ -75,7 +77,7 @@ class Process:
 
     async def run(self, inputs, step=None, *, in_stream=False, strict=True, name="s"):
         record = await self.cache.find(name, OWNER)
-        terms = Terms(strict, with_state=False, in_stream=in_stream, book=lambda queue, compute: None)
+        terms = Terms(strict, with_state=False, in_stream=in_stream, times=UNTIMED)
         ran = await self.steps.run(Session(record, self.model, self.engine), inputs, step, terms)
         return np.concatenate([steps.outputs for steps in ran]), ran
 

@@ -14,7 +14,7 @@ from service.sessions.replay import decode_state
 from tests.loop import in_loop
 from tests.reference import weights_of
 from tests.serving.test_generation import of_tokens
-from tests.sessions.test_exactly_once import OWNER, Process, SharedStore
+from tests.sessions.test_exactly_once import OWNER, UNTIMED, Process, SharedStore
 
 ENGINE = NativeEngine(of_tokens("lstm"), weights_of(of_tokens("lstm"), 2), threads=1)
 
@@ -25,7 +25,7 @@ async def generate(process, steps, step=None, digest=b"d" * 16, seed=5, check=la
     returns = frozenset(("predictions",))
     generation = Generation(ENGINE.spec, np.array([[3]], np.float32), steps, returns, sampling, stop={6})
     session = Session(await process.cache.find("s", OWNER), process.model, ENGINE)
-    first = await process.steps.generate(session, generation, step, digest, check, lambda queue, compute: None)
+    first = await process.steps.generate(session, generation, step, digest, check, UNTIMED)
     count = generation.step
     results = [values[0, :count].tobytes() for values in generation.results.values()]
     return first, count, int(sampling.seeds[0]), *results, generation.rows.h.tobytes(), generation.rows.c.tobytes()

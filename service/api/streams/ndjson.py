@@ -36,6 +36,7 @@ class NdjsonStreams:
         except ServiceError as error:
             if not request.status:
                 raise
+            request.failure = type(error)
             await reply.write(error_line(error, request.request_id))
             await incoming.linger()  # closing at once could cost the client the error line
         await reply.write(b"", last=True)

@@ -90,7 +90,7 @@ class Opener:
         session = await self.sessions.use(session_id, request.session_owner)
         refuse_another_model(session.model, asked.model, asked.version)
         with_state = not {"h", "c"}.isdisjoint(asked.returns or ())
-        terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, book=request.book)
+        terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, times=request)
         return SessionStepper(self.session_steps, session, terms)
 
 

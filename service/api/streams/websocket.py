@@ -62,6 +62,7 @@ class WebSocketStreams:
         except ClientGone:
             raise
         except Exception as error:
+            request.failure = type(error)
             if not isinstance(error, ServiceError):
                 structlog.get_logger().exception("internal_error", request_id=request.request_id)
             await connection.write(error_line(error, request.request_id))
