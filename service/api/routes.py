@@ -12,8 +12,7 @@ from service.api.paths import INFER, INFER_VERSION
 from service.api.replies import ForwardReply, GenerateReply, SessionStepReply, SessionView, StepReply
 from service.api.request import Request
 from service.api.requests import ForwardRequest, GenerateRequest, OpenRequest, SessionStepRequest, StepRequest
-from service.api.v2.requests import InferRequest
-from service.api.v2.views import InferReply
+from service.api.v2.requests import InferReply, InferRequest
 from service.errors import Forbidden, Unauthorized
 
 _ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}

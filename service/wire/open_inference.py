@@ -10,11 +10,11 @@ Source: docs/predict-api-v2 of the protocol, and extension_binary_data.md of the
 
 import json as text_of_python
 import re
-from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -39,20 +39,14 @@ _WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 Array = Floats | Integers
 
 
-class Tensor(Protocol):
-    """What a body says of an input; data is where its numbers are among `Cut.lists`, None if they follow the JSON."""
+class Described(NamedTuple):
+    """What a body says of a tensor: its bytes after the JSON, or the place of its numbers in `Cut.lists`."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> Sequence[int]: ...
-    @property
-    def datatype(self) -> str: ...
-    @property
-    def data(self) -> Sequence[int] | None: ...
-    @property
-    def binary_data_size(self) -> int | None:
-        """How many bytes after the JSON are the tensor's."""
+    name: str
+    shape: Sequence[int]
+    datatype: str
+    binary_bytes: int | None
+    data: Sequence[int] | None
 
 
 class Cut(NamedTuple):
@@ -90,7 +84,7 @@ def cut(body: bytes, header_bytes: int | None) -> Cut:
     return Cut(_read(b"".join((*parts, body[begin:end]))), body, lists, end)
 
 
-def arrays(tensors: Iterable[Tensor], cut: Cut) -> Iterator[dict[str, Array]]:
+def arrays(tensors: Sequence[Described], cut: Cut) -> Iterator[dict[str, Array]]:
     """The arrays by name, float32 or int64, that have been read after each piece; at the end those of all tensors.
 
     float16 and float64 become float32, int32 becomes int64; binary ones are views of the body where they can be.
@@ -99,7 +93,7 @@ def arrays(tensors: Iterable[Tensor], cut: Cut) -> Iterator[dict[str, Array]]:
     found: dict[str, Array] = {}
     begin, used = cut.header_bytes, 0
     for tensor in tensors:
-        size = tensor.binary_data_size
+        size = tensor.binary_bytes
         if (size is None) == (tensor.data is None):
             raise _wrong(tensor, "has both data and binary_data_size" if size is not None else "has no data")
         if tensor.name in found:
@@ -150,7 +144,7 @@ def _read(text: bytes) -> Any:
         raise MalformedBody(f"not JSON: {error}") from None
 
 
-def _binary(tensor: Tensor, body: bytes, begin: int, size: int) -> Array:
+def _binary(tensor: Described, body: bytes, begin: int, size: int) -> Array:
     dtype, count = np.dtype(READ[tensor.datatype]), prod(tensor.shape)
     if size != count * dtype.itemsize:
         takes = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * dtype.itemsize} bytes"
@@ -206,7 +200,7 @@ def _read_slowly(name: str, text: bytes) -> Floats | Ragged:
     return values
 
 
-def _shaped(tensor: Tensor, values: Floats | Ragged) -> Array:
+def _shaped(tensor: Described, values: Floats | Ragged) -> Array:
     """Numbers of JSON in a tensor's shape and type. Raises InvalidRequest."""
     count = prod(tensor.shape)
     if isinstance(values, Ragged) or values.shape not in ((count,), tuple(tensor.shape)):
@@ -235,5 +229,5 @@ def _text(values: Array) -> Iterator[bytes]:
         yield text if begin == 0 else b"," + text
 
 
-def _wrong(tensor: Tensor, what: str) -> InvalidRequest:
+def _wrong(tensor: Described, what: str) -> InvalidRequest:
     return bad((tensor.name,), what)

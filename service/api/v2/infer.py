@@ -16,18 +16,16 @@ from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest, StepRequest, validate
 from service.api.shapes import Limits, invalid
 from service.api.step import StepCall
-from service.api.stepping import steppable
-from service.api.v2.requests import STEP, InferInput, InferOutput, InferRequest, Signature, TensorSpec, signature
+from service.api.v2.models import served
+from service.api.v2.requests import STEP, InferRequest, Signature, Tensor
 from service.errors import MalformedRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.wire import open_inference
 from service.wire.arrays import Floats
-from service.wire.open_inference import READ, Array, Cut
+from service.wire.open_inference import READ, Array, Cut, Described
 
 LENGTH = b"inference-header-content-length"
-
-_STATES_IN, _STATES_OUT = ("h0", "c0", "h", "c"), ("h_n", "c_n", "h", "c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,12 @@ class Infer:
 
     async def __call__(self, request: Request) -> Reply:
         name, version = infer_names(request.path) or ("", None)
-        by_step = name.endswith(STEP)
-        model = self.inference.registry.resolve(name.removesuffix(STEP), version)
-        request.model, request.version = model.name, model.version
-        tensors = signature(steppable(model).spec if by_step else model.spec, by_step=by_step)
+        model, tensors = served(self.inference.registry, name, version)
+        request.model, request.version = name, model.version
         asked, arrays = await self._decode(request, tensors)
         if asked.parameters.sequence_id:  # a sequence's step runs in its session, from here on
             raise invalid(f"sequence_id is given; {name} has no sequences", "parameters", "sequence_id")
-        results = await self._run(request, model, asked, arrays, by_step=by_step)
+        results = await self._run(request, model, asked, arrays, by_step=name.endswith(STEP))
         fields = {"model_name": name, "model_version": model.version} | ({"id": asked.id} if asked.id else {})
         return await self._encode(request, asked, fields, results)
 
@@ -57,12 +53,16 @@ class Infer:
         if length is not None and not (length.isdigit() and len(length) < 20):
             raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
         if length is not None and not int(length):
-            asked, cut = _raw(body, tensors.inputs["inputs"]), Cut({}, body, [], 0)
+            cut, asked = Cut({}, body, [], 0), _raw(len(body), tensors.inputs["inputs"])
         else:
             cut = open_inference.cut(body, None if length is None else int(length))
             asked = validate(InferRequest, cut.document)
         _check(asked, tensors)
-        reading = open_inference.arrays(asked.inputs, cut)
+        said = [
+            Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data)
+            for one in asked.inputs
+        ]
+        reading = open_inference.arrays(said, cut)
         if len(body) >= HEAVY_BYTES and cut.lists:
             return asked, (await self.documents.in_pieces(request, "decode", reading))[-1]
         *_, arrays = await asyncio.to_thread(list, reading) if len(body) > VIEW_BYTES else reading
@@ -72,34 +72,29 @@ class Infer:
     async def _run(
         self, request: Request, model: ModelVersion, asked: InferRequest, arrays: Mapping[str, Array], *, by_step: bool
     ) -> dict[str, Floats]:
-        """Run a forward, or a step from a state that the client keeps; gives what is asked for, batch first."""
+        """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
         returns = [output.name for output in asked.outputs] or None
-        fields: dict[str, Any] = {**arrays, "returns": returns}
-        for name in arrays.keys() & _STATES_IN:
-            fields[name] = np.ascontiguousarray(arrays[name].swapaxes(0, 1))
+        fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in arrays.items()}
         call: Call
         if by_step:
-            call = StepCall(validate(StepRequest, fields), model, self.limits)
+            call = StepCall(validate(StepRequest, {**fields, "returns": returns}), model, self.limits)
         else:
-            call = await forward_call(validate(ForwardRequest, fields), model, self.limits, pads=True)
+            forward = validate(ForwardRequest, {**fields, "returns": returns})
+            call = await forward_call(forward, model, self.limits, pads=True)
         deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
         found, _ = await run_rows(self.inference, request, model, call, deadline, ragged=False)
         results = call.results()
-        for name in found.keys() & _STATES_OUT:
-            found[name] = np.ascontiguousarray(results[name].swapaxes(0, 1))
-        return {name: found[name] for name in returns or found}
+        return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}
 
     async def _encode(
         self, request: Request, asked: InferRequest, fields: Mapping[str, Any], results: Mapping[str, Floats]
     ) -> Reply:
-        """The reply: JSON, and after it the memory of those arrays that are asked for as binary data."""
+        """The reply: JSON, and after it the memory of those arrays that are wanted as bytes."""
+        begun, default = perf_counter(), asked.parameters.binary_data_output
         said = {output.name: output.parameters.binary_data for output in asked.outputs}
-        default = asked.parameters.binary_data_output
         binary = [name for name in results if (default if said.get(name) is None else said[name])]
-        begun = perf_counter()
         text = open_inference.header(fields, results, binary)
-        printed = sum(values.nbytes for name, values in results.items() if name not in binary)
-        if printed >= HEAVY_BYTES:
+        if sum(results[name].nbytes for name in results.keys() - binary) >= HEAVY_BYTES:
             parts = await self.documents.in_pieces(request, "encode", text)
         else:
             parts = [b"".join(text)]
@@ -108,48 +103,43 @@ class Infer:
             return Reply(200, JSON.encode(), parts[0] if len(parts) == 1 else parts)
         length = sum(map(len, parts))
         parts.append(b" " * (-length % 8))  # clients' views of the arrays are aligned then
-        head = [(LENGTH, str(length + len(parts[-1])).encode())]
-        return Reply(
-            200, OCTETS.encode(), [*parts, *(results[name].reshape(-1).view(np.uint8).data for name in binary)], head
-        )
+        memory = [results[name].reshape(-1).view(np.uint8).data for name in binary]
+        return Reply(200, OCTETS.encode(), [*parts, *memory], [(LENGTH, b"%d" % (length + len(parts[-1])))])
 
 
-def _raw(body: bytes, tensor: TensorSpec) -> InferRequest:
+_BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
+"""Tensors that are batch first everywhere; states have their layers first in the other calls."""
+
+
+def _swapped(state: Array) -> Any:
+    return np.ascontiguousarray(state.swapaxes(0, 1))
+
+
+def _raw(size: int, tensor: Tensor) -> InferRequest:
     """The request that a body means which is nothing but the bytes of `inputs`: one row, or rows of one step."""
-    *_, last = tensor.shape
-    size = np.dtype(READ[tensor.datatype]).itemsize * max(last, 1)
-    if not body or len(body) % size:
-        raise invalid(f"the body has {len(body)} bytes; expected {tensor.datatype}, {size} bytes a step", "inputs")
-    free = [axis for axis, length in enumerate(tensor.shape) if length == -1]
-    shape = [len(body) // size if axis == free[-1] else abs(length) for axis, length in enumerate(tensor.shape)]
-    one: dict[str, Any] = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
-    one["parameters"] = {"binary_data_size": len(body)}
+    step = np.dtype(READ[tensor.datatype]).itemsize * max(tensor.shape[-1], 1)
+    if not size or size % step:
+        raise invalid(f"the body has {size} bytes; expected {tensor.datatype}, {step} bytes a step", "inputs")
+    free = max(axis for axis, length in enumerate(tensor.shape) if length == -1)
+    shape = [size // step if axis == free else abs(length) for axis, length in enumerate(tensor.shape)]
+    one = {"name": "inputs", "shape": shape, "datatype": tensor.datatype, "parameters": {"binary_data_size": size}}
     return validate(InferRequest, {"inputs": [one], "parameters": {"binary_data_output": True}})
 
 
 def _check(asked: InferRequest, tensors: Signature) -> None:
-    """Raise InvalidRequest for what is none of the model's tensors, or is asked for in a way that is not offered."""
-    for index, one in enumerate(asked.inputs):
-        _check_name("inputs", index, one, tensors.inputs)
+    """Raise InvalidRequest for what is none of the model's tensors, comes twice, or has another type or shape."""
+    for field, given, known in (("inputs", asked.inputs, tensors.inputs), ("outputs", asked.outputs, tensors.outputs)):
+        names = [one.name for one in given]
+        for index, name in enumerate(names):
+            if name not in known:
+                raise invalid(f"{field}[{index}] is {name!r}; this model has {', '.join(known)}", field, index)
+            if names.index(name) < index:
+                raise invalid(f"{field}[{index}] is {name!r}, which comes twice", field, index)
+    if "inputs" not in [one.name for one in asked.inputs]:
+        raise invalid("the tensor named inputs is missing", "inputs")
+    for one in asked.inputs:
         takes = tensors.inputs[one.name]
-        fits = len(one.shape) == len(takes.shape) and all(
-            size in (-1, came) for size, came in zip(takes.shape, one.shape, strict=True)
-        )
-        if one.datatype[0] != takes.datatype[0] or not fits:
+        fits = [size in (-1, came) for size, came in zip(takes.shape, one.shape, strict=False)]
+        if one.datatype[0] != takes.datatype[0] or len(one.shape) != len(takes.shape) or not all(fits):
             came = f"{one.datatype} of shape {one.shape}"
             raise invalid(f"{one.name} is {came}; expected {takes.datatype} of shape {list(takes.shape)}", one.name)
-    for index, output in enumerate(asked.outputs):
-        _check_name("outputs", index, output, tensors.outputs)
-    given = [one.name for one in asked.inputs]
-    if "inputs" not in given:
-        raise invalid(f"the input named inputs is missing; there is {', '.join(given)}", "inputs")
-    if len(asked.outputs) != len({output.name for output in asked.outputs}):
-        raise invalid("outputs names one twice", "outputs")
-
-
-def _check_name(field: str, index: int, one: InferInput | InferOutput, known: Mapping[str, TensorSpec]) -> None:
-    if one.name not in known:
-        raise invalid(f"{field}[{index}] is {one.name!r}; this model has {', '.join(known)}", field, index)
-    for name in ("classification", "shared_memory_region"):
-        if (one.parameters.model_extra or {}).get(name):
-            raise invalid(f"{field}[{index}] asks for {name}, which is not offered", field, index)
