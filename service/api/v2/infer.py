@@ -76,6 +76,8 @@ class Infer:
     ) -> dict[str, Floats]:
         """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
         returns = [output.name for output in asked.outputs] or None
+        if "lengths" in given:
+            given = {**given, "lengths": given["lengths"].reshape(-1)}
         fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in given.items()}
         call: Call
         if by_step:
@@ -141,7 +143,8 @@ def _check(asked: InferRequest, tensors: Signature) -> None:
         raise invalid("the tensor named inputs is missing", "inputs")
     for one in asked.inputs:
         takes = tensors.inputs[one.name]
-        fits = [size in (-1, came) for size, came in zip(takes.shape, one.shape, strict=False)]
-        if one.datatype[0] != takes.datatype[0] or len(one.shape) != len(takes.shape) or not all(fits):
+        shape = [*one.shape, 1][:2] if one.name == "lengths" else one.shape  # (B) is what people write
+        fits = [size in (-1, came) for size, came in zip(takes.shape, shape, strict=False)]
+        if one.datatype[0] != takes.datatype[0] or len(shape) != len(takes.shape) or not all(fits):
             came = f"{one.datatype} of shape {one.shape}"
             raise invalid(f"{one.name} is {came}; expected {takes.datatype} of shape {list(takes.shape)}", one.name)

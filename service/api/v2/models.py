@@ -111,7 +111,7 @@ def models_v2_router(registry: Registry, sampler: Sampler) -> APIRouter:
         return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
 
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
-        """The batch is the first of `dims`, or with a `max_batch_size` before them."""
+        """The batch comes before `dims`."""
         return _configuration(model, served(registry, model, version)[1])
 
     async def model_stats(model: str, version: str | None = None) -> dict[str, Any]:
@@ -203,12 +203,10 @@ def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVer
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:
-    batch = PART_ROWS * name.endswith(STEP)  # else 0: `lengths` has no axis but the batch, as Triton demands then
-    config: dict[str, Any] = {"name": name, "backend": NAME, "max_batch_size": batch}
+    config: dict[str, Any] = {"name": name, "backend": NAME, "max_batch_size": PART_ROWS}
     for side, some in zip(("input", "output"), tensors, strict=True):
         config[side] = [
-            {"name": key, "data_type": f"TYPE_{one.datatype}", "dims": one.shape[batch > 0 :]}
-            for key, one in some.items()
+            {"name": key, "data_type": f"TYPE_{one.datatype}", "dims": one.shape[1:]} for key, one in some.items()
         ]
     for one in config["input"]:
         one["optional"] = one["name"] != "inputs"
