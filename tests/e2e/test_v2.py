@@ -193,7 +193,7 @@ STATE = {"name": "h0", "shape": [1, 1, 6], "datatype": "FP32", "data": [0] * 6}
         ({}, ["inputs is required"]),
         ([], ["dictionary"]),
         ({"inputs": []}, ["inputs"]),
-        ({"inputs": [X], "ouputs": []}, ["ouputs is not a field of this request; did you mean outputs?"]),
+        ({"inputs": [X], "output": []}, ["output is not a field of this request; did you mean outputs?"]),
         ({"inputs": [X | {"dtype": "FP32"}]}, ["inputs[0].dtype is not a field of this request"]),
         ({"inputs": [X | {"datatype": "BYTES"}]}, ["inputs[0].datatype", "'FP32'", "'BYTES'"]),
         ({"inputs": [X | {"datatype": "INT64"}]}, ["inputs is INT64 of shape [1, 2, 4]; expected FP32"]),
