@@ -29,6 +29,7 @@ from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
+from service.api.paths import INFER, INFER_VERSION
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
@@ -38,6 +39,8 @@ from service.api.streams.opening import Opener
 from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.traces import traces_from
+from service.api.v2.infer import Infer
+from service.api.v2.models import models_v2_router, service_router
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -101,6 +104,7 @@ def create_app(
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
+    infer = Infer(inference, documents, limits)
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:
@@ -144,6 +148,8 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry, administration),
+        models_v2_router(registry, sampler),
+        service_router(registry, administration, bodies, unready),
         operations_router(sampler, unready),
     ):
         app.include_router(router)
@@ -156,11 +162,13 @@ def create_app(
                 "/rnn/generate": generate,
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
                 "/cell/sessions": session_handlers.open,
+                INFER: infer,
+                INFER_VERSION: infer,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
             sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
-        admissions={"/rnn/forward": admission, "/rnn/generate": admission},
+        admissions=dict.fromkeys(("/rnn/forward", "/rnn/generate", INFER, INFER_VERSION), admission),
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),

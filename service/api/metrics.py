@@ -3,12 +3,12 @@
 import asyncio
 import os
 from collections import Counter as Count
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time, time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from prometheus_client import (
@@ -18,7 +18,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -47,25 +46,37 @@ class Tally:
         self._values: list[float] = []
         self.observe = self._values.append
 
-    def fold(self) -> None:
-        """Move what was observed to the histogram.
+    def fold(self) -> tuple[int, float]:
+        """Move what was observed to the histogram; gives how much that was, and its sum.
 
         By its own parts: to observe n values at once is not among its methods. It adds up what is below each bound
         when it is read.
         """
-        if not self._values:
-            return
+        observed, total = len(self._values), sum(self._values)
+        if not observed:
+            return 0, 0.0
         counts = np.bincount(np.searchsorted(self._bounds, self._values), minlength=len(self._bounds) + 1)
         for bucket, count in zip(self._histogram._buckets, counts.tolist(), strict=True):  # noqa: SLF001
             if count:
                 bucket.inc(count)
-        self._histogram._sum.inc(sum(self._values))  # noqa: SLF001
+        self._histogram._sum.inc(total)  # noqa: SLF001
         self._values.clear()
+        return observed, total
+
+
+class Kind(NamedTuple):
+    """Requests that are counted together."""
+
+    path: str
+    model: str | None
+    version: str | None
+    failed: bool
+    streams: bool
 
 
 @dataclass(slots=True)
-class Route:
-    """What is counted of the requests to one route for one model: of streams, or of all others."""
+class Counted:
+    """What is counted of the requests of one kind."""
 
     latency: Tally
     stages: dict[str, Tally]
@@ -97,37 +108,44 @@ class Metrics:
         batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
         self._batch = Tally(batch, _COUNTS)
         self._failures: Count[type[Exception]] = Count()
-        self._routes: dict[tuple[str, str | None, bool], Route] = {}
+        self._kinds: dict[Kind, Counted] = {}
         self.count_turn = self._batch.observe
+        labels = "model", "version"
+        text = "Calls of a model version, by outcome: success, fail; without streams."
+        self._calls = self.counter("rnn_model_calls", text, *labels, "outcome")
+        text = "Time of those calls: all, and by stage."
+        self._seconds = self.counter("rnn_model_seconds", text, *labels, "outcome", "part")
+        self._inferences = self.counter("rnn_model_rows", "Rows of calls that succeeded.", *labels)
+        text = "When a call last succeeded, since 1970."
+        self._last = Gauge("rnn_model_last_call_seconds", text, labels, registry=self.registry, multiprocess_mode="max")
 
     def count(self, request: Request, path: str, seconds: float) -> None:
         """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
-        key = path, request.model, request.streams
-        route = self._routes.get(key) or self._add(*key)
-        route.answered[request.status] += 1
-        route.latency.observe(seconds)
+        kind = Kind(path, request.model, request.version, request.status >= 400, request.streams)
+        counted = self._kinds.get(kind) or self._add(kind)
+        counted.answered[request.status] += 1
+        counted.latency.observe(seconds)
         if not request.streams:
             for stage, spent in request.stages.items():
-                route.stages[stage].observe(spent)
-        route.rows += request.rows
-        route.steps += request.steps
+                counted.stages[stage].observe(spent)
+        counted.rows += request.rows
+        counted.steps += request.steps
         if request.failure is not None:
             self._failures[request.failure] += 1
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
-        for (path, model, _), route in self._routes.items():
-            for status, count in route.answered.items():
-                self._requests.labels(path, model or "", str(status)).inc(count)
-            if route.rows and model is not None:
-                self._rows.labels(model).inc(route.rows)
-                self._steps.labels(model).inc(route.steps)
-            route.answered.clear()
-            route.rows = route.steps = 0
-            for tally in (route.latency, *route.stages.values()):
-                tally.fold()
-        for kind, count in self._failures.items():
-            self._problems.labels(slug(kind)).inc(count)
+        for kind, counted in self._kinds.items():
+            for status, count in counted.answered.items():
+                self._requests.labels(kind.path, kind.model or "", str(status)).inc(count)
+            counted.answered.clear()
+            calls, seconds = counted.latency.fold()
+            parts = {stage: tally.fold()[1] for stage, tally in counted.stages.items()}
+            if kind.model is not None and calls and (counted.rows or kind.failed):
+                self._fold_calls(kind, counted, calls, {"all": seconds, **parts})
+            counted.rows = counted.steps = 0
+        for error, count in self._failures.items():
+            self._problems.labels(slug(error)).inc(count)
         self._failures.clear()
         self._batch.fold()
 
@@ -141,12 +159,25 @@ class Metrics:
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
-    def _add(self, path: str, model: str | None, streams: bool) -> Route:
-        times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
-        stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
-        route = Route(Tally(times.labels(path, model or ""), bounds), stages)
-        self._routes[path, model, streams] = route
-        return route
+    def _add(self, kind: Kind) -> Counted:
+        times, bounds = (self._lives, _LIVES) if kind.streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(kind.model or "", stage), _SECONDS) for stage in STAGES}
+        counted = Counted(Tally(times.labels(kind.path, kind.model or ""), bounds), stages)
+        self._kinds[kind] = counted
+        return counted
+
+    def _fold_calls(self, kind: Kind, counted: Counted, calls: int, seconds: Mapping[str, float]) -> None:
+        self._rows.labels(kind.model).inc(counted.rows)
+        self._steps.labels(kind.model).inc(counted.steps)
+        if kind.streams:
+            return
+        which, outcome = (kind.model, kind.version or ""), "fail" if kind.failed else "success"
+        self._calls.labels(*which, outcome).inc(calls)
+        for part, spent in seconds.items():
+            self._seconds.labels(*which, outcome, part).inc(spent)
+        if not kind.failed:
+            self._inferences.labels(*which).inc(counted.rows)
+            self._last.labels(*which).set_to_current_time()
 
 
 class Sampler:
@@ -211,18 +242,18 @@ class Sampler:
         finally:
             self.sample()
 
-    def page(self) -> bytes:
-        """The Prometheus text of now; with several workers, of all of them."""
+    def collected(self) -> CollectorRegistry:
+        """All metrics of now; with several workers, of all of them."""
         self.sample()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._metrics.registry)
+            return self._metrics.registry
         for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
             if not Path("/proc", pid := file.stem.rpartition("_")[2]).exists():
                 with suppress(FileNotFoundError):  # another worker does the same
                     mark_process_dead(pid)
         together = CollectorRegistry()
         MultiProcessCollector(together)
-        return generate_latest(together)
+        return together
 
     def _advance(self, count: float, counter: Counter, *labels: str) -> None:
         """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 
 from service.api.home import document
@@ -47,7 +47,7 @@ def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> API
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(sampler.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(sampler.collected()), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get("/problems/{slug}", summary="What a problem means", response_class=PlainTextResponse)
     async def problem_page(slug: str) -> Response:

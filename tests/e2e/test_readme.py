@@ -1,4 +1,4 @@
-"""The README's calls with curl give the replies that it prints."""
+"""The README's and the protocol page's calls with curl give the replies that it prints."""
 
 import json
 import re
@@ -8,14 +8,21 @@ import pytest
 
 from .running import ROOT
 
-CALL = r"^    curl -s http://127\.0\.0\.1:8000(/\S+) [^\n]*-d '\n([^']*)'\n\n((?:    [^\n]*\n)+)"
+CALL = r"^    curl -s http://127\.0\.0\.1:8000(/\S+)[^\n]* -d '\n([^']*)'\n\n((?:    [^\n]*\n)+)"
 
 
 def numbers(value):
     return np.array(re.findall(r"-?[\d.]+(?:e-?\d+)?", json.dumps(value)), float)
 
 
-@pytest.mark.parametrize(("path", "body", "reply"), re.findall(CALL, (ROOT / "README.md").read_text(), re.MULTILINE))
+CALLS = [
+    call
+    for page in ("README.md", "docs/open-inference-protocol.md")
+    for call in re.findall(CALL, (ROOT / page).read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("path", "body", "reply"), CALLS)
 def test_call_gives_the_printed_reply(bundled, path, body, reply):
     actual, printed = bundled.post(path, json.loads(body)).json(), json.loads(reply)
     assert actual.keys() == printed.keys()

@@ -48,6 +48,18 @@ def test_workers_answer_and_count_together(two):
     assert not any(worker.is_running() for worker in workers)
 
 
+def test_statistics_are_of_all_workers(two):
+    body = {"inputs": [{"name": "inputs", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    for _ in range(20):
+        assert two.post("/v2/models/tanh.step/infer", body).status_code == 200
+
+    def counted():
+        (entry,) = two.get("/v2/models/tanh.step/stats").json()["model_stats"]
+        return entry["inference_count"], entry["inference_stats"]["success"]["count"]
+
+    until(lambda: {counted() for _ in range(10)} == {(20, 20)}, "the same count by either")
+
+
 def held(worker):
     """Open connections of a worker."""
     return sum(found.status == psutil.CONN_ESTABLISHED for found in worker.net_connections("tcp"))
