@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 from service.engine.interface import Floats
-from service.errors import NonFiniteOutput, StepConflict, StepOutOfOrder
+from service.errors import NonFiniteOutput, SessionGone, StepConflict, StepOutOfOrder
 from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
@@ -32,7 +32,7 @@ from service.sessions.replay import (
     step_bytes,
 )
 from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
-from service.stores.interface import Position
+from service.stores.interface import Position, SessionRecord
 
 Result = TypeVar("Result")
 
@@ -43,6 +43,9 @@ class Progress(NamedTuple):
     steps: int
     state: bytes
     kept: bytes
+
+    def after(self, before: Position, now: float) -> Position:
+        return Position(before.revision + 1, before.step + self.steps, self.state, self.kept, now)
 
 
 class Terms(NamedTuple):
@@ -78,8 +81,13 @@ class SessionSteps:
         return max(1, self._replay_bytes // step_bytes(model.spec))
 
     async def again(self, session: Session, *, fresh: bool = False) -> Session:
-        """Raises SessionNotFound, SessionGone."""
-        return session._replace(record=await self._cache.find(session.record.id, session.record.owner, fresh=fresh))
+        """Raises SessionNotFound, SessionGone; with reason "restarted" if another session has its id now."""
+        was = session.record
+        record = await self._cache.find(was.id, was.owner, fresh=fresh)
+        if record.created_at != was.created_at:
+            message = "this session has ended: another one has begun in its place"
+            raise SessionGone(message, "restarted", was.position.step)
+        return session._replace(record=record)
 
     async def run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None = None
@@ -100,8 +108,26 @@ class SessionSteps:
         async with self._queue.turn(name, step, inputs) as call:
             if call.waited:
                 session = await self.again(session)
-            call.result = await self._run(session, inputs, step, terms, deadline)
+            call.result = await self.run_in_turn(session, inputs, step, terms, deadline)
             return call.result
+
+    async def begin(
+        self,
+        session: Session,
+        inputs: Floats,
+        terms: Terms,
+        keep: Callable[[SessionRecord], Awaitable[None]],
+        deadline: float | None = None,
+    ) -> list[Steps]:
+        """Run the first steps of a session that is not stored yet, then keep it. Raises as `run` and keep do."""
+        steps, progress = await self._compute(session, inputs, terms, deadline)
+        record, counts = session.record, self._cache.counts
+        record.position = progress.after(record.position, self._cache.clock())
+        done = terms.checked([steps])
+        await keep(record)
+        counts.commits += 1
+        counts.steps += progress.steps
+        return done
 
     async def generate(
         self,
@@ -141,28 +167,36 @@ class SessionSteps:
                 session = await self.again(session)
             return await self._once(session, step, attempt)
 
-    async def _run(
+    async def run_in_turn(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
     ) -> list[Steps]:
+        """As `run`, for a caller who has the turn."""
+
         async def attempt(session: Session) -> tuple[list[Steps], Progress | None]:
-            before, spec = session.record.position, session.model.spec
             done = _done_already(session, inputs, step, terms)
             new = inputs[sum(steps.count for steps in done) :] if done else inputs
             if not len(new):
                 return terms.checked(done), None
-            h, c = decode_state(spec, before.state)
-            steps, rows = prepare(spec, before.step + 1, new, h, c)
-            timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
-            terms.book(timings.queue, timings.compute)
-            terms.checked([*done, steps])
-            if terms.in_stream or steps.count > 1:
-                earlier = before.replies if terms.in_stream else b""
-                kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
-            else:
-                kept = keep_one(new, steps)
-            return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
+            steps, progress = await self._compute(session, new, terms, deadline)
+            return terms.checked([*done, steps]), progress
 
         return await self._once(session, step, attempt)
+
+    async def _compute(
+        self, session: Session, inputs: Floats, terms: Terms, deadline: float | None
+    ) -> tuple[Steps, Progress]:
+        """Run inputs (k,I), k > 0, from where the session stands."""
+        before, spec = session.record.position, session.model.spec
+        h, c = decode_state(spec, before.state)
+        steps, rows = prepare(spec, before.step + 1, inputs, h, c)
+        timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
+        terms.book(timings.queue, timings.compute)
+        if terms.in_stream or steps.count > 1:
+            earlier = before.replies if terms.in_stream else b""
+            kept = keep_steps(earlier, inputs, steps, self._replay_bytes, spec)
+        else:
+            kept = keep_one(inputs, steps)
+        return steps, Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
     async def _once(
         self,
@@ -182,9 +216,7 @@ class SessionSteps:
                 if progress is None:
                     counts.replays += 1
                     return result
-                last, now = before.step + progress.steps, self._cache.clock()
-                position = Position(before.revision + 1, last, progress.state, progress.kept, now)
-                if await self._cache.commit(session.record, before, position):
+                if await self._cache.commit(session.record, before, progress.after(before, self._cache.clock())):
                     counts.commits += 1
                     counts.steps += progress.steps
                     return result

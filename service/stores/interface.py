@@ -103,14 +103,22 @@ class SessionStore(Protocol):
     async def create(self, record: SessionRecord) -> None:
         """Keep a new session; its id is new."""
 
+    async def replace(self, record: SessionRecord) -> SessionRecord | None:
+        """Keep a new session under an id that may have been used; gives the one that lived under it until now.
+
+        Of the old one, live or ended, nothing stays. The new one's revision must be none that the old one can have.
+        """
+
     async def load(self, session: str) -> SessionRecord | Ended | None:
         """The session; None if it never was. Not to be changed; `position` may be replaced while others run."""
 
     async def commit(self, session: str, before: Position, position: Position) -> bool:
         """Replace a position if its revision is still that of `before`; says whether it was."""
 
-    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        """Give the last record, or None if the session was not live."""
+    async def end(
+        self, session: str, reason: Reason, at: float, created_at: float | None = None
+    ) -> SessionRecord | None:
+        """Give the last record, or None if the session was not live, or not one created then."""
 
     async def expire(self, now: float) -> tuple[int, bool]:
         """End some sessions that are due, and forget some that ended more than `ENDED_SECONDS` ago.

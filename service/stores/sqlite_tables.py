@@ -61,6 +61,12 @@ class SessionTables:
         self._sessions += 1
         self._bytes += record.nbytes
 
+    def replace(self, record: SessionRecord) -> SessionRecord | None:
+        self._ended -= self._execute("DELETE FROM ended WHERE id = ?", (record.id,)).rowcount
+        old = self._remove(record.id)
+        self.create(record)
+        return old
+
     def load(self, session: str) -> SessionRecord | Ended | None:
         if row := self._one(f"{RECORD} WHERE id = ?", (session,)):
             return _record(row)
@@ -86,19 +92,23 @@ class SessionTables:
             self._bytes += commits[session].position.nbytes - commits[session].before.nbytes
         return [session in kept for session in commits]
 
-    def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
+    def end(self, session: str, reason: Reason, at: float, created_at: float | None = None) -> SessionRecord | None:
+        if record := self._remove(session, created_at):
+            self._execute(
+                "INSERT INTO ended (id, reason, step, owner, at) VALUES (?, ?, ?, ?, ?)",
+                (session, reason, record.position.step, record.owner, at),
+            )
+            self._ended += 1
+        return record
+
+    def _remove(self, session: str, created_at: float | None = None) -> SessionRecord | None:
         record = self.load(session)
-        if not isinstance(record, SessionRecord):
+        if not isinstance(record, SessionRecord) or created_at not in (None, record.created_at):
             return None
         weights = self._one("DELETE FROM sessions WHERE id = ? RETURNING weights", (session,))
         self._execute("UPDATE weights SET sessions = sessions - 1 WHERE key = ?", weights)
-        self._execute(
-            "INSERT INTO ended (id, reason, step, owner, at) VALUES (?, ?, ?, ?, ?)",
-            (session, reason, record.position.step, record.owner, at),
-        )
         self._sessions -= 1
         self._bytes -= record.nbytes
-        self._ended += 1
         return record
 
     def expire(self, now: float, looks: int) -> tuple[int, bool]:
