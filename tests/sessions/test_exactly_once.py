@@ -40,6 +40,9 @@ class SharedStore(MemoryStore):
         found = await super().load(session)
         return replace(found) if isinstance(found, SessionRecord) else found
 
+    async def replace(self, record):
+        return await super().replace(replace(record))
+
 
 class Registry:
     """Engines that are loaded."""

@@ -1,0 +1,251 @@
+"""Sequences through two processes at one store: each call against plain lists of what was done."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.load import EngineFactory
+from service.errors import InvalidRequest, StepOutOfOrder
+from service.serving.inference import Inference
+from service.serving.registry import Registry
+from service.sessions.cache import SessionCache
+from service.sessions.exactly_once import SessionSteps, Terms
+from service.sessions.lifecycle import Lifetimes, Sessions
+from service.sessions.queue import SessionQueue
+from service.sessions.sequences import SequenceCall, Sequences
+from tests.e2e.models import write_model
+from tests.loop import in_loop
+from tests.sessions.test_exactly_once import UNLIMITED, SharedStore, in_one_run, vectors
+
+OWNER = b"somebody"
+MODEL = "lstm-proj"
+TERMS = Terms(refuse_non_finite=True, with_state=False, in_stream=False, book=lambda queue, compute: None)
+
+
+class Process:
+    def __init__(self, root, store, now, limits=UNLIMITED):
+        self._now = now  # of all processes
+        factory = EngineFactory(torch.device("cpu"), 1, "auto")
+        self.registry = Registry(root, factory, default_model=None, cache_bytes=2**30)
+        self.registry.scan()
+        inference = Inference(self.registry, workers=1, max_queued_requests=999, max_queued_bytes=2**30)
+        cache, queue = SessionCache(store, limits, self.clock), SessionQueue(64)
+        self.sessions = Sessions(cache, queue, self.registry, Lifetimes(60.0, 60.0))
+        self.sequences = Sequences(self.sessions, SessionSteps(cache, queue, inference, replay_bytes=400))
+
+    @property
+    def now(self):
+        return self._now[0]
+
+    def clock(self):
+        self._now[0] += 2**-20
+        return self.now
+
+    async def call(self, sequence_id, inputs, *, owner=OWNER, start=False, end=False, step=None, deadline=None):
+        """The number of the first step, outputs, and the model that ran."""
+        call = SequenceCall(owner, self.registry.resolve(MODEL, None), sequence_id, start, end, step)
+        model, [steps] = await self.sequences.run(call, lambda _: inputs, TERMS, deadline)
+        return steps.first, steps.outputs, model
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    write_model(root, MODEL)
+    return root
+
+
+def spec_of(process):
+    return process.registry.resolve(MODEL, None).spec
+
+
+IDS = st.sampled_from([1, "1", 2**64 - 1])
+OPERATIONS = st.one_of(
+    st.tuples(st.just("start"), st.integers(1, 3), st.booleans(), st.sampled_from([None, 1])),
+    st.tuples(st.just("step"), st.integers(1, 3), st.booleans(), st.booleans()),
+    st.tuples(st.just("skip")),
+    st.tuples(st.just("repeat")),
+)
+
+
+class Model:
+    """Sequences as one would write them down: a list of inputs for each."""
+
+    def __init__(self):
+        self.live, self.ended, self.last = {}, {}, {}  # inputs and time of use; the last step's number; the last call
+
+    def expire(self, now):
+        for name, (done, used) in list(self.live.items()):
+            if used + 60 <= now:
+                self.ended[name] = len(done)
+                del self.live[name]
+
+    async def start(self, process, name, seed, count, end, step):
+        await self._run(process, name, vectors(spec_of(process), count, seed), [], start=True, end=end, step=step)
+
+    async def step(self, process, name, seed, count, end, numbered):
+        inputs = vectors(spec_of(process), count, seed)
+        if name in self.live:
+            done = self.live[name][0]
+            await self._run(process, name, inputs, done, end=end, step=len(done) + 1 if numbered else None)
+            return
+        words = rf"has ended \(.*after step {self.ended[name]};" if name in self.ended else "has not begun"
+        with pytest.raises(InvalidRequest, match=words) as refusal:
+            await process.call(name, inputs)
+        shown = '"1"' if name == "1" else name
+        assert f'sequence {shown} of model "{MODEL}"' in str(refusal.value)
+
+    async def skip(self, process, name, seed):
+        if name in self.live:
+            done = self.live[name][0]
+            with pytest.raises(StepOutOfOrder) as refusal:
+                await process.call(name, vectors(spec_of(process), 1, seed), step=len(done) + 2)
+            assert refusal.value.expected == len(done) + 1
+
+    async def repeat(self, process, name, _):
+        if name in self.live:
+            first, inputs, outputs = self.last[name]
+            again = await process.call(name, inputs, step=first)
+            assert (again[0], again[1].tobytes()) == (first, outputs)
+
+    async def _run(self, process, name, inputs, done, *, end, step, start=False):
+        first, outputs, model = await process.call(name, inputs, start=start, end=end, step=step)
+        whole = [*done, *inputs]
+        assert first == len(done) + 1
+        assert outputs.tobytes() == in_one_run(model.engine, np.stack(whole))[0][len(done) :].tobytes()
+        self.ended.pop(name, None)
+        self.live[name], self.last[name] = (whole, process.now), (first, inputs, outputs.tobytes())
+        if end:
+            self.ended[name] = len(self.live.pop(name)[0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(script=st.lists(st.tuples(st.integers(0, 1), IDS, OPERATIONS | st.none()), min_size=1, max_size=25))
+@in_loop
+async def test_sequences_equal_lists_of_steps(root, script):
+    store, model, now = SharedStore(100), Model(), [1000.0]
+    processes = [Process(root, store, now), Process(root, store, now)]
+    for seed, (who, name, operation) in enumerate(script):
+        now[0] += 1 if operation else 61
+        model.expire(now[0])
+        if operation:
+            await getattr(model, operation[0])(processes[who], name, seed, *operation[1:])
+    for process in processes:
+        await process.sessions.cache.sweep()
+    live = sorted(len(done) for done, _ in model.live.values())
+    assert sorted(record.position.step for record in await store.page("", 9)) == live
+
+
+class SlowStore(SharedStore):
+    """A store whose calls take some turns of the loop, before and after what they do."""
+
+    random = Random(1)
+
+
+def slow(name):
+    plain = getattr(SharedStore, name)
+
+    async def call(self, *values):
+        for _ in range(self.random.randrange(4)):
+            await asyncio.sleep(0)
+        done = await plain(self, *values)
+        for _ in range(self.random.randrange(4)):
+            await asyncio.sleep(0)
+        return done
+
+    return call
+
+
+for _name in ("load", "commit", "end", "replace"):
+    setattr(SlowStore, _name, slow(_name))
+
+
+@dataclass(eq=False)
+class Answered:
+    """A call that was answered, and when it was made and answered."""
+
+    start: bool
+    end: bool
+    inputs: np.ndarray
+    made: int
+    answered: int = 0
+    first: int = 0
+    outputs: bytes = b""
+
+
+@dataclass
+class Life:
+    """One sequence from its start: its calls, in order."""
+
+    calls: list[Answered] = field(default_factory=list)
+
+
+def lives_of(engine, calls):
+    """Which call ran in which life, by the bits of its outputs. Each must have run in exactly one, at its number."""
+    lives, left = [Life([call]) for call in calls if call.start], [call for call in calls if not call.start]
+    for life in lives:
+        assert life.calls[0].outputs == in_one_run(engine, life.calls[0].inputs)[0].tobytes()
+        while True:
+            number = len(life.calls) + 1
+            fits = []
+            for call in [call for call in left if call.first == number]:
+                whole = np.concatenate([*(done.inputs for done in life.calls), call.inputs])
+                if in_one_run(engine, whole)[0][-1:].tobytes() == call.outputs:
+                    fits.append(call)
+            if not fits:
+                break
+            assert len(fits) == 1
+            life.calls += fits
+            left.remove(fits[0])
+    assert not left, "a step was answered and is in no sequence"
+    return lives
+
+
+@pytest.mark.parametrize("seed", range(8))
+@in_loop
+async def test_no_step_of_an_old_life_lands_in_a_new_one(root, seed):
+    """Many starts, steps and ends of one sequence at once, through two processes."""
+    store, random, times, now = SlowStore(100), Random(seed), count(), [1000.0]
+    processes = [Process(root, store, now), Process(root, store, now)]
+    engine = await processes[0].registry.engine(processes[0].registry.resolve(MODEL, None))
+    refused = Counter()
+
+    async def client(number):
+        answered = []
+        for turn in range(12):
+            start, end = random.random() < 0.25, random.random() < 0.1
+            inputs = vectors(spec_of(processes[0]), 1, seed=1000 * number + turn)
+            call = Answered(start, end, inputs, next(times))
+            try:
+                done = await random.choice(processes).call("s", inputs, start=start, end=end)
+            except InvalidRequest as refusal:
+                refused[str(refusal).split("after")[0]] += 1
+            else:
+                call.first, call.outputs, call.answered = done[0], done[1].tobytes(), next(times)
+                answered.append(call)
+            for _ in range(random.randrange(6)):
+                await asyncio.sleep(0)
+        return answered
+
+    calls = [call for answered in await asyncio.gather(*map(client, range(6))) for call in answered]
+    lives = lives_of(engine, calls)
+    starts = [life.calls[0] for life in lives]
+    for start, life in zip(starts, lives, strict=True):
+        for call in life.calls:
+            between = [one for one in starts if start.answered < one.made and one.answered < call.made]
+            assert not between, "a step ran in a sequence that another start had replaced"
+            ends = [one for one in life.calls if one.end and one.answered < call.made]
+            assert not ends, "a step ran in a sequence that had ended"
+    assert sum(len(life.calls) > 1 for life in lives) > 3
+    states = [in_one_run(engine, np.concatenate([call.inputs for call in life.calls]))[1] for life in lives]
+    assert all(record.position.state in states for record in await store.page("", 9))
+    assert sum(process.sessions._users.total() for process in processes) == store.totals.sessions
+    assert len(refused) <= 2
