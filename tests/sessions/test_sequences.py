@@ -11,17 +11,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from service.engine.load import EngineFactory
-from service.errors import InvalidRequest, StepOutOfOrder
+from service.errors import DeadlinePassed, InvalidRequest, ModelInUse, SessionGone, SessionsFull, StepOutOfOrder
 from service.serving.inference import Inference
 from service.serving.registry import Registry
-from service.sessions.cache import SessionCache
+from service.sessions.cache import SessionCache, SessionLimits
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
 from service.sessions.sequences import SequenceCall, Sequences
-from tests.e2e.models import write_model
+from service.sessions.stepper import NonFinite
+from service.stores.memory import MemoryStore
+from tests.e2e.models import weights, write_model
 from tests.loop import in_loop
 from tests.sessions.test_exactly_once import UNLIMITED, SharedStore, in_one_run, vectors
 
@@ -138,8 +141,8 @@ async def test_sequences_equal_lists_of_steps(root, script):
         model.expire(now[0])
         if operation:
             await getattr(model, operation[0])(processes[who], name, seed, *operation[1:])
-    for process in processes:
-        await process.sessions.cache.sweep()
+    while await processes[0].sessions.cache.sweep():
+        pass
     live = sorted(len(done) for done, _ in model.live.values())
     assert sorted(record.position.step for record in await store.page("", 9)) == live
 
@@ -249,3 +252,108 @@ async def test_no_step_of_an_old_life_lands_in_a_new_one(root, seed):
     assert all(record.position.state in states for record in await store.page("", 9))
     assert sum(process.sessions._users.total() for process in processes) == store.totals.sessions
     assert len(refused) <= 2
+
+
+def alone(root, limits=UNLIMITED):
+    return Process(root, MemoryStore(10), [1000.0], limits)
+
+
+@in_loop
+async def test_end_spares_a_sequence_begun_meanwhile(root):
+    """Another process begins it anew between the commit of the last step and the end, or as it expires."""
+
+    class Store(SharedStore):
+        async def end(self, *values):
+            if self.before_end:
+                before_end, self.before_end = self.before_end, None
+                await before_end
+            return await super().end(*values)
+
+    store, now = Store(10), [1000.0]
+    one, other = Process(root, store, now), Process(root, store, now)
+    inputs = vectors(spec_of(one), 2, seed=1)
+    for seconds in (0, 60):
+        store.before_end = None
+        await one.call(7, inputs[:1], start=True)
+        now[0] += seconds
+        store.before_end = other.call(7, inputs[:1], start=True)
+        if seconds:
+            with pytest.raises(InvalidRequest, match=r"ended \(expired\) after step 1"):
+                await one.call(7, inputs[1:])
+        else:
+            await one.call(7, inputs[1:], end=True)
+        for process in (one, other):
+            assert (await process.call(7, inputs[1:], step=2))[1].tobytes() == (
+                in_one_run((await one.call(8, inputs, start=True))[2].engine, inputs)[0][1:].tobytes()
+            )
+
+
+@in_loop
+async def test_start_moves_to_new_weights(tmp_path):
+    """Another process knows the old sequence, and an older version of the model; then the old weights are gone."""
+    write_model(tmp_path, MODEL)
+    store, now = SharedStore(10), [1000.0]
+    one, other = Process(tmp_path, store, now), Process(tmp_path, store, now)
+    inputs = vectors(spec_of(one), 3, seed=1)
+    await one.call(7, inputs[:1], start=True)
+    first, _, old = await other.call(7, inputs[1:2])
+    save_file(weights(MODEL, 2), tmp_path / MODEL / "1" / "model.safetensors")
+    await one.registry.reload(MODEL)
+    assert (await one.call(7, inputs[2:]))[2].fingerprint == old.fingerprint
+    await one.call(7, inputs[:1], start=True)
+    for number, process in enumerate([other, one], 1):
+        first, outputs, new = await process.call(7, inputs[number : number + 1])
+        assert first == number + 1
+        assert new.fingerprint != old.fingerprint
+        assert outputs.tobytes() == in_one_run(new.engine, inputs)[0][number : number + 1].tobytes()
+    assert one.sessions.on(old) == 0
+    latest = Process(tmp_path, store, now)
+    assert (await latest.call(7, inputs[:1]))[0] == 4
+
+
+@in_loop
+async def test_full_service_takes_restarts(root):
+    process = alone(root, SessionLimits(1, 10**6, "refuse"))
+    inputs = vectors(spec_of(process), 2, seed=1)
+    for _ in range(3):
+        assert (await process.call("a", inputs[:1], start=True))[0] == 1
+        with pytest.raises(SessionsFull):
+            await process.call("b", inputs[:1], start=True)
+        assert (await process.call("a", inputs[1:]))[0] == 2
+    assert process.sessions.cache.counts.ended == {"restarted": 2}
+    evicting = alone(root, SessionLimits(1, 10**6, "lru"))
+    await evicting.call("a", inputs[:1], start=True)
+    await evicting.call("b", inputs[:1], start=True)
+    with pytest.raises(SessionGone, match=r'sequence "a" of model "lstm-proj" has ended \(evicted\) after step 1'):
+        await evicting.call("a", inputs[1:])
+
+
+@in_loop
+async def test_start_that_fails_changes_nothing(root):
+    process = alone(root)
+    inputs = vectors(spec_of(process), 2, seed=1)
+    _, _, model = await process.call(7, inputs[:1], start=True)
+    before = (await process.sessions.cache.store.page("", 9))[0].position
+    with pytest.raises(InvalidRequest, match="the first step of a sequence is 1"):
+        await process.call(7, inputs[1:], start=True, step=2)
+    with pytest.raises(DeadlinePassed):
+        await process.call(7, inputs[1:], start=True, deadline=0.0)
+    with pytest.raises(NonFinite):
+        await process.call(7, inputs[1:] * np.nan, start=True)
+    model.draining = True
+    with pytest.raises(ModelInUse):
+        await process.call(7, inputs[1:], start=True)
+    assert (await process.sessions.cache.store.page("", 9))[0].position is before
+    assert (await process.call(7, inputs[1:]))[0] == 2
+
+
+@in_loop
+async def test_sequences_of_others_are_others(root):
+    process = alone(root)
+    inputs = vectors(spec_of(process), 1, seed=1)
+    await process.call(7, inputs, start=True)
+    for other in ({"owner": b"else"}, {"sequence_id": "7"}, {"sequence_id": 8}):
+        with pytest.raises(InvalidRequest, match="has not begun"):
+            await process.call(inputs=inputs, **({"sequence_id": 7} | other))
+    assert (await process.call(7, inputs, end=True))[0] == 2
+    assert process.sessions.on(process.registry.resolve(MODEL, None)) == 0
