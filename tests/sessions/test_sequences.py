@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from service.engine.load import EngineFactory
-from service.errors import DeadlinePassed, InvalidRequest, ModelInUse, SessionGone, SessionsFull, StepOutOfOrder
+from service.errors import (
+    DeadlinePassed,
+    FieldError,
+    InvalidRequest,
+    ModelInUse,
+    SessionGone,
+    SessionsFull,
+    StepOutOfOrder,
+)
 from service.serving.inference import Inference
 from service.serving.registry import Registry
 from service.sessions.cache import SessionCache, SessionLimits
@@ -23,6 +31,7 @@ from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
 from service.sessions.sequences import SequenceCall, Sequences
 from service.sessions.stepper import NonFinite
+from service.spec import ModelSpec
 from service.stores.memory import MemoryStore
 from tests.e2e.models import weights, write_model
 from tests.loop import in_loop
@@ -55,7 +64,13 @@ class Process:
     async def call(self, sequence_id, inputs, *, owner=OWNER, start=False, end=False, step=None, deadline=None):
         """The number of the first step, outputs, and the model that ran."""
         call = SequenceCall(owner, self.registry.resolve(MODEL, None), sequence_id, start, end, step)
-        model, [steps] = await self.sequences.run(call, lambda _: inputs, TERMS, deadline)
+
+        def read(model):
+            if inputs.shape[1] != model.spec.input_size:
+                raise InvalidRequest([FieldError(("inputs",), "another size")])
+            return inputs
+
+        model, [steps] = await self.sequences.run(call, read, TERMS, deadline)
         return steps.first, steps.outputs, model
 
 
@@ -309,6 +324,24 @@ async def test_start_moves_to_new_weights(tmp_path):
     assert one.sessions.on(old) == 0
     latest = Process(tmp_path, store, now)
     assert (await latest.call(7, inputs[:1]))[0] == 4
+
+
+@in_loop
+async def test_start_moves_to_another_input_size(tmp_path):
+    write_model(tmp_path, MODEL)
+    store, now = SharedStore(10), [1000.0]
+    one, other = Process(tmp_path, store, now), Process(tmp_path, store, now)
+    await one.call(7, vectors(spec_of(one), 1, seed=1), start=True)
+    await other.call(7, vectors(spec_of(one), 1, seed=2))
+    write_model(tmp_path, MODEL, 2, ModelSpec("gru", 5, 3))
+    for process in (one, other):
+        await process.registry.reload(MODEL)
+    inputs = vectors(spec_of(one), 2, seed=1)
+    with pytest.raises(InvalidRequest, match="another size"):
+        await other.call(7, inputs[:1])
+    await one.call(7, inputs[:1], start=True)
+    _, outputs, model = await other.call(7, inputs[1:])
+    assert outputs.tobytes() == in_one_run(model.engine, inputs)[0][1:].tobytes()
 
 
 @in_loop
