@@ -27,6 +27,7 @@ from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
+from service.api.paths import INFER, INFER_VERSION
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
@@ -35,6 +36,8 @@ from service.api.streams.ndjson import NdjsonStreams
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
+from service.api.v2.infer import Infer
+from service.api.v2.models import described_router, service_router
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -95,6 +98,7 @@ def create_app(
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
+    infer = Infer(inference, documents, limits)
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:
@@ -131,6 +135,8 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry),
+        described_router(registry, sampler),
+        service_router(registry, bodies, unready),
         operations_router(sampler, unready),
     ):
         app.include_router(router)
@@ -143,11 +149,13 @@ def create_app(
                 "/rnn/generate": generate,
                 "/cell/step": Step(inference, documents, limits, sessions, session_steps),
                 "/cell/sessions": session_handlers.open,
+                INFER: infer,
+                INFER_VERSION: infer,
             },
             streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
             sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         ),
-        admissions={"/rnn/forward": admission, "/rnn/generate": admission},
+        admissions=dict.fromkeys(("/rnn/forward", "/rnn/generate", INFER, INFER_VERSION), admission),
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),

@@ -13,7 +13,7 @@ from service.api.request import Request
 
 LogRequest = Callable[[dict[str, Any]], None]
 
-_UNLOGGED = ("/health", "/metrics")
+_UNLOGGED = ("/health", "/v2/health", "/metrics")
 """Probes and scrapers come every few seconds for ever."""
 
 

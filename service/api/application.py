@@ -27,6 +27,7 @@ from service.api.encodings import compressed
 from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
+from service.api.paths import is_plain_infer, route_of
 from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
 from service.api.sending import LineReply, send_lines, send_whole
@@ -86,8 +87,7 @@ class Application:
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
-        self.direct_paths = frozenset(path.encode() for path in handlers.posts)
-        """What a connection may give to `answer` itself."""
+        self._direct_paths = frozenset(path.encode() for path in handlers.posts)
 
     def request(
         self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None
@@ -95,7 +95,11 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
-        return Request(method, path, query, found, client[0] if client else "", request_id)
+        return Request(method, path, query, found, client[0] if client else "", request_id, route=route_of(path))
+
+    def is_direct(self, url: bytes) -> bool:
+        """Whether a connection may give a POST to this URL to `answer` itself."""
+        return url in self._direct_paths or is_plain_infer(url)
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
         """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
@@ -117,10 +121,10 @@ class Application:
 
     def finish(self, request: Request, path: str | None = None) -> None:
         """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
-        if admission := self._admissions.get(request.path):
+        if admission := self._admissions.get(request.route):
             admission.leave(request)
         self._bodies.budget.release(request)
-        self._accounting.finish(request, path or request.path)
+        self._accounting.finish(request, path or request.route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI."""
@@ -133,7 +137,7 @@ class Application:
         work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
-        elif method == "POST" and request.path in self._handlers:
+        elif method == "POST" and request.route in self._handlers:
             work = self._serve_post(request, receive, send)
         else:
             work = self._serve_route(request, scope, receive, send)
@@ -142,7 +146,7 @@ class Application:
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, as an ASGI application, bytes that are no HTTP, and read on for a while what follows them."""
         request = self.request("", "other", b"", [(b"transfer-encoding", b"")], scope["client"])
-        reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request.request_id)
+        reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request)
         await self._until_finished(request, self.send(request, reply, send, Incoming(request, receive)))
 
     async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
@@ -167,7 +171,7 @@ class Application:
         elif error := await send_lines(request, reply.body, send):
             told = self._told(error, request)
             if not request.status:
-                await send_whole(request, problem_reply(told, request.request_id), send)
+                await send_whole(request, problem_reply(told, request), send)
             else:
                 last = error_line(told, request.request_id)
                 await LineReply(request, send).write(last, last=True)
@@ -175,13 +179,13 @@ class Application:
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
         if incoming is not None or len(request.body) > self._bodies.max_bytes:
             self._bodies.refuse_too_large(request)
-        if admission := self._admissions.get(request.path):
+        if admission := self._admissions.get(request.route):
             admission.enter(request, request.client)
         if incoming is None:
             request.received_bytes = len(request.body)
         else:
             request.body = await self._bodies.read(request, incoming)
-        return await self._handlers[request.path](request)
+        return await self._handlers[request.route](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
         """Let a request be served that sends its own reply; gives one for its failure. Raises ClientGone."""
@@ -195,7 +199,7 @@ class Application:
 
     def _reply_to(self, error: Exception, request: Request) -> Reply:
         """The reply for a failure. Raises ClientGone."""
-        return problem_reply(self._told(error, request), request.request_id)
+        return problem_reply(self._told(error, request), request)
 
     def _told(self, error: Exception, request: Request) -> Exception:
         """What the client is told of a failure: the one place where errors become problems. Raises ClientGone."""

@@ -65,20 +65,20 @@ class Documents:
         if kind == SAFETENSORS:
             return safetensors.pieces(fields)
         parts = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
-        return list(await self._in_pieces(request, "encode", parts))
+        return list(await self.in_pieces(request, "encode", parts))
 
     async def _decode_json(self, request: Request, body: bytes) -> Document:
         try:
             if len(body) < HEAVY_BYTES:
                 return json.decode(body)
-            document = (await self._in_pieces(request, "decode", json_pieces.decode(body)))[-1]
+            document = (await self.in_pieces(request, "decode", json_pieces.decode(body)))[-1]
         except json.Suspicious as error:
             read_slowly = error.args[0] if error.args else partial(json_slow.decode, body)
         else:
             return document
         return await asyncio.to_thread(read_slowly)  # what the fast reader held is let go by now
 
-    async def _in_pieces(self, request: Request, stage: str, work: Iterator[T]) -> list[T]:
+    async def in_pieces(self, request: Request, stage: str, work: Iterator[T]) -> list[T]:
         """All that an iterator gives."""
         taken: list[T] = []
         while True:

@@ -8,7 +8,7 @@ from service.api.request import Request
 from service.errors import Unauthorized
 
 # What probes, scrapers and people read before they have a key; none of it holds a client's data.
-_OPEN = ("/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
+_OPEN = ("/health/", "/v2/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
 
 
 class Keys:

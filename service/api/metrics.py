@@ -14,7 +14,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -75,7 +74,13 @@ class Metrics:
         self._of_stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
         self._of_path: dict[str, Tally] = {}
         self._answered: dict[tuple[str, int], int] = {}
-        self._run: dict[str, list[int]] = {}
+        self._run: dict[tuple[str, str, str], list[float]] = {}
+        labels = "model", "version"
+        text = "Calls of a model version that ended, by outcome; and their seconds, whole and by stage."
+        self._calls = self.counter("rnn_model_calls", text, *labels, "outcome", "part")
+        self._inferences = self.counter("rnn_model_rows", "Rows of calls that succeeded.", *labels)
+        text = "When a call last succeeded."
+        self._last = Gauge("rnn_model_last_call_seconds", text, labels, registry=self.registry, multiprocess_mode="max")
 
     def count(self, request: Request, path: str, seconds: float) -> None:
         """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
@@ -88,10 +93,17 @@ class Metrics:
             latency.observe(seconds)
             for stage, spent in request.stages.items():
                 self._of_stage[stage].observe(spent)
-        if request.rows and request.model is not None:
-            run = self._run.setdefault(request.model, [0, 0])
+        failed = request.status >= 400
+        if request.model is not None and (request.rows or failed):
+            which = request.model, request.version or "", "fail" if failed else "success"
+            run = self._run.get(which) or self._run.setdefault(which, [0.0] * (4 + len(STAGES)))
             run[0] += request.rows
             run[1] += request.steps
+            if not request.streams:
+                run[2] += 1
+                run[3] += seconds
+                for place, stage in enumerate(STAGES, 4):
+                    run[place] += request.stages.get(stage, 0.0)
 
     def count_turn(self, rows: int) -> None:
         self._batch.observe(rows)
@@ -101,9 +113,14 @@ class Metrics:
         for (path, status), count in self._answered.items():
             self._requests.labels(path, str(status)).inc(count)
         self._answered.clear()
-        for model, (rows, steps) in self._run.items():
+        for (model, version, outcome), (rows, steps, *spent) in self._run.items():
             self._rows.labels(model).inc(rows)
             self._steps.labels(model).inc(steps)
+            if outcome == "success":
+                self._inferences.labels(model, version).inc(rows)
+                self._last.labels(model, version).set_to_current_time()
+            for part, value in zip(("calls", "seconds", *STAGES), spent, strict=True):
+                self._calls.labels(model, version, outcome, part).inc(value)
         self._run.clear()
         for tally in (*self._of_stage.values(), *self._of_path.values()):
             tally.fold()
@@ -163,14 +180,14 @@ class Sampler:
         finally:
             self.sample()
 
-    def page(self) -> bytes:
-        """The Prometheus text of now; with several workers, of all of them."""
+    def collected(self) -> CollectorRegistry:
+        """All metrics of now; with several workers, of all of them."""
         self.sample()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._metrics.registry)
+            return self._metrics.registry
         together = CollectorRegistry()
         MultiProcessCollector(together)
-        return generate_latest(together)
+        return together
 
     def _advance(self, count: int, counter: Counter, *labels: str) -> None:
         """Bring a counter to what was counted elsewhere: cheaper than counting here, once a step."""

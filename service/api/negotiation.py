@@ -11,6 +11,7 @@ from service.errors import NotAcceptable, UnsupportedMediaType
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 SAFETENSORS = "application/vnd.safetensors"
+OCTETS = "application/octet-stream"
 FORMATS = (JSON, SAFETENSORS)
 
 MAX_REMEMBERED = 256

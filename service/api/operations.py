@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from service.api.home import document
@@ -45,7 +45,7 @@ def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> API
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
-        return Response(sampler.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(sampler.collected()), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get("/problems/{slug}", summary="What a problem means", response_class=Response)
     async def problem_page(slug: str) -> Response:

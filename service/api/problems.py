@@ -1,4 +1,7 @@
-"""The one table from a domain error to an HTTP status, and the problem document that tells a client (RFC 9457)."""
+"""The one table from a domain error to an HTTP status, and what tells a client.
+
+That is a problem document (RFC 9457), or under `/v2` what the Open Inference Protocol has for it.
+"""
 
 import re
 from typing import Any
@@ -6,7 +9,9 @@ from typing import Any
 import orjson
 
 from service import errors
-from service.api.request import Reply
+from service.api.negotiation import JSON
+from service.api.paths import is_v2
+from service.api.request import Reply, Request
 
 STATUS: dict[type[Exception], int] = {
     errors.MalformedRequest: 400,
@@ -74,9 +79,13 @@ def problem(error: Exception, request_id: str) -> dict[str, Any]:
     return document
 
 
-def problem_reply(error: Exception, request_id: str) -> Reply:
-    status = STATUS.get(type(error), 500)
-    return Reply(status, MEDIA_TYPE, encode_problem(problem(error, request_id)), _headers(error, status))
+def problem_reply(error: Exception, request: Request) -> Reply:
+    status, media_type, document = STATUS.get(type(error), 500), MEDIA_TYPE, problem(error, request.request_id)
+    if is_v2(request.path):
+        found = dict.fromkeys(item["msg"] for item in document.get("errors", ()))
+        document = {"error": "; ".join(found) or document["detail"]}
+        status, media_type = 400 if status == 422 else status, JSON.encode()
+    return Reply(status, media_type, encode_problem(document), _headers(error, status))
 
 
 def encode_problem(document: dict[str, Any]) -> bytes:
@@ -84,9 +93,9 @@ def encode_problem(document: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(document)
     except orjson.JSONEncodeError:
-        document["detail"] = document["detail"].encode("utf-8", "replace").decode()
         document.pop("errors", None)
-        return orjson.dumps(document)
+        texts = {name: text.encode("utf-8", "replace").decode() for name, text in document.items() if type(text) is str}
+        return orjson.dumps(document | texts)
 
 
 def _headers(error: Exception, status: int) -> list[tuple[bytes, bytes]]:

@@ -36,6 +36,7 @@ class Request:
 
     - headers: by lower-case name; lists that came in several lines are joined
     - peer: the client's address
+    - route: the path, with names in it replaced by what they are; never a client's own words, where it is a hot one
     - watch: a call that returns when the client has gone; set before the request waits for anything
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
     - streams: whether it takes as long as its client wants
@@ -49,6 +50,7 @@ class Request:
     peer: str
     request_id: str
     http_version: str = "1.1"
+    route: str = ""
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
@@ -108,9 +110,14 @@ class Request:
             raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
         return None if value is None else int(value) / 1000
 
-    def deadline(self) -> float | None:
-        """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest."""
+    def deadline(self, seconds: float | None = None) -> float | None:
+        """The `monotonic()` time after which the request need not run any more. Raises InvalidRequest.
+
+        seconds is a time that the body gives it; the shorter one holds.
+        """
         timeout = self.timeout()
+        if seconds is not None:
+            timeout = seconds if timeout is None else min(seconds, timeout)
         return None if timeout is None else monotonic() - (perf_counter() - self.begun) + timeout
 
 

@@ -7,13 +7,16 @@ from fastapi import APIRouter, Depends
 from fastapi import Request as Routed
 
 from service.api.application import request_of
-from service.api.negotiation import JSON, NDJSON, SAFETENSORS
+from service.api.negotiation import JSON, NDJSON, OCTETS, SAFETENSORS
+from service.api.paths import INFER, INFER_VERSION
 from service.api.replies import ForwardReply, GenerateReply, SessionStepReply, SessionView, StepReply
 from service.api.request import Request
 from service.api.requests import ForwardRequest, GenerateRequest, OpenRequest, SessionStepRequest, StepRequest
+from service.api.v2.requests import InferReply, InferRequest
 from service.errors import Forbidden, Unauthorized
 
 _ARRAYS = {"schema": {"type": "string", "format": "binary", "description": "Arrays by name; others in the metadata."}}
+_TENSORS = {"schema": {"type": "string", "format": "binary", "description": "The JSON, and bytes of tensors after it."}}
 _LINES = {"schema": {"type": "string"}}
 
 
@@ -33,6 +36,13 @@ _HEADERS = [
     _parameter("X-Request-Id", "header", "The reply and the log carry it, if it is 1 to 64 of A-Z a-z 0-9 . _ -"),
 ]
 _SESSION_ID = _parameter("X-Session-Id", "header", "Instead of `session`.", pattern="^[A-Za-z0-9_-]{1,64}$")
+_HEADER_LENGTH = _parameter(
+    "Inference-Header-Content-Length",
+    "header",
+    "Bytes of the JSON that tensors' bytes follow; left out: all is JSON; 0: all are bytes of `inputs`.",
+    type="integer",
+    minimum=0,
+)
 STREAM_PARAMETERS = [
     _parameter("model", "query", "Streams only: name of the model."),
     _parameter("version", "query", "Streams only: version of the model."),
@@ -121,6 +131,20 @@ def hot_router() -> APIRouter:
     )
     async def open_session(body: OpenRequest) -> None:
         """From zeros, from a state, or from a snapshot of another session."""
+
+    for path, operation in ((INFER, "v2_infer"), (INFER_VERSION, "v2_infer_version")):
+
+        @router.post(
+            path,
+            tags=["open inference protocol"],
+            operation_id=operation,
+            summary="Run whole sequences, or steps, as the Open Inference Protocol has it",
+            response_model=InferReply,
+            responses={200: {"content": {OCTETS: _TENSORS}}},
+            openapi_extra=_extra({OCTETS: _TENSORS}, [_HEADER_LENGTH, *_HEADERS]),
+        )
+        async def infer(model: str, body: InferRequest) -> None:
+            """Tensors in, tensors out, batch first; `<model>.step` runs single steps."""
 
     return router
 

@@ -15,8 +15,11 @@ from service.models.config import ModelConfig, first_error
 from service.models.weights import FILE, InitialStates, plain_file, verify
 from service.spec import ModelSpec
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NAME_RULE = "1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
+NAME = re.compile(r"(?!.*\.step\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = (
+    "1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit, "
+    "and no '.step' at the end, by which the Open Inference Protocol names a model's single steps"
+)
 VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 1 << 20

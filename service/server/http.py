@@ -187,7 +187,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def _is_direct(self) -> bool:
         """Whether the request whose head is complete may be answered directly."""
         return (
-            self.url in self._application.direct_paths
+            self._application.is_direct(self.url)
             and self.parser.get_method() == b"POST"
             and not self.expect_100_continue
             and self._is_ready()

@@ -112,3 +112,18 @@ def bad(loc: Loc, what: str) -> InvalidRequest:
 def too_large(loc: Loc, value: float) -> InvalidRequest:
     """The error of a number that no float32 can hold."""
     return bad(loc, f"is {value:.9g}; the largest 32-bit float is {np.finfo(np.float32).max:.9g}")
+
+
+def narrowed(name: str, values: NDArray[Any]) -> Floats | Integers:
+    """Numbers of any type as float32 or int64, the same array where they are. Raises InvalidRequest."""
+    if values.dtype.kind == "i":
+        return values.astype(np.int64, copy=False)
+    if values.dtype.str != "<f8":
+        return values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    overflowed = np.isinf(floats) & np.isfinite(values)
+    if overflowed.any():
+        place = tuple(map(int, np.unravel_index(overflowed.argmax(), values.shape)))
+        raise too_large((name, *place), values[place])
+    return floats

@@ -13,7 +13,7 @@ import orjson
 import safetensors
 
 from service.errors import MalformedBody
-from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, too_large
+from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, narrowed
 from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -84,14 +84,4 @@ def _array(body: bytes, data: int, name: str, entry: Any) -> Floats | Integers:
         values = np.frombuffer(body, np.uint8, end - begin, data + begin).view(dtype).reshape(entry["shape"])
     except ValueError:  # empty, with axes that no memory has; or with more axes than numpy takes
         raise MalformedBody(f"array {name!r:.80} has a shape that cannot be: {entry['shape']!r:.80}") from None
-    if values.dtype.kind == "i":
-        return values.astype(np.int64, copy=False)
-    if dtype != "<f8":
-        return values.astype(np.float32, copy=False)
-    with np.errstate(over="ignore"):
-        floats = values.astype(np.float32)
-    overflowed = np.isinf(floats) & np.isfinite(values)
-    if overflowed.any():
-        place = tuple(map(int, np.unravel_index(overflowed.argmax(), values.shape)))
-        raise too_large((name, *place), values[place])
-    return floats
+    return narrowed(name, values)

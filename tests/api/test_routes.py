@@ -9,7 +9,7 @@ def test_every_handler_is_a_hot_route(write_model, tmp_path):
     write_model("m", {"kind": "rnn", "input_size": 4, "hidden_size": 3})
     application = create_app(Settings(models=tmp_path, device="cpu"))
     hot = {route.path for route in hot_router().routes}
-    assert hot == application._handlers.keys() == {path.decode() for path in application.direct_paths}
+    assert hot == application._handlers.keys() == {path.decode() for path in application._direct_paths}
     assert application._streams.keys() | application._admissions.keys() <= hot
     documented = application._fastapi.openapi()["paths"]
     assert hot <= {path for path, calls in documented.items() if "post" in calls}

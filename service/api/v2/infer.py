@@ -1,0 +1,145 @@
+"""POST /v2/models/{model}/infer: the tensors of the Open Inference Protocol as a forward, or as a step."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from service.api.documents import HEAVY_BYTES, VIEW_BYTES, Documents
+from service.api.forward import Call, forward_call, run_rows
+from service.api.negotiation import JSON, OCTETS
+from service.api.paths import infer_names
+from service.api.request import Reply, Request
+from service.api.requests import ForwardRequest, StepRequest, validate
+from service.api.shapes import Limits, invalid
+from service.api.step import StepCall
+from service.api.v2.models import served
+from service.api.v2.requests import STEP, InferRequest, Signature, Tensor
+from service.errors import MalformedRequest
+from service.serving.inference import Inference
+from service.serving.registry import ModelVersion
+from service.wire import open_inference
+from service.wire.arrays import Floats
+from service.wire.open_inference import READ, Array, Cut, Described
+
+LENGTH = b"inference-header-content-length"
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    inference: Inference
+    documents: Documents
+    limits: Limits
+
+    async def __call__(self, request: Request) -> Reply:
+        name, version = infer_names(request.path) or ("", None)
+        model, tensors = served(self.inference.registry, name, version)
+        request.model, request.version = name, model.version
+        asked, arrays = await self._decode(request, tensors)
+        if asked.parameters.sequence_id:  # a sequence's step runs in its session, from here on
+            raise invalid(f"sequence_id is given; {name} has no sequences", "parameters", "sequence_id")
+        results = await self._run(request, model, asked, arrays, by_step=name.endswith(STEP))
+        fields = {"model_name": name, "model_version": model.version} | ({"id": asked.id} if asked.id else {})
+        return await self._encode(request, asked, fields, results)
+
+    async def _decode(self, request: Request, tensors: Signature) -> tuple[InferRequest, Mapping[str, Array]]:
+        """A body's request and arrays, which are the model's. Raises MalformedBody, InvalidRequest."""
+        body, begun = request.body, perf_counter()
+        request.body = b""  # it need not be held any longer than it is read
+        length = request.headers.get(LENGTH)
+        if length is not None and not (length.isdigit() and len(length) < 20):
+            raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
+        if length is not None and not int(length):
+            cut, asked = Cut({}, body, [], 0), _raw(len(body), tensors.inputs["inputs"])
+        else:
+            cut = open_inference.cut(body, None if length is None else int(length))
+            asked = validate(InferRequest, cut.document)
+        _check(asked, tensors)
+        said = [
+            Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data)
+            for one in asked.inputs
+        ]
+        reading = open_inference.arrays(said, cut)
+        if len(body) >= HEAVY_BYTES and cut.lists:
+            return asked, (await self.documents.in_pieces(request, "decode", reading))[-1]
+        *_, arrays = await asyncio.to_thread(list, reading) if len(body) > VIEW_BYTES else reading
+        request.mark("decode", begun)
+        return asked, arrays
+
+    async def _run(
+        self, request: Request, model: ModelVersion, asked: InferRequest, arrays: Mapping[str, Array], *, by_step: bool
+    ) -> dict[str, Floats]:
+        """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
+        returns = [output.name for output in asked.outputs] or None
+        fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in arrays.items()}
+        call: Call
+        if by_step:
+            call = StepCall(validate(StepRequest, {**fields, "returns": returns}), model, self.limits)
+        else:
+            forward = validate(ForwardRequest, {**fields, "returns": returns})
+            call = await forward_call(forward, model, self.limits, pads=True)
+        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
+        found, _ = await run_rows(self.inference, request, model, call, deadline, ragged=False)
+        results = call.results()
+        return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}
+
+    async def _encode(
+        self, request: Request, asked: InferRequest, fields: Mapping[str, Any], results: Mapping[str, Floats]
+    ) -> Reply:
+        """The reply: JSON, and after it the memory of those arrays that are wanted as bytes."""
+        begun, default = perf_counter(), asked.parameters.binary_data_output
+        said = {output.name: output.parameters.binary_data for output in asked.outputs}
+        binary = [name for name in results if (default if said.get(name) is None else said[name])]
+        text = open_inference.header(fields, results, binary)
+        if sum(results[name].nbytes for name in results.keys() - binary) >= HEAVY_BYTES:
+            parts = await self.documents.in_pieces(request, "encode", text)
+        else:
+            parts = [b"".join(text)]
+            request.mark("encode", begun)
+        if not binary:
+            return Reply(200, JSON.encode(), parts[0] if len(parts) == 1 else parts)
+        length = sum(map(len, parts))
+        parts.append(b" " * (-length % 8))  # clients' views of the arrays are aligned then
+        memory = [results[name].reshape(-1).view(np.uint8).data for name in binary]
+        return Reply(200, OCTETS.encode(), [*parts, *memory], [(LENGTH, b"%d" % (length + len(parts[-1])))])
+
+
+_BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
+"""Tensors that are batch first everywhere; states have their layers first in the other calls."""
+
+
+def _swapped(state: Array) -> Any:
+    return np.ascontiguousarray(state.swapaxes(0, 1))
+
+
+def _raw(size: int, tensor: Tensor) -> InferRequest:
+    """The request that a body means which is nothing but the bytes of `inputs`: one row, or rows of one step."""
+    step = np.dtype(READ[tensor.datatype]).itemsize * max(tensor.shape[-1], 1)
+    if not size or size % step:
+        raise invalid(f"the body has {size} bytes; expected {tensor.datatype}, {step} bytes a step", "inputs")
+    free = max(axis for axis, length in enumerate(tensor.shape) if length == -1)
+    shape = [size // step if axis == free else abs(length) for axis, length in enumerate(tensor.shape)]
+    one = {"name": "inputs", "shape": shape, "datatype": tensor.datatype, "parameters": {"binary_data_size": size}}
+    return validate(InferRequest, {"inputs": [one], "parameters": {"binary_data_output": True}})
+
+
+def _check(asked: InferRequest, tensors: Signature) -> None:
+    """Raise InvalidRequest for what is none of the model's tensors, comes twice, or has another type or shape."""
+    for field, given, known in (("inputs", asked.inputs, tensors.inputs), ("outputs", asked.outputs, tensors.outputs)):
+        names = [one.name for one in given]
+        for index, name in enumerate(names):
+            if name not in known:
+                raise invalid(f"{field}[{index}] is {name!r}; this model has {', '.join(known)}", field, index)
+            if names.index(name) < index:
+                raise invalid(f"{field}[{index}] is {name!r}, which comes twice", field, index)
+    if "inputs" not in [one.name for one in asked.inputs]:
+        raise invalid("the tensor named inputs is missing", "inputs")
+    for one in asked.inputs:
+        takes = tensors.inputs[one.name]
+        fits = [size in (-1, came) for size, came in zip(takes.shape, one.shape, strict=False)]
+        if one.datatype[0] != takes.datatype[0] or len(one.shape) != len(takes.shape) or not all(fits):
+            came = f"{one.datatype} of shape {one.shape}"
+            raise invalid(f"{one.name} is {came}; expected {takes.datatype} of shape {list(takes.shape)}", one.name)

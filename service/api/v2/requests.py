@@ -1,0 +1,113 @@
+"""What an infer call may say, and the tensors that a model takes and gives by it."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from service.spec import ModelSpec
+from service.wire.arrays import MAX_FIELDS
+
+STEP = ".step"
+"""What follows a model's name where single steps are meant."""
+
+Size = Annotated[int, Field(ge=1, le=2**31)]
+Name = Annotated[str, Field(max_length=64)]
+
+
+class Parameters(BaseModel, extra="allow", strict=True, frozen=True):
+    """What is said beside the numbers; names that are not known have no effect, as the protocol has it."""
+
+    shared_memory_region: None = Field(None, description="Not offered.")
+    classification: None = Field(None, description="Not offered.")
+    binary_data_size: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes of a tensor after the JSON.")
+    binary_data: bool | None = Field(None, description="Of an output: whether it is to follow the JSON as bytes.")
+
+
+class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
+    """What is said of the whole request; names that are not known have no effect, as the protocol has it."""
+
+    timeout: Annotated[int, Field(ge=0, le=10**15)] = Field(0, description="Its deadline in microseconds; 0 is none.")
+    binary_data_output: bool = Field(False, description="What holds for outputs that do not say binary_data.")
+    sequence_id: int | str = Field(0, description="0 and the empty string are none.")
+    sequence_start: bool = Field(False, description="Whether this is a sequence's first step.")
+    sequence_end: bool = Field(False, description="Whether this is its last.")
+
+
+class InferInput(BaseModel, extra="forbid", strict=True, frozen=True):
+    """A tensor, whose numbers stand here, flat or nested, or follow the JSON as little-endian bytes."""
+
+    name: Name
+    shape: list[Size] = Field(max_length=3)
+    datatype: Literal["FP32", "FP16", "FP64", "INT64", "INT32"]
+    parameters: Parameters = Parameters()
+    data: list[Any] | None = None
+
+
+class InferOutput(BaseModel, extra="forbid", strict=True, frozen=True):
+    """A tensor that is wanted."""
+
+    name: Name
+    parameters: Parameters = Parameters()
+
+
+class InferRequest(BaseModel, extra="forbid", strict=True, frozen=True, protected_namespaces=()):
+    """Inputs of a model, and which outputs are wanted: those of /rnn/forward or /cell/step if that is left out."""
+
+    inputs: list[InferInput] = Field(min_length=1, max_length=MAX_FIELDS)
+    outputs: list[InferOutput] = Field([], max_length=MAX_FIELDS)
+    id: str = Field("", max_length=1024, description="The reply has it, too.")
+    parameters: RequestParameters = RequestParameters()
+    model_name: str | None = Field(None, description="Of KServe's client; not used.")
+
+
+class OutputTensor(BaseModel):
+    """A tensor of a reply, whose numbers stand here, or follow the JSON as bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: Parameters = Parameters()
+    data: list[Any] = []
+
+
+class InferReply(BaseModel, protected_namespaces=()):
+    """What an infer call answers."""
+
+    model_name: str
+    model_version: str
+    id: str = Field("", description="The request's.")
+    outputs: list[OutputTensor]
+
+
+class Tensor(NamedTuple):
+    """A tensor of a model, batch first; -1 stands for an axis of any size."""
+
+    datatype: Literal["FP32", "INT64"]
+    shape: tuple[int, ...]
+
+
+class Signature(NamedTuple):
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@lru_cache(256)
+def signature(spec: ModelSpec, *, by_step: bool) -> Signature:
+    """What a model takes and gives for whole sequences, or for single steps; inputs but the first are optional."""
+    time = () if by_step else (-1,)
+    inputs = {"inputs": Tensor("FP32", (-1, *time, spec.in_features))}
+    if spec.num_embeddings is not None:
+        inputs["inputs"] = Tensor("INT64", (-1, *time))
+    outputs = {"outputs": Tensor("FP32", (-1, *time, spec.output_size))}
+    names = {"h": "h", "c": "c"} if by_step else {"h0": "h_n", "c0": "c_n"}
+    for (before, after), size in zip(names.items(), (spec.state_size, spec.hidden_size), strict=True):
+        if spec.has_cell_state or before[0] == "h":
+            inputs[before] = outputs[after] = Tensor("FP32", (-1, spec.states, size))
+    if not by_step:
+        inputs["lengths"] = Tensor("INT64", (-1,))
+        outputs["last"] = Tensor("FP32", (-1, spec.output_size))
+    if predicts := spec.step_predictions if by_step else spec.out_features:
+        outputs["predictions"] = Tensor("FP32", (-1, *(time if spec.pooling == "none" else ()), predicts))
+    return Signature(inputs, outputs)
