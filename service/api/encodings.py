@@ -1,4 +1,4 @@
-"""Content codings: gzip and zstd, in requests and replies."""
+"""Content codings: gzip, zstd and deflate, in requests and replies."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from service.api.negotiation import reply_encoding
+from service.api.negotiation import ENCODINGS, reply_encoding
 from service.api.request import Reply, Request
 from service.errors import MalformedBody, UnsupportedMediaType
 
@@ -27,14 +27,12 @@ COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024
 else needs a thread, have their turn."""
 
 GZIP_LEVEL = 4
+_WBITS = {"gzip": 31, "deflate": 15}
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
 
 
-ENCODINGS = ("gzip", "zstd")
-
-
 class Decoder:
-    """Decompresses a body of any number of gzip members or zstd frames."""
+    """Decompresses a body of any number of gzip members or zstd frames, or of zlib or raw deflate data."""
 
     def __init__(self, encoding: str) -> None:
         """Raises UnsupportedMediaType."""
@@ -43,11 +41,16 @@ class Decoder:
             raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {known}")
         self._encoding = encoding
         self._frame = _frame(encoding)
+        self._begun = False
         self._frame_is_empty = True
         self._empty_frames = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what data adds, in pieces of at most `PIECE_BYTES`. Raises MalformedBody."""
+        if data and not self._begun:
+            self._begun = True
+            if self._encoding == "deflate" and data[0] % 16 != 8:  # no header of zlib's begins so: it is raw
+                self._frame = zlib.decompressobj(wbits=-15)
         try:
             while data or not (self._frame.eof or getattr(self._frame, "needs_input", True)):
                 if self._frame.eof:
@@ -75,8 +78,8 @@ class Decoder:
 
 def _frame(encoding: str) -> Any:
     """What decompresses one gzip member or zstd frame."""
-    if encoding == "gzip":
-        return zlib.decompressobj(wbits=31)
+    if encoding != "zstd":
+        return zlib.decompressobj(_WBITS[encoding])
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
 
 
@@ -95,7 +98,7 @@ async def compressed(reply: Reply, request: Request) -> Reply:
     body = reply.body
     if encoding is not None:
         headers = (*headers, (b"content-encoding", encoding.encode()))
-        packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=31)
+        packer = zstd.ZstdCompressor() if encoding == "zstd" else zlib.compressobj(GZIP_LEVEL, wbits=_WBITS[encoding])
         packed = []
         for piece in pieces:
             for begin in range(0, len(piece), PIECE_BYTES):

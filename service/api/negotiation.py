@@ -14,6 +14,9 @@ SAFETENSORS = "application/vnd.safetensors"
 OCTETS = "application/octet-stream"
 FORMATS = (JSON, SAFETENSORS)
 
+ENCODINGS = ("zstd", "gzip", "deflate")
+"""zstd is several times quicker than the others."""
+
 MAX_REMEMBERED = 256
 
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
@@ -57,10 +60,11 @@ def reply_format(accept: bytes, default: str, offered: tuple[str, ...] = FORMATS
 
 @lru_cache(MAX_REMEMBERED)
 def reply_encoding(accept_encoding: bytes) -> str | None:
-    """`zstd` or `gzip`, if the client takes one of them; zstd at equal weight, it is several times quicker."""
+    """The best of `ENCODINGS` that the client takes; at equal weight the first."""
     weights = _preferences(accept_encoding.decode("latin-1"))
-    zstd, gzip = (weights.get(name, weights.get("*", 0.0)) for name in ("zstd", "gzip"))
-    return None if not zstd and not gzip else "zstd" if zstd >= gzip else "gzip"
+    weight = {name: weights.get(name, weights.get("*", 0.0)) for name in ENCODINGS}
+    best = max(ENCODINGS, key=lambda name: weight[name])
+    return best if weight[best] else None
 
 
 def _preferences(header: str) -> dict[str, float]:

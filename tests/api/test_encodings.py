@@ -1,7 +1,8 @@
-"""gzip and zstd: the same bytes however they are cut; what is no such data, or grows without end, is refused."""
+"""gzip, zstd and deflate: the same bytes however they are cut; what is no such data, or grows without end, is refused."""
 
 import asyncio
 import gzip
+import zlib
 
 import pytest
 from backports import zstd
@@ -12,7 +13,7 @@ from service.api.encodings import MAX_EMPTY_FRAMES, PIECE_BYTES, Decoder, compre
 from service.api.request import Reply, Request
 from service.errors import MalformedBody, UnsupportedMediaType
 
-PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
+PACK = {"gzip": gzip.compress, "zstd": zstd.compress, "deflate": zlib.compress}
 each_encoding = pytest.mark.parametrize("encoding", PACK)
 
 
@@ -33,6 +34,13 @@ def test_cuts_and_members_change_nothing(parts, encoding, place):
     for packed in (b"".join(map(PACK[encoding], parts)), reply.body):
         assert unpacked(encoding, packed[:place], packed[place:]) == whole
         assert unpacked(encoding, *(packed[index : index + 1] for index in range(len(packed)))) == whole
+
+
+@given(st.binary(max_size=900), st.integers(0, 9))
+def test_raw_deflate_is_read_too(whole, level):
+    packer = zlib.compressobj(level, wbits=-15)
+    packed = packer.compress(whole) + packer.flush()
+    assert unpacked("deflate", *(packed[index : index + 1] for index in range(len(packed)))) == whole
 
 
 @each_encoding
