@@ -38,6 +38,7 @@ from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.v2.infer import Infer
 from service.api.v2.models import described_router, service_router
+from service.api.v2.sequence import SequenceSteps
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -46,6 +47,7 @@ from service.sessions.cache import SessionCache, SessionLimits, steady_clock
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
+from service.sessions.sequences import Sequences
 from service.settings import Settings
 from service.stores.open import store_from
 
@@ -98,7 +100,7 @@ def create_app(
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    infer = Infer(inference, documents, limits)
+    infer = Infer(inference, documents, limits, SequenceSteps(Sequences(sessions, session_steps), limits))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:
@@ -135,7 +137,7 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry),
-        described_router(registry, sampler),
+        described_router(registry, sampler, lifetimes.default_seconds),
         service_router(registry, bodies, unready),
         operations_router(sampler, unready),
     ):

@@ -18,6 +18,7 @@ from service.api.shapes import Limits, invalid
 from service.api.step import StepCall
 from service.api.v2.models import served
 from service.api.v2.requests import STEP, InferRequest, Signature, Tensor
+from service.api.v2.sequence import SequenceSteps, is_of_sequence
 from service.errors import MalformedRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
@@ -33,16 +34,20 @@ class Infer:
     inference: Inference
     documents: Documents
     limits: Limits
+    sequences: SequenceSteps
 
     async def __call__(self, request: Request) -> Reply:
         name, version = infer_names(request.path) or ("", None)
         model, tensors = served(self.inference.registry, name, version)
         request.model, request.version = name, model.version
         asked, arrays = await self._decode(request, tensors)
-        if asked.parameters.sequence_id:  # a sequence's step runs in its session, from here on
-            raise invalid(f"sequence_id is given; {name} has no sequences", "parameters", "sequence_id")
-        results = await self._run(request, model, asked, arrays, by_step=name.endswith(STEP))
+        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
         fields = {"model_name": name, "model_version": model.version} | ({"id": asked.id} if asked.id else {})
+        if is_of_sequence(asked, name):
+            said, results = await self.sequences.run(request, model, version, asked, arrays, deadline)
+            fields |= said
+        else:
+            results = await self._run(request, model, asked, arrays, deadline, by_step=name.endswith(STEP))
         return await self._encode(request, asked, fields, results)
 
     async def _decode(self, request: Request, tensors: Signature) -> tuple[InferRequest, Mapping[str, Array]]:
@@ -70,7 +75,14 @@ class Infer:
         return asked, arrays
 
     async def _run(
-        self, request: Request, model: ModelVersion, asked: InferRequest, arrays: Mapping[str, Array], *, by_step: bool
+        self,
+        request: Request,
+        model: ModelVersion,
+        asked: InferRequest,
+        arrays: Mapping[str, Array],
+        deadline: float | None,
+        *,
+        by_step: bool,
     ) -> dict[str, Floats]:
         """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
         returns = [output.name for output in asked.outputs] or None
@@ -81,7 +93,6 @@ class Infer:
         else:
             forward = validate(ForwardRequest, {**fields, "returns": returns})
             call = await forward_call(forward, model, self.limits, pads=True)
-        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
         found, _ = await run_rows(self.inference, request, model, call, deadline, ragged=False)
         results = call.results()
         return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}

@@ -40,6 +40,7 @@ _Config = create_model(
     max_batch_size=int,
     input=list[_ConfigTensor],
     output=list[_ConfigTensor],
+    sequence_batching=(dict[str, int] | None, None),
 )
 _Entry = create_model("RepositoryEntry", name=str, version=str, state=Literal["READY", "UNAVAILABLE"], reason=str)
 _Statistics = create_model("ModelStatistics", model_stats=list[dict[str, Any]])
@@ -58,8 +59,8 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
-def described_router(registry: Registry, sampler: Sampler) -> APIRouter:
-    """The routes that describe models."""
+def described_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
+    """The routes that describe models; idle_seconds is how long sequences live after a step."""
     router = APIRouter(prefix="/v2", tags=[TAG])
 
     @router.get("/models/stats", response_model=_Statistics, operation_id="v2_stats", summary="Statistics")
@@ -89,7 +90,10 @@ def described_router(registry: Registry, sampler: Sampler) -> APIRouter:
         }
 
     async def config(model: str, version: str | None = None) -> _View:
-        return _configuration(model, served(registry, model, version)[1])
+        found = _configuration(model, served(registry, model, version)[1])
+        if model.endswith(STEP):
+            found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
+        return found
 
     for path, kind in ("/models/{model}", "model"), ("/models/{model}/versions/{version}", "version"):
         for end, view, call, what in (
@@ -99,7 +103,10 @@ def described_router(registry: Registry, sampler: Sampler) -> APIRouter:
             ("/config", _Config, config, "A model as Triton's configuration has it"),
         ):
             operation = f"v2_{kind}_{call.__name__.removeprefix('model_')}"
-            router.get(path + end, response_model=view, operation_id=operation, summary=what)(call)
+            describe = router.get(
+                path + end, response_model=view, response_model_exclude_none=True, operation_id=operation, summary=what
+            )
+            describe(call)
     return router
 
 
