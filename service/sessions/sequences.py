@@ -88,7 +88,8 @@ class Sequences:
             except SessionGone as gone:
                 if gone.reason == "restarted":  # by another process; this one knew the old session
                     continue
-                message = f"{_named(call)} has ended ({gone.reason}) after step {gone.step}; {ADVICE}"
+                reason = "" if gone.reason == "deleted" else f" ({gone.reason})"
+                message = f"{_named(call)} has ended{reason} after step {gone.step}; {ADVICE}"
                 if gone.reason in ("deleted", "expired"):
                     raise _invalid("sequence_id", message) from None
                 raise SessionGone(message, gone.reason, gone.step) from None

@@ -115,7 +115,7 @@ class Model:
             done = self.live[name][0]
             await self._run(process, name, inputs, done, end=end, step=len(done) + 1 if numbered else None)
             return
-        words = rf"has ended \(.*after step {self.ended[name]};" if name in self.ended else "has not begun"
+        words = rf"has ended .*after step {self.ended[name]};" if name in self.ended else "has not begun"
         with pytest.raises(InvalidRequest, match=words) as refusal:
             await process.call(name, inputs)
         shown = '"1"' if name == "1" else name
