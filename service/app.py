@@ -37,7 +37,7 @@ from service.api.streams.opening import Opener
 from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.v2.infer import Infer
-from service.api.v2.models import described_router, service_router
+from service.api.v2.models import models_v2_router, service_router
 from service.api.v2.sequence import SequenceSteps
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
@@ -137,7 +137,7 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry),
-        described_router(registry, sampler, lifetimes.default_seconds),
+        models_v2_router(registry, sampler, lifetimes.default_seconds),
         service_router(registry, bodies, unready),
         operations_router(sampler, unready),
     ):

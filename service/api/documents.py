@@ -44,7 +44,7 @@ class Documents:
         request.body = b""  # it need not be held any longer than it is read
         document: Document
         if kind == JSON:
-            document = await self._decode_json(request, body)
+            document = await self.decode_json(request, body)
         elif len(body) > VIEW_BYTES:
             document = await asyncio.to_thread(safetensors.decode, body)
         else:
@@ -67,7 +67,8 @@ class Documents:
         parts = json.slices(fields) if values > PIECES_VALUES else map(json.encode, [fields])
         return list(await self.in_pieces(request, "encode", parts))
 
-    async def _decode_json(self, request: Request, body: bytes) -> Document:
+    async def decode_json(self, request: Request, body: bytes) -> Document:
+        """The fields of a JSON object. Raises as `json_slow.decode` does."""
         try:
             if len(body) < HEAVY_BYTES:
                 return json.decode(body)

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service.api.negotiation import JSON, NDJSON
+from service.api.paths import is_v2
 from service.api.problems import MEDIA_TYPE
 from service.api.replies import Problem
 from service.api.requests import StreamRequest
@@ -35,6 +36,9 @@ _PROBLEMS = {
     "get /models": (401,),
     "post /models/": (401, 403, 404, 422, 503),
     "get /problems/": (404,),
+    "post /v2/models/": _INFERENCE,
+    "get /v2/models": (401, 404, 503),
+    "post /v2/repository": (401, 404, 408, 409, 413, 415, 503),
 }
 """What a call answers when something is wrong, by the beginning of its method and path; the first that fits."""
 
@@ -75,8 +79,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
             call = f"{method} {path}"
             statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
-            operation["responses"] |= _problems((400, 403, *statuses))  # of a Host or an Origin, whatever the call
-            if not path.startswith(("/models", "/cell", "/rnn")):
+            told = _errors if is_v2(path) else _problems
+            operation["responses"] |= told((400, 403, *statuses))  # of a Host or an Origin, whatever the call
+            if not path.startswith(("/models", "/cell", "/rnn", "/v2/models", "/v2/repository")):
                 operation["security"] = []
     document["paths"]["/cell/stream"] = {
         "get": {
@@ -96,6 +101,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _problems(statuses: Iterable[int]) -> dict[str, Any]:
     content = {MEDIA_TYPE.decode(): {"schema": {"$ref": _REF.format(model="Problem")}}}
     return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _errors(statuses: Iterable[int]) -> dict[str, Any]:
+    """As `_problems`, in the form of the Open Inference Protocol."""
+    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    content = {JSON: {"schema": schema}}
+    known = (status for status in statuses if status != 422)
+    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in known}
 
 
 def _add_examples(document: dict[str, Any], registry: Registry) -> None:

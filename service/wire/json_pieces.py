@@ -55,7 +55,7 @@ def decode(body: bytes) -> Iterator[Document]:
     texts, rest, body = [], 0, body.rstrip()
     for name, depth, begin, end in _long_lists(body):
         texts += [body[rest:begin], b"[]"]
-        lists[name] = yield from numbers(body, begin + 1, end, name, depth)
+        lists[name] = yield from _list(body, begin + 1, end, name, depth)
         rest = end
     size = sum(map(len, texts)) + len(body) - rest
     if size > MAX_REST_BYTES:
@@ -101,7 +101,7 @@ def _long_lists(body: bytes) -> Iterator[tuple[str, int, int, int]]:
     raise _no_request("the body has more strings, or a longer one, than any request")
 
 
-def numbers(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator[Document, None, Floats | Ragged]:
+def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator[Document, None, Floats | Ragged]:
     """The value of a list of numbers, which begins after its bracket. Raises Suspicious."""
     view = memoryview(body)
     values, sizes = BytesIO(), [BytesIO() for _ in range(depth)]
@@ -124,13 +124,13 @@ def numbers(body: bytes, begin: int, end: int, name: str, depth: int) -> Generat
                 text = opened
             raise Suspicious(partial(json_slow.explain, text, name, before, depth, closes=end < len(body)))
         try:
-            found, lengths = json.decode_list(opened + b"]" * is_cut)
+            numbers, lengths = json.decode_list(opened + b"]" * is_cut)
             # An empty list at a cut could be nothing but its brackets, which are ours.
             if len(lengths) != depth or not all(level[-1] for level in lengths[:is_cut]):
                 raise Suspicious
         except Suspicious:
             raise Suspicious(partial(json_slow.explain, opened, name, before, depth, closes=is_cut > 0)) from None
-        values.write(found.data)
+        values.write(numbers.data)
         for level, count in enumerate(before):
             lengths[level][0] += count
         counts = [level.pop() for level in lengths[:is_cut]]

@@ -3,15 +3,14 @@
     {"inputs":[{"name":"inputs","shape":[1,2,1],"datatype":"FP32","data":[0.5,NaN]},
                {"name":"lengths","shape":[1],"datatype":"INT64","parameters":{"binary_data_size":8}}]}········
 
-A body is read in two steps, between which the caller checks what it says of its tensors: `cut` takes the numbers out of
-it and gives the rest as Python values, `arrays` makes arrays of the numbers.
+A body is read in steps: `cut` takes the numbers out of the JSON and gives the rest as Python values, which the caller
+checks; `numbers` is the JSON of the numbers by name, for the decoder of JSON; `arrays` are those, and the bytes.
 Source: docs/predict-api-v2 of the protocol, and extension_binary_data.md of the Triton Inference Server.
 """
 
-import json as text_of_python
+import json
 import re
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -19,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from service.errors import InvalidRequest, MalformedBody
-from service.wire import json, json_pieces, json_slow
-from service.wire.arrays import MAX_FIELDS, Floats, Integers, Ragged, assemble, bad, narrowed
+from service.errors import MalformedBody
+from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, Ragged, bad, narrowed
+from service.wire.json import SLICE_VALUES
+from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of the JSON without the numbers: enough for every field of the contract a hundred times."""
@@ -32,15 +32,17 @@ MAX_WHOLE = 2**24
 READ = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4"}
 _WRITTEN = {"<f4": "FP32", "<i8": "INT64"}
 
-_DATA = re.compile(rb'"data"\s*+:\s*+\[(?:\s*+(\[)(?:\s*+(\[))?+)?+')
+_DATA = re.compile(rb'"data"\s*+:\s*+\[')
 _NOT_FINITE = re.compile(rb"(?<![^\[,\s])(?:NaN|-?Infinity)(?![^\],\s])")
 _WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 Array = Floats | Integers
+Places = dict[str, tuple[Integers, list[float]]]
+"""NaN and infinities by tensor: which of its numbers are, and what."""
 
 
 class Described(NamedTuple):
-    """What a body says of a tensor: its bytes after the JSON, or the place of its numbers in `Cut.lists`."""
+    """What a body says of a tensor: its bytes after the JSON, or which of `Cut.lists` has its numbers."""
 
     name: str
     shape: Sequence[int]
@@ -50,11 +52,11 @@ class Described(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A body without its numbers: `data` is a list with the place of its text (begin, end, depth) in `lists`."""
+    """A body without its numbers: each `data` holds which of `lists` is its, by begin and end."""
 
     document: Any
     body: bytes
-    lists: Sequence[tuple[int, int, int]]
+    lists: Sequence[tuple[int, int]]
     header_bytes: int
 
 
@@ -67,52 +69,65 @@ def cut(body: bytes, header_bytes: int | None) -> Cut:
     if end > len(body):
         raise MalformedBody(f"Inference-Header-Content-Length is {end}, and the body has {len(body)} bytes")
     parts: list[bytes] = []
-    lists: list[tuple[int, int, int]] = []
-    begin = 0
-    while opening := _DATA.search(body, begin, end):
-        first = body.index(b"[", opening.start())
+    lists: list[tuple[int, int]] = []
+    begin = seen = 0
+    while opening := _DATA.search(body, seen, end):
+        first = opening.end() - 1
         # Lists of numbers hold neither of both.
-        stop = min(end if place < 0 else place for place in (body.find(mark, first, end) for mark in (b'"', b"}")))
-        last = body.rfind(b"]", first, stop) + 1 or stop
-        if len(lists) == MAX_FIELDS:
+        seen = min(end if place < 0 else place for place in (body.find(mark, first, end) for mark in (b'"', b"}")))
+        if last := body.rfind(b"]", first, seen) + 1:
+            parts += [body[begin:first], b"[%d]" % len(lists)]
+            lists.append((first, last))
+            begin = last
+        if len(lists) > MAX_FIELDS:
             raise MalformedBody(f"more than {MAX_FIELDS} tensors have data; no request has so many")
-        parts += [body[begin:first], b"[%d]" % len(lists)]
-        lists.append((first, last, 1 + sum(map(bool, opening.groups()))))
-        begin = last
     if (size := sum(map(len, parts)) + end - begin) > MAX_HEADER_BYTES:
         raise MalformedBody(f"the JSON without its data has {size} bytes; the limit is {MAX_HEADER_BYTES}")
     return Cut(_read(b"".join((*parts, body[begin:end]))), body, lists, end)
 
 
-def arrays(tensors: Sequence[Described], cut: Cut) -> Iterator[dict[str, Array]]:
-    """The arrays by name, float32 or int64, that have been read after each piece; at the end those of all tensors.
+def numbers(tensors: Sequence[Described], cut: Cut) -> tuple[bytes, Places]:
+    """The numbers of tensors as a JSON object, in which those that are not finite are zeros. Raises InvalidRequest."""
+    given = [tensor for tensor in tensors if tensor.binary_bytes is None]
+    for index, tensor in enumerate(given):
+        if tensor.data != [index] or index >= len(cut.lists):
+            raise bad((tensor.name,), 'has no list of numbers as "data"')
+    texts: list[bytes] = []
+    places: Places = {}
+    for tensor, (begin, end) in zip(given, cut.lists, strict=False):
+        text = cut.body[begin:end]
+        if b"N" in text or b"I" in text:
+            text, places[tensor.name] = _without_non_finite(text)
+        texts.append(orjson.dumps(tensor.name) + b":" + text)
+    return b"{%b}" % b",".join(texts), places
 
-    float16 and float64 become float32, int32 becomes int64; binary ones are views of the body where they can be.
-    Raises MalformedBody, InvalidRequest, or as the decoders of JSON do.
+
+def arrays(tensors: Sequence[Described], cut: Cut, lists: Document, places: Places) -> dict[str, Array]:
+    """The tensors by name, float32 or int64; `lists` is what `numbers` has, decoded.
+
+    float16 and float64 become float32, int32 becomes int64; of bytes they are views of the body where they can be.
+    Raises MalformedBody, InvalidRequest.
     """
-    found: dict[str, Array] = {}
-    begin, used = cut.header_bytes, 0
+    found, begin = {}, cut.header_bytes
     for tensor in tensors:
-        size = tensor.binary_bytes
-        if (size is None) == (tensor.data is None):
-            raise _wrong(tensor, "has both data and binary_data_size" if size is not None else "has no data")
-        if tensor.name in found:
-            raise _wrong(tensor, "comes twice")
-        if size is not None:
-            found[tensor.name] = _binary(tensor, cut.body, begin, size)
-            begin += size
+        size, count = tensor.binary_bytes, prod(tensor.shape)
+        if size is None:
+            found[tensor.name] = _shaped(tensor, lists[tensor.name], places.get(tensor.name))
             continue
-        if tensor.data != [used] or used >= len(cut.lists):
-            raise _wrong(tensor, 'has data that is no list of numbers under the name "data"')
-        values = yield from _numbers(cut.body, *cut.lists[used], tensor.name)
-        found[tensor.name] = _shaped(tensor, values)
-        used += 1
-    if begin != len(cut.body) or used != len(cut.lists):
-        over = (
-            f"{len(cut.body) - begin} bytes follow the last tensor" if begin < len(cut.body) else "data is no tensor's"
-        )
-        raise MalformedBody(f"the body has more than its inputs: {over}")
-    yield found
+        dtype = np.dtype(READ[tensor.datatype])
+        if size != count * dtype.itemsize or tensor.data is not None:
+            takes = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * dtype.itemsize} bytes, and no data"
+            raise bad((tensor.name,), f"has binary_data_size {size}; {takes}")
+        if size > len(cut.body) - begin:
+            raise bad(
+                (tensor.name,), f"has binary_data_size {size}; {len(cut.body) - begin} bytes are left of the body"
+            )
+        values = np.frombuffer(cut.body, dtype, count, begin).reshape(tensor.shape)
+        found[tensor.name] = narrowed(tensor.name, values if values.flags.aligned else values.copy())
+        begin += size
+    if begin < len(cut.body):
+        raise MalformedBody(f"{len(cut.body) - begin} bytes of the body are no tensor's")
+    return found
 
 
 def header(fields: Mapping[str, Any], tensors: Mapping[str, Array], binary: Container[str]) -> Iterator[bytes]:
@@ -134,8 +149,8 @@ def header(fields: Mapping[str, Any], tensors: Mapping[str, Array], binary: Cont
 def _read(text: bytes) -> Any:
     """A short JSON text. Raises MalformedBody, DuplicateName."""
     try:
-        return text_of_python.loads(text.decode(), object_pairs_hook=json_slow.unique)
-    except text_of_python.JSONDecodeError as error:
+        return json.loads(text.decode(), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
         near = error.doc[max(error.pos - 20, 0) : error.pos + 20]
         raise MalformedBody(f"not JSON: {error.msg}, near {near!r} (without the data of tensors)") from None
     except RecursionError:
@@ -144,90 +159,45 @@ def _read(text: bytes) -> Any:
         raise MalformedBody(f"not JSON: {error}") from None
 
 
-def _binary(tensor: Described, body: bytes, begin: int, size: int) -> Array:
-    dtype, count = np.dtype(READ[tensor.datatype]), prod(tensor.shape)
-    if size != count * dtype.itemsize:
-        takes = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * dtype.itemsize} bytes"
-        raise _wrong(tensor, f"has binary_data_size {size}; {takes}")
-    if (left := len(body) - begin) < size:
-        raise _wrong(tensor, f"has binary_data_size {size}, and {left} bytes are left of the body")
-    values = np.frombuffer(body, dtype, count, begin).reshape(tensor.shape)
-    return narrowed(tensor.name, values if values.flags.aligned else values.copy())
+def _without_non_finite(text: bytes) -> tuple[bytes, tuple[Integers, list[float]]]:
+    """A list with zeros for NaN and infinities, which no decoder of JSON takes; where they were, and what."""
+    marks = np.frombuffer(text, np.uint8)
+    finite, starts, values = bytearray(text), [], []
+    # Step by step in Python, so that a thread that does this lets others run.
+    for mark in np.flatnonzero((marks == ord("N")) | (marks == ord("I"))).tolist():
+        if match := _NOT_FINITE.match(text, mark - (text[mark - 1] == ord("-"))):
+            finite[match.start() : match.end()] = b"0".ljust(len(match[0]))
+            starts.append(match.start())
+            values.append(float(match[0]))
+    return bytes(finite), (np.flatnonzero(marks == ord(",")).searchsorted(starts), values)
 
 
-def _numbers(body: bytes, begin: int, end: int, depth: int, name: str) -> Generator[Any, None, Floats | Ragged]:
-    """The numbers of a list; yields after each piece of it. Raises as `json_slow.decode` does."""
-    places: list[tuple[int, float]] = []
-    if body.find(b"N", begin, end) >= 0 or body.find(b"I", begin, end) >= 0:
-        body = yield from _without_non_finite(body, begin, end, places)
-        begin, end = 0, len(body)
-    values: Floats | Ragged
-    try:
-        if end - begin < json_pieces.PIECE_BYTES:
-            values = assemble(*json.decode_list(body[begin:end]))
-        else:
-            values = yield from json_pieces.numbers(body, begin + 1, end, name, depth)
-    except json.Suspicious as error:
-        read_slowly = error.args[0] if error.args else partial(_read_slowly, name, body[begin:end])
-        values = read_slowly()
-    if places and isinstance(values, np.ndarray):
-        indices, others = zip(*places, strict=True)
-        values = values.copy()
-        values.reshape(-1)[list(indices)] = others
-    return values
-
-
-def _without_non_finite(
-    body: bytes, begin: int, end: int, places: list[tuple[int, float]]
-) -> Generator[None, None, bytes]:
-    """A list with zeros for NaN and infinities, which no parser of JSON takes; adds their places and what they are."""
-    pieces, before = [], 0
-    while begin < end:
-        stop = body.find(b",", begin + json_pieces.PIECE_BYTES, begin + 2 * json_pieces.PIECE_BYTES) + 1
-        piece = body[begin : min(stop or begin + 2 * json_pieces.PIECE_BYTES, end)]
-        commas = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord(","))
-        found = _NOT_FINITE.finditer(piece)
-        places += ((before + int(commas.searchsorted(match.start())), float(match[0])) for match in found)
-        pieces.append(_NOT_FINITE.sub(b"0", piece))
-        before += commas.size
-        begin += len(piece)
-        yield
-    return b"".join(pieces)
-
-
-def _read_slowly(name: str, text: bytes) -> Floats | Ragged:
-    values: Floats | Ragged = json_slow.decode(b"{%b:%b}" % (orjson.dumps(name), text))[name]
-    return values
-
-
-def _shaped(tensor: Described, values: Floats | Ragged) -> Array:
+def _shaped(tensor: Described, values: Any, places: tuple[Integers, list[float]] | None) -> Array:
     """Numbers of JSON in a tensor's shape and type. Raises InvalidRequest."""
     count = prod(tensor.shape)
     if isinstance(values, Ragged) or values.shape not in ((count,), tuple(tensor.shape)):
         came = "of unequal length" if isinstance(values, Ragged) else f"of shape {list(values.shape)}"
         takes = f"{count} numbers, in one list or nested as its shape, {list(tensor.shape)}"
-        raise _wrong(tensor, f"has data {came}; expected {takes}")
-    values = values.reshape(tensor.shape)
-    if not tensor.datatype.startswith("INT"):
-        return values
-    wrong = ~((np.abs(values) < MAX_WHOLE) & (values == np.floor(values)))
-    if wrong.any():
-        place = tuple(map(int, np.unravel_index(wrong.argmax(), values.shape)))
-        takes = f"whole numbers below {MAX_WHOLE}; larger ones come as binary data"
-        raise bad((tensor.name, *place), f"is {values[place]:.9g}; {tensor.datatype} in JSON takes {takes}")
-    return values.astype(np.int64)
+        raise bad((tensor.name,), f"has data {came}; expected {takes}")
+    floats: Floats = values.reshape(-1)
+    if places:
+        floats = floats.copy()
+        floats[places[0]] = places[1]
+    if tensor.datatype.startswith("INT"):
+        wrong = np.flatnonzero(~((np.abs(floats) < MAX_WHOLE) & (floats == np.floor(floats))))
+        if wrong.size:
+            takes = f"whole numbers below {MAX_WHOLE} in JSON, and larger ones as bytes"
+            raise bad((tensor.name, int(wrong[0])), f"is {floats[wrong[0]]:.9g}; {tensor.datatype} takes {takes}")
+        return floats.astype(np.int64).reshape(tensor.shape)
+    return floats.reshape(tensor.shape)
 
 
 def _text(values: Array) -> Iterator[bytes]:
     """Numbers (n,) with commas between them; NaN and infinities as Python and Triton's client write them."""
-    for begin in range(0, len(values), json.SLICE_VALUES):
-        part = values[begin : begin + json.SLICE_VALUES]
+    for begin in range(0, len(values), SLICE_VALUES):
+        part = values[begin : begin + SLICE_VALUES]
         text = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
         if b"null" in text:
             words = [_WORDS[str(value)] for value in part[~np.isfinite(part)].tolist()]
             text = b"".join(chain.from_iterable(zip(text.split(b"null"), (*words, b""), strict=True)))
         yield text if begin == 0 else b"," + text
-
-
-def _wrong(tensor: Described, what: str) -> InvalidRequest:
-    return bad((tensor.name,), what)

@@ -1,4 +1,4 @@
-"""gzip, zstd and deflate: the same bytes however they are cut; what is no such data, or grows without end, is refused."""
+"""gzip, zstd and deflate: the same bytes however they are cut; garbage and endless data are refused."""
 
 import asyncio
 import gzip

@@ -22,9 +22,9 @@ from service.api.v2.sequence import SequenceSteps, is_of_sequence
 from service.errors import MalformedRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
-from service.wire import open_inference
 from service.wire.arrays import Floats
-from service.wire.open_inference import READ, Array, Cut, Described
+from service.wire.open_inference import READ, Array, Cut, Described, arrays, header, numbers
+from service.wire.open_inference import cut as cut_body
 
 LENGTH = b"inference-header-content-length"
 
@@ -40,14 +40,13 @@ class Infer:
         name, version = infer_names(request.path) or ("", None)
         model, tensors = served(self.inference.registry, name, version)
         request.model, request.version = name, model.version
-        asked, arrays = await self._decode(request, tensors)
-        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
+        asked, given = await self._decode(request, tensors)
         fields = {"model_name": name, "model_version": model.version} | ({"id": asked.id} if asked.id else {})
         if is_of_sequence(asked, name):
-            said, results = await self.sequences.run(request, model, version, asked, arrays, deadline)
+            said, results = await self.sequences.run(request, model, version, asked, given)
             fields |= said
         else:
-            results = await self._run(request, model, asked, arrays, deadline, by_step=name.endswith(STEP))
+            results = await self._run(request, model, asked, given, by_step=name.endswith(STEP))
         return await self._encode(request, asked, fields, results)
 
     async def _decode(self, request: Request, tensors: Signature) -> tuple[InferRequest, Mapping[str, Array]]:
@@ -60,39 +59,35 @@ class Infer:
         if length is not None and not int(length):
             cut, asked = Cut({}, body, [], 0), _raw(len(body), tensors.inputs["inputs"])
         else:
-            cut = open_inference.cut(body, None if length is None else int(length))
+            cut = cut_body(body, None if length is None else int(length))
             asked = validate(InferRequest, cut.document)
         _check(asked, tensors)
         said = [
             Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data)
             for one in asked.inputs
         ]
-        reading = open_inference.arrays(said, cut)
-        if len(body) >= HEAVY_BYTES and cut.lists:
-            return asked, (await self.documents.in_pieces(request, "decode", reading))[-1]
-        *_, arrays = await asyncio.to_thread(list, reading) if len(body) > VIEW_BYTES else reading
-        request.mark("decode", begun)
-        return asked, arrays
+        many = len(body) > (HEAVY_BYTES if cut.lists else VIEW_BYTES)
+        text, places = await asyncio.to_thread(numbers, said, cut) if many else numbers(said, cut)
+        lists = await self.documents.decode_json(request, text) if cut.lists else {}
+        arguments = said, cut, lists, places
+        found = await asyncio.to_thread(arrays, *arguments) if many else arrays(*arguments)
+        if len(body) < HEAVY_BYTES:
+            request.mark("decode", begun)
+        return asked, found
 
     async def _run(
-        self,
-        request: Request,
-        model: ModelVersion,
-        asked: InferRequest,
-        arrays: Mapping[str, Array],
-        deadline: float | None,
-        *,
-        by_step: bool,
+        self, request: Request, model: ModelVersion, asked: InferRequest, given: Mapping[str, Array], *, by_step: bool
     ) -> dict[str, Floats]:
         """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
         returns = [output.name for output in asked.outputs] or None
-        fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in arrays.items()}
+        fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in given.items()}
         call: Call
         if by_step:
             call = StepCall(validate(StepRequest, {**fields, "returns": returns}), model, self.limits)
         else:
             forward = validate(ForwardRequest, {**fields, "returns": returns})
             call = await forward_call(forward, model, self.limits, pads=True)
+        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
         found, _ = await run_rows(self.inference, request, model, call, deadline, ragged=False)
         results = call.results()
         return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}
@@ -104,7 +99,7 @@ class Infer:
         begun, default = perf_counter(), asked.parameters.binary_data_output
         said = {output.name: output.parameters.binary_data for output in asked.outputs}
         binary = [name for name in results if (default if said.get(name) is None else said[name])]
-        text = open_inference.header(fields, results, binary)
+        text = header(fields, results, binary)
         if sum(results[name].nbytes for name in results.keys() - binary) >= HEAVY_BYTES:
             parts = await self.documents.in_pieces(request, "encode", text)
         else:

@@ -1,11 +1,11 @@
 """What clients of the Open Inference Protocol read of the service and its models, and how they load and unload them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
 from fastapi import Request as Routed
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field
 
 from service import __version__
 from service.api.application import request_of
@@ -15,7 +15,7 @@ from service.api.negotiation import JSON
 from service.api.requests import validate
 from service.api.routes import admin_only
 from service.api.stepping import steppable
-from service.api.v2.requests import STEP, Signature, Tensor, signature
+from service.api.v2.requests import STEP, Signature, signature
 from service.api.v2.statistics import figures, statistics
 from service.errors import ModelFailed
 from service.serving.inference import PART_ROWS
@@ -25,32 +25,58 @@ from service.wire import open_inference
 NAME, TAG = "rnn-service", "open inference protocol"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"]
 
-_View = Mapping[str, Any]
-_Server = create_model("ServerMetadata", name=str, version=str, extensions=list[str])
-_Ready = create_model("Ready", name=(str, ""), ready=bool, live=(bool, True))
-_Tensor = create_model("TensorMetadata", name=str, datatype=str, shape=list[int])
-_Model = create_model(
-    "ModelMetadata", name=str, versions=list[str], platform=str, inputs=list[_Tensor], outputs=list[_Tensor]
-)
-_ConfigTensor = create_model("ConfigTensor", name=str, data_type=str, dims=list[int], optional=(bool, False))
-_Config = create_model(
-    "ModelConfiguration",
-    name=str,
-    backend=str,
-    max_batch_size=int,
-    input=list[_ConfigTensor],
-    output=list[_ConfigTensor],
-    sequence_batching=(dict[str, int] | None, None),
-)
-_Entry = create_model("RepositoryEntry", name=str, version=str, state=Literal["READY", "UNAVAILABLE"], reason=str)
-_Statistics = create_model("ModelStatistics", model_stats=list[dict[str, Any]])
-_Loaded = create_model("Loaded", name=str, load=bool)
+_Name = Annotated[str, Field(description="What it is called.")]
+_Version = Annotated[str, Field(description="A whole number as a string.")]
+_Shape = Annotated[Sequence[int], Field(description="Its axes, batch first; -1 is one of any size.")]
+
+
+class Server(BaseModel):
+    """What answers here."""
+
+    name: _Name = NAME
+    version: str = Field(__version__, description="The service's.")
+    extensions: list[str] = Field(EXTENSIONS, description="Parts of the protocol that it offers.")
+
+
+class Ready(BaseModel):
+    """Whether the service, or a model, can do its work."""
+
+    name: _Name = NAME
+    ready: bool = Field(description="Whether requests should come here.")
+    live: bool = Field(True, description="Whether the process is alive.")
+
+
+class TensorView(BaseModel):
+    """A tensor that a model takes or gives."""
+
+    name: _Name
+    datatype: str = Field(description="FP32 or INT64.")
+    shape: _Shape
+
+
+class ModelMetadata(BaseModel):
+    """A model as the protocol describes it."""
+
+    name: _Name
+    versions: list[str] = Field(description="All of them, oldest first.")
+    platform: str = Field(description="What runs it, and its kind.")
+    inputs: list[TensorView] = Field(description="What it takes.")
+    outputs: list[TensorView] = Field(description="What it gives.")
+
+
+class IndexEntry(BaseModel):
+    """A version of a model."""
+
+    name: _Name
+    version: _Version
+    state: Literal["READY", "UNAVAILABLE"] = Field(description="Whether it can serve.")
+    reason: str = Field(description="Why it cannot.")
 
 
 class IndexRequest(BaseModel, extra="forbid", strict=True):
-    """What is wanted of the index: all versions, or those that can serve."""
+    """What is wanted of the index."""
 
-    ready: bool = False
+    ready: bool = Field(False, description="Only versions that can serve.")
 
 
 class LoadRequest(BaseModel, extra="forbid", strict=True):
@@ -59,54 +85,52 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
-def described_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
-    """The routes that describe models; idle_seconds is how long sequences live after a step."""
-    router = APIRouter(prefix="/v2", tags=[TAG])
+def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
+    """The routes that describe models; idle_seconds is how long a sequence lives after a step."""
+    router = APIRouter(prefix="/v2/models", tags=[TAG])
 
-    @router.get("/models/stats", response_model=_Statistics, operation_id="v2_stats", summary="Statistics")
-    async def stats(model: str | None = None, version: str | None = None) -> _View:
-        if model is not None:
-            served(registry, model, version)
-        found = figures(sampler.collected())
-        versions = [(one["name"], one["version"]) for one in entries(registry)]
-        asked = [one for one in versions if model in (None, one[0]) and version in (None, one[1])]
-        return {"model_stats": [statistics(found, *one) for one in asked]}
+    @router.get("/stats", operation_id="v2_stats", summary="Statistics of all models")
+    async def all_stats() -> dict[str, Any]:
+        return stats(None)
 
-    async def model_ready(response: Response, model: str, version: str | None = None) -> _View:
+    async def ready(response: Response, model: str, version: str | None = None) -> Ready:
         try:
             served(registry, model, version)
         except ModelFailed:
             response.status_code = 503
-        return {"name": model, "ready": response.status_code != 503}
+        return Ready(name=model, ready=response.status_code != 503)
 
-    async def metadata(model: str, version: str | None = None) -> _View:
+    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
         found, tensors = served(registry, model, version)
-        return {
-            "name": model,
-            "versions": list(registry.model(found.name).versions) if version is None else [version],
-            "platform": f"{NAME}_{found.spec.kind}",
-            "inputs": [_metadata(name, tensor) for name, tensor in tensors.inputs.items()],
-            "outputs": [_metadata(name, tensor) for name, tensor in tensors.outputs.items()],
-        }
+        inputs, outputs = (
+            [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
+            for some in tensors
+        )
+        versions = list(registry.model(found.name).versions) if version is None else [version]
+        platform = f"{NAME}_{found.spec.kind}"
+        return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
 
-    async def config(model: str, version: str | None = None) -> _View:
+    async def config(model: str, version: str | None = None) -> dict[str, Any]:
+        """The batch is the first of `dims`, or with a `max_batch_size` before them."""
         found = _configuration(model, served(registry, model, version)[1])
         if model.endswith(STEP):
             found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
         return found
 
-    for path, kind in ("/models/{model}", "model"), ("/models/{model}/versions/{version}", "version"):
-        for end, view, call, what in (
-            ("/ready", _Ready, model_ready, "Can this model serve?"),
-            ("", _Model, metadata, "What a model takes and gives"),
-            ("/stats", _Statistics, stats, "Statistics of a model"),
-            ("/config", _Config, config, "A model as Triton's configuration has it"),
-        ):
-            operation = f"v2_{kind}_{call.__name__.removeprefix('model_')}"
-            describe = router.get(
-                path + end, response_model=view, response_model_exclude_none=True, operation_id=operation, summary=what
-            )
-            describe(call)
+    async def model_stats(model: str, version: str | None = None) -> dict[str, Any]:
+        served(registry, model, version)
+        return stats(model, version)
+
+    def stats(model: str | None, version: str | None = None) -> dict[str, Any]:
+        counted = figures(sampler.collected())
+        found = [(one.name, one.version) for one in entries(registry) if model in (None, one.name)]
+        return {"model_stats": [statistics(counted, *one) for one in found if version in (None, one[1])]}
+
+    for path, kind in ("/{model}", "model"), ("/{model}/versions/{version}", "version"):
+        router.get(f"{path}/ready", operation_id=f"v2_{kind}_ready", summary="Can this model serve?")(ready)
+        router.get(path, operation_id=f"v2_{kind}", summary="What a model takes and gives")(metadata)
+        router.get(f"{path}/config", operation_id=f"v2_{kind}_config", summary="A model as Triton has it")(config)
+        router.get(f"{path}/stats", operation_id=f"v2_{kind}_stats", summary="Statistics of a model")(model_stats)
     return router
 
 
@@ -114,17 +138,18 @@ def service_router(registry: Registry, bodies: Bodies, unready: Callable[[], lis
     """The routes about the whole service; `unready` gives the reasons for not being ready, none if it is."""
     router = APIRouter(prefix="/v2", tags=[TAG])
 
-    @router.get("", response_model=_Server, operation_id="v2_server", summary="What answers here")
-    async def server() -> _View:
-        return {"name": NAME, "version": __version__, "extensions": EXTENSIONS}
+    @router.get("", operation_id="v2_server", summary="What answers here")
+    async def server() -> Server:
+        return Server()
 
-    @router.get("/health/live", response_model=_Ready, operation_id="v2_live", summary="Is the process alive?")
-    @router.get("/health/ready", response_model=_Ready, operation_id="v2_ready", summary="Should requests come here?")
-    async def ready(routed: Routed, response: Response) -> _View:
-        is_ready = not unready()
-        if not is_ready and routed.url.path.endswith("ready"):
-            response.status_code = 503
-        return {"name": NAME, "ready": is_ready}
+    @router.get("/health/live", operation_id="v2_live", summary="Is the process alive?")
+    async def live() -> Ready:
+        return Ready(ready=not unready())
+
+    @router.get("/health/ready", operation_id="v2_ready", summary="Should requests come here?")
+    async def ready(response: Response) -> Ready:
+        response.status_code = 503 if unready() else 200
+        return Ready(ready=response.status_code == 200)
 
     async def posted(routed: Routed) -> Any:
         """The JSON of a body; clients send none, and any Content-Type."""
@@ -133,54 +158,45 @@ def service_router(registry: Registry, bodies: Bodies, unready: Callable[[], lis
         body = await bodies.read(request, Incoming(request, routed.receive))
         return open_inference.cut(body, None).document if body.strip() else {}
 
-    takes_index, takes_load = (
-        {"requestBody": {"content": {JSON: {"schema": kind.model_json_schema()}}}}
-        for kind in (IndexRequest, LoadRequest)
-    )
+    def takes(kind: type[BaseModel]) -> dict[str, Any]:
+        return {"requestBody": {"content": {JSON: {"schema": kind.model_json_schema()}}}}
 
-    @router.post(
-        "/repository/index",
-        response_model=list[_Entry],
-        operation_id="v2_index",
-        summary="All models",
-        openapi_extra=takes_index,
-    )
-    async def index(body: Annotated[Any, Depends(posted)]) -> list[_View]:
+    @router.post("/repository/index", operation_id="v2_index", summary="All models", openapi_extra=takes(IndexRequest))
+    async def index(body: Annotated[Any, Depends(posted)]) -> list[IndexEntry]:
         only_ready = validate(IndexRequest, body).ready
-        return [entry for entry in entries(registry) if entry["state"] == "READY" or not only_ready]
+        return [entry for entry in entries(registry) if entry.state == "READY" or not only_ready]
 
-    @router.post(
-        "/repository/models/{model}/{call}",
-        response_model=_Loaded,
-        operation_id="v2_load",
-        summary="Read a model's folder again and load it, or free its memory",
-        openapi_extra=takes_load,
-        dependencies=[Depends(admin_only)],
-    )
-    async def load(model: str, call: Literal["load", "unload"], body: Annotated[Any, Depends(posted)]) -> _View:
-        """The next request loads again what was unloaded. While sessions run on a version that is refused: 409."""
+    admin: dict[str, Any] = {"dependencies": [Depends(admin_only)], "openapi_extra": takes(LoadRequest)}
+
+    @router.post("/repository/models/{model}/load", operation_id="v2_load", summary="Load a model", **admin)
+    async def load(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
+        """Its folder is read again."""
         validate(LoadRequest, body)
-        name = model.removesuffix(STEP)
-        if call == "unload":
-            registry.unload(name)
-        elif found := (await registry.reload(name)).serving():
+        if found := (await registry.reload(model.removesuffix(STEP))).serving():
             await registry.engine(found)
-        return {"name": model, "load": call == "load"}
+        return Ready(name=model, ready=True)
+
+    @router.post("/repository/models/{model}/unload", operation_id="v2_unload", summary="Free its memory", **admin)
+    async def unload(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
+        """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
+        validate(LoadRequest, body)
+        registry.unload(model.removesuffix(STEP))
+        return Ready(name=model, ready=True)
 
     return router
 
 
-def entries(registry: Registry) -> Iterator[dict[str, Any]]:
+def entries(registry: Registry) -> Iterator[IndexEntry]:
     """All versions of all models, each also by its single steps if it can be stepped."""
     for model in registry.models():
         if not model.versions:
-            yield {"name": model.name, "version": "", "state": "UNAVAILABLE", "reason": model.failure or ""}
+            yield IndexEntry(name=model.name, version="", state="UNAVAILABLE", reason=model.failure or "")
         for name in (model.name, model.name + STEP):
             for version in model.versions.values():
                 if name == model.name or not version.spec.bidirectional:
                     failure = model.failure or version.failure
-                    state = "UNAVAILABLE" if failure else "READY"
-                    yield {"name": name, "version": version.version, "state": state, "reason": failure or ""}
+                    state: Literal["READY", "UNAVAILABLE"] = "UNAVAILABLE" if failure else "READY"
+                    yield IndexEntry(name=name, version=version.version, state=state, reason=failure or "")
 
 
 def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
@@ -189,19 +205,14 @@ def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVer
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
 
 
-def _metadata(name: str, tensor: Tensor) -> dict[str, Any]:
-    return {"name": name, "datatype": tensor.datatype, "shape": tensor.shape}
-
-
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:
-    """A model as Triton's configuration has it; of whole sequences the batch is an axis like the others."""
-    batch = PART_ROWS if name.endswith(STEP) else 0  # `lengths` has no axis but the batch, which Triton does not take
-    inputs, outputs = (
-        [
+    batch = PART_ROWS * name.endswith(STEP)  # else 0: `lengths` has no axis but the batch, as Triton demands then
+    config: dict[str, Any] = {"name": name, "backend": NAME, "max_batch_size": batch}
+    for side, some in zip(("input", "output"), tensors, strict=True):
+        config[side] = [
             {"name": key, "data_type": f"TYPE_{one.datatype}", "dims": one.shape[batch > 0 :]}
             for key, one in some.items()
         ]
-        for some in tensors
-    )
-    optional = [one | {"optional": one["name"] != "inputs"} for one in inputs]
-    return {"name": name, "backend": NAME, "max_batch_size": batch, "input": optional, "output": outputs}
+    for one in config["input"]:
+        one["optional"] = one["name"] != "inputs"
+    return config

@@ -41,48 +41,48 @@ class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
 class InferInput(BaseModel, extra="forbid", strict=True, frozen=True):
     """A tensor, whose numbers stand here, flat or nested, or follow the JSON as little-endian bytes."""
 
-    name: Name
-    shape: list[Size] = Field(max_length=3)
-    datatype: Literal["FP32", "FP16", "FP64", "INT64", "INT32"]
-    parameters: Parameters = Parameters()
-    data: list[Any] | None = None
+    name: Name = Field(description="One of the model's inputs.")
+    shape: list[Size] = Field(max_length=3, description="Its axes, batch first.")
+    datatype: Literal["FP32", "FP16", "FP64", "INT64", "INT32"] = Field(description="Of its numbers.")
+    parameters: Parameters = Field(Parameters(), description="binary_data_size.")
+    data: list[Any] | None = Field(None, description="Numbers; NaN and Infinity, too.")
 
 
 class InferOutput(BaseModel, extra="forbid", strict=True, frozen=True):
     """A tensor that is wanted."""
 
-    name: Name
-    parameters: Parameters = Parameters()
+    name: Name = Field(description="One of the model's outputs.")
+    parameters: Parameters = Field(Parameters(), description="binary_data.")
 
 
 class InferRequest(BaseModel, extra="forbid", strict=True, frozen=True, protected_namespaces=()):
     """Inputs of a model, and which outputs are wanted: those of /rnn/forward or /cell/step if that is left out."""
 
-    inputs: list[InferInput] = Field(min_length=1, max_length=MAX_FIELDS)
-    outputs: list[InferOutput] = Field([], max_length=MAX_FIELDS)
+    inputs: list[InferInput] = Field(min_length=1, max_length=MAX_FIELDS, description="What it takes.")
+    outputs: list[InferOutput] = Field([], max_length=MAX_FIELDS, description="What is wanted.")
     id: str = Field("", max_length=1024, description="The reply has it, too.")
-    parameters: RequestParameters = RequestParameters()
+    parameters: RequestParameters = Field(RequestParameters(), description="timeout, binary_data_output …")
     model_name: str | None = Field(None, description="Of KServe's client; not used.")
 
 
 class OutputTensor(BaseModel):
     """A tensor of a reply, whose numbers stand here, or follow the JSON as bytes."""
 
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: Parameters = Parameters()
-    data: list[Any] = []
+    name: str = Field(description="One of the model's outputs.")
+    datatype: str = Field(description="FP32.")
+    shape: list[int] = Field(description="Its axes, batch first.")
+    parameters: Parameters = Field(Parameters(), description="binary_data_size, of one that follows as bytes.")
+    data: list[Any] = Field([], description="Its numbers, flat.")
 
 
 class InferReply(BaseModel, protected_namespaces=()):
     """What an infer call answers."""
 
-    model_name: str
-    model_version: str
+    model_name: str = Field(description="The model that ran.")
+    model_version: str = Field(description="The version that ran.")
     id: str = Field("", description="The request's.")
     parameters: dict[str, int | str] = Field({}, description="Of a sequence: sequence_id and step, the last's number.")
-    outputs: list[OutputTensor]
+    outputs: list[OutputTensor] = Field(description="What was wanted.")
 
 
 class Tensor(NamedTuple):

@@ -43,7 +43,6 @@ class SequenceSteps:
         version: str | None,
         asked: InferRequest,
         arrays: Mapping[str, Array],
-        deadline: float | None,
     ) -> tuple[dict[str, Any], dict[str, Floats]]:
         """Run a request's steps; version is what it asks for. Gives what the reply says beside the results, and these.
 
@@ -62,7 +61,7 @@ class SequenceSteps:
             *(request.owner, model, said.sequence_id, said.sequence_start, said.sequence_end, said.step)
         )
         terms = Terms(False, not {"h", "c"}.isdisjoint(names or ()), in_stream=False, book=request.book)
-        model, ran = await self.sequences.run(call, read, terms, deadline)
+        model, ran = await self.sequences.run(call, read, terms, request.deadline(said.timeout / 1e6 or None))
         request.version, request.rows, request.steps = model.version, 1, len(arrays["inputs"])
         returns = returned(names, STREAM_RETURNS, model, by_step=True)
         results = session_results(ran, returns, several=True)
