@@ -20,6 +20,9 @@ from service.sessions.lifecycle import Session, Sessions
 from service.sessions.stepper import Steps
 
 
+Read = Callable[[ModelVersion], Floats]
+
+
 class SequenceCall(NamedTuple):
     """What a request wants of a sequence; model is the version that the request means, step numbers its first step."""
 
@@ -43,44 +46,39 @@ class Sequences:
     steps: SessionSteps
 
     async def run(
-        self,
-        call: SequenceCall,
-        read: Callable[[ModelVersion], Floats],
-        terms: Terms,
-        deadline: float | None = None,
+        self, call: SequenceCall, read: Read, terms: Terms, deadline: float | None = None
     ) -> tuple[ModelVersion, list[Steps]]:
         """Run a request's steps after those that came before it; gives the sequence's model, too.
 
         read gives the inputs (k,I), k > 0, for a model, and raises if they do not fit it. A call that fails leaves the
         sequence as it was. Raises as `SessionSteps.run` does, and InvalidRequest if there is no such sequence.
         """
-        async with self.sessions.queue.turn(call.session):
-            if call.start:
-                session, ran = await self._start(call, read, terms, deadline)
-            else:
-                session, ran = await self._go_on(call, read, terms, deadline)
+        name = call.session
+        async with self.sessions.queue.turn(name):
+            run = self._start if call.start else self._go_on
+            session, ran = await run(name, call, read, terms, deadline)
             if call.end:
                 await self.sessions.finish(session.record)
             return session.model, ran
 
     async def _start(
-        self, call: SequenceCall, read: Callable[[ModelVersion], Floats], terms: Terms, deadline: float | None
+        self, name: str, call: SequenceCall, read: Read, terms: Terms, deadline: float | None
     ) -> tuple[Session, list[Steps]]:
         if call.step not in (None, 1):
             raise _invalid("step", f"step is {call.step}; the first step of a sequence is 1")
         inputs = read(call.model)
-        session = await self.sessions.draft(call.session, call.model, call.owner)
+        session = await self.sessions.draft(name, call.model, call.owner)
         session.record.position = session.record.position._replace(revision=randbits(62))
         return session, await self.steps.begin(session, inputs, terms, self.sessions.replace, deadline)
 
     async def _go_on(
-        self, call: SequenceCall, read: Callable[[ModelVersion], Floats], terms: Terms, deadline: float | None
+        self, name: str, call: SequenceCall, read: Read, terms: Terms, deadline: float | None
     ) -> tuple[Session, list[Steps]]:
         while True:
             try:
-                session = await self.sessions.use(call.session, call.owner)
+                session = await self.sessions.use(name, call.owner)
                 if session.model is not call.model:  # or another process has begun it anew, on this model
-                    session = await self.sessions.use(call.session, call.owner, fresh=True)
+                    session = await self.sessions.use(name, call.owner, fresh=True)
                 inputs = read(session.model)
                 return session, await self.steps.run_in_turn(session, inputs, call.step, terms, deadline)
             except SessionNotFound:
