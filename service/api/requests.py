@@ -294,6 +294,8 @@ def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in named)
     name = spell(loc)
     if item["type"] == "extra_forbidden":
+        if len(loc) > 1:
+            return FieldError(loc, f"{name} is not a field of this request")
         near = get_close_matches(str(loc[0]), kind.model_fields, 1)
         hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(kind.model_fields)}"
         return FieldError(loc, f"{name} is not a field of this request; {hint}")
