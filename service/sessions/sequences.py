@@ -19,7 +19,6 @@ from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Session, Sessions
 from service.sessions.stepper import Steps
 
-
 Read = Callable[[ModelVersion], Floats]
 
 

@@ -101,7 +101,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return Ready(name=model, ready=response.status_code != 503)
 
     async def metadata(model: str, version: str | None = None) -> ModelMetadata:
-        found, tensors = served(registry, model, version)
+        found, tensors = _described(registry, model, version)
         inputs, outputs = (
             [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
             for some in tensors
@@ -112,7 +112,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
 
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
         """The batch is the first of `dims`, or with a `max_batch_size` before them."""
-        found = _configuration(model, served(registry, model, version)[1])
+        found = _configuration(model, _described(registry, model, version)[1])
         if model.endswith(STEP):
             found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
         return found
@@ -203,6 +203,13 @@ def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVer
     """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
     found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
+
+
+def _described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
+    """As `served`, without the states that a single step may bring: perf_analyzer would send them in sequences, too."""
+    found, tensors = served(registry, name, version)
+    inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
+    return found, tensors._replace(inputs=inputs)
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:
