@@ -19,8 +19,13 @@ serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (POR
 test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.integration  ## Run the tests that need a browser, nginx or a key-value server, or take long
+integration: .venv/.integration .peers/kserve/installed .peers/perf/installed  ## Run the tests that need a browser, nginx or a key-value server, or take long
 	$(BIN)/python -m pytest -m integration
+
+# Clients that need an environment of their own; tests of one that cannot be installed are skipped.
+.peers/%/installed: tests/peers/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	-.peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $< && touch $@
 
 check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling
 	$(BIN)/ruff format --check .

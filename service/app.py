@@ -38,7 +38,6 @@ from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.v2.infer import Infer
 from service.api.v2.models import models_v2_router, service_router
-from service.api.v2.sequence import SequenceSteps
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -100,7 +99,7 @@ def create_app(
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    infer = Infer(inference, documents, limits, SequenceSteps(Sequences(sessions, session_steps), limits))
+    infer = Infer(inference, documents, limits, Sequences(sessions, session_steps))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:

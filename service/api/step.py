@@ -81,7 +81,7 @@ class Step:
                 'the session is as it was; ask for safetensors, or send "non_finite": "null"'
             ) from None
         request.rows, request.steps = 1, len(inputs)
-        reply: dict[str, Any] = {**session_results(ran, returns, several=several), "step": last_of(ran)}
+        reply = session_reply(ran, returns, several=several)
         return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
@@ -154,10 +154,9 @@ def _refuse_long(count: int, spec: ModelSpec) -> None:
         )
 
 
-def session_results(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Floats]:
-    """Results of a session's steps by name, in the shapes of /cell/step; several: with the axis of steps."""
+def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:
     last = ran[-1]
-    fields: dict[str, Floats] = {}
+    fields: dict[str, Any] = {}
     if "outputs" in returns:
         fields["outputs"] = _joined([steps.outputs for steps in ran], several=several)
     if "predictions" in returns:
@@ -165,12 +164,7 @@ def session_results(ran: Sequence[Steps], returns: frozenset[str], *, several: b
     for name, state in (("h", last.h), ("c", last.c)):
         if name in returns and state is not None:
             fields[name] = squeezed(state, batched=False)
-    return fields
-
-
-def last_of(ran: Sequence[Steps]) -> int:
-    """The number of the last of steps that ran."""
-    return ran[-1].first + ran[-1].count - 1
+    return fields | {"step": last.first + last.count - 1}
 
 
 def _joined(parts: Sequence[Floats], *, several: bool) -> Floats:

@@ -71,20 +71,15 @@ class SessionCache:
             found = Ended("expired", found.position.step, found.owner, self.clock())
         raise SessionGone(f"this session has ended ({found.reason}) after step {found.step}", found.reason, found.step)
 
-    async def create(self, record: SessionRecord) -> None:
-        """Raises SessionsFull."""
-        await self._make_room(1, record.nbytes)
-        await self.store.create(record)
-        self.counts.opened += 1
-
-    async def replace(self, record: SessionRecord) -> SessionRecord | None:
-        """As `SessionStore.replace`. Raises SessionsFull."""
-        sessions, size = 1, record.nbytes
-        if not self._fits(sessions, size) and isinstance(old := await self.store.load(record.id), SessionRecord):
-            sessions, size = 0, size - old.nbytes
-        await self._make_room(sessions, size)
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        """As `SessionStore.create`. Raises SessionsFull."""
+        try:
+            await self._make_room(1, record.nbytes)
+        except SessionsFull:
+            if not isinstance(await self.store.load(record.id), SessionRecord):  # whose place it takes
+                raise
         self._forget(record.id)
-        replaced = await self.store.replace(record)
+        replaced = await self.store.create(record)
         self._remember(record)
         self.counts.opened += 1
         self.counts.ended["restarted"] += replaced is not None
@@ -105,10 +100,10 @@ class SessionCache:
                 self._remember(record)
         return kept
 
-    async def end(self, session: str, reason: Reason, created_at: float | None = None) -> SessionRecord | None:
+    async def end(self, session: str, reason: Reason, begun: float | None = None) -> SessionRecord | None:
         """As `SessionStore.end`."""
         self._forget(session)
-        record = await self.store.end(session, reason, self.clock(), created_at)
+        record = await self.store.end(session, reason, self.clock(), begun)
         if record is not None:
             self.counts.ended[reason] += 1
         return record
@@ -149,9 +144,9 @@ class SessionCache:
         """Raise SessionsFull unless so much more fits, by ending others if that is the policy."""
         limits = self.limits
         while True:
-            if self._fits(sessions, size):
-                return
             totals, evicted = self.store.totals, 0
+            if totals.sessions + sessions <= limits.sessions and totals.bytes + size <= limits.bytes:
+                return
             if limits.eviction == "lru" and size <= limits.bytes:  # what can never fit ends nobody
                 evicted = await self.store.evict(1 + limits.sessions // 10_000, self.clock())
                 self.counts.ended["evicted"] += evicted
@@ -160,7 +155,3 @@ class SessionCache:
                     f"the service holds {totals.sessions} sessions of {totals.bytes} bytes; its limits are "
                     f"{limits.sessions} and {limits.bytes}"
                 )
-
-    def _fits(self, sessions: int, size: int) -> bool:
-        totals, limits = self.store.totals, self.limits
-        return totals.sessions + sessions <= limits.sessions and totals.bytes + size <= limits.bytes

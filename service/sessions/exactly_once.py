@@ -35,6 +35,7 @@ from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
 from service.stores.interface import Position, SessionRecord
 
 Result = TypeVar("Result")
+Commit = Callable[[SessionRecord, Position, Position], Awaitable[bool]]
 
 
 class Progress(NamedTuple):
@@ -43,9 +44,6 @@ class Progress(NamedTuple):
     steps: int
     state: bytes
     kept: bytes
-
-    def after(self, before: Position, now: float) -> Position:
-        return Position(before.revision + 1, before.step + self.steps, self.state, self.kept, now)
 
 
 class Terms(NamedTuple):
@@ -81,7 +79,7 @@ class SessionSteps:
         return max(1, self._replay_bytes // step_bytes(model.spec))
 
     async def again(self, session: Session, *, fresh: bool = False) -> Session:
-        """Raises SessionNotFound, SessionGone; with reason "restarted" if another session has its id now."""
+        """Raises SessionNotFound, SessionGone; with reason "restarted" if a sequence has begun in its place."""
         was = session.record
         record = await self._cache.find(was.id, was.owner, fresh=fresh)
         if record.created_at != was.created_at:
@@ -110,24 +108,6 @@ class SessionSteps:
                 session = await self.again(session)
             call.result = await self.run_in_turn(session, inputs, step, terms, deadline)
             return call.result
-
-    async def begin(
-        self,
-        session: Session,
-        inputs: Floats,
-        terms: Terms,
-        keep: Callable[[SessionRecord], Awaitable[None]],
-        deadline: float | None = None,
-    ) -> list[Steps]:
-        """Run the first steps of a session that is not stored yet, then keep it. Raises as `run` and keep do."""
-        steps, progress = await self._compute(session, inputs, terms, deadline)
-        record, counts = session.record, self._cache.counts
-        record.position = progress.after(record.position, self._cache.clock())
-        done = terms.checked([steps])
-        await keep(record)
-        counts.commits += 1
-        counts.steps += progress.steps
-        return done
 
     async def generate(
         self,
@@ -168,45 +148,48 @@ class SessionSteps:
             return await self._once(session, step, attempt)
 
     async def run_in_turn(
-        self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
+        self,
+        session: Session,
+        inputs: Floats,
+        step: int | None,
+        terms: Terms,
+        deadline: float | None,
+        begin: Commit | None = None,
     ) -> list[Steps]:
-        """As `run`, for a caller who has the turn."""
+        """As `run`, for a caller who has the turn; begin keeps a session that is not stored yet with these steps."""
 
         async def attempt(session: Session) -> tuple[list[Steps], Progress | None]:
+            before, spec = session.record.position, session.model.spec
             done = _done_already(session, inputs, step, terms)
             new = inputs[sum(steps.count for steps in done) :] if done else inputs
             if not len(new):
                 return terms.checked(done), None
-            steps, progress = await self._compute(session, new, terms, deadline)
-            return terms.checked([*done, steps]), progress
+            h, c = decode_state(spec, before.state)
+            steps, rows = prepare(spec, before.step + 1, new, h, c)
+            timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
+            terms.book(timings.queue, timings.compute)
+            terms.checked([*done, steps])
+            if terms.in_stream or steps.count > 1:
+                earlier = before.replies if terms.in_stream else b""
+                kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
+            else:
+                kept = keep_one(new, steps)
+            return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
-        return await self._once(session, step, attempt)
-
-    async def _compute(
-        self, session: Session, inputs: Floats, terms: Terms, deadline: float | None
-    ) -> tuple[Steps, Progress]:
-        """Run inputs (k,I), k > 0, from where the session stands."""
-        before, spec = session.record.position, session.model.spec
-        h, c = decode_state(spec, before.state)
-        steps, rows = prepare(spec, before.step + 1, inputs, h, c)
-        timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
-        terms.book(timings.queue, timings.compute)
-        if terms.in_stream or steps.count > 1:
-            earlier = before.replies if terms.in_stream else b""
-            kept = keep_steps(earlier, inputs, steps, self._replay_bytes, spec)
-        else:
-            kept = keep_one(inputs, steps)
-        return steps, Progress(steps.count, encode_state(steps.h, steps.c), kept)
+        return await self._once(session, step, attempt, begin)
 
     async def _once(
         self,
         session: Session,
         step: int | None,
         attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]],
+        begin: Commit | None = None,
     ) -> Result:
         """Attempt from where the session stands, and commit the progress; None says that all was done before."""
         counts = self._cache.counts
-        as_stored = not self._cache.store.shared  # else another process may have advanced, reset or ended the session
+        as_stored = (
+            begin is not None or not self._cache.store.shared
+        )  # else another process may have advanced, reset or ended the session
         if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
             as_stored, session = True, await self.again(session, fresh=True)
         while True:
@@ -216,7 +199,9 @@ class SessionSteps:
                 if progress is None:
                     counts.replays += 1
                     return result
-                if await self._cache.commit(session.record, before, progress.after(before, self._cache.clock())):
+                last, now = before.step + progress.steps, self._cache.clock()
+                position = Position(before.revision + 1, last, progress.state, progress.kept, now)
+                if await (begin or self._cache.commit)(session.record, before, position):
                     counts.commits += 1
                     counts.steps += progress.steps
                     return result

@@ -77,7 +77,7 @@ class Sessions:
         Raises ModelInUse, ModelFailed, SessionsFull.
         """
         initial = b"" if h is None else encode_state(h, c)
-        return await self._create(await self.draft(token_urlsafe(16), model, owner, ttl_seconds, initial))
+        return await self.keep((await self.draft(token_urlsafe(16), model, owner, ttl_seconds, initial)).record)
 
     async def draft(
         self, name: str, model: ModelVersion, owner: bytes, ttl_seconds: float | None = None, initial: bytes = b""
@@ -97,8 +97,9 @@ class Sessions:
         """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""
         async with self.queue.turn(session):
             record, model, _ = await self.use(session, owner, fresh=True)
-        state = record.position.state
-        return await self._create(await self.draft(token_urlsafe(16), model, record.owner, record.ttl_seconds, state))
+        initial = record.position.state
+        fork = await self.draft(token_urlsafe(16), model, record.owner, record.ttl_seconds, initial)
+        return await self.keep(fork.record)
 
     async def reset(self, session: str, owner: bytes | None) -> SessionRecord:
         """Back to the initial state; the count of steps goes on."""
@@ -118,11 +119,12 @@ class Sessions:
                 self._users[record.weights] -= 1
                 return record
 
-    async def replace(self, record: SessionRecord) -> None:
-        """Keep a drafted session in place of any that has its id. Raises SessionsFull."""
-        if replaced := await self.cache.replace(record):
+    async def keep(self, record: SessionRecord) -> SessionRecord:
+        """Store a drafted session. Raises SessionsFull."""
+        if replaced := await self.cache.create(record):
             self._users[replaced.weights] -= 1
         self._users[record.weights] += 1
+        return record
 
     async def finish(self, record: SessionRecord) -> None:
         """End a session, unless another one has begun in its place."""
@@ -147,11 +149,6 @@ class Sessions:
             with suppress(ModelFailed):  # which the registry logs; tried again
                 await self._registry.pinned(*weights)
                 self._known.add(weights)
-
-    async def _create(self, session: Session) -> SessionRecord:
-        await self.cache.create(session.record)
-        self._users[session.record.weights] += 1
-        return session.record
 
 
 def weights_of(version: ModelVersion) -> Weights:

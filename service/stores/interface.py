@@ -100,13 +100,10 @@ class SessionStore(Protocol):
     async def close(self) -> None:
         """Finish what is under way, and let go of everything; also after an `open` that failed."""
 
-    async def create(self, record: SessionRecord) -> None:
-        """Keep a new session; its id is new."""
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        """Keep a new session. Its id is new, or else its revision is one that no session of this id has had.
 
-    async def replace(self, record: SessionRecord) -> SessionRecord | None:
-        """Keep a new session under an id that may have been used; gives the one that lived under it until now.
-
-        Of the old one, live or ended, nothing stays. The new one's revision must be none that the old one can have.
+        If its revision is not 0, nothing stays of what had the id, live or ended; gives the session that was live.
         """
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
@@ -115,10 +112,8 @@ class SessionStore(Protocol):
     async def commit(self, session: str, before: Position, position: Position) -> bool:
         """Replace a position if its revision is still that of `before`; says whether it was."""
 
-    async def end(
-        self, session: str, reason: Reason, at: float, created_at: float | None = None
-    ) -> SessionRecord | None:
-        """Give the last record, or None if the session was not live, or not one created then."""
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        """Give the last record, or None if no session was live, or none that was created at `begun`."""
 
     async def expire(self, now: float) -> tuple[int, bool]:
         """End some sessions that are due, and forget some that ended more than `ENDED_SECONDS` ago.

@@ -44,17 +44,14 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    async def create(self, record: SessionRecord) -> None:
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        self._ended.pop(record.id, None)
+        if old := self._records.pop(record.id, None):
+            self._forget(old)
         self._records[record.id] = record
         self._bytes += record.nbytes
         self._users[record.weights] += 1
         self._look_at_end(record)
-
-    async def replace(self, record: SessionRecord) -> SessionRecord | None:
-        self._ended.pop(record.id, None)
-        if old := self._records.pop(record.id, None):
-            self._forget(old)
-        await self.create(record)
         return old
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
@@ -69,14 +66,11 @@ class MemoryStore:
         self._records.move_to_end(session)
         return True
 
-    async def end(
-        self, session: str, reason: Reason, at: float, created_at: float | None = None
-    ) -> SessionRecord | None:
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
         record = self._records.get(session)
-        if record is None or created_at not in (None, record.created_at):
+        if record is None or begun not in (None, record.created_at):
             return None
-        del self._records[session]
-        self._forget(record)
+        self._forget(self._records.pop(session))
         self._ended[session] = Ended(reason, record.position.step, record.owner, at)
         if len(self._ended) > self._max_ended:
             self._ended.popitem(last=False)

@@ -84,6 +84,17 @@ OPERATIONS = [
     ("/health/ready", "GET"),
     ("/metrics", "GET"),
     ("/problems/{slug}", "GET"),
+    ("/v2", "GET"),
+    ("/v2/health/live", "GET"),
+    ("/v2/health/ready", "GET"),
+    ("/v2/models/stats", "GET"),
+    *((f"/v2/models/{{model}}{end}", "GET") for end in ("", "/ready", "/config", "/stats")),
+    *((f"/v2/models/{{model}}/versions/{{version}}{end}", "GET") for end in ("", "/ready", "/config", "/stats")),
+    ("/v2/models/{model}/infer", "POST"),
+    ("/v2/models/{model}/versions/{version}/infer", "POST"),
+    ("/v2/repository/index", "POST"),
+    ("/v2/repository/models/{model}/load", "POST"),
+    ("/v2/repository/models/{model}/unload", "POST"),
 ]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

@@ -53,6 +53,8 @@ def test_sequences_with_states(service, name, binary):
 def test_padded_rows_equal_rows_alone(service, name):
     inputs, lengths = numbers(np.random.default_rng(2), BATCH, TIME, SPECS[name].input_size), np.array([5, 1, 3])
     got = infer(service, name, {"inputs": inputs, "lengths": lengths}, ("lengths",))
+    as_declared = infer(service, name, {"inputs": inputs, "lengths": lengths[:, None]})
+    np.testing.assert_array_equal(got["outputs"], as_declared["outputs"])
     for row, length in enumerate(lengths):
         alone = infer(service, name, {"inputs": inputs[row : row + 1, :length]}, binary=True)
         for field in ("outputs", "predictions")[: 1 + bool(SPECS[name].head)]:
@@ -285,7 +287,7 @@ def test_service_and_models_are_described(service):
         "inputs": ("FP32", [-1, -1, 5]),
         "h0": ("FP32", [-1, 2, 6]),
         "c0": ("FP32", [-1, 2, 6]),
-        "lengths": ("INT64", [-1]),
+        "lengths": ("INT64", [-1, 1]),
         "outputs": ("FP32", [-1, -1, 6]),
         "last": ("FP32", [-1, 6]),
         "h_n": ("FP32", [-1, 2, 6]),

@@ -9,8 +9,6 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from service.engine.load import EngineFactory
@@ -21,7 +19,6 @@ from service.errors import (
     ModelInUse,
     SessionGone,
     SessionsFull,
-    StepOutOfOrder,
 )
 from service.serving.inference import Inference
 from service.serving.registry import Registry
@@ -63,14 +60,15 @@ class Process:
 
     async def call(self, sequence_id, inputs, *, owner=OWNER, start=False, end=False, step=None, deadline=None):
         """The number of the first step, outputs, and the model that ran."""
-        call = SequenceCall(owner, self.registry.resolve(MODEL, None), sequence_id, start, end, step)
 
         def read(model):
             if inputs.shape[1] != model.spec.input_size:
                 raise InvalidRequest([FieldError(("inputs",), "another size")])
             return inputs
 
-        model, [steps] = await self.sequences.run(call, read, TERMS, deadline)
+        on = self.registry.resolve(MODEL, None)
+        call = SequenceCall(owner, on, sequence_id, start, end, step, read, TERMS, deadline)
+        model, [steps] = await self.sequences.run(call)
         return steps.first, steps.outputs, model
 
 
@@ -83,83 +81,6 @@ def root(tmp_path_factory):
 
 def spec_of(process):
     return process.registry.resolve(MODEL, None).spec
-
-
-IDS = st.sampled_from([1, "1", 2**64 - 1])
-OPERATIONS = st.one_of(
-    st.tuples(st.just("start"), st.integers(1, 3), st.booleans(), st.sampled_from([None, 1])),
-    st.tuples(st.just("step"), st.integers(1, 3), st.booleans(), st.booleans()),
-    st.tuples(st.just("skip")),
-    st.tuples(st.just("repeat")),
-)
-
-
-class Model:
-    """Sequences as one would write them down: a list of inputs for each."""
-
-    def __init__(self):
-        self.live, self.ended, self.last = {}, {}, {}  # inputs and time of use; the last step's number; the last call
-
-    def expire(self, now):
-        for name, (done, used) in list(self.live.items()):
-            if used + 60 <= now:
-                self.ended[name] = len(done)
-                del self.live[name]
-
-    async def start(self, process, name, seed, count, end, step):
-        await self._run(process, name, vectors(spec_of(process), count, seed), [], start=True, end=end, step=step)
-
-    async def step(self, process, name, seed, count, end, numbered):
-        inputs = vectors(spec_of(process), count, seed)
-        if name in self.live:
-            done = self.live[name][0]
-            await self._run(process, name, inputs, done, end=end, step=len(done) + 1 if numbered else None)
-            return
-        words = rf"has ended .*after step {self.ended[name]};" if name in self.ended else "has not begun"
-        with pytest.raises(InvalidRequest, match=words) as refusal:
-            await process.call(name, inputs)
-        shown = '"1"' if name == "1" else name
-        assert f'sequence {shown} of model "{MODEL}"' in str(refusal.value)
-
-    async def skip(self, process, name, seed):
-        if name in self.live:
-            done = self.live[name][0]
-            with pytest.raises(StepOutOfOrder) as refusal:
-                await process.call(name, vectors(spec_of(process), 1, seed), step=len(done) + 2)
-            assert refusal.value.expected == len(done) + 1
-
-    async def repeat(self, process, name, _):
-        if name in self.live:
-            first, inputs, outputs = self.last[name]
-            again = await process.call(name, inputs, step=first)
-            assert (again[0], again[1].tobytes()) == (first, outputs)
-
-    async def _run(self, process, name, inputs, done, *, end, step, start=False):
-        first, outputs, model = await process.call(name, inputs, start=start, end=end, step=step)
-        whole = [*done, *inputs]
-        assert first == len(done) + 1
-        assert outputs.tobytes() == in_one_run(model.engine, np.stack(whole))[0][len(done) :].tobytes()
-        self.ended.pop(name, None)
-        self.live[name], self.last[name] = (whole, process.now), (first, inputs, outputs.tobytes())
-        if end:
-            self.ended[name] = len(self.live.pop(name)[0])
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(script=st.lists(st.tuples(st.integers(0, 1), IDS, OPERATIONS | st.none()), min_size=1, max_size=25))
-@in_loop
-async def test_sequences_equal_lists_of_steps(root, script):
-    store, model, now = SharedStore(100), Model(), [1000.0]
-    processes = [Process(root, store, now), Process(root, store, now)]
-    for seed, (who, name, operation) in enumerate(script):
-        now[0] += 1 if operation else 61
-        model.expire(now[0])
-        if operation:
-            await getattr(model, operation[0])(processes[who], name, seed, *operation[1:])
-    while await processes[0].sessions.cache.sweep():
-        pass
-    live = sorted(len(done) for done, _ in model.live.values())
-    assert sorted(record.position.step for record in await store.page("", 9)) == live
 
 
 class SlowStore(SharedStore):
@@ -182,7 +103,7 @@ def slow(name):
     return call
 
 
-for _name in ("load", "commit", "end", "replace"):
+for _name in ("load", "commit", "end", "create"):
     setattr(SlowStore, _name, slow(_name))
 
 

@@ -53,7 +53,7 @@ async def test_replaced_session_leaves_nothing(store):
         await store.end(other.id, "deleted", T0)
     for round_ in range(1, 100):
         new = record(revision=2**61 + round_, used_at=T0 + round_, created_at=T0 + round_)
-        await store.replace(new)
+        await store.create(new)
         assert await store.load("one") == new
         assert not await store.commit("one", record().position, after(record().position, T0 + round_))
         assert await store.end("one", "deleted", T0 + round_, T0 + round_ - 1) is None
@@ -64,7 +64,7 @@ async def test_replaced_session_leaves_nothing(store):
             assert await store.load("0") is None
             assert store.totals == Totals(0, 0)
     assert dict(await store.in_use()) == {}
-    await store.replace(record(revision=1, used_at=T0 + 100))
+    await store.create(record(revision=1, used_at=T0 + 100))
     assert [await store.load(str(i)) is not None for i in range(4)] == [False, True, True, True]
     assert await expire(store, T0 + 159) == 0
     assert await expire(store, T0 + 160) == 1
@@ -74,10 +74,10 @@ async def test_replaced_session_leaves_nothing(store):
 async def test_racing_replacements_count_one(store):
     lives = [record(revision=2**60 + (i << 9), state=b"x" * i, weights=Weights("m", "1", b"%d" % i)) for i in range(60)]
     await asyncio.gather(
-        *(store.replace(life) for life in lives),
+        *(store.create(life) for life in lives),
         *(store.commit("one", life.position, after(life.position, T0, state=b"longer" * 9)) for life in lives),
         *(store.end("one", "deleted", T0) for _ in range(3)),
-        *(store.replace(life) for life in lives),
+        *(store.create(life) for life in lives),
         *(store.commit("one", life.position, after(life.position, T0, state=b"longer" * 9)) for life in lives),
     )
     found = await store.load("one")

@@ -64,7 +64,7 @@ class Model:
         self.made = max(self.made, number + 1)
         values = {"weights": weights, "ttl_seconds": ttl_seconds, "state": state, "used_at": self.now}
         values |= {"created_at": self.now, "revision": 2**61 + self.made}
-        assert await store.replace(record(session, **values)) == self.live.get(session)
+        assert await store.create(record(session, **values)) == self.live.get(session)
         self.ended.pop(session, None)
         self.live[session] = record(session, **values)
 

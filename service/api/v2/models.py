@@ -101,7 +101,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return Ready(name=model, ready=response.status_code != 503)
 
     async def metadata(model: str, version: str | None = None) -> ModelMetadata:
-        found, tensors = _described(registry, model, version)
+        found, tensors = described(registry, model, version)
         inputs, outputs = (
             [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
             for some in tensors
@@ -111,8 +111,8 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
 
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
-        """The batch is the first of `dims`, or with a `max_batch_size` before them."""
-        found = _configuration(model, _described(registry, model, version)[1])
+        """The batch comes before `dims`."""
+        found = _configuration(model, described(registry, model, version)[1])
         if model.endswith(STEP):
             found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
         return found
@@ -205,20 +205,18 @@ def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVer
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
 
 
-def _described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """As `served`, without the states that a single step may bring: perf_analyzer would send them in sequences, too."""
+def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
+    """As `served`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
     found, tensors = served(registry, name, version)
     inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
     return found, tensors._replace(inputs=inputs)
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:
-    batch = PART_ROWS * name.endswith(STEP)  # else 0: `lengths` has no axis but the batch, as Triton demands then
-    config: dict[str, Any] = {"name": name, "backend": NAME, "max_batch_size": batch}
+    config: dict[str, Any] = {"name": name, "backend": NAME, "max_batch_size": PART_ROWS}
     for side, some in zip(("input", "output"), tensors, strict=True):
         config[side] = [
-            {"name": key, "data_type": f"TYPE_{one.datatype}", "dims": one.shape[batch > 0 :]}
-            for key, one in some.items()
+            {"name": key, "data_type": f"TYPE_{one.datatype}", "dims": one.shape[1:]} for key, one in some.items()
         ]
     for one in config["input"]:
         one["optional"] = one["name"] != "inputs"

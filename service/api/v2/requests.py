@@ -110,7 +110,7 @@ def signature(spec: ModelSpec, *, by_step: bool) -> Signature:
         if spec.has_cell_state or before[0] == "h":
             inputs[before] = outputs[after] = Tensor("FP32", (-1, spec.states, size))
     if not by_step:
-        inputs["lengths"] = Tensor("INT64", (-1,))
+        inputs["lengths"] = Tensor("INT64", (-1, 1))  # Triton takes no tensor with only a batch axis
         outputs["last"] = Tensor("FP32", (-1, spec.output_size))
     if predicts := spec.step_predictions if by_step else spec.out_features:
         outputs["predictions"] = Tensor("FP32", (-1, *(time if spec.pooling == "none" else ()), predicts))
