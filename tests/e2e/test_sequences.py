@@ -51,9 +51,9 @@ def test_steps_equal_one_forward(service, binary):
     [
         ({"sequence_id": 404}, 'sequence 404 of model "lstm-proj" has not begun'),
         ({"sequence_id": "404"}, 'sequence "404" of model "lstm-proj" has not begun'),
-        ({"sequence_id": 0, "sequence_start": True}, "sequence_id is 0, which is none"),
-        ({"sequence_id": "", "sequence_end": True}, "sequence_id is '', which is none"),
-        ({"step": 3}, "sequence_id is 0, which is none"),
+        ({"sequence_id": 0, "sequence_start": True}, "sequence_id is 0; 0 and the empty string are none"),
+        ({"sequence_id": "", "sequence_end": True}, "sequence_id is ''; 0 and the empty string are none"),
+        ({"step": 3}, "sequence_id is 0; 0 and the empty string are none"),
         ({"sequence_id": -1, "sequence_start": True}, "sequence_id is -1; expected 64 bits"),
         ({"sequence_id": 2**64, "sequence_start": True}, f"sequence_id is {2**64}; expected 64 bits"),
         ({"sequence_id": 1.5, "sequence_start": True}, "parameters.sequence_id: input should be a valid integer"),

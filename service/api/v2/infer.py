@@ -157,7 +157,7 @@ def _is_of_sequence(said: RequestParameters, name: str) -> bool:
     elif said.sequence_id and not name.endswith(STEP):
         wrong = f"steps of sequences go to {name}{STEP}"
     elif not said.sequence_id and (said.sequence_start or said.sequence_end or said.step is not None):
-        wrong = "which is none; sequence_start, sequence_end and step need one"
+        wrong = "0 and the empty string are none, and sequence_start, sequence_end and step need one"
     if wrong:
         raise invalid(f"sequence_id is {said.sequence_id!r:.80}; {wrong}", "parameters", "sequence_id")
     return bool(said.sequence_id)
