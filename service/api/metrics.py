@@ -22,6 +22,7 @@ from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COUNTED = ("rows", "steps", "calls", "all", *STAGES)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -74,10 +75,11 @@ class Metrics:
         self._of_stage = {stage: Tally(stages.labels(stage), _SECONDS) for stage in STAGES}
         self._of_path: dict[str, Tally] = {}
         self._answered: dict[tuple[str, int], int] = {}
-        self._run: dict[tuple[str, str, str], list[float]] = {}
+        self._run: dict[tuple[str, str, str], dict[str, float]] = {}
         labels = "model", "version"
-        text = "Calls of a model version that ended, by outcome; and their seconds, whole and by stage."
-        self._calls = self.counter("rnn_model_calls", text, *labels, "outcome", "part")
+        self._calls = self.counter("rnn_model_calls", "Calls of a model version, by outcome.", *labels, "outcome")
+        text = "Time of those calls: all, and by stage."
+        self._seconds = self.counter("rnn_model_seconds", text, *labels, "outcome", "part")
         self._inferences = self.counter("rnn_model_rows", "Rows of calls that succeeded.", *labels)
         text = "When a call last succeeded."
         self._last = Gauge("rnn_model_last_call_seconds", text, labels, registry=self.registry, multiprocess_mode="max")
@@ -86,6 +88,12 @@ class Metrics:
         """Account for one finished request; of a stream, not its times: they are its client's. path is a route's."""
         key = path, request.status
         self._answered[key] = self._answered.get(key, 0) + 1
+        run = None
+        if request.model is not None and (request.rows or request.status >= 400):
+            which = request.model, request.version or "", "fail" if request.status >= 400 else "success"
+            run = self._run.get(which) or self._run.setdefault(which, dict.fromkeys(_COUNTED, 0.0))
+            run["rows"] += request.rows
+            run["steps"] += request.steps
         if not request.streams:
             latency = self._of_path.get(path)
             if latency is None:
@@ -93,17 +101,11 @@ class Metrics:
             latency.observe(seconds)
             for stage, spent in request.stages.items():
                 self._of_stage[stage].observe(spent)
-        failed = request.status >= 400
-        if request.model is not None and (request.rows or failed):
-            which = request.model, request.version or "", "fail" if failed else "success"
-            run = self._run.get(which) or self._run.setdefault(which, [0.0] * (4 + len(STAGES)))
-            run[0] += request.rows
-            run[1] += request.steps
-            if not request.streams:
-                run[2] += 1
-                run[3] += seconds
-                for place, stage in enumerate(STAGES, 4):
-                    run[place] += request.stages.get(stage, 0.0)
+                if run:
+                    run[stage] += spent
+            if run:
+                run["calls"] += 1
+                run["all"] += seconds
 
     def count_turn(self, rows: int) -> None:
         self._batch.observe(rows)
@@ -113,14 +115,15 @@ class Metrics:
         for (path, status), count in self._answered.items():
             self._requests.labels(path, str(status)).inc(count)
         self._answered.clear()
-        for (model, version, outcome), (rows, steps, *spent) in self._run.items():
-            self._rows.labels(model).inc(rows)
-            self._steps.labels(model).inc(steps)
+        for (model, version, outcome), run in self._run.items():
+            self._rows.labels(model).inc(run["rows"])
+            self._steps.labels(model).inc(run["steps"])
             if outcome == "success":
-                self._inferences.labels(model, version).inc(rows)
+                self._inferences.labels(model, version).inc(run["rows"])
                 self._last.labels(model, version).set_to_current_time()
-            for part, value in zip(("calls", "seconds", *STAGES), spent, strict=True):
-                self._calls.labels(model, version, outcome, part).inc(value)
+            self._calls.labels(model, version, outcome).inc(run["calls"])
+            for part in ("all", *STAGES):
+                self._seconds.labels(model, version, outcome, part).inc(run[part])
         self._run.clear()
         for tally in (*self._of_stage.values(), *self._of_path.values()):
             tally.fold()

@@ -70,7 +70,8 @@ class Infer:
             Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data)
             for one in asked.inputs
         ]
-        many = len(body) > (HEAVY_BYTES if cut.lists else VIEW_BYTES)
+        may_have_nan = cut.lists and (b"N" in body or b"I" in body)
+        many = len(body) > (HEAVY_BYTES if may_have_nan else VIEW_BYTES)
         text, places = await asyncio.to_thread(numbers, said, cut) if many else numbers(said, cut)
         lists = await self.documents.decode_json(request, text) if cut.lists else {}
         arguments = said, cut, lists, places

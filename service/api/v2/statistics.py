@@ -17,8 +17,8 @@ def figures(metrics: CollectorRegistry) -> Figures:
         for sample in metric.samples:
             if metric.name.startswith("rnn_model_") and not sample.name.endswith("_created"):
                 labels = sample.labels
-                name = "".join(labels.get(label, "") for label in ("outcome", "part")) or metric.name
-                found[labels["model"], labels["version"]][name] = sample.value
+                name = metric.name, labels.get("outcome", ""), labels.get("part", "")
+                found[labels["model"], labels["version"]]["/".join(name)] = sample.value
     return found
 
 
@@ -27,17 +27,18 @@ def statistics(found: Figures, model: str, version: str) -> dict[str, Any]:
     counted = found[model, version]
 
     def times(outcome: str, part: str) -> dict[str, int]:
-        return {"count": int(counted[f"{outcome}calls"]), "ns": round(counted[outcome + part] * 1e9)}
+        seconds = counted[f"rnn_model_seconds/{outcome}/{part}"]
+        return {"count": int(counted[f"rnn_model_calls/{outcome}/"]), "ns": round(seconds * 1e9)}
 
     return {
         "name": model,
         "version": version,
-        "last_inference": round(counted["rnn_model_last_call_seconds"] * 1000),
-        "inference_count": int(counted["rnn_model_rows"]),
-        "execution_count": int(counted["successcalls"]),
+        "last_inference": round(counted["rnn_model_last_call_seconds//"] * 1000),
+        "inference_count": int(counted["rnn_model_rows//"]),
+        "execution_count": int(counted["rnn_model_calls/success/"]),
         "inference_stats": {
-            "success": times("success", "seconds"),
-            "fail": times("fail", "seconds"),
+            "success": times("success", "all"),
+            "fail": times("fail", "all"),
             **{name: times("success", part) for name, part in _PARTS.items()},
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
