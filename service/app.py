@@ -49,6 +49,7 @@ from service.sessions.cache import SessionCache, SessionLimits, steady_clock
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
+from service.sessions.sequences import Sequences
 from service.settings import Settings
 from service.stores.open import store_from
 
@@ -104,7 +105,7 @@ def create_app(
     admission = Admission(settings.max_queued_requests)
     opener = Opener(inference, sessions, session_steps)
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
-    infer = Infer(inference, documents, limits)
+    infer = Infer(inference, documents, limits, Sequences(sessions, session_steps))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
 
     def unready() -> list[str]:
@@ -148,7 +149,7 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry, administration),
-        models_v2_router(registry, sampler),
+        models_v2_router(registry, sampler, lifetimes.default_seconds),
         service_router(registry, administration, bodies, unready),
         operations_router(sampler, unready),
     ):

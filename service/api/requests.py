@@ -293,7 +293,7 @@ def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = Fal
 
 
 def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
-    named = (part for part in item["loc"] if part not in ("int", "list[int]"))  # which of a seed's types was tried
+    named = (part for part in item["loc"] if part not in ("int", "str", "list[int]"))  # which type was tried
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in named)
     name = spell(loc)
     if item["type"] == "extra_forbidden":

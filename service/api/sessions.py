@@ -52,8 +52,7 @@ class SessionHandlers:
         if asked.ttl_seconds is not None and asked.ttl_seconds > longest:
             raise invalid(f"ttl_seconds is {asked.ttl_seconds:g}; the longest is {longest:g}", "ttl_seconds")
         h = c = None
-        given = asked.h, asked.c, *model.states
-        if any(state is not None for state in given):
+        if asked.h is not None or asked.c is not None:
             h, c = initial_state(asked.h, asked.c, model, 1, ROW)
         record = await self.sessions.open(model, request.owner, asked.ttl_seconds, h, c)
         return await self.created(request, record, model)

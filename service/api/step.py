@@ -15,6 +15,7 @@ from service.api.shapes import (
     ROW,
     ROWS,
     Limits,
+    Numbers,
     initial_state,
     invalid,
     refuse_float_ids,
@@ -69,11 +70,7 @@ class Step:
             refuse_float_ids(fields, model)
         asked = validate(SessionStepRequest, fields, texts=came_as == SAFETENSORS)
         refuse_another_model(model, asked.model, asked.version)
-        inputs, several = steps(asked.inputs, model)
-        returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
-        self.limits.check_inputs(inputs)
-        self.limits.check_reply(model.spec, 1, len(inputs), returns | {"outputs"})
-        _refuse_long(len(inputs), model.spec)
+        inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"
         terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, times=request)
         try:
@@ -84,7 +81,7 @@ class Step:
                 'the session is as it was; ask for safetensors, or send "non_finite": "null"'
             ) from None
         request.rows, request.steps = 1, len(inputs)
-        reply = _session_reply(ran, returns, several=several)
+        reply = session_reply(ran, returns, several=several)
         return Reply(200, kind.encode(), await self.documents.encode(request, reply, kind))
 
 
@@ -136,6 +133,18 @@ def squeezed(state: Floats, *, batched: bool) -> Floats:
     return state[0] if len(state) == 1 else np.ascontiguousarray(state)
 
 
+def session_inputs(
+    inputs: Numbers, returns: Sequence[str] | None, model: ModelVersion, limits: Limits
+) -> tuple[Floats, frozenset[str], bool]:
+    """Steps (k,I) of a session, what to send back, and whether the axis of k came. Raises InvalidRequest."""
+    found, several = steps(inputs, model)
+    wanted = returned(returns, STREAM_RETURNS, model, by_step=True)
+    limits.check_inputs(found)
+    limits.check_reply(model.spec, 1, len(found), wanted | {"outputs"})
+    _refuse_long(len(found), model.spec)
+    return found, wanted, several
+
+
 def _refuse_long(count: int, spec: ModelSpec) -> None:
     """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
     most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
@@ -145,7 +154,7 @@ def _refuse_long(count: int, spec: ModelSpec) -> None:
         )
 
 
-def _session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:
+def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:
     last = ran[-1]
     fields: dict[str, Any] = {}
     if "outputs" in returns:

@@ -67,15 +67,23 @@ class SessionCache:
                 return found
             if self.store.shared and not fresh:  # another process may have used it
                 return await self.find(session, owner, fresh=True)
-            await self.end(session, "expired")
+            await self.end(session, "expired", found.created_at)
             found = Ended("expired", found.position.step, found.owner, self.clock())
         raise SessionGone(f"this session has ended ({found.reason}) after step {found.step}", found.reason, found.step)
 
-    async def create(self, record: SessionRecord) -> None:
-        """Raises SessionsFull."""
-        await self._make_room(1, record.nbytes)
-        await self.store.create(record)
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        """As `SessionStore.create`. Raises SessionsFull."""
+        try:
+            await self._make_room(1, record.nbytes)
+        except SessionsFull:
+            if not isinstance(await self.store.load(record.id), SessionRecord):  # whose place it takes
+                raise
+        self._forget(record.id)
+        replaced = await self.store.create(record)
+        self._remember(record)
         self.counts.opened += 1
+        self.counts.ended["restarted"] += replaced is not None
+        return replaced
 
     async def commit(self, record: SessionRecord, before: Position, position: Position) -> bool:
         """Advance a session, if it still stands where it was before; says whether it did. Raises SessionsFull."""
@@ -92,10 +100,10 @@ class SessionCache:
                 self._remember(record)
         return kept
 
-    async def end(self, session: str, reason: Reason) -> SessionRecord | None:
-        """Give the last record, or None if the session was not live any more."""
+    async def end(self, session: str, reason: Reason, begun: float | None = None) -> SessionRecord | None:
+        """As `SessionStore.end`."""
         self._forget(session)
-        record = await self.store.end(session, reason, self.clock())
+        record = await self.store.end(session, reason, self.clock(), begun)
         if record is not None:
             self.counts.ended[reason] += 1
         return record

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar
 
 from service.engine.interface import Floats
-from service.errors import NonFiniteOutput, StepConflict, StepOutOfOrder
+from service.errors import NonFiniteOutput, SessionGone, StepConflict, StepOutOfOrder
 from service.serving.generation import Generation
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
@@ -34,9 +34,10 @@ from service.sessions.replay import (
     step_bytes,
 )
 from service.sessions.stepper import NonFinite, Steps, check_finite, prepare
-from service.stores.interface import Position
+from service.stores.interface import Position, SessionRecord
 
 Result = TypeVar("Result")
+Commit = Callable[[SessionRecord, Position, Position], Awaitable[bool]]
 
 
 class Progress(NamedTuple):
@@ -88,8 +89,13 @@ class SessionSteps:
         return max(1, self._replay_bytes // step_bytes(model.spec))
 
     async def again(self, session: Session, *, fresh: bool = False) -> Session:
-        """Raises SessionNotFound, SessionGone."""
-        return session._replace(record=await self._cache.find(session.record.id, session.record.owner, fresh=fresh))
+        """Raises SessionNotFound, SessionGone; with reason "restarted" if a sequence has begun in its place."""
+        was = session.record
+        record = await self._cache.find(was.id, was.owner, fresh=fresh)
+        if record.created_at != was.created_at:
+            message = "this session has ended: another one has begun in its place"
+            raise SessionGone(message, "restarted", was.position.step)
+        return session._replace(record=record)
 
     async def run(
         self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None = None
@@ -110,7 +116,7 @@ class SessionSteps:
         async with self._queue.turn(name, step, inputs) as call:
             if call.waited:
                 session = await self.again(session)
-            call.result = await self._run(session, inputs, step, terms, deadline)
+            call.result = await self.run_in_turn(session, inputs, step, terms, deadline)
             return call.result
 
     async def generate(
@@ -151,9 +157,17 @@ class SessionSteps:
                 session = await self.again(session)
             return await self._once(session, step, times, attempt)
 
-    async def _run(
-        self, session: Session, inputs: Floats, step: int | None, terms: Terms, deadline: float | None
+    async def run_in_turn(
+        self,
+        session: Session,
+        inputs: Floats,
+        step: int | None,
+        terms: Terms,
+        deadline: float | None,
+        begin: Commit | None = None,
     ) -> list[Steps]:
+        """As `run`, for a caller who has the turn; begin keeps a session that is not stored yet with these steps."""
+
         async def attempt(session: Session) -> tuple[list[Steps], Progress | None]:
             before, spec = session.record.position, session.model.spec
             done = _done_already(session, inputs, step, terms)
@@ -172,7 +186,7 @@ class SessionSteps:
                 kept = keep_one(new, steps)
             return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
 
-        return await self._once(session, step, terms.times, attempt)
+        return await self._once(session, step, terms.times, attempt, begin)
 
     async def _once(
         self,
@@ -180,10 +194,13 @@ class SessionSteps:
         step: int | None,
         times: StageTimes,
         attempt: Callable[[Session], Awaitable[tuple[Result, Progress | None]]],
+        begin: Commit | None = None,
     ) -> Result:
         """Attempt from where the session stands, and commit the progress; None says that all was done before."""
         counts = self._cache.counts
-        as_stored = not self._cache.store.shared  # else another process may have advanced, reset or ended the session
+        as_stored = (
+            begin is not None or not self._cache.store.shared
+        )  # else another process may have advanced, reset or ended the session
         if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
             as_stored, session = True, await self.again(session, fresh=True)
         while True:
@@ -197,7 +214,7 @@ class SessionSteps:
                 position = Position(before.revision + 1, last, progress.state, progress.kept, now)
                 begun = perf_counter()
                 try:
-                    committed = await self._cache.commit(session.record, before, position)
+                    committed = await (begin or self._cache.commit)(session.record, before, position)
                 finally:
                     times.mark("commit", begun)
                 if committed:

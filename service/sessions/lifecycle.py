@@ -16,7 +16,7 @@ from service.errors import ModelFailed, ModelInUse, SessionGone, StoreUnavailabl
 from service.serving.registry import ModelVersion, Registry
 from service.sessions.cache import SessionCache
 from service.sessions.queue import SessionQueue
-from service.sessions.replay import encode_state, zero_state
+from service.sessions.replay import decode_state, encode_state, zero_state
 from service.stores.interface import Position, SessionRecord, Weights
 
 SWEEP_SECONDS = 1.0  # between two endings of expired sessions
@@ -62,7 +62,9 @@ class Sessions:
         except ModelFailed as error:
             raise WeightsUnavailable(f"the session waits for its weights: {error}") from None
         if model is None or model.engine is None:
-            await self.cache.end(session, "model-replaced")
+            if not fresh:  # another process may have begun it anew
+                return await self.use(session, owner, fresh=True)
+            await self.cache.end(session, "model-replaced", record.created_at)
             message = f"version {record.weights.version} of model {record.weights.model!r} has other weights now"
             raise SessionGone(f"this session has ended: {message}", "model-replaced", record.position.step)
         return Session(record, model, model.engine)
@@ -70,29 +72,41 @@ class Sessions:
     async def open(
         self, model: ModelVersion, owner: bytes, ttl_seconds: float | None, h: Floats | None, c: Floats | None
     ) -> SessionRecord:
-        """A new session at step 0, from h (L,1,P) and c (L,1,H), or from zeros. Raises ModelInUse, SessionsFull."""
-        _refuse_if_draining(model)
-        await self._registry.engine(model)
+        """A new session at step 0, from h (L,1,P) and c (L,1,H), or as its model begins.
+
+        Raises ModelInUse, ModelFailed, SessionsFull.
+        """
         initial = b"" if h is None else encode_state(h, c)
+        return await self.keep((await self.draft(token_urlsafe(16), model, owner, ttl_seconds, initial)).record)
+
+    async def draft(
+        self, name: str, model: ModelVersion, owner: bytes, ttl_seconds: float | None = None, initial: bytes = b""
+    ) -> Session:
+        """A session of this id that is not stored yet. Raises ModelInUse, ModelFailed."""
+        if model.draining:
+            one = f"version {model.version} of model {model.name!r}"
+            raise ModelInUse(f"{one} is being drained: it opens no new sessions")
+        engine = await self._registry.engine(model)
+        owner, weights = (self._interned.setdefault(one, one) for one in (owner, weights_of(model)))
+        initial, now = initial or _beginning(model), self.cache.clock()
+        position = Position(0, 0, initial or zero_state(model.spec), b"", now)
         ttl_seconds = ttl_seconds or self.lifetimes.default_seconds
-        return await self._create(weights_of(model), owner, ttl_seconds, initial, initial or zero_state(model.spec))
+        return Session(SessionRecord(name, owner, weights, ttl_seconds, now, initial, position), model, engine)
 
     async def fork(self, session: str, owner: bytes | None) -> SessionRecord:
         """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""
-        found = await self.use(session, owner)
-        _refuse_if_draining(found.model)
         async with self.queue.turn(session):
-            record = await self.cache.find(session, owner, fresh=True)
-        state = record.position.state
-        return await self._create(weights_of(found.model), record.owner, record.ttl_seconds, state, state)
+            record, model, _ = await self.use(session, owner, fresh=True)
+        initial = record.position.state
+        fork = await self.draft(token_urlsafe(16), model, record.owner, record.ttl_seconds, initial)
+        return await self.keep(fork.record)
 
     async def reset(self, session: str, owner: bytes | None) -> SessionRecord:
         """Back to the initial state; the count of steps goes on."""
-        found = await self.use(session, owner)
         async with self.queue.turn(session):
             while True:
-                record = await self.cache.find(session, owner, fresh=True)
-                before, state = record.position, record.initial or zero_state(found.model.spec)
+                record, model, _ = await self.use(session, owner, fresh=True)
+                before, state = record.position, record.initial or zero_state(model.spec)
                 position = Position(before.revision + 1, before.step, state, b"", self.cache.clock())
                 if await self.cache.commit(record, before, position):
                     return record
@@ -104,6 +118,18 @@ class Sessions:
             if record := await self.cache.end(session, "deleted"):
                 self._users[record.weights] -= 1
                 return record
+
+    async def keep(self, record: SessionRecord) -> SessionRecord:
+        """Store a drafted session. Raises SessionsFull."""
+        if replaced := await self.cache.create(record):
+            self._users[replaced.weights] -= 1
+        self._users[record.weights] += 1
+        return record
+
+    async def finish(self, record: SessionRecord) -> None:
+        """End a session, unless another one has begun in its place."""
+        if await self.cache.end(record.id, "deleted", record.created_at):
+            self._users[record.weights] -= 1
 
     async def keep_sweeping(self) -> None:
         """For ever: end sessions whose time is over, and release what they used."""
@@ -124,22 +150,17 @@ class Sessions:
                 await self._registry.pinned(*weights)
                 self._known.add(weights)
 
-    async def _create(
-        self, weights: Weights, owner: bytes, ttl_seconds: float, initial: bytes, state: bytes
-    ) -> SessionRecord:
-        now = self.cache.clock()
-        owner, weights = (self._interned.setdefault(one, one) for one in (owner, weights))
-        position = Position(0, 0, state, b"", now)
-        record = SessionRecord(token_urlsafe(16), owner, weights, ttl_seconds, now, initial, position)
-        await self.cache.create(record)
-        self._users[weights] += 1
-        return record
-
 
 def weights_of(version: ModelVersion) -> Weights:
     return Weights(version.name, version.version, version.fingerprint)
 
 
-def _refuse_if_draining(model: ModelVersion) -> None:
-    if model.draining:
-        raise ModelInUse(f"version {model.version} of model {model.name!r} is being drained: it opens no new sessions")
+def _beginning(model: ModelVersion) -> bytes:
+    """The state that a model's file holds, empty for zeros."""
+    if all(stored is None for stored in model.states):
+        return b""
+    h, c = decode_state(model.spec, zero_state(model.spec))
+    for state, stored in zip((h, c), model.states, strict=True):
+        if state is not None and stored is not None:
+            state[:] = stored[:, None]
+    return encode_state(h, c)

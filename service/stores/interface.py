@@ -100,8 +100,11 @@ class SessionStore(Protocol):
     async def close(self) -> None:
         """Finish what is under way, and let go of everything; also after an `open` that failed."""
 
-    async def create(self, record: SessionRecord) -> None:
-        """Keep a new session; its id is new."""
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        """Keep a new session. Its id is new, or else its revision is one that no session of this id has had.
+
+        If its revision is not 0, nothing stays of what had the id, live or ended; gives the session that was live.
+        """
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         """The session; None if it never was. Not to be changed; `position` may be replaced while others run."""
@@ -109,8 +112,8 @@ class SessionStore(Protocol):
     async def commit(self, session: str, before: Position, position: Position) -> bool:
         """Replace a position if its revision is still that of `before`; says whether it was."""
 
-    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        """Give the last record, or None if the session was not live."""
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        """Give the last record, or None if no session was live, or none that was created at `begun`."""
 
     async def expire(self, now: float) -> tuple[int, bool]:
         """End some sessions that are due, and forget some that ended more than `ENDED_SECONDS` ago.

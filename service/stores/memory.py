@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush, nsmallest
-from itertools import chain, islice
+from itertools import islice
 
 from service.stores.interface import ENDED_SECONDS, Ended, Position, Reason, SessionRecord, Totals, Weights
 
@@ -44,11 +44,15 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    async def create(self, record: SessionRecord) -> None:
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        self._ended.pop(record.id, None)
+        if old := self._records.pop(record.id, None):
+            self._forget(old)
         self._records[record.id] = record
         self._bytes += record.nbytes
         self._users[record.weights] += 1
         self._look_at_end(record)
+        return old
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return self._records.get(session) or self._ended.get(session)
@@ -62,15 +66,14 @@ class MemoryStore:
         self._records.move_to_end(session)
         return True
 
-    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        record = self._records.pop(session, None)
-        if record is not None:
-            self._bytes -= record.nbytes
-            self._users[record.weights] -= 1
-            self._left_behind += 1
-            self._ended[session] = Ended(reason, record.position.step, record.owner, at)
-            if len(self._ended) > self._max_ended:
-                self._ended.popitem(last=False)
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        record = self._records.get(session)
+        if record is None or begun not in (None, record.created_at):
+            return None
+        self._forget(self._records.pop(session))
+        self._ended[session] = Ended(reason, record.position.step, record.owner, at)
+        if len(self._ended) > self._max_ended:
+            self._ended.popitem(last=False)
         return record
 
     async def expire(self, now: float) -> tuple[int, bool]:
@@ -106,6 +109,11 @@ class MemoryStore:
         self._users = +self._users
         return self._users
 
+    def _forget(self, record: SessionRecord) -> None:
+        self._bytes -= record.nbytes
+        self._users[record.weights] -= 1
+        self._left_behind += 1
+
     def _look_at_end(self, record: SessionRecord) -> None:
         second = int(record.expires_at)
         if second not in self._due:
@@ -120,8 +128,8 @@ class MemoryStore:
         self._left_behind = 0
         if len(self._records) < MANY_SESSIONS:  # a dictionary that has grown does not shrink by itself
             self._records = OrderedDict(self._records)
-        old, self._due, self._seconds = self._due, {}, []
-        for looks, session in enumerate(chain.from_iterable(old.values())):
+        self._due, self._seconds = {}, []
+        for looks, session in enumerate(list(self._records)):
             if record := self._records.get(session):
                 self._look_at_end(record)
             if looks % LOOKS == 0:

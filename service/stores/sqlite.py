@@ -54,8 +54,8 @@ class SqliteStore:
         await self._in_thread(self._disconnect)
         self._thread.shutdown()
 
-    async def create(self, record: SessionRecord) -> None:
-        await self._call(lambda tables: tables.create(record))
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
+        return await self._call(lambda tables: tables.create(record))
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         return await self._call(lambda tables: tables.load(session))
@@ -63,8 +63,8 @@ class SqliteStore:
     async def commit(self, session: str, before: Position, position: Position) -> bool:
         return cast("bool", await self._calls.call(Commit(session, before, position)))
 
-    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        return await self._call(lambda tables: tables.end(session, reason, at))
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        return await self._call(lambda tables: tables.end(session, reason, at, begun))
 
     async def expire(self, now: float) -> tuple[int, bool]:
         await self._in_thread(self._look_at_file)  # not at each transaction: every look gives up the interpreter

@@ -46,7 +46,11 @@ class SessionTables:
                 answers.append(call(self))
         return answers + self._commit(commits)
 
-    def create(self, record: SessionRecord) -> None:
+    def create(self, record: SessionRecord) -> SessionRecord | None:
+        old = None
+        if record.position.revision:
+            old = self._remove(record.id)
+            self._ended -= self._execute("DELETE FROM ended WHERE id = ?", (record.id,)).rowcount
         (weights,) = self._one(
             """INSERT INTO weights (model, version, fingerprint, sessions) VALUES (?, ?, ?, 1)
             ON CONFLICT DO UPDATE SET sessions = sessions + 1 RETURNING key""",
@@ -60,6 +64,7 @@ class SessionTables:
         )
         self._sessions += 1
         self._bytes += record.nbytes
+        return old
 
     def load(self, session: str) -> SessionRecord | Ended | None:
         if row := self._one(f"{RECORD} WHERE id = ?", (session,)):
@@ -86,19 +91,23 @@ class SessionTables:
             self._bytes += commits[session].position.nbytes - commits[session].before.nbytes
         return [session in kept for session in commits]
 
-    def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
+    def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        if record := self._remove(session, begun):
+            self._execute(
+                "INSERT INTO ended (id, reason, step, owner, at) VALUES (?, ?, ?, ?, ?)",
+                (session, reason, record.position.step, record.owner, at),
+            )
+            self._ended += 1
+        return record
+
+    def _remove(self, session: str, begun: float | None = None) -> SessionRecord | None:
         record = self.load(session)
-        if not isinstance(record, SessionRecord):
+        if not isinstance(record, SessionRecord) or begun not in (None, record.created_at):
             return None
         weights = self._one("DELETE FROM sessions WHERE id = ? RETURNING weights", (session,))
         self._execute("UPDATE weights SET sessions = sessions - 1 WHERE key = ?", weights)
-        self._execute(
-            "INSERT INTO ended (id, reason, step, owner, at) VALUES (?, ?, ?, ?, ?)",
-            (session, reason, record.position.step, record.owner, at),
-        )
         self._sessions -= 1
         self._bytes -= record.nbytes
-        self._ended += 1
         return record
 
     def expire(self, now: float, looks: int) -> tuple[int, bool]:

@@ -67,11 +67,12 @@ class ValkeyStore:
         await self._calls.close()
         await self._server.aclose()
 
-    async def create(self, record: SessionRecord) -> None:
+    async def create(self, record: SessionRecord) -> SessionRecord | None:
         model, version, fingerprint = record.weights
         weights = b"\0".join((model.encode(), version.encode(), fingerprint))
         values = (record.owner, weights, record.ttl_seconds, record.created_at, record.initial, *record.position)
-        await self._call("create", record.id, record.expires_at, *values)
+        old = await self._call("create", record.id, record.expires_at, *values)
+        return _record(record.id, old) if old else None
 
     async def load(self, session: str) -> SessionRecord | Ended | None:
         found = await self._call("load", session)
@@ -83,8 +84,8 @@ class ValkeyStore:
     async def commit(self, session: str, before: Position, position: Position) -> bool:
         return bool(await self._call("commit", session, before.revision, position.nbytes - before.nbytes, *position))
 
-    async def end(self, session: str, reason: Reason, at: float) -> SessionRecord | None:
-        found = await self._call("end", session, reason, at)
+    async def end(self, session: str, reason: Reason, at: float, begun: float | None = None) -> SessionRecord | None:
+        found = await self._call("end", session, reason, at, *(() if begun is None else (begun,)))
         return _record(session, found) if found else None
 
     async def expire(self, now: float) -> tuple[int, bool]:

@@ -32,8 +32,9 @@ local function count(sign, weights, initial, state, replies)
     if call('HINCRBY', 'rnn:weights', weights, sign) == 0 then call('HDEL', 'rnn:weights', weights) end
 end
 
-local function finish(id, reason, at)
+local function finish(id, reason, at, begun)
     local found = load(id)
+    if begun and found[4] ~= begun then return false end
     for _, set in ipairs({{'rnn:used', 'rnn:sweep', 'rnn:ids'}}) do call('ZREM', set, id) end
     if not found[1] then return false end
     local owner, weights, _, _, initial, _, step, state, replies = unpack(found)
@@ -49,6 +50,7 @@ end
 if name == 'create' then
     local id, expires_at, owner, weights, ttl_seconds, created_at, initial = unpack(ARGV, 3, 9)
     local revision, step, state, replies, used_at = unpack(ARGV, 10)
+    local old = revision ~= '0' and load(id)
     call('HSET', 'rnn:session:' .. id, 'owner', owner, 'weights', weights, 'ttl_seconds', ttl_seconds,
         'created_at', created_at, 'initial', initial, 'revision', revision, 'step', step, 'state', state,
         'replies', replies, 'used_at', used_at)
@@ -56,6 +58,13 @@ if name == 'create' then
     call('ZADD', 'rnn:sweep', expires_at, id)
     call('ZADD', 'rnn:ids', 0, id)
     count(1, weights, initial, state, replies)
+    if not old then return false end
+    if old[1] then
+        count(-1, old[2], old[5], old[8], old[9])
+        return old
+    elseif call('HDEL', 'rnn:ended', id) == 1 then
+        call('LREM', 'rnn:ended:order', -1, id)  -- it is near the end, where ids are used again soon
+    end
 
 elseif name == 'load' then
     local found = load(ARGV[3])

@@ -294,11 +294,8 @@ def test_service_and_models_are_described(service):
         "c_n": ("FP32", [-1, 2, 6]),
     }
     config = service.get("/v2/models/lstm.step/versions/1/config").json()
-    assert [(one["name"], one["dims"], one["optional"]) for one in config["input"]] == [
-        ("inputs", [5], False),
-        ("h", [2, 6], True),
-        ("c", [2, 6], True),
-    ]
+    assert [(one["name"], one["dims"], one["optional"]) for one in config["input"]] == [("inputs", [5], False)]
+    assert config["sequence_batching"] == {"max_sequence_idle_microseconds": 3_600_000_000}
     assert service.get("/v2/models/gru-two-versions").json()["versions"] == ["1", "2"]
     assert service.get("/v2/models/gru-two-versions/versions/1").json()["versions"] == ["1"]
     assert service.get(f"/v2/models/{BROKEN}/ready").json() == {"name": BROKEN, "ready": False, "live": True}

@@ -190,6 +190,8 @@ def test_perf_analyzer(perf_analyzer, service, tmp_path, tensors):
     printed = perf_analyzer(service, "lstm", "--service-kind", "triton", "-b", "2", "--input-data", str(file), *formats)
     assert "Successful request count" in printed
     assert "throughput: " in printed
-    printed = perf_analyzer(service, "lstm.step", "--service-kind", "triton", "-b", "4", *formats)
-    assert "Batch size: 4" in printed
+    opened = 'rnn_session_events_total{event="opened"}'
+    before = service.metrics()[opened]
+    printed = perf_analyzer(service, "lstm.step", "--service-kind", "triton", "--sequence-length", "5", *formats)
     assert "compute infer" in printed
+    assert service.metrics()[opened] > before

@@ -6,9 +6,12 @@ import pytest
 from valkey import Valkey
 
 from service.stores.open import store_from
+from tests.e2e.models import write_model
+from tests.e2e.running import start
 from tests.loop import in_loop
 from tests.stores.servers import PROGRAM, Server
 
+MODEL = "lstm-proj"
 VALKEY = pytest.param("valkey", marks=pytest.mark.integration)
 
 
@@ -49,6 +52,19 @@ def url_of(tmp_path, request):
         return server.url
 
     return url
+
+
+@pytest.fixture
+def services(kind, url_of, tmp_path):
+    """Two services on one store; of memory one service, taken for both."""
+    write_model(tmp_path / "models", MODEL)
+    url, started = url_of(kind), []
+    for number in range(1 if kind == "memory" else 2):
+        (tmp_path / str(number)).mkdir()
+        started.append(start(tmp_path / "models", tmp_path / str(number), session_store=url))
+    yield started * (2 // len(started))
+    for service in started:
+        service.stop()
 
 
 @asynccontextmanager

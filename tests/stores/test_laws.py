@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.errors import StoreUnavailable
-from service.stores.interface import ENDED_SECONDS, Ended, Totals
+from service.stores.interface import ENDED_SECONDS, Ended, Totals, Weights
 from tests.loop import in_loop
 from tests.stores.conftest import on_each_store, opened
 from tests.stores.records import OWNER, T0, WEIGHTS, after, expire, record
@@ -42,6 +42,49 @@ async def test_newest_ended_are_remembered_for_a_day(store):
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, True, True, True, True]
     assert await expire(store, T0 + 3 + ENDED_SECONDS) == 0
     assert [(await store.load(str(i))) is not None for i in range(6)] == [False, False, False, False, True, True]
+
+
+@on_each_store(max_ended=4)
+async def test_replaced_session_leaves_nothing(store):
+    """Not a place among the ended, nor among those that are due, however often one is replaced."""
+    others = [record(str(i)) for i in range(4)]
+    for other in others:
+        await store.create(other)
+        await store.end(other.id, "deleted", T0)
+    for round_ in range(1, 100):
+        new = record(revision=2**61 + round_, used_at=T0 + round_, created_at=T0 + round_)
+        await store.create(new)
+        assert await store.load("one") == new
+        assert not await store.commit("one", record().position, after(record().position, T0 + round_))
+        assert await store.end("one", "deleted", T0 + round_, T0 + round_ - 1) is None
+        if round_ % 3 == 0:
+            assert await store.end("one", "deleted", T0 + round_, T0 + round_) == new
+            assert await store.load("one") == Ended("deleted", 0, OWNER, T0 + round_)
+            assert await store.load("1") is not None
+            assert await store.load("0") is None
+            assert store.totals == Totals(0, 0)
+    assert dict(await store.in_use()) == {}
+    await store.create(record(revision=1, used_at=T0 + 100))
+    assert [await store.load(str(i)) is not None for i in range(4)] == [False, True, True, True]
+    assert await expire(store, T0 + 159) == 0
+    assert await expire(store, T0 + 160) == 1
+
+
+@on_each_store()
+async def test_racing_replacements_count_one(store):
+    lives = [record(revision=2**60 + (i << 9), state=b"x" * i, weights=Weights("m", "1", b"%d" % i)) for i in range(60)]
+    await asyncio.gather(
+        *(store.create(life) for life in lives),
+        *(store.commit("one", life.position, after(life.position, T0, state=b"longer" * 9)) for life in lives),
+        *(store.end("one", "deleted", T0) for _ in range(3)),
+        *(store.create(life) for life in lives),
+        *(store.commit("one", life.position, after(life.position, T0, state=b"longer" * 9)) for life in lives),
+    )
+    found = await store.load("one")
+    assert store.totals == Totals(1, found.nbytes)
+    assert dict(await store.in_use()) == {found.weights: 1}
+    assert [one.id for one in await store.page("", 9)] == ["one"]
+    assert await store.evict(2, T0) == 1
 
 
 @on_each_store()

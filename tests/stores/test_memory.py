@@ -27,6 +27,17 @@ async def test_sweep_lets_others_run():
 
 
 @in_loop
+async def test_replaced_sessions_leave_nothing():
+    store = MemoryStore(10)
+    for i in range(4 * MANY_SESSIONS):
+        await store.create(record(revision=1 + i, used_at=T0 + i / 100, ttl_seconds=1e6))
+        if i % 1000 == 0:
+            assert await expire(store, T0) == 0
+            assert sum(map(len, store._due.values())) <= MANY_SESSIONS + 1001
+    assert await expire(store, T0 + 2e6) == 1
+
+
+@in_loop
 async def test_ended_sessions_leave_nothing():
     store = MemoryStore(10)
     for round_ in range(20):

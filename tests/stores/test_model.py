@@ -14,8 +14,15 @@ calls = st.one_of(
     st.tuples(
         st.just("create"), st.sampled_from(WEIGHTS), st.sampled_from([0.5, 3.0, 40.0, 1e6]), st.binary(max_size=90)
     ),
+    st.tuples(
+        st.just("replace"),
+        st.integers(0, 9),
+        st.sampled_from(WEIGHTS),
+        st.sampled_from([3.0, 40.0]),
+        st.binary(max_size=9),
+    ),
     st.tuples(st.just("commit"), st.integers(0, 9), st.integers(-1, 1), st.binary(max_size=90)),
-    st.tuples(st.just("end"), st.integers(0, 9)),
+    st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from(["any", "this", "earlier"])),
     st.tuples(st.just("expire")),
     st.tuples(st.just("evict"), st.integers(1, 3)),
     st.tuples(st.just("page"), st.integers(0, 9), st.integers(1, 4)),
@@ -52,6 +59,15 @@ class Model:
         await store.create(record(session, **values))
         self.live[session] = record(session, **values)
 
+    async def replace(self, store, number, weights, ttl_seconds, state):
+        session = self.name(number)
+        self.made = max(self.made, number + 1)
+        values = {"weights": weights, "ttl_seconds": ttl_seconds, "state": state, "used_at": self.now}
+        values |= {"created_at": self.now, "revision": 2**61 + self.made}
+        assert await store.create(record(session, **values)) == self.live.get(session)
+        self.ended.pop(session, None)
+        self.live[session] = record(session, **values)
+
     async def commit(self, store, number, off, state):
         session = self.name(number)
         found = self.live.get(session)
@@ -63,12 +79,15 @@ class Model:
         if found is not None and off == 0:
             found.position = new
 
-    async def end(self, store, number):
+    async def end(self, store, number, which):
         session = self.name(number)
         found = self.live.get(session)
         reason = ("deleted", "model-replaced")[number % 2]
-        assert await store.end(session, reason, self.now) == found
-        self._finish(session, reason)
+        created_at = {"any": None, "this": found.created_at if found else T0, "earlier": T0 - 1}[which]
+        ends = which != "earlier"
+        assert await store.end(session, reason, self.now, created_at) == (found if ends else None)
+        if ends:
+            self._finish(session, reason)
 
     async def expire(self, store):
         due = {session for session, found in self.live.items() if found.expires_at <= self.now}

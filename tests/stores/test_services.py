@@ -3,16 +3,13 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule, run_state_machine_as_test
 
-from tests.e2e.models import write_model
 from tests.e2e.problems import assert_problem
-from tests.e2e.running import start
+from tests.stores.conftest import MODEL
 
-MODEL = "lstm-proj"
 WHO = st.integers(0, 1)
 INPUTS = st.integers(0, 999).map(lambda seed: np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32))
 
@@ -103,19 +100,6 @@ class SessionCalls(RuleBasedStateMachine):
     def delete(self, session, who):
         self.call(who, session, "delete", ok=204)
         session.deleted = True
-
-
-@pytest.fixture
-def services(kind, url_of, tmp_path):
-    """Two services on one store; of memory one service, taken for both."""
-    write_model(tmp_path / "models", MODEL)
-    url, started = url_of(kind), []
-    for number in range(1 if kind == "memory" else 2):
-        (tmp_path / str(number)).mkdir()
-        started.append(start(tmp_path / "models", tmp_path / str(number), session_store=url))
-    yield started * (2 // len(started))
-    for service in started:
-        service.stop()
 
 
 def test_services_on_one_store_agree(services):

@@ -15,12 +15,15 @@ from service.api.paths import infer_names
 from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest, StepRequest, validate
 from service.api.shapes import Limits, invalid
-from service.api.step import StepCall
+from service.api.step import StepCall, session_inputs, session_reply
+from service.api.stepping import refuse_another_model
 from service.api.v2.models import served
-from service.api.v2.requests import STEP, InferRequest, Signature, Tensor
+from service.api.v2.requests import STEP, InferRequest, RequestParameters, Signature, Tensor
 from service.errors import MalformedRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
+from service.sessions.exactly_once import Terms
+from service.sessions.sequences import SequenceCall, Sequences
 from service.wire.arrays import Floats
 from service.wire.open_inference import READ, Array, Cut, Described, arrays, header, numbers
 from service.wire.open_inference import cut as cut_body
@@ -33,16 +36,21 @@ class Infer:
     inference: Inference
     documents: Documents
     limits: Limits
+    sequences: Sequences
 
     async def __call__(self, request: Request) -> Reply:
         name, version = infer_names(request.path) or ("", None)
         model, tensors = served(self.inference.registry, name, version)
         request.model, request.version = name, model.version
         asked, given = await self._decode(request, tensors)
-        if asked.parameters.sequence_id:  # a sequence's step runs in its session, from here on
-            raise invalid(f"sequence_id is given; {name} has no sequences", "parameters", "sequence_id")
-        results = await self._run(request, model, asked, given, by_step=name.endswith(STEP))
-        fields = {"model_name": name, "model_version": model.version} | ({"id": asked.id} if asked.id else {})
+        fields: dict[str, Any] = {"model_name": name, "model_version": model.version}
+        fields |= {"id": asked.id} if asked.id else {}
+        if _is_of_sequence(asked.parameters, name):
+            results = await self._step_sequence(request, model, version, asked, given)
+            fields["model_version"] = request.version
+            fields["parameters"] = {"sequence_id": asked.parameters.sequence_id, "step": results.pop("step")}
+        else:
+            results = await self._run(request, model, asked, given, by_step=name.endswith(STEP))
         return await self._encode(request, asked, fields, results)
 
     async def _decode(self, request: Request, tensors: Signature) -> tuple[InferRequest, Mapping[str, Array]]:
@@ -91,6 +99,32 @@ class Infer:
         results = call.results()
         return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}
 
+    async def _step_sequence(
+        self, request: Request, on: ModelVersion, version: str | None, asked: InferRequest, given: Mapping[str, Array]
+    ) -> dict[str, Any]:
+        """Run steps (k,I) of a sequence; gives what is wanted, and the number of the last as `step`."""
+        said, names = asked.parameters, [output.name for output in asked.outputs] or None
+        if states := given.keys() - {"inputs"}:
+            raise invalid(f"{min(states)} is given; a sequence has the state after its last step", min(states))
+        returns = frozenset(names or ())
+
+        def read(model: ModelVersion) -> Floats:
+            nonlocal returns
+            refuse_another_model(model, None, version)
+            inputs, returns, _ = session_inputs(given["inputs"], names, model, self.limits)
+            return inputs
+
+        terms = Terms(False, not returns.isdisjoint(("h", "c")), in_stream=False, times=request)
+        deadline = request.deadline(said.timeout / 1e6 or None)
+        flags = said.sequence_start, said.sequence_end, said.step
+        call = SequenceCall(request.owner, on, said.sequence_id, *flags, read, terms, deadline)
+        model, ran = await self.sequences.run(call)
+        request.version, request.rows, request.steps = model.version, 1, len(given["inputs"])
+        results = session_reply(ran, returns, several=True)
+        for state in results.keys() & {"h", "c"}:
+            results[state] = results[state].reshape(1, model.spec.states, -1)
+        return results
+
     async def _encode(
         self, request: Request, asked: InferRequest, fields: Mapping[str, Any], results: Mapping[str, Floats]
     ) -> Reply:
@@ -114,6 +148,20 @@ class Infer:
 
 _BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
 """Tensors that are batch first everywhere; states have their layers first in the other calls."""
+
+
+def _is_of_sequence(said: RequestParameters, name: str) -> bool:
+    """Whether a request for the model of this name names a sequence. Raises InvalidRequest."""
+    wrong = ""
+    if isinstance(said.sequence_id, int) and not 0 <= said.sequence_id < 2**64:
+        wrong = "expected 64 bits, or a string"
+    elif said.sequence_id and not name.endswith(STEP):
+        wrong = f"steps of sequences go to {name}{STEP}"
+    elif not said.sequence_id and (said.sequence_start or said.sequence_end or said.step is not None):
+        wrong = "0 and the empty string are none, and sequence_start, sequence_end and step need one"
+    if wrong:
+        raise invalid(f"sequence_id is {said.sequence_id!r:.80}; {wrong}", "parameters", "sequence_id")
+    return bool(said.sequence_id)
 
 
 def _swapped(state: Array) -> Any:

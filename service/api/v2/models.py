@@ -86,8 +86,8 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
-def models_v2_router(registry: Registry, sampler: Sampler) -> APIRouter:
-    """The routes that describe models."""
+def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
+    """The routes that describe models; idle_seconds is how long a sequence lives after a step."""
     router = APIRouter(prefix="/v2/models", tags=[TAG])
 
     @router.get("/stats", operation_id="v2_stats", summary="Statistics of all models")
@@ -102,7 +102,7 @@ def models_v2_router(registry: Registry, sampler: Sampler) -> APIRouter:
         return Ready(name=model, ready=response.status_code != 503)
 
     async def metadata(model: str, version: str | None = None) -> ModelMetadata:
-        found, tensors = served(registry, model, version)
+        found, tensors = described(registry, model, version)
         inputs, outputs = (
             [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
             for some in tensors
@@ -113,7 +113,10 @@ def models_v2_router(registry: Registry, sampler: Sampler) -> APIRouter:
 
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
         """The batch comes before `dims`."""
-        return _configuration(model, served(registry, model, version)[1])
+        found = _configuration(model, described(registry, model, version)[1])
+        if model.endswith(STEP):
+            found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
+        return found
 
     async def model_stats(model: str, version: str | None = None) -> dict[str, Any]:
         served(registry, model, version)
@@ -204,6 +207,13 @@ def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVer
     """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
     found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
+
+
+def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
+    """As `served`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
+    found, tensors = served(registry, name, version)
+    inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
+    return found, tensors._replace(inputs=inputs)
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:

@@ -30,9 +30,12 @@ class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
 
     timeout: Annotated[int, Field(ge=0, le=10**15)] = Field(0, description="Its deadline in microseconds; 0 is none.")
     binary_data_output: bool = Field(False, description="What holds for outputs that do not say binary_data.")
-    sequence_id: int | str = Field(0, description="0 and the empty string are none.")
+    sequence_id: int | str = Field(0, description="The sequence of a step; 0 and the empty string are none.")
     sequence_start: bool = Field(False, description="Whether this is a sequence's first step.")
     sequence_end: bool = Field(False, description="Whether this is its last.")
+    step: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="The step's number in its sequence, so that it can be sent again; an extension."
+    )
 
 
 class InferInput(BaseModel, extra="forbid", strict=True, frozen=True):
@@ -78,6 +81,7 @@ class InferReply(BaseModel, protected_namespaces=()):
     model_name: str = Field(description="The model that ran.")
     model_version: str = Field(description="The version that ran.")
     id: str = Field("", description="The request's.")
+    parameters: dict[str, int | str] = Field({}, description="Of a sequence: sequence_id and step, the last's number.")
     outputs: list[OutputTensor] = Field(description="What was wanted.")
 
 
