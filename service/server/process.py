@@ -4,7 +4,9 @@ import asyncio
 import ctypes
 import gc
 import os
+import signal
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -76,6 +78,17 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
 
+class Workers(Multiprocess):
+    """uvicorn's supervisor, which passes the signals on that come while it waits for its workers: they end a drain."""
+
+    def join_all(self) -> None:
+        while any(worker.exitcode is None for worker in self.processes):
+            if not {signal.SIGINT, signal.SIGTERM}.isdisjoint(self.signal_queue):
+                self.signal_queue.clear()
+                self.terminate_all()
+            time.sleep(0.05)
+
+
 def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
@@ -92,7 +105,7 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        workers = Multiprocess(config, [listener])
+        workers = Workers(config, [listener])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
             raise SystemExit(STARTUP_FAILURE)

@@ -1,0 +1,107 @@
+"""SIGTERM with `RNN_DRAIN_SECONDS`: readiness fails at once, and whatever comes is served until the drain is over."""
+
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import httpx
+import pytest
+
+from .problems import assert_document
+from .raw import Wire, chunk, head, post, stream_head
+from .running import until
+from .sessions import opened
+
+DRAIN_SECONDS = 4
+FORWARD = {"model": "tanh", "inputs": [[1, 2, 3, 4]], "returns": ["last"]}
+STEP = b'{"model":"tanh","inputs":[1,2,3,4]}'
+TWO = pytest.param(2, marks=pytest.mark.integration)
+
+
+@pytest.fixture(params=[1, TWO])
+def draining(request, launch, tmp_path):
+    """Start a service of one and of two workers."""
+    return lambda **settings: launch(
+        workers=request.param, session_store=f"sqlite:///{tmp_path}/sessions.db", **settings
+    )
+
+
+def ready(service):
+    return service.get("/health/ready")
+
+
+def calls_until_refused(service, keeps):
+    """Forwards one after the other, on a kept connection or each on its own; the time at which one is not taken."""
+    with service.client(limits=httpx.Limits(max_keepalive_connections=int(keeps))) as client:
+        while True:
+            try:
+                reply = client.post("/rnn/forward", json=FORWARD)
+            except httpx.TransportError:
+                return monotonic()
+            assert reply.status_code == 200, reply.text
+
+
+def steps_until_refused(service, session):
+    """Numbered steps of a session, each on a connection of its own; the time at which one is not taken."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            reply = service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4], "step": number})
+        except httpx.TransportError:
+            return monotonic()
+        assert reply.json()["step"] == number, reply.text
+
+
+def test_drain_refuses_nothing(draining):
+    service = draining(drain_seconds=DRAIN_SECONDS)
+    session = opened(service, "tanh")
+    with ThreadPoolExecutor(3) as pool:
+        clients = [pool.submit(calls_until_refused, service, keeps) for keeps in (False, True)]
+        clients.append(pool.submit(steps_until_refused, service, session))
+        until(lambda: service.metric("rnn_requests_total") > 20, "all clients call")
+        signalled = monotonic()
+        service.signal_to_stop()
+        failed = until(lambda: (reply := ready(service)).status_code == 503 and reply, "readiness fails")
+        assert monotonic() - signalled < DRAIN_SECONDS / 2
+        assert failed.json()["reasons"] == ["shutting down"]
+        assert service.get("/health/live").status_code == 200
+        for client in clients:
+            assert client.result() - signalled >= DRAIN_SECONDS
+    service.check_ended()
+
+
+def test_connections_and_streams_in_a_drain(launch):
+    """A kept connection is told to close by its next reply, either entrance; a stream ends when the drain is over."""
+    service = launch(drain_seconds=DRAIN_SECONDS)
+    with Wire(service) as direct, Wire(service) as by_asgi, Wire(service) as idle, Wire(service) as stream:
+        for wire, request in ((direct, post("/cell/step", STEP)), (by_asgi, head("GET", "/models")), (idle, b"")):
+            wire.send(request or head("GET", "/health/live"))
+            reply = wire.reply()
+            assert (reply.status, reply.headers.get("connection")) == (200, None)
+        stream.send(stream_head("/cell/step?model=tanh") + chunk(b"[1,2,3,4]\n"))
+        assert stream.status_and_headers()[0] == 200
+        service.signal_to_stop()
+        until(lambda: ready(service).status_code == 503, "readiness fails")
+        for wire, request in ((direct, post("/cell/step", STEP)), (by_asgi, head("GET", "/models"))):
+            wire.send(request)
+            reply = wire.reply()
+            assert (reply.status, reply.headers["connection"]) == (200, "close")
+            assert wire.is_closed()
+        assert json.loads(stream.chunk())["step"] == 1
+        stream.send(chunk(b"[1,2,3,4]\n"))
+        assert json.loads(stream.chunk())["step"] == 2
+        assert not idle.has_answer()
+        assert_document(json.loads(stream.chunk())["error"], 503, "service-draining", "shutting down")
+        assert idle.is_closed()
+    service.check_ended()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_the_drain(draining, second):
+    service = draining(drain_seconds=3600)
+    service.signal_to_stop()
+    until(lambda: ready(service).status_code == 503, "readiness fails")
+    service.process.send_signal(second)
+    service.check_ended()
