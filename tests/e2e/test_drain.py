@@ -3,6 +3,7 @@
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, repeat
 from time import monotonic
 
 import httpx
@@ -22,51 +23,39 @@ TWO = pytest.param(2, marks=pytest.mark.integration)
 @pytest.fixture(params=[1, TWO])
 def draining(request, launch, tmp_path):
     """Start a service of one and of two workers."""
-    return lambda **settings: launch(
-        workers=request.param, session_store=f"sqlite:///{tmp_path}/sessions.db", **settings
-    )
+    store = f"sqlite:///{tmp_path}/sessions.db"
+    return lambda **settings: launch(workers=request.param, session_store=store, **settings)
 
 
 def ready(service):
     return service.get("/health/ready")
 
 
-def calls_until_refused(service, keeps):
-    """Forwards one after the other, on a kept connection or each on its own; the time at which one is not taken."""
-    with service.client(limits=httpx.Limits(max_keepalive_connections=int(keeps))) as client:
+def until_refused(service, path, bodies, kept=0):
+    """Calls one after the other, on a kept connection or each on its own; the time at which one is not taken."""
+    with service.client(limits=httpx.Limits(max_keepalive_connections=kept)) as client:
         while True:
             try:
-                reply = client.post("/rnn/forward", json=FORWARD)
+                reply = client.post(path, json=(body := next(bodies)))
             except httpx.TransportError:
                 return monotonic()
             assert reply.status_code == 200, reply.text
-
-
-def steps_until_refused(service, session):
-    """Numbered steps of a session, each on a connection of its own; the time at which one is not taken."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            reply = service.post("/cell/step", {"session": session, "inputs": [1, 2, 3, 4], "step": number})
-        except httpx.TransportError:
-            return monotonic()
-        assert reply.json()["step"] == number, reply.text
+            assert reply.json().get("step") == body.get("step")
 
 
 def test_drain_refuses_nothing(draining):
     service = draining(drain_seconds=DRAIN_SECONDS)
     session = opened(service, "tanh")
+    steps = ({"session": session, "inputs": [1, 2, 3, 4], "step": number} for number in count(1))
     with ThreadPoolExecutor(3) as pool:
-        clients = [pool.submit(calls_until_refused, service, keeps) for keeps in (False, True)]
-        clients.append(pool.submit(steps_until_refused, service, session))
+        clients = [pool.submit(until_refused, service, "/rnn/forward", repeat(FORWARD), kept) for kept in (0, 1)]
+        clients.append(pool.submit(until_refused, service, "/cell/step", steps))
         until(lambda: service.metric("rnn_requests_total") > 20, "all clients call")
         signalled = monotonic()
         service.signal_to_stop()
         failed = until(lambda: (reply := ready(service)).status_code == 503 and reply, "readiness fails")
         assert monotonic() - signalled < DRAIN_SECONDS / 2
         assert failed.json()["reasons"] == ["shutting down"]
-        assert service.get("/health/live").status_code == 200
         for client in clients:
             assert client.result() - signalled >= DRAIN_SECONDS
     service.check_ended()
@@ -76,15 +65,16 @@ def test_connections_and_streams_in_a_drain(launch):
     """A kept connection is told to close by its next reply, either entrance; a stream ends when the drain is over."""
     service = launch(drain_seconds=DRAIN_SECONDS)
     with Wire(service) as direct, Wire(service) as by_asgi, Wire(service) as idle, Wire(service) as stream:
-        for wire, request in ((direct, post("/cell/step", STEP)), (by_asgi, head("GET", "/models")), (idle, b"")):
-            wire.send(request or head("GET", "/health/live"))
+        both = ((direct, post("/cell/step", STEP)), (by_asgi, head("GET", "/models")))
+        for wire, request in (*both, (idle, head("GET", "/health/live"))):
+            wire.send(request)
             reply = wire.reply()
             assert (reply.status, reply.headers.get("connection")) == (200, None)
         stream.send(stream_head("/cell/step?model=tanh") + chunk(b"[1,2,3,4]\n"))
         assert stream.status_and_headers()[0] == 200
         service.signal_to_stop()
         until(lambda: ready(service).status_code == 503, "readiness fails")
-        for wire, request in ((direct, post("/cell/step", STEP)), (by_asgi, head("GET", "/models"))):
+        for wire, request in both:
             wire.send(request)
             reply = wire.reply()
             assert (reply.status, reply.headers["connection"]) == (200, "close")

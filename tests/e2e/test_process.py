@@ -111,14 +111,6 @@ def test_folder_of_one_model_is_served_under_its_name(launch, own_models):
     assert service.post("/cell/step", {"model": "sales", "inputs": [1, 2, 3, 4]}).json()["version"] == "2"
 
 
-def test_preload_of_all_waits_for_the_broken(launch, own_models):
-    service = launch(models=own_models, wait=False, preload="*")
-    reasons = until(
-        lambda: [one for one in service.get("/health/ready").json()["reasons"] if "broken" in one], "it fails"
-    )
-    assert "cannot be served" in reasons[0]
-
-
 def test_unload_of_a_model_in_use(launch):
     service = launch(admin_keys="admin")
     session = opened(service, "tanh")
