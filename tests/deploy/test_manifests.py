@@ -48,11 +48,6 @@ def test_schemas(overlay, version):
             validate({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": spec}, version, strict=True)
 
 
-def size(quantity):
-    """Bytes of 3Gi, cores of 2."""
-    return int(quantity.removesuffix("Gi")) * (2**30 if quantity.endswith("Gi") else 1)
-
-
 def settings_of(variables):
     fields = {name.removeprefix("RNN_").lower(): value for name, value in variables.items()}
     assert fields.keys() <= Settings.model_fields.keys()
@@ -62,7 +57,8 @@ def settings_of(variables):
 def check_pod(pod, settings, grace):
     """It is confined, has time to end by itself, and has the memory that the settings let the service take."""
     assert grace > settings.drain_seconds + settings.shutdown_seconds + 1
-    assert size(pod["resources"]["limits"]["memory"]) >= sum(getattr(settings, name) for name in CACHES) + HEADROOM
+    memory = int(pod["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+    assert memory >= sum(getattr(settings, name) for name in CACHES) + HEADROOM
     assert pod["image"].split(":")[1].removesuffix("-cuda") == __version__
     assert CONFINED.items() <= pod["securityContext"].items()
     assert {"name": "tmp", "mountPath": "/tmp"} in pod["volumeMounts"]
@@ -79,9 +75,8 @@ def test_deployment_agrees_with_its_settings(overlay):
     assert AS_USER.items() <= spec["securityContext"].items()
     assert spec["automountServiceAccountToken"] is spec["enableServiceLinks"] is False
     if overlay != "trial":
-        requests = pod["resources"]["requests"]
-        assert settings.compute_threads == size(requests["cpu"])
-        assert requests["memory"] == pod["resources"]["limits"]["memory"]
+        memory = pod["resources"]["limits"]["memory"]
+        assert pod["resources"]["requests"] == {"cpu": str(settings.compute_threads), "memory": memory}
         assert {item["name"] for item in pod["env"] if "value" not in item} == {"RNN_API_KEYS", "RNN_ADMIN_KEYS"}
 
 

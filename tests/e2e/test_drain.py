@@ -27,10 +27,6 @@ def draining(request, launch, tmp_path):
     return lambda **settings: launch(workers=request.param, session_store=store, **settings)
 
 
-def ready(service):
-    return service.get("/health/ready")
-
-
 def until_refused(service, path, bodies, kept=0):
     """Calls one after the other, on a kept connection or each on its own; the time at which one is not taken."""
     with service.client(limits=httpx.Limits(max_keepalive_connections=kept)) as client:
@@ -39,8 +35,7 @@ def until_refused(service, path, bodies, kept=0):
                 reply = client.post(path, json=(body := next(bodies)))
             except httpx.TransportError:
                 return monotonic()
-            assert reply.status_code == 200, reply.text
-            assert reply.json().get("step") == body.get("step")
+            assert (reply.status_code, reply.json().get("step")) == (200, body.get("step")), reply.text
 
 
 def test_drain_refuses_nothing(draining):
@@ -53,7 +48,7 @@ def test_drain_refuses_nothing(draining):
         until(lambda: service.metric("rnn_requests_total") > 20, "all clients call")
         signalled = monotonic()
         service.signal_to_stop()
-        failed = until(lambda: (reply := ready(service)).status_code == 503 and reply, "readiness fails")
+        failed = until(lambda: (reply := service.get("/health/ready")).status_code == 503 and reply, "readiness fails")
         assert monotonic() - signalled < DRAIN_SECONDS / 2
         assert failed.json()["reasons"] == ["shutting down"]
         for client in clients:
@@ -73,7 +68,7 @@ def test_connections_and_streams_in_a_drain(launch):
         stream.send(stream_head("/cell/step?model=tanh") + chunk(b"[1,2,3,4]\n"))
         assert stream.status_and_headers()[0] == 200
         service.signal_to_stop()
-        until(lambda: ready(service).status_code == 503, "readiness fails")
+        until(lambda: service.get("/health/ready").status_code == 503, "readiness fails")
         for wire, request in both:
             wire.send(request)
             reply = wire.reply()
@@ -92,6 +87,6 @@ def test_connections_and_streams_in_a_drain(launch):
 def test_second_signal_ends_the_drain(draining, second):
     service = draining(drain_seconds=3600)
     service.signal_to_stop()
-    until(lambda: ready(service).status_code == 503, "readiness fails")
+    until(lambda: service.get("/health/ready").status_code == 503, "readiness fails")
     service.process.send_signal(second)
     service.check_ended()
