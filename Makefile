@@ -104,6 +104,7 @@ clean:  ## Remove .venv
 
 .venv/.integration: .venv/.dev
 	$(PIP) --editable '.[integration]'
+	-$(BIN)/python scripts/get_kubectl.py $(BIN)/kubectl
 	touch $@
 
 .venv/.docs: .venv/.dev

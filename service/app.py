@@ -70,7 +70,11 @@ def create_app(
     """
     factory = EngineFactory.configure(settings.device, settings.compute_threads, settings.engine, settings.workers)
     registry = Registry(
-        settings.models, factory, default_model=settings.default_model, cache_bytes=settings.model_cache_bytes
+        settings.models,
+        factory,
+        default_model=settings.default_model,
+        cache_bytes=settings.model_cache_bytes,
+        name=settings.model_name or "",
     )
     registry.scan()
     metrics, traces = Metrics(), traces_from(os.environ, __version__)
@@ -110,13 +114,13 @@ def create_app(
 
     def unready() -> list[str]:
         lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
-        return (["shutting down"] if draining.started else []) + lost + waiting
+        return (["shutting down"] if draining.announced else []) + lost + waiting
 
     sampler = Sampler(metrics, inference, sessions, dropped, unready)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        _on_signals(draining.start)
+        _on_signals(draining, settings.drain_seconds)
         await store.open()
         if others:
             await others.obey(administration)
@@ -181,28 +185,28 @@ def _plain(keys: tuple[SecretStr, ...]) -> list[str]:
     return [key.get_secret_value() for key in keys]
 
 
-def _on_signals(action: Callable[[], None]) -> None:
-    """Do something at the first moment of a shutdown, then what uvicorn's handlers, which are in place, do."""
+def _on_signals(draining: Draining, drain_seconds: float) -> None:
+    """Announce the end at a signal; when it starts, do what uvicorn's handlers, which are in place, do."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         then = signal.getsignal(number)
 
         def handle(number: int, frame: FrameType | None, then: Any = then) -> None:
-            loop.call_soon_threadsafe(action)
-            if callable(then):
-                then(number, frame)
+            stop = partial(then, number, frame) if callable(then) else lambda: None
+            loop.call_soon_threadsafe(draining.announce, drain_seconds, stop)
 
         signal.signal(number, handle)
 
 
 async def _preload(registry: Registry, settings: Settings, waiting: list[str]) -> None:
     """Look for the default model and load the others, until it succeeds; `waiting` has the reasons to wait."""
-    for name in filter(None, (settings.default_model, *settings.preload)):
+    preload = settings.preload if settings.preload != ("*",) else tuple(model.name for model in registry.models())
+    for name in filter(None, (settings.default_model, *preload)):
         waiting[:] = [f"loading model {name!r}"]
         while True:
             try:
                 version = registry.resolve(name, None)
-                if name in settings.preload:
+                if name in preload:
                     await registry.engine(version)
                 break
             except Exception as error:  # whatever it is, it must not end in silence

@@ -25,8 +25,11 @@ class Settings(BaseSettings):
     workers: PositiveInt = Field(1, description="Processes that share the port, and the cores.")
 
     models: Path = Field(Path("models"), description="The model repository: one folder per model.")
+    model_name: str | None = Field(
+        None, description="Name of the model where RNN_MODELS is a model's own folder; unset: as the folder is called."
+    )
     default_model: str | None = Field(None, description="Model of requests that name none.")
-    preload: Annotated[tuple[str, ...], NoDecode] = Field((), description="Models to load before readiness.")
+    preload: Annotated[tuple[str, ...], NoDecode] = Field((), description="Models to load before readiness; * for all.")
     model_cache_bytes: PositiveInt = Field(4096 * MIB, description="Loaded weights kept, least recently used go first.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, or cuda:N.")
@@ -62,7 +65,10 @@ class Settings(BaseSettings):
         (), description="Addresses and networks of proxies whose X-Forwarded-For names the client."
     )
     keep_alive_seconds: PositiveInt = Field(60, description="Idle time before a kept-alive connection is closed.")
-    shutdown_seconds: PositiveInt = Field(20, description="Time after SIGTERM to finish what is running.")
+    drain_seconds: float = Field(
+        0, ge=0, le=3600, description="Time from SIGTERM, when readiness fails, until no more requests are taken."
+    )
+    shutdown_seconds: PositiveInt = Field(20, description="Time after that to finish what is running.")
 
     session_store: str = Field(
         "memory://",

@@ -83,6 +83,7 @@ class Application:
         self._handlers, self._streams, self._sockets = handlers
         self._admissions = admissions
         self._bodies = bodies
+        self.draining = bodies.draining
         self._hosts = hosts
         self._keys = keys
         self._accounting = accounting

@@ -57,9 +57,10 @@ def list_models(models: setting("models") = None) -> None:  # type: ignore[valid
     """List the models of a repository: what they are, and whether they can be served."""
     from service.models.folder import scan  # noqa: PLC0415  # torch takes seconds to import
 
-    root = read_settings({"models": models}).models
+    settings = read_settings({"models": models})
+    root = settings.models
     try:
-        found = scan(root)
+        found = scan(root, settings.model_name)
     except ModelFailed as error:
         fail(f"{root}: {error}", FAILED)
     table = Table("model", "version", "kind", "sizes", "layers", "directions", "head", "dtype", "state")

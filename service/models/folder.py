@@ -1,5 +1,7 @@
 """The model repository: `<root>/<name>/config.json` and `<root>/<name>/<version>/model.safetensors`.
 
+The weights of a model of one version may stand beside its config.json; and root itself may be a model's folder.
+
 A folder that is not a model is listed with the reason, so that one broken model never keeps the others from serving.
 No path is ever built from a request.
 """
@@ -46,8 +48,19 @@ class ModelFolder:
     failure: str | None
 
 
-def scan(root: Path) -> dict[str, ModelFolder]:
-    """Every model folder under root by name, configs and headers verified. Raises ModelFailed if root is no folder."""
+def is_model(root: Path) -> bool:
+    """Whether a folder is itself a model, not a repository of models."""
+    return any((root / file).exists() for file in (CONFIG, FILE))
+
+
+def scan(root: Path, model_name: str | None = None) -> dict[str, ModelFolder]:
+    """Every model folder under root by name, configs and headers verified. Raises ModelFailed if root is no folder.
+
+    A root that is itself a model is the only one; model_name is its name, or the folder's.
+    """
+    if is_model(root):
+        name = model_name or root.resolve().name
+        return {name: _read(root, name)}
     try:
         names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
@@ -57,15 +70,21 @@ def scan(root: Path) -> dict[str, ModelFolder]:
 
 def read_folder(root: Path, name: str) -> ModelFolder:
     """One model's folder, with the failure in it; nothing is raised. name comes from `scan` or from an operator."""
-    folder, config, failure = root / name, None, None
+    return _read(root / name, name)
+
+
+def _read(folder: Path, name: str) -> ModelFolder:
+    config, failure = None, None
     versions: tuple[VersionFolder, ...] = ()
     try:
         if not NAME.fullmatch(name):
-            raise ModelFailed(f"the folder's name is not what it must be: {NAME_RULE}")
+            raise ModelFailed(f"the model's name is not what it must be: {NAME_RULE}")
         config = _read_config(folder / CONFIG)
-        numbers = (path.name for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name))
+        numbers = [path.name for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name)]
         spec = config.spec()
-        versions = tuple(_read_version(folder / number, config, spec) for number in sorted(numbers, key=int))
+        versions = tuple(_read_version(folder / one / FILE, one, config, spec) for one in sorted(numbers, key=int))
+        if not versions and (folder / FILE).exists():
+            versions = (_read_version(folder / FILE, "1", config, spec),)
         if not versions:
             raise ModelFailed(f"there is no version: expected a folder such as 1/ with {FILE}")
     except ModelFailed as error:
@@ -86,10 +105,10 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelFailed(f"{CONFIG}: {first_error(error)}") from None
 
 
-def _read_version(folder: Path, config: ModelConfig, spec: ModelSpec) -> VersionFolder:
-    path, states, failure = folder / FILE, InitialStates(), None
+def _read_version(path: Path, version: str, config: ModelConfig, spec: ModelSpec) -> VersionFolder:
+    states, failure = InitialStates(), None
     try:
         spec, states = verify(path, config)
     except ModelFailed as error:
         failure = str(error)
-    return VersionFolder(folder.name, path, spec, failure, states)
+    return VersionFolder(version, path, spec, failure, states)

@@ -36,6 +36,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._application: Application = config.loaded_app
+        self._draining = self._application.draining
         self._head_timer = Timer(self.loop, config.header_seconds, self._head_is_late)
         self._rest_timer = Timer(self.loop, REST_SECONDS, self._use_asgi)
         self._in_head = False
@@ -212,6 +213,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def _write(self, request: Request, reply: Reply, pieces: bytes | Sequence[bytes | memoryview]) -> None:
         body = pieces if isinstance(pieces, bytes) else b"".join(pieces)
         keeps = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        keeps = keeps and not self._draining.announced
         head = reply_head(reply, len(body), request, self.server_state.default_headers, keeps=keeps)
         self.transport.write(head + body)
         request.status, request.sent_bytes = reply.status, len(body)
@@ -230,6 +232,8 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        if self._draining.announced and not self._is_handshake:
+            self.cycle.keep_alive = False
 
     def _use_asgi(self) -> None:
         body, self._body = self._body, None

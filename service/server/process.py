@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -79,7 +80,11 @@ class Server(uvicorn.Server):
 
 
 class Supervisor(Multiprocess):
-    """Uvicorn's, whose workers stay at SIGHUP and read the models again, as one process does that serves alone."""
+    """Uvicorn's, with other signals.
+
+    At SIGHUP the workers stay and read the models again, as one process does that serves alone. Signals that come while
+    it waits for its workers to end are passed on: they end a drain.
+    """
 
     def handle_hup(self) -> None:
         if all(worker.is_ready() for worker in self.processes):
@@ -87,6 +92,13 @@ class Supervisor(Multiprocess):
                 os.kill(worker.pid or 0, signal.SIGHUP)
         else:  # one is starting: it takes no signal yet, and may have read the models already
             self.signal_queue.append(signal.SIGHUP)
+
+    def join_all(self) -> None:
+        while any(worker.exitcode is None for worker in self.processes):
+            if not {signal.SIGINT, signal.SIGTERM}.isdisjoint(self.signal_queue):
+                self.signal_queue.clear()
+                self.terminate_all()
+            time.sleep(0.05)
 
 
 def serve(settings: Settings) -> None:

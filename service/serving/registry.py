@@ -16,7 +16,7 @@ from service.engine.interface import Engine
 from service.engine.load import EngineFactory
 from service.errors import FieldError, InvalidRequest, ModelFailed, ModelInUse, ModelNotFound, VersionNotFound
 from service.models.config import ModelConfig
-from service.models.folder import NAME, ModelFolder, read_folder, scan
+from service.models.folder import NAME, ModelFolder, is_model, read_folder, scan
 from service.models.weights import InitialStates, read_weights
 from service.repeats import OnceAMinute
 from service.serving.scheduler import Scheduler
@@ -67,10 +67,16 @@ class Model:
 
 
 class Registry:
-    """The models of one repository; cache_bytes bounds the loaded weights: the least recently used are dropped."""
+    """The models of one repository.
 
-    def __init__(self, root: Path, factory: EngineFactory, *, default_model: str | None, cache_bytes: int) -> None:
+    cache_bytes bounds the loaded weights: the least recently used are dropped. name is that of a root that is a model.
+    """
+
+    def __init__(
+        self, root: Path, factory: EngineFactory, *, default_model: str | None, cache_bytes: int, name: str = ""
+    ) -> None:
         self._root = root
+        self._name = name
         self._factory = factory
         self._default_model = default_model
         self._cache_bytes = cache_bytes
@@ -85,7 +91,7 @@ class Registry:
 
     def scan(self) -> None:
         """Read the whole repository. Raises ModelFailed if there is none."""
-        self._models = {name: self._model(folder) for name, folder in scan(self._root).items()}
+        self._models = {name: self._model(folder) for name, folder in self._scan().items()}
         self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
 
     def models(self) -> list[Model]:
@@ -156,9 +162,10 @@ class Registry:
             if found := self.pinned_loaded(name, version, fingerprint):
                 return found
             # For sessions alone: another process has reloaded the model, and this one has not.
-            model = self._model(await asyncio.to_thread(read_folder, self._root, name))
+            folder = await asyncio.to_thread(self._read, name)
+            model = self._model(folder or ModelFolder(name, None, (), "its folder is missing"))
             if version not in model.versions:
-                reason = model.failure or "its folder is missing"
+                reason = model.failure or "it has no such version"
                 raise ModelFailed(f"version {version} of model {name!r} cannot be served: {reason}")
             found = model.versions[version]
             await self._load(found)
@@ -223,7 +230,7 @@ class Registry:
     async def reload_all(self) -> None:
         """Reload every model, also those that are new or gone; failures are in the log."""
         try:
-            names = self._models.keys() | await asyncio.to_thread(scan, self._root)
+            names = self._models.keys() | await asyncio.to_thread(self._scan)
         except ModelFailed as error:
             self._log.error("models_not_reloaded", reason=str(error))
             return
@@ -291,7 +298,12 @@ class Registry:
         model = self._models.get(name)
         return model.versions.get(version) if model else None
 
+    def _scan(self) -> dict[str, ModelFolder]:
+        return scan(self._root, self._name)
+
     def _read(self, name: str) -> ModelFolder | None:
+        if is_model(self._root):
+            return self._scan().get(name)
         return read_folder(self._root, name) if (self._root / name).is_dir() else None
 
     def _model(self, folder: ModelFolder) -> Model:

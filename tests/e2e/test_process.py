@@ -98,6 +98,19 @@ def test_default_model_may_come_later(launch, own_models):
     until(lambda: service.get("/health/ready").status_code == 200, "readiness")
 
 
+def test_folder_of_one_model_is_served_under_its_name(launch, own_models):
+    """The folder's name is not a model's; nothing else is served, and a reload finds a new version."""
+    (own_models / "tanh").rename(own_models / "..data")
+    service = launch(models=own_models / "..data", model_name="sales", preload="*", admin_keys="admin")
+    assert [(one["name"], one["state"]) for one in service.get("/models").json()["models"]] == [("sales", "loaded")]
+    assert service.post("/cell/step", {"inputs": [1, 2, 3, 4]}).json()["model"] == "sales"
+    for other in ("..data", "1", "gru"):
+        assert service.post(f"/models/{other}/reload", headers=ADMIN).status_code == 404
+    (own_models / "..data/1").rename(own_models / "..data/2")
+    assert service.post("/models/sales/reload", headers=ADMIN).status_code == 200
+    assert service.post("/cell/step", {"model": "sales", "inputs": [1, 2, 3, 4]}).json()["version"] == "2"
+
+
 def test_unload_of_a_model_in_use(launch):
     service = launch(admin_keys="admin")
     session = opened(service, "tanh")

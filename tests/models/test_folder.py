@@ -78,6 +78,24 @@ def test_no_version_says_what_is_expected(write_model, tmp_path):
     assert "expected a folder such as 1/" in failure_of(tmp_path)
 
 
+def test_weights_beside_the_config_are_version_1(write_model, tmp_path):
+    """Numbered folders go first, where there are some."""
+    write_model("m", CONFIG, "3")
+    (tmp_path / "m/3/model.safetensors").rename(tmp_path / "m/model.safetensors")
+    assert failure_of(tmp_path, version="3") == "model.safetensors is missing"
+    (tmp_path / "m/3").rmdir()
+    assert [(entry.version, entry.failure) for entry in read_folder(tmp_path, "m").versions] == [("1", None)]
+
+
+@pytest.mark.parametrize(("given", "name"), [(None, "m"), ("sales", "sales")])
+def test_root_may_be_a_model(write_model, tmp_path, given, name):
+    write_model("m", CONFIG)
+    assert {one.name: one.failure for one in scan(tmp_path / "m", given).values()} == {name: None}
+    (tmp_path / "m/config.json").unlink()
+    (tmp_path / "m/1/model.safetensors").rename(tmp_path / "m/model.safetensors")
+    assert {one.name: one.failure for one in scan(tmp_path / "m", given).values()} == {name: "config.json is missing"}
+
+
 def altered(arrays, **changes):
     return {name: value for name, value in (arrays | changes).items() if value is not None}
 

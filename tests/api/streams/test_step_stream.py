@@ -120,6 +120,16 @@ def test_cancelled_wait_is_cancelled():
         asyncio.run(cancelled())
 
 
+def test_draining_that_is_announced_twice_starts_once():
+    async def starts(draining, started):
+        for _ in range(2):
+            draining.announce(0.01, lambda: started.append(draining.started))
+        await asyncio.sleep(0.1)
+        return started
+
+    assert asyncio.run(starts(Draining(), [])) == [True]
+
+
 def test_draining_ends_waits():
     draining = Draining()
 

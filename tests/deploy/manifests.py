@@ -1,0 +1,47 @@
+"""Manifests as a cluster gets them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.running import ROOT
+
+OVERLAYS = ["base", "valkey", "gpu", "trial"]
+
+
+@cache
+def rendered(overlay):
+    """By the kubectl of `make integration`, or the machine's."""
+    program = shutil.which("kubectl", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    version = subprocess.check_output([program, "version", "--client"], text=True) if program else ""
+    if "Kustomize Version" not in version:  # Debian's is too old
+        pytest.skip("needs kubectl 1.24 or newer (scripts/get_kubectl.py)")
+    folder = ROOT / "deploy/kubernetes" / ("base" if overlay == "base" else f"overlays/{overlay}")
+    done = subprocess.run([program, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr  # nor is anything deprecated
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def kserve():
+    files = ("serving-runtime.yaml", "inference-service.yaml", "inference-service-repository.yaml")
+    return [yaml.safe_load((ROOT / "deploy/kserve" / file).read_text()) for file in files]
+
+
+def one(manifests, kind, name="rnn-service"):
+    """A name that was generated has a digest at its end."""
+    found = {(one["kind"], re.sub("-[a-z0-9]{10}$", "", one["metadata"]["name"])): one for one in manifests}
+    return found[kind, name]
+
+
+def container(manifest):
+    """The only container of a Deployment, StatefulSet or ServingRuntime."""
+    spec = manifest["spec"]
+    (found,) = spec.get("template", {}).get("spec", spec)["containers"]
+    return found
