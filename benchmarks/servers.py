@@ -32,8 +32,9 @@ SERVER_CORES = ",".join(map(str, CORES[:-1] or CORES))
 OURS, OTHER = "rnn-service", "other checkout"
 NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
 ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "BentoML", "Ray Serve, HAProxy"
+ON_RAY = tuple(f"rnn-service, Ray Serve, {replicas}" for replicas in ("1 replica", "2 replicas"))
 # Started for their turn in a round, after all others: their processes do not rest when they are idle.
-SLOW_TO_START = (LITSERVE, BENTOML, RAY)
+SLOW_TO_START = (LITSERVE, BENTOML, RAY, *ON_RAY)
 LOG, TWO, SQLITE, ONE_ROW, OWN = "request log", "2 workers", "sqlite", "one row a turn", "own cores"
 ONE_ROW_A_TURN = """
 from service.engine.native.engine import NativeEngine
@@ -115,10 +116,15 @@ def servers(other: Path | None) -> dict[str, Server]:
         serve = ("serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
         command = (str(python("bentoml")), "-m", "bentoml", *serve)
         found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}"))
+    proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
     if ready("ray"):
         command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)
-        proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
         found.append(Server(RAY, command, proxy, ready="/-/healthz"))
+    if importlib.util.find_spec("ray"):
+        one_loop = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", **proxy}
+        for name in ON_RAY:
+            command = (sys.executable, "-m", "benchmarks.ray_service", *place, name.split()[-2])
+            found.append(Server(name, command, one_loop, batch_path="{path}"))
     return {server.name: server for server in found}
 
 
@@ -171,7 +177,7 @@ class Running:
         """The case's request, once it was answered rightly. Raises HTTPError or ValueError if it is not."""
         request = self.server.call(case, form)
         if request not in self._checked:
-            headers, url = {"Content-Type": request.content_type}, self.url + request.path
+            url, headers = self.url + request.path, request.headers
             reply = httpx.post(url, content=request.body, headers=headers, timeout=60, trust_env=False)
             request.check(reply.raise_for_status().content)
             self._checked.add(request)

