@@ -25,7 +25,8 @@ Arrays = dict[str, NDArray[Any]]
 SEED = 20_240_117
 TOLERANCE = 1e-5
 JSON = "application/json"
-CONTENT_TYPES = {"json": JSON, "safetensors": "application/vnd.safetensors", "v2": "application/octet-stream"}
+OCTETS = "application/octet-stream"
+CONTENT_TYPES = {"json": JSON, "safetensors": "application/vnd.safetensors", "v2 JSON": JSON, "v2 binary": OCTETS}
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -83,12 +84,13 @@ class Call:
 
     def check(self, reply: bytes) -> None:
         """Raises ValueError if an array of the reply is not what it must be."""
-        if self.header_bytes:
+        is_v2 = self.path.startswith("/v2/")
+        if is_v2:
             arrays = v2.decode(reply)
         else:
             arrays = orjson.loads(reply) if self.content_type == JSON else safetensors.numpy.load(reply)
         for name, answer in values(self.case)[1].items():
-            if self.header_bytes and name == "h_n":
+            if is_v2 and name == "h_n":
                 answer = answer.swapaxes(0, 1)  # noqa: PLW2901  # batch first
             check(f"{self.case.name}: {name}", np.asarray(arrays[name], dtype=np.float64), answer)
 
@@ -130,9 +132,10 @@ def values(case: Case) -> tuple[Arrays, Arrays]:
 @cache
 def call(case: Case, form: str, path: str) -> Call:
     """The request."""
-    if form == "v2":
+    if form.startswith("v2"):
         arrays = values(case)[0]
-        body = v2.encode({"inputs": arrays["inputs"], "h0": arrays["h0"].swapaxes(0, 1)})
+        arrays = {"inputs": arrays["inputs"], "h0": arrays["h0"].swapaxes(0, 1)}
+        body = v2.encode(arrays, binary=form == "v2 binary")
         return Call(case, f"/v2/models/{case.model}/infer", CONTENT_TYPES[form], *body)
     more = {"returns": [case.returns]} if case.returns else {}
     fields = {"model": case.model, **more, **values(case)[0]}
@@ -145,7 +148,7 @@ def sequence_step(sequence: str = "SESSION", **more: bool) -> Call:
     """A step of a sequence of the Open Inference Protocol."""
     inputs = {"inputs": values(IN_SESSION)[0]["inputs"]}
     body = v2.encode(inputs, sequence_id=sequence, **more)
-    return Call(IN_SESSION, f"/v2/models/{IN_SESSION.model}.step/infer", CONTENT_TYPES["v2"], *body)
+    return Call(IN_SESSION, f"/v2/models/{IN_SESSION.model}.step/infer", OCTETS, *body)
 
 
 def encode(fields: Mapping[str, Any], form: str) -> bytes:

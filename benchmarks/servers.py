@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ SERVER_CORES = ",".join(map(str, CORES[:-1] or CORES))
 OURS, OTHER = "rnn-service", "other checkout"
 NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
 ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "BentoML", "Ray Serve, HAProxy"
+TRITON = "Triton"
 ON_RAY = tuple(f"rnn-service, Ray Serve, {replicas}" for replicas in ("1 replica", "2 replicas"))
 # Started for their turn in a round, after all others: their processes do not rest when they are idle.
 SLOW_TO_START = (LITSERVE, BENTOML, RAY, *ON_RAY)
@@ -116,6 +118,10 @@ def servers(other: Path | None) -> dict[str, Server]:
         serve = ("serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
         command = (str(python("bentoml")), "-m", "bentoml", *serve)
         found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}"))
+    if ready("triton"):
+        command = (str(python("triton")), "-m", "benchmarks.rivals.triton_server", *place)
+        library = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}  # of the same Python as its stub runs
+        found.append(Server(TRITON, command, env | library, ready="/v2/health/ready"))
     proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
     if ready("ray"):
         command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)

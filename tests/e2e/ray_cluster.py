@@ -25,8 +25,11 @@ REPLICA = "ray::ServeReplica:rnn-service"
 
 
 DRIVER = """
-import ray, sys
+import ray, signal, sys
+from ray import serve
 from ray.serve.scripts import cli
+
+signal.signal(signal.SIGUSR1, lambda *_: serve.delete("rnn-service", _blocking=False))
 
 more = {"object_store_memory": 100 * 2**20, "_node_ip_address": "127.0.0.1", "_temp_dir": sys.argv[1]}
 ray.init(address="local", namespace="serve", num_cpus=4, include_dashboard=False, log_to_driver=False, **more)
@@ -105,9 +108,9 @@ class Cluster(Service):
             return " ".join(process.cmdline()).startswith(REPLICA)
         return False
 
-    def interrupt(self) -> None:
-        """End `serve run` as Ctrl-C does."""
-        self.process.send_signal(signal.SIGINT)
+    def delete(self) -> None:
+        """Let Ray stop both replicas."""
+        self.process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
         """End every process of the cluster."""
