@@ -128,6 +128,7 @@ def servers(other: Path | None) -> dict[str, Server]:
         found.append(Server(RAY, command, proxy, ready="/-/healthz"))
     if importlib.util.find_spec("ray"):
         one_loop = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", **proxy}
+        one_loop["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "service.server.ray_serve:middlewares"
         for name in ON_RAY:
             command = (sys.executable, "-m", "benchmarks.ray_service", *place, name.split()[-2])
             found.append(Server(name, command, one_loop, batch_path="{path}"))

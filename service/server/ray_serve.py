@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray import serve
 from ray._private import worker
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.application import Application
 from service.app import create_app
@@ -73,6 +75,26 @@ class Replica:
         while not _is_stopping():  # noqa: ASYNC110  # as it does not tell
             await asyncio.sleep(LOOK_SECONDS)
         self._service.draining.start()
+
+
+class Direct:
+    """Gives the application the connection's own `receive` behind HAProxy, so that reading pauses when it has enough.
+
+    Ray reads ahead all that a client sends, to see that it hangs up; it leaves that out where this header says so. The
+    application sees it by itself.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headers"] = [*scope["headers"], (b"x-request-disconnect-disabled", b"?1")]
+        await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names."""
+    return [Middleware(Direct)]
 
 
 def _is_stopping() -> bool:

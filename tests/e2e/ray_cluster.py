@@ -32,7 +32,12 @@ from ray.serve.scripts import cli
 signal.signal(signal.SIGUSR1, lambda *_: serve.delete("rnn-service", _blocking=False))
 
 more = {"object_store_memory": 100 * 2**20, "_node_ip_address": "127.0.0.1", "_temp_dir": sys.argv[1]}
-ray.init(address="local", namespace="serve", num_cpus=4, include_dashboard=False, log_to_driver=False, **more)
+for attempt in range(4):
+    try:
+        ray.init(address="local", namespace="serve", num_cpus=4, include_dashboard=False, log_to_driver=False, **more)
+        break
+    except Exception:  # a busy machine: Ray gives its own processes 30 s
+        ray.shutdown()
 cli(["run", sys.argv[2]])
 """
 """`serve run`, in a cluster that needs less memory than its own."""
@@ -44,7 +49,7 @@ class Cluster(Service):
     def __init__(self, folder: Path, models: Path, store: str, *, haproxy: bool, **settings: Any) -> None:
         super().__init__(None, folder / "run.log", free_port())
         self.folder = folder
-        self._haproxy = haproxy
+        self.haproxy = haproxy
         self._config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
         self._config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         application = self._config["applications"][0]
@@ -64,7 +69,7 @@ class Cluster(Service):
     def start(self) -> None:
         first = free_port()
         proxy = {
-            "ENABLE_HA_PROXY": int(self._haproxy),
+            "ENABLE_HA_PROXY": int(self.haproxy),
             "HAPROXY_METRICS_PORT": free_port(),
             "HAPROXY_STATS_PORT": free_port(),
             "HAPROXY_CONFIG_FILE_LOC": self.folder / "haproxy.cfg",
@@ -84,7 +89,7 @@ class Cluster(Service):
         command = [sys.executable, "-c", DRIVER, str(self.folder), str(file)]
         with self.log_file.open("wb") as log:
             self.process = psutil.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT)
-        until(self._answers, "two replicas are ready", START_SECONDS, every=0.5)
+        until(self._answers, "two replicas are ready", 2 * START_SECONDS, every=0.5)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log()

@@ -107,6 +107,22 @@ def test_ambiguous_framing_is_refused(ray, framing):
         assert wire.reply().status == 400
 
 
+def test_unread_answers_pause_reading(ray):
+    if not ray.haproxy:
+        return  # Ray's proxy keeps what comes, however much it is
+
+    lines = chunk(b"[1,2,3,4]\n" * 50_000)
+    with Wire(ray, seconds=10) as wire:
+
+        def send_on():
+            for _ in range(200):
+                wire.send(lines)
+
+        wire.send(stream_head(f"/cell/step?model={NAME}"))
+        with pytest.raises(TimeoutError):
+            send_on()
+
+
 def test_steps_go_on_while_a_replica_is_killed(ray):
     """Every step once: clients retry by number, one call at a time or over streams that they open anew."""
     inputs = [vectors(NAME, STEPS, seed=client) for client in range(CLIENTS)]
