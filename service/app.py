@@ -104,8 +104,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        is_main = threading.current_thread() is threading.main_thread()  # in a replica of Ray Serve it is not
-        if is_main:
+        if is_main := threading.current_thread() is threading.main_thread():  # not in a replica of Ray Serve
             _on_signals(draining.start)
         await store.open()
         work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())

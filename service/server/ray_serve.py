@@ -1,17 +1,13 @@
-"""Replicas of the service on Ray Serve: `serve run service.server.ray_serve:build models=/models session_store=valkey://…`.
-
-Ray's proxy takes the connections, and each replica runs the ASGI application on its event loop: docs/ray-serve.md.
-"""
+"""The service on Ray Serve, whose proxy takes the connections: `serve run service.server.ray_serve:build`."""
 
 import asyncio
-import gc
 from typing import Any
 
 import ray
 from ray import serve
 from ray._private import worker
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from service.api.application import Application
 from service.app import create_app
@@ -19,22 +15,19 @@ from service.server.logs import configure_logging
 from service.settings import Settings
 
 OF_RAY = {"host": "0.0.0.0", "port": 0, "workers": 1}  # noqa: S104  # Ray's proxy listens; see HostRules
-START_SECONDS = 600
-LEAVE_SECONDS = 30
-"""How long Ray keeps a replica behind HAProxy, after it has been taken from HAProxy's list."""
-LOOK_SECONDS = 0.25
+START_SECONDS, LOOK_SECONDS, LEAVE_SECONDS = 600, 0.25, 30  # the last is Ray's, for HAProxy to forget a replica
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
     """Make the application of `serve run` and of a config file's `import_path`.
 
-    Arguments are settings by their names; for others RNN_* variables count, where this runs. Raises ValueError for
-    an argument that is no setting, for one that is Ray's, and for sessions that replicas do not share.
+    Arguments are settings by their names; for others RNN_* variables count, where this runs. Raises ValueError for an
+    argument that is no setting or Ray's, and for sessions that replicas do not share.
     """
-    if unknown := sorted(arguments.keys() - Settings.model_fields.keys()):
-        raise ValueError(f"{', '.join(unknown)}: no such setting; arguments have the names of RNN_* variables")
-    if given := sorted(arguments.keys() & OF_RAY.keys()):
-        raise ValueError(f"{', '.join(given)}: Ray has its own settings for this, http_options and num_replicas")
+    if wrong := sorted(arguments.keys() - (Settings.model_fields.keys() - OF_RAY.keys())):
+        raise ValueError(
+            f"{', '.join(wrong)}: no such setting here; for host, port and workers Ray has settings of its own"
+        )
     settings = Settings(**{**arguments, **OF_RAY})
     scheme = settings.session_store.partition("://")[0]
     if scheme in ("memory", "sqlite"):
@@ -55,7 +48,6 @@ class Replica:
         self._service = create_app(settings, log_request, lambda: log.dropped)
         self._started = False
         self._draining = asyncio.get_running_loop().create_task(self._drain_with_ray())
-        gc.freeze()  # as in `service.server.process`
 
     def __serve_build_asgi_app__(self) -> Application:
         return self._service
@@ -72,35 +64,26 @@ class Replica:
 
     async def _drain_with_ray(self) -> None:
         """End streams when Ray stops the replica: it waits for their end, and tells the application only after it."""
-        while not _is_stopping():  # noqa: ASYNC110  # as it does not tell
+        actors = worker.global_worker.actors.values()  # this replica alone
+        while not any(getattr(getattr(one, "_replica_impl", None), "_shutting_down", False) for one in actors):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         self._service.draining.start()
 
 
-class Direct:
-    """Gives the application the connection's own `receive` behind HAProxy, so that reading pauses when it has enough.
+def middlewares() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: behind HAProxy, reading pauses when the application has enough.
 
-    Ray reads ahead all that a client sends, to see that it hangs up; it leaves that out where this header says so. The
-    application sees it by itself.
+    Ray otherwise reads ahead all that a client sends, to see that it hangs up. The application sees it by itself.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def direct(app: ASGIApp) -> ASGIApp:
+        async def call(scope: Scope, *calls: Any) -> None:
+            scope["headers"] = [*scope["headers"], (b"x-request-disconnect-disabled", b"?1")]
+            await app(scope, *calls)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["headers"] = [*scope["headers"], (b"x-request-disconnect-disabled", b"?1")]
-        await self._app(scope, receive, send)
+        return call
 
-
-def middlewares() -> list[Middleware]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names."""
-    return [Middleware(Direct)]
+    return [Middleware(direct)]
 
 
-def _is_stopping() -> bool:
-    actors = worker.global_worker.actors.values()
-    return any(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False) for actor in actors)
-
-
-# A stream is a request that is under way as long as it lasts.
 deployment = serve.deployment(name="rnn-service", max_ongoing_requests=1024)(serve.ingress()(Replica))

