@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.cases import BATCH, Call, Case, call, write
+from benchmarks.cases import BATCH, MEDIUM, Call, Case, call, write
 from benchmarks.rivals import ROOT, python, ready
 
 START_SECONDS, STOP_SECONDS, SETTLE_SECONDS = 90, 6, 20
@@ -121,7 +121,7 @@ def servers(other: Path | None) -> dict[str, Server]:
     if ready("triton"):
         command = (str(python("triton")), "-m", "benchmarks.rivals.triton_server", *place)
         library = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}  # of the same Python as its stub runs
-        found.append(Server(TRITON, command, env | library, ready="/v2/health/ready"))
+        found.append(Server(TRITON, command, env | library, ready=f"/v2/models/{MEDIUM.model}/ready"))
     proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
     if ready("ray"):
         command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)

@@ -37,7 +37,7 @@ def tensor(name: str, *shape: int) -> Tensor:
 if __name__ == "__main__":
     here = {"http_address": "127.0.0.1", "http_port": int(sys.argv[2]), "allow_grpc": False, "allow_metrics": False}
     with Triton(config=TritonConfig(**here)) as triton:
-        for folder in Path(sys.argv[1]).iterdir():
+        for folder in sorted(Path(sys.argv[1]).iterdir()):  # the last of them is asked whether it is ready
             modules = Modules(folder)
             size, width = modules.rnn.input_size, modules.rnn.hidden_size
             triton.bind(
