@@ -46,7 +46,7 @@ format: .venv/.dev  ## Format the code with ruff
 bench: .venv/.bench  ## Measure the service beside a hand-written endpoint and its rivals (needs wrk)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
-rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed  ## Set up the rivals for `make bench`
+rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed .bench/triton/installed  ## Set up the rivals for `make bench`
 
 # torch by itself first, as below.
 .bench/%/installed: benchmarks/rivals/requirements/%.txt

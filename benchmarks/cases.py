@@ -18,12 +18,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from benchmarks import v2
+
 Arrays = dict[str, NDArray[Any]]
 
 SEED = 20_240_117
 TOLERANCE = 1e-5
 JSON = "application/json"
-CONTENT_TYPES = {"json": JSON, "safetensors": "application/vnd.safetensors"}
+OCTETS = "application/octet-stream"
+CONTENT_TYPES = {"json": JSON, "safetensors": "application/vnd.safetensors", "v2 JSON": JSON, "v2 binary": OCTETS}
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +69,29 @@ CASES = (STEP, ONE_CLIENT, CROWD, SMALL, BATCH, BATCH_STATES, MEDIUM, LARGE)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One HTTP POST of a case."""
+    """One HTTP POST of a case; header_bytes: of a body of the Open Inference Protocol, how much of it is JSON."""
 
     case: Case
     path: str
     content_type: str
     body: bytes
+    header_bytes: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        length = {HEADER_LENGTH: str(self.header_bytes)} if self.header_bytes else {}
+        return {"Content-Type": self.content_type, **length}
 
     def check(self, reply: bytes) -> None:
         """Raises ValueError if an array of the reply is not what it must be."""
-        arrays = orjson.loads(reply) if self.content_type == JSON else safetensors.numpy.load(reply)
+        is_v2 = self.path.startswith("/v2/")
+        if is_v2:
+            arrays = v2.decode(reply)
+        else:
+            arrays = orjson.loads(reply) if self.content_type == JSON else safetensors.numpy.load(reply)
         for name, answer in values(self.case)[1].items():
+            if is_v2 and name == "h_n":
+                answer = answer.swapaxes(0, 1)  # noqa: PLW2901  # batch first
             check(f"{self.case.name}: {name}", np.asarray(arrays[name], dtype=np.float64), answer)
 
 
@@ -116,11 +132,23 @@ def values(case: Case) -> tuple[Arrays, Arrays]:
 @cache
 def call(case: Case, form: str, path: str) -> Call:
     """The request."""
+    if form.startswith("v2"):
+        arrays = values(case)[0]
+        arrays = {"inputs": arrays["inputs"], "h0": arrays["h0"].swapaxes(0, 1)}
+        body = v2.encode(arrays, binary=form == "v2 binary")
+        return Call(case, f"/v2/models/{case.model}/infer", CONTENT_TYPES[form], *body)
     more = {"returns": [case.returns]} if case.returns else {}
     fields = {"model": case.model, **more, **values(case)[0]}
     if case is IN_SESSION:
         fields = {"session": "SESSION", "inputs": fields["inputs"][0]}
     return Call(case, path, CONTENT_TYPES[form], encode(fields, form))
+
+
+def sequence_step(sequence: str = "SESSION", **more: bool) -> Call:
+    """A step of a sequence of the Open Inference Protocol."""
+    inputs = {"inputs": values(IN_SESSION)[0]["inputs"]}
+    body = v2.encode(inputs, sequence_id=sequence, **more)
+    return Call(IN_SESSION, f"/v2/models/{IN_SESSION.model}.step/infer", OCTETS, *body)
 
 
 def encode(fields: Mapping[str, Any], form: str) -> bytes:
@@ -138,7 +166,7 @@ def write(folder: Path) -> None:
     (folder / "replies").mkdir()
     for case in CASES:
         answers = {name: np.ascontiguousarray(array, np.float32) for name, array in values(case)[1].items()}
-        for form in CONTENT_TYPES:
+        for form in ("json", "safetensors"):
             reply = encode({**answers, "model": case.model, "version": "1"}, form)
             (folder / "replies" / f"{case.name}.{form}").write_bytes(reply)
     for case in {case.model: case for case in CASES}.values():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.cases import STEP, Call
+from benchmarks.cases import STEP, Call, sequence_step
 from benchmarks.servers import LOAD_CORE, Running
 
 Figures = dict[str, float]
@@ -40,7 +40,7 @@ def wrk_command(server: Running, call: Call, clients: int, seconds: int, session
     body.write_bytes(call.body)
     names.write_text("".join(f"{session}\n" for session in sessions))
     options = ["-t1", f"-c{clients}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s", "--latency"]
-    arguments = [str(body), call.content_type, *([str(names)] if sessions else [])]
+    arguments = [str(body), call.content_type, str(call.header_bytes), *([str(names)] if sessions else [])]
     return ["wrk", *options, f"--script={HERE / 'post.lua'}", server.url + call.path, "--", *arguments]
 
 
@@ -124,6 +124,16 @@ def open_sessions(server: Running, count: int) -> list[str]:
     with httpx.Client(base_url=server.url, trust_env=False) as client:
         opened = (client.post("/cell/sessions", json={"model": STEP.model}) for _ in range(count))
         return [reply.raise_for_status().json()["session"] for reply in opened]
+
+
+def start_sequences(server: Running, count: int) -> list[str]:
+    """New sequences of the step's model, whose ids are as long as the placeholder of a step's body."""
+    names = [f"seq-{number:03}" for number in range(count)]
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        for name in names:
+            call = sequence_step(name, sequence_start=True)
+            client.post(call.path, content=call.body, headers=call.headers).raise_for_status()
+    return names
 
 
 def run(command: Sequence[str], seconds: float) -> str:

@@ -1,5 +1,6 @@
--- For wrk: posts the file of the first argument, whose format is the second. With a third, a file with a session a line,
--- "SESSION" in the body is each of them in turn.
+-- For wrk: posts the file of the first argument, whose format is the second; the third is the length of the JSON before
+-- binary tensors (Open Inference Protocol), 0 of other formats. With a fourth, a file with a session a line, "SESSION" in
+-- the body is each of them in turn.
 
 local turn = 0
 
@@ -7,9 +8,10 @@ function init(args)
   local file = assert(io.open(args[1], "rb"))
   wrk.method, wrk.body, wrk.headers["Content-Type"] = "POST", file:read("*a"), args[2]
   file:close()
-  if not args[3] then return end
+  if args[3] ~= "0" then wrk.headers["Inference-Header-Content-Length"] = args[3] end
+  if not args[4] then return end
   local requests = {}
-  for session in io.lines(args[3]) do
+  for session in io.lines(args[4]) do
     requests[#requests + 1] = wrk.format(nil, nil, nil, (wrk.body:gsub("SESSION", session)))
   end
   request = function()

@@ -123,7 +123,7 @@ def section_table(results: Results, rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         for server in results.samples[row.name]:
-            base = (row.name.replace("safetensors", "JSON"), FASTEST_NAIVE, "rate")
+            base = (re.sub("safetensors|v2 JSON|v2 binary", "JSON", row.name), FASTEST_NAIVE, "rate")
             over = [told(results.ratio((row.name, server, "rate"), base))] if naive else []
             values = [told(results.spread(row.name, server, figure)) for figure in figures]
             lines.append([row.name, server, *over, *values])

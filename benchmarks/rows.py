@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import cases, loads
 from benchmarks.cases import Case
-from benchmarks.loads import Figures, background, k6, open_sessions, wrk
+from benchmarks.loads import Figures, background, k6, open_sessions, start_sequences, wrk
 from benchmarks.servers import (
     ECHO,
     LOG,
@@ -18,6 +18,7 @@ from benchmarks.servers import (
     OWN,
     SLOW_TO_START,
     SQLITE,
+    TRITON,
     TWO,
     Fleet,
     interpreter,
@@ -71,6 +72,12 @@ def sessions(fleet: Fleet, name: str, seconds: int) -> Figures:
     """64 clients that step 64 sessions in turn."""
     server, case = fleet.get(name), cases.IN_SESSION
     return wrk(server, server.server.call(case, "json"), case.clients, seconds, open_sessions(server, case.clients))
+
+
+def sequences(fleet: Fleet, name: str, seconds: int) -> Figures:
+    """64 clients that step 64 sequences of the Open Inference Protocol in turn."""
+    server, call = fleet.get(name), cases.sequence_step()
+    return wrk(server, call, call.case.clients, seconds, start_sequences(server, call.case.clients))
 
 
 def live_sessions(count: int) -> Measure:
@@ -150,6 +157,8 @@ STEP, SMALL, MEDIUM, LARGE = (f"{case}, JSON" for case in ("step", "small", "med
 MOMENTS = ("ready_mib", "loaded_mib")
 MANY, FEW = "10,000 live sessions, 1,500 steps/s", "10 live sessions, 1,500 steps/s"
 STATELESS, IN_MEMORY, IN_SQLITE = (f"64 clients, {what}" for what in ("stateless", "sessions", "sessions in sqlite"))
+V2 = ("v2 JSON", "v2 binary")
+IN_SEQUENCES = "64 clients, v2 sequences"
 QUIET, BESIDE_BODY, BESIDE_REPLY = (f"beside {what}" for what in ("nothing", "a 60 MiB body", "a 60 MiB reply"))
 PAST = PAST_MEDIUM, PAST_LARGE, PAST_BINARY = tuple(f"3 × {what}" for what in (MEDIUM, LARGE, "large, safetensors"))
 
@@ -162,6 +171,8 @@ ROWS = (
     Row(REQUESTS, LARGE, closed(cases.LARGE), ("", TWO), (*SERVERS, ECHO)),
     Row(REQUESTS, "medium, safetensors", closed(cases.MEDIUM, "safetensors"), ("",), (ECHO,)),
     Row(REQUESTS, "large, safetensors", closed(cases.LARGE, "safetensors"), ("",), (ECHO,)),
+    *(Row(REQUESTS, f"medium, {form}", closed(cases.MEDIUM, form), ("",), (TRITON,)) for form in V2),
+    *(Row(REQUESTS, f"large, {form}", closed(cases.LARGE, form), ("",), (TRITON,)) for form in V2),
     Row(STREAMS, "NDJSON, 1 stream, each line awaited", stream(Lines, 1, 1), rounds=FEW_ROUNDS),
     Row(STREAMS, "NDJSON, 1 stream", stream(Lines, 64, 1), rounds=FEW_ROUNDS),
     Row(STREAMS, "NDJSON, 16 streams", stream(Lines, 64, 16), rounds=FEW_ROUNDS),
@@ -172,6 +183,7 @@ ROWS = (
     Row(SESSIONS, STATELESS, closed(cases.CROWD)),
     Row(SESSIONS, IN_MEMORY, sessions),
     Row(SESSIONS, IN_SQLITE, sessions, (SQLITE,)),
+    Row(SESSIONS, IN_SEQUENCES, sequences),
     live(SESSIONS, FEW, live_sessions(10), "p99_ms"),
     live(SESSIONS, MANY, live_sessions(10_000), "p99_ms"),
     live(BESIDE, QUIET, beside(None), "p99_ms"),
@@ -229,6 +241,9 @@ WANTED = (
     Wanted("WebSocket, 1,000 sessions", "rate", least=300_000),
     times(0.85, IN_MEMORY, OURS, STATELESS),
     times(0.4, IN_SQLITE, OURS, IN_MEMORY, variant=SQLITE),
+    *(times(0.9, f"{size}, v2 binary", OURS, f"{size}, safetensors") for size in ("medium", "large")),
+    *(times(1, f"{size}, {form}", TRITON) for size in ("medium", "large") for form in V2),
+    Wanted(IN_SEQUENCES, "rate", least=3 * 1330),  # Triton's on this machine
     Wanted(MANY, "p99_ms", most=3, over=(FEW, f"{OURS}, {OWN}", ""), variant=OWN),
     Wanted("beside large, safetensors", "p99_ms", most=5, over=(QUIET, f"{OURS}, {OWN}", ""), variant=OWN),
     Wanted(f"beside {LARGE}", "p99_ms", most=15, variant=OWN),

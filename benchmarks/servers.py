@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.cases import BATCH, Call, Case, call, write
+from benchmarks.cases import BATCH, MEDIUM, Call, Case, call, write
 from benchmarks.rivals import ROOT, python, ready
 
 START_SECONDS, STOP_SECONDS, SETTLE_SECONDS = 90, 6, 20
@@ -32,8 +33,10 @@ SERVER_CORES = ",".join(map(str, CORES[:-1] or CORES))
 OURS, OTHER = "rnn-service", "other checkout"
 NAIVE = ("naive sync", "naive async", "naive async, 1 thread")
 ECHO, MOSEC, LITSERVE, BENTOML, RAY = "bare ASGI echo", "Mosec", "LitServe", "BentoML", "Ray Serve, HAProxy"
+TRITON = "Triton"
+ON_RAY = tuple(f"rnn-service, Ray Serve, {replicas}" for replicas in ("1 replica", "2 replicas"))
 # Started for their turn in a round, after all others: their processes do not rest when they are idle.
-SLOW_TO_START = (LITSERVE, BENTOML, RAY)
+SLOW_TO_START = (LITSERVE, BENTOML, RAY, *ON_RAY)
 LOG, TWO, SQLITE, ONE_ROW, OWN = "request log", "2 workers", "sqlite", "one row a turn", "own cores"
 ONE_ROW_A_TURN = """
 from service.engine.native.engine import NativeEngine
@@ -115,10 +118,20 @@ def servers(other: Path | None) -> dict[str, Server]:
         serve = ("serve", "benchmarks.rivals.bentoml_service:Rnn", "--host=127.0.0.1", "--port={port}")
         command = (str(python("bentoml")), "-m", "bentoml", *serve)
         found.append(Server(BENTOML, command, env, ready="/readyz", batch_path="{path}"))
+    if ready("triton"):
+        command = (str(python("triton")), "-m", "benchmarks.rivals.triton_server", *place)
+        library = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}  # of the same Python as its stub runs
+        found.append(Server(TRITON, command, env | library, ready=f"/v2/models/{MEDIUM.model}/ready"))
+    proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
     if ready("ray"):
         command = (str(python("ray")), "-m", "benchmarks.rivals.ray_server", *place)
-        proxy = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **env}
         found.append(Server(RAY, command, proxy, ready="/-/healthz"))
+    if importlib.util.find_spec("ray"):
+        one_loop = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", **proxy}
+        one_loop["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "service.server.ray_serve:middlewares"
+        for name in ON_RAY:
+            command = (sys.executable, "-m", "benchmarks.ray_service", *place, name.split()[-2])
+            found.append(Server(name, command, one_loop, batch_path="{path}"))
     return {server.name: server for server in found}
 
 
@@ -171,7 +184,7 @@ class Running:
         """The case's request, once it was answered rightly. Raises HTTPError or ValueError if it is not."""
         request = self.server.call(case, form)
         if request not in self._checked:
-            headers, url = {"Content-Type": request.content_type}, self.url + request.path
+            url, headers = self.url + request.path, request.headers
             reply = httpx.post(url, content=request.body, headers=headers, timeout=60, trust_env=False)
             request.check(reply.raise_for_status().content)
             self._checked.add(request)

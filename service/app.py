@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -120,15 +121,16 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        _on_signals(draining, settings.drain_seconds)
+        if is_main := threading.current_thread() is threading.main_thread():  # not in a replica of Ray Serve
+            _on_signals(draining, settings.drain_seconds)
         await store.open()
         if others:
             await others.obey(administration)
         work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
-        # A terminal that closes sends this to every process that it started.
-        loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(registry.reload_all())))
+        if is_main:  # a terminal that closes sends this to every process that it started
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(registry.reload_all())))
         try:
             yield
         finally:
@@ -159,7 +161,7 @@ def create_app(
     ):
         app.include_router(router)
     app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
-    return Application(
+    application = Application(
         app,
         handlers=Handlers(
             posts={
@@ -179,6 +181,8 @@ def create_app(
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log, traces),
     )
+    application.unready = unready
+    return application
 
 
 def _plain(keys: tuple[SecretStr, ...]) -> list[str]:

@@ -17,7 +17,9 @@ Ttl = Annotated[float, Field(gt=0, le=1e10)]  # seconds; the calendar ends some 
 class Settings(BaseSettings):
     """Read once at start; frozen; the unit is in the name. Lists are comma-separated."""
 
-    model_config = SettingsConfigDict(env_prefix="RNN_", env_file=".env", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="RNN_", env_file=".env", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RIVALS = ("litserve", "bentoml", "ray")
+RIVALS = ("litserve", "bentoml", "ray", "triton")
 
 
 def python(rival: str) -> Path:

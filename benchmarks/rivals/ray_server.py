@@ -40,12 +40,17 @@ class Rnn:
         return self._models.answer_together(bodies)
 
 
-if __name__ == "__main__":
+def serve_until_stopped(application: serve.Application, port: int) -> None:
+    """Run an application on a Ray of its own until a signal comes."""
     more = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
     ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **more)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])}, logging_config=quiet)
-    serve.run(Rnn.bind(Path(sys.argv[1])), route_prefix="/", logging_config=quiet)
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+    serve.run(application, route_prefix="/", logging_config=quiet)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()
+
+
+if __name__ == "__main__":
+    serve_until_stopped(Rnn.bind(Path(sys.argv[1])), int(sys.argv[2]))

@@ -11,7 +11,7 @@ from benchmarks.report import TITLES, page, write
 from benchmarks.results import Results
 from benchmarks.rows import FASTEST_NAIVE, ROWS, WANTED, Row, Wanted
 from benchmarks.run import measure_all
-from benchmarks.servers import BENTOML, MOSEC, NAIVE, OTHER, OURS, OWN, RAY, Fleet, servers
+from benchmarks.servers import BENTOML, MOSEC, NAIVE, OTHER, OURS, OWN, RAY, TRITON, Fleet, servers
 
 STEP = "step, JSON"
 
@@ -57,7 +57,7 @@ def test_difference_and_missing_figures() -> None:
 
 def test_wanted_figures_exist() -> None:
     rows = {row.name: row for row in ROWS}
-    everybody = {**servers(Path("other")), FASTEST_NAIVE: None, MOSEC: None}
+    everybody = {**servers(Path("other")), FASTEST_NAIVE: None, MOSEC: None, TRITON: None}
     for wanted in WANTED:
         row, server, figure = wanted.over or ("", OURS, "")
         assert {wanted.row, row or wanted.row} <= rows.keys()

@@ -158,7 +158,7 @@ def test_chaotic_network_may_err_as_torch_does(tmp_path, monkeypatch):
     [
         (
             ["--name", "../up"],
-            "--name: expected 1 to 64 letters, digits, .* the first a letter or digit, and got '../up'",
+            "--name: expected 1 to 64 letters, digits, .* the first a letter or digit, .* and got '../up'",
         ),
         (["--name", "m", "--version", "01"], "--version: expected a whole number"),
         (["--name", "m", "--layer", "gru"], "--layer gru is not in the file; it has net"),
