@@ -89,7 +89,6 @@ class Application:
         self._accounting = accounting
         self._log = structlog.get_logger()
         self._direct_paths = frozenset(path.encode() for path in handlers.posts)
-        self.draining = bodies.draining
         self.unready: Callable[[], list[str]] = list
         """Gives the reasons for not being ready."""
 

@@ -121,11 +121,11 @@ class Point:
         return ordered.reshape(self.shape).transpose(np.argsort(self.axes))
 
 
-def near(some: Numbers, others: Numbers) -> bool:
-    """Whether arrays are the same but for rounding, each vector by its own largest number."""
+def near(some: Numbers, others: Numbers, axis: int | None = -1) -> bool:
+    """Whether arrays are the same but for rounding, each vector by its own largest number, or all by the largest."""
     if some.shape != others.shape:
         return False
-    largest = np.abs(others).max(axis=-1, keepdims=True)
+    largest = np.abs(others).max(axis=axis, keepdims=True)
     return bool((np.abs(some - others) <= TOLERANCE * largest).all())
 
 

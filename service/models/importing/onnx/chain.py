@@ -87,7 +87,8 @@ def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain 
         for layer in chain.layers:
             made = layer.run(made)
         for found, sequences in ((chain, made), (chain.turned(), made.swapaxes(0, 1))):
-            if x is not None and near(stack[0].turned(x, back=True), sequences):
+            # By the largest number: the layers are known, and a vector may be what rounding has left of larger ones.
+            if x is not None and near(stack[0].turned(x, back=True), sequences, axis=None):
                 return found
     unread = unread or [Unread(nodes, [], "does not follow from one input of the graph with a declared shape")]
     raise max(unread, key=lambda error: len(error.layers))
