@@ -86,8 +86,7 @@ def create_app(
         max_queued_bytes=settings.max_queued_bytes,
         on_turn=metrics.count_turn,
     )
-    draining = Draining()
-    waiting = ["starting"] if settings.preload or settings.default_model else []
+    draining, waiting = Draining(), ["starting"] if settings.preload or settings.default_model else []
     limits = Limits(settings.max_input_values, settings.max_reply_values)
     bodies = Bodies(
         settings.max_body_bytes,
@@ -100,8 +99,12 @@ def create_app(
     store = store_from(
         settings.session_store, max_ended=settings.ended_sessions, sqlite_synchronous=settings.sqlite_synchronous
     )
-    session_limits = SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction)
-    cache, queue = SessionCache(store, session_limits, steady_clock()), SessionQueue(settings.session_queue)
+    cache = SessionCache(
+        store,
+        SessionLimits(settings.max_sessions, settings.max_session_bytes, settings.session_eviction),
+        steady_clock(),
+    )
+    queue = SessionQueue(settings.session_queue)
     lifetimes = Lifetimes(settings.session_ttl_seconds, settings.max_session_ttl_seconds)
     sessions = Sessions(cache, queue, registry, lifetimes)
     session_steps = SessionSteps(cache, queue, inference, settings.session_replay_bytes)

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -28,7 +28,8 @@ class Health(View):
     reasons: list[str] = Field(default_factory=list, description="What it waits for.")
 
 
-class Unready(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unready:
     """Called, it gives the reasons for not being ready, none if it is; waiting has those of the start."""
 
     draining: Draining

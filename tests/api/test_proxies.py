@@ -38,11 +38,29 @@ def test_client_is_the_rightmost_that_is_not_trusted(peer, forwarded, client):
 @pytest.mark.parametrize(
     "entry",
     [
-        b"unknown", b"_hidden", b"1.2.3", b"01.2.3.4", b"1.2.3.4.5", b"1.2.3.4:", b"1.2.3.4:x", b"[::1", b"::1]", b"[]",
-        b"[1.2.3.4]x", b":::", b"fe80::1%eth0", b'"1.2.3.4"', b"for=1.2.3.4", b"1.2.3.4 5", b"1.2.3.4\x00", b"\xff\xfe",
-        "١.2.3.4".encode(), b"1" * 500, b"10.0.0.0/8",
+        b"unknown",
+        b"_hidden",
+        b"1.2.3",
+        b"01.2.3.4",
+        b"1.2.3.4.5",
+        b"1.2.3.4:",
+        b"1.2.3.4:x",
+        b"[::1",
+        b"::1]",
+        b"[]",
+        b"[1.2.3.4]x",
+        b":::",
+        b"fe80::1%eth0",
+        b'"1.2.3.4"',
+        b"for=1.2.3.4",
+        b"1.2.3.4 5",
+        b"1.2.3.4\x00",
+        b"\xff\xfe",
+        "١.2.3.4".encode(),
+        b"1" * 500,
+        b"10.0.0.0/8",
     ],
-)  # fmt: skip
+)
 def test_entry_that_is_no_address_ends_the_way(entry):
     assert PROXIES.client("10.0.0.1", b"203.0.113.5, " + entry) == "10.0.0.1"
     assert PROXIES.client("10.0.0.1", b"203.0.113.5, " + entry + b", 10.0.0.2") == "10.0.0.2"
