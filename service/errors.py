@@ -110,6 +110,11 @@ class InvalidRequest(ServiceError):
         super().__init__(errors[0].msg)
         self.errors = errors
 
+    @classmethod
+    def at(cls, message: str, *loc: str | int) -> "InvalidRequest":
+        """The error of one field, or of one place in it."""
+        return cls([FieldError(loc, message)])
+
 
 class NonFiniteOutput(ServiceError):
     """The model produced NaN or infinity, which the reply's format cannot carry."""

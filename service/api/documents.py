@@ -6,9 +6,14 @@ from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
+import numpy as np
+from pydantic import BaseModel
+
 from service.api.negotiation import JSON, SAFETENSORS, request_format
 from service.api.request import Request
+from service.api.requests import validate
 from service.api.shapes import invalid
+from service.serving.registry import ModelVersion
 from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document
 
@@ -25,6 +30,7 @@ PIECES_VALUES = 2 * json.SLICE_VALUES
 """Replies of more numbers are printed in pieces."""
 
 T = TypeVar("T")
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 class Documents:
@@ -93,3 +99,11 @@ class Documents:
                     return taken
                 request.mark(stage, begun)
             await asyncio.sleep(0)
+
+
+def validated(kind: type[Asked], document: Document, came_as: str, model: ModelVersion) -> Asked:
+    """A document as a request for a model. Raises InvalidRequest, also for floats where token ids belong."""
+    is_binary, inputs = came_as == SAFETENSORS, document.get("inputs")
+    if is_binary and model.spec.num_embeddings and isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+        raise invalid(f"inputs are {inputs.dtype}; token ids are int64 or int32", "inputs")
+    return validate(kind, document, texts=is_binary)

@@ -6,16 +6,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from service.api.documents import Documents
+from service.api.documents import Documents, validated
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
 from service.api.request import Reply, Request
-from service.api.requests import ForwardRequest, validate
+from service.api.requests import ForwardRequest
 from service.api.shapes import (
     SEQUENCE,
     SEQUENCES,
     Limits,
     initial_state,
-    refuse_float_ids,
     refuse_non_finite,
     returned,
     sequences,
@@ -61,9 +60,7 @@ class Forward:
         model = self.inference.registry.resolve_fields(document)
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        if came_as == SAFETENSORS:
-            refuse_float_ids(document, model)
-        asked = validate(ForwardRequest, document, texts=came_as == SAFETENSORS)
+        asked = validated(ForwardRequest, document, came_as, model)
         call = await forward_call(asked, model, self.limits, pads=kind == SAFETENSORS)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 

@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from service.api.documents import Documents
+from service.api.documents import Documents, validated
 from service.api.generate_call import GenerateCall
 from service.api.negotiation import FORMATS, JSON, NDJSON, SAFETENSORS, reply_format
 from service.api.request import Reply, Request
-from service.api.requests import GenerateRequest, validate
-from service.api.shapes import Limits, invalid, refuse_float_ids
+from service.api.requests import GenerateRequest
+from service.api.shapes import Limits, invalid
 from service.api.stepping import refuse_another_model, with_session
 from service.errors import ServiceError
 from service.serving.inference import Inference
@@ -36,9 +36,7 @@ class Generate:
         model = session.model if session else self.inference.registry.resolve_fields(document)
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as, (*FORMATS, NDJSON))
-        if came_as == SAFETENSORS:
-            refuse_float_ids(document, model)
-        asked = validate(GenerateRequest, document, texts=came_as == SAFETENSORS)
+        asked = validated(GenerateRequest, document, came_as, model)
         if asked.steps > self.max_steps:
             raise invalid(f"steps is {asked.steps}; the limit is {self.max_steps}", "steps")
         request.streams = kind == NDJSON  # its client reads as slowly as it wants

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
-from service.errors import FieldError, InvalidRequest
+from service.errors import InvalidRequest
 from service.serving.scheduler import Timings
 
 STAGES = ("decode", "queue", "compute", "commit", "encode")
@@ -125,8 +125,8 @@ class Request:
         """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""
         value = self.headers.get(b"x-request-timeout-ms")
         if value is not None and not (value.isdigit() and len(value) <= 9):
-            message = "X-Request-Timeout-Ms must be a whole number of milliseconds"
-            raise InvalidRequest([FieldError(("X-Request-Timeout-Ms",), message)])
+            name = "X-Request-Timeout-Ms"
+            raise InvalidRequest.at(f"{name} must be a whole number of milliseconds", name)
         return None if value is None else int(value) / 1000
 
     def deadline(self, seconds: float | None = None) -> float | None:

@@ -1,6 +1,6 @@
 """Checks of a request's arrays against a model, and the sentences that say what is wrong with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.errors import FieldError, InvalidRequest, Loc, NonFiniteOutput, spell
+from service.errors import InvalidRequest, Loc, NonFiniteOutput, spell
 from service.serving.registry import ModelVersion
 from service.spec import ModelSpec
 from service.wire.arrays import Floats, Integers, Ragged, finite
@@ -20,14 +20,11 @@ FEW_ROWS = 64
 
 Numbers = Floats | Integers | Ragged
 
+invalid = InvalidRequest.at
+
 # The forms of a state of P or H values a row, without that last axis. A form may leave out axes of size 1.
 SEQUENCES, SEQUENCE = ("L·D,B",), ("L·D",)
 ROWS, ROW = ("L,B", "B", ""), ("L,B", "B", "", "L")
-
-
-def invalid(message: str, *loc: str | int) -> InvalidRequest:
-    """The error of one field, or of one place in it."""
-    return InvalidRequest([FieldError(loc, message)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +95,6 @@ def steps(inputs: Numbers, model: ModelVersion) -> tuple[Floats, bool]:
     """
     rows: Floats = np.ascontiguousarray(vectors(inputs, (2, 1), "B", model), np.float32)
     return (rows, True) if rows.ndim == 2 else (rows[None], False)
-
-
-def refuse_float_ids(fields: Mapping[str, Any], model: ModelVersion) -> None:
-    """Raise InvalidRequest if a binary body has floats where token ids belong."""
-    inputs = fields.get("inputs")
-    if model.spec.num_embeddings and isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
-        raise invalid(f"inputs are {inputs.dtype}; token ids are int64 or int32", "inputs")
 
 
 def whole_rows(batch: int, time: int) -> tuple[Integers, Integers]:

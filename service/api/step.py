@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from service.api.documents import Documents
+from service.api.documents import Documents, validated
 from service.api.forward import run_call
-from service.api.negotiation import JSON, SAFETENSORS, reply_format
+from service.api.negotiation import JSON, reply_format
 from service.api.request import Reply, Request
-from service.api.requests import SessionStepRequest, StepRequest, validate
+from service.api.requests import SessionStepRequest, StepRequest
 from service.api.shapes import (
     ROW,
     ROWS,
@@ -18,7 +18,6 @@ from service.api.shapes import (
     Numbers,
     initial_state,
     invalid,
-    refuse_float_ids,
     returned,
     steps,
     whole_rows,
@@ -55,9 +54,7 @@ class Step:
         model = steppable(self.inference.registry.resolve_fields(document))
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        if came_as == SAFETENSORS:
-            refuse_float_ids(document, model)
-        asked = validate(StepRequest, document, texts=came_as == SAFETENSORS)
+        asked = validated(StepRequest, document, came_as, model)
         call = StepCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
@@ -66,9 +63,7 @@ class Step:
         model = session.model
         request.model, request.version = model.name, model.version
         kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        if came_as == SAFETENSORS:
-            refuse_float_ids(fields, model)
-        asked = validate(SessionStepRequest, fields, texts=came_as == SAFETENSORS)
+        asked = validated(SessionStepRequest, fields, came_as, model)
         refuse_another_model(model, asked.model, asked.version)
         inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"

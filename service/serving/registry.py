@@ -14,7 +14,7 @@ import structlog
 
 from service.engine.interface import Engine
 from service.engine.load import EngineFactory
-from service.errors import FieldError, InvalidRequest, ModelFailed, ModelInUse, ModelNotFound, VersionNotFound
+from service.errors import InvalidRequest, ModelFailed, ModelInUse, ModelNotFound, VersionNotFound
 from service.models.config import ModelConfig
 from service.models.folder import NAME, ModelFolder, is_model, read_folder, scan
 from service.models.weights import InitialStates, read_weights
@@ -119,7 +119,7 @@ class Registry:
             [name] = self._models
         if name is None:
             there = f"there are {len(self._models)} and no default (RNN_DEFAULT_MODEL)"
-            raise InvalidRequest([FieldError(("model",), f"the request must name a model: {there}")])
+            raise InvalidRequest.at(f"the request must name a model: {there}", "model")
         model = self.model(name)
         if model.failure:
             raise ModelFailed(f"model {name!r} cannot be served: {model.failure}")
@@ -134,7 +134,7 @@ class Registry:
         """`resolve` by a request's fields `model` and `version`, before they are validated. Raises as it does."""
         for name in ("model", "version"):
             if not isinstance(fields.get(name), str | None):
-                raise InvalidRequest([FieldError((name,), f"{name} must be a string")])
+                raise InvalidRequest.at(f"{name} must be a string", name)
         return self.resolve(fields.get("model"), fields.get("version"))
 
     def loaded(self, version: ModelVersion) -> Engine | None:

@@ -13,7 +13,7 @@ from secrets import randbits
 from typing import NamedTuple
 
 from service.engine.interface import Floats
-from service.errors import FieldError, InvalidRequest, SessionGone, SessionNotFound
+from service.errors import InvalidRequest, SessionGone, SessionNotFound
 from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Session, Sessions
@@ -40,7 +40,7 @@ class SequenceCall(NamedTuple):
     deadline: float | None = None
 
     def refusal(self, field: str, message: str) -> InvalidRequest:
-        return InvalidRequest([FieldError(("parameters", field), message)])
+        return InvalidRequest.at(message, "parameters", field)
 
     def lacks(self, what: str) -> str:
         name = self.sequence_id if isinstance(self.sequence_id, int) else f'"{self.sequence_id:.80}"'

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from service.engine.interface import Engine, Floats, Rows
-from service.errors import FieldError, InvalidRequest
+from service.errors import InvalidRequest
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.serving.scheduler import Timings
@@ -107,7 +107,7 @@ class StatelessStepper:
     ) -> list[Steps]:
         """Raises InvalidRequest for a step that is not the next."""
         if step is not None and step != self.done + 1:
-            raise InvalidRequest([FieldError(("step",), f"step is {step}; this stream expects {self.done + 1}")])
+            raise InvalidRequest.at(f"step is {step}; this stream expects {self.done + 1}", "step")
         # The engine replaces the state in place: a run that fails must leave ours as it was.
         h, c = self.h.copy(), None if self.c is None else self.c.copy()
         steps, rows = prepare(self.model.spec, self.done + 1, inputs, h, c, predictions=self.predictions)

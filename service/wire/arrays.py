@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import FieldError, InvalidRequest, Loc, spell
+from service.errors import InvalidRequest, Loc, spell
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -106,7 +106,7 @@ def finite(values: Floats) -> bool:
 
 def bad(loc: Loc, what: str) -> InvalidRequest:
     """The error of one value: what it is, and what was expected."""
-    return InvalidRequest([FieldError(loc, f"{spell(loc)} {what}")])
+    return InvalidRequest.at(f"{spell(loc)} {what}", *loc)
 
 
 def too_large(loc: Loc, value: float) -> InvalidRequest:

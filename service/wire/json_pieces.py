@@ -21,7 +21,7 @@ from io import BytesIO
 import numpy as np
 import orjson
 
-from service.errors import FieldError, InvalidRequest, MalformedBody
+from service.errors import InvalidRequest, MalformedBody
 from service.wire import json, json_slow
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Ragged, assemble
 from service.wire.json import Suspicious
@@ -59,10 +59,10 @@ def decode(body: bytes) -> Iterator[Document]:
         rest = end
     size = sum(map(len, texts)) + len(body) - rest
     if size > MAX_REST_BYTES:
-        raise _no_request(f"beside long lists of numbers the body has {size} bytes; no request has so many")
+        raise InvalidRequest.at(f"beside long lists of numbers the body has {size} bytes; no request has so many")
     text = b"".join((*texts, body[rest:]))
     if text.count(b"{") > 1:  # its lists would have no field of their own
-        raise _no_request("there is an object within the body; no field is one")
+        raise InvalidRequest.at("there is an object within the body; no field is one")
     try:
         yield _filled(json.decode, text, lists)
     except Suspicious:
@@ -98,7 +98,7 @@ def _long_lists(body: bytes) -> Iterator[tuple[str, int, int, int]]:
             if not is_whole or stop - end > PIECE_BYTES // LONG:
                 end = last if is_whole else stop
                 yield _name(string[0]), 1 + sum(map(bool, opening.groups())), begin, end
-    raise _no_request("the body has more strings, or a longer one, than any request")
+    raise InvalidRequest.at("the body has more strings, or a longer one, than any request")
 
 
 def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator[Document, None, Floats | Ragged]:
@@ -142,11 +142,6 @@ def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator
         yield {}
     arrays = [np.frombuffer(gathered.getbuffer(), np.int32) for gathered in sizes]
     return assemble(np.frombuffer(values.getbuffer(), np.float32), arrays)
-
-
-def _no_request(message: str) -> InvalidRequest:
-    """The error of a body that may be JSON; to find out would take long."""
-    return InvalidRequest([FieldError((), message)])
 
 
 def _name(text: bytes) -> str:
