@@ -14,8 +14,7 @@ from service.api.traces import Traces
 
 LogRequest = Callable[[dict[str, Any]], None]
 
-_UNLOGGED = ("/health", "/v2/health", "/metrics")
-"""Probes and scrapers come every few seconds for ever."""
+_UNLOGGED = ("/health", "/v2/health", "/metrics")  # probes and scrapers come every few seconds for ever
 
 
 class Accounting:

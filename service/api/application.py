@@ -50,8 +50,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 StreamHandler = Callable[[Request, Receive, Send], Awaitable[None]]
 SocketHandler = Callable[[Request, Scope, Receive, Send], Awaitable[None]]
 
-CLIENT_CLOSED_REQUEST = 499
-"""What the log and the metrics say of a client that hung up; no such reply is ever sent."""
+CLIENT_CLOSED_REQUEST = 499  # what the log and the metrics say of a client that hung up; no such reply is ever sent
 
 _REQUEST = "rnn.request"
 

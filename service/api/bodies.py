@@ -20,8 +20,7 @@ LINGER_BYTES = 8 * 2**20
 """How long, and for how many bytes, a body is read on after its request was refused: a client that is still sending
 would otherwise lose the reply that says why."""
 
-LONGEST_GRACES = 60
-"""A body may take so many times the grace, however quickly it comes."""
+LONGEST_GRACES = 60  # a body may take so many times the grace, however quickly it comes
 
 
 class Incoming:

@@ -17,17 +17,13 @@ from service.serving.registry import ModelVersion
 from service.wire import json, json_pieces, json_slow, safetensors
 from service.wire.arrays import Document
 
-HEAVY_BYTES = 64 * 1024
-"""Bodies from here on take a noticeable time to decode or encode; JSON is read in pieces."""
-
-TURN_SECONDS = 0.5e-3
-"""Pieces are decoded or encoded for so long before others have their turn."""
+HEAVY_BYTES = 64 * 1024  # bodies from here on take a noticeable time to decode or encode; JSON is read in pieces
+TURN_SECONDS = 0.5e-3  # pieces are decoded or encoded for so long before others have their turn
 
 VIEW_BYTES = 4 * 2**20
 """Larger safetensors bodies are checked on another thread; nothing is parsed of them but the header."""
 
-PIECES_VALUES = 2 * json.SLICE_VALUES
-"""Replies of more numbers are printed in pieces."""
+PIECES_VALUES = 2 * json.SLICE_VALUES  # replies of more numbers are printed in pieces
 
 T = TypeVar("T")
 Asked = TypeVar("Asked", bound=BaseModel)

@@ -18,8 +18,7 @@ else:
 PIECE_BYTES = 256 * 1024
 """Most that is decompressed in one go: less than a millisecond's work, all that a bomb gives before it is noticed."""
 
-MAX_EMPTY_FRAMES = 16
-"""Of one body: members or frames without content cost time and count for nothing in its size."""
+MAX_EMPTY_FRAMES = 16  # of one body: members or frames without content cost time and count for nothing in its size
 
 COMPRESS_FROM_BYTES = 1024
 COMPRESS_ELSEWHERE_FROM_BYTES = 32 * 1024

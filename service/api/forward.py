@@ -27,8 +27,7 @@ from service.wire.arrays import RaggedRows
 
 SHORT_BYTES = 1024
 
-MANY_VALUES = 2**20
-"""To go through more numbers takes milliseconds, and is done on another thread."""
+MANY_VALUES = 2**20  # to go through more numbers takes milliseconds, and is done on another thread
 
 DEFAULT_RETURNS = ("outputs", "h_n", "c_n", "predictions")
 

@@ -14,8 +14,7 @@ SAFETENSORS = "application/vnd.safetensors"
 OCTETS = "application/octet-stream"
 FORMATS = (JSON, SAFETENSORS)
 
-ENCODINGS = ("zstd", "gzip", "deflate")
-"""zstd is several times quicker than the others."""
+ENCODINGS = ("zstd", "gzip", "deflate")  # zstd is several times quicker than the others
 
 MAX_REMEMBERED = 256
 

@@ -12,14 +12,9 @@ from pydantic_core import core_schema
 from service.errors import FieldError, InvalidRequest, spell
 from service.wire.arrays import Ragged
 
-MAX_ERRORS = 16
-"""Wrong fields that one problem lists."""
-
-MAX_LISTED = 2**24
-"""The largest whole number of a list that float32 holds for certain."""
-
-MAX_NAME = 80
-"""Characters of a client's own words that a problem quotes."""
+MAX_ERRORS = 16  # wrong fields that one problem lists
+MAX_LISTED = 2**24  # the largest whole number of a list that float32 holds for certain
+MAX_NAME = 80  # characters of a client's own words that a problem quotes
 
 NonFinite = Literal["error", "null"]
 ForwardReturn = Literal["outputs", "last", "h_n", "c_n", "predictions"]

@@ -58,8 +58,7 @@ def _request_of(routed: Routed) -> Request:
     return request_of(routed.scope)
 
 
-Called = Annotated[Request, Depends(_request_of)]
-"""Our request, as an argument of a route."""
+Called = Annotated[Request, Depends(_request_of)]  # our request, as an argument of a route
 
 
 def admin_only(request: Called) -> None:

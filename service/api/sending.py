@@ -11,8 +11,7 @@ from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON
 from service.api.request import Reply, Request
 
-READ_TO_THE_END_BYTES = 256 * 1024
-"""The rest of a smaller body is read sooner than a new connection is made."""
+READ_TO_THE_END_BYTES = 256 * 1024  # the rest of a smaller body is read sooner than a new connection is made
 
 _LINE_HEADERS = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 

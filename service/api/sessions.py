@@ -22,8 +22,7 @@ from service.sessions.lifecycle import Sessions
 from service.sessions.replay import decode_state
 from service.stores.interface import SessionRecord
 
-SHORT_ID = 8
-"""Characters of an id that others than its owner may see."""
+SHORT_ID = 8  # characters of an id that others than its owner may see
 
 MAX_PAGE = 1_000
 

@@ -15,8 +15,7 @@ from service.wire.arrays import Floats, Integers, Ragged, finite
 
 FLOAT32 = np.dtype(np.float32)
 
-FEW_ROWS = 64
-"""Batches up to this have their starts and lengths kept from one request to the next."""
+FEW_ROWS = 64  # batches up to this have their starts and lengths kept from one request to the next
 
 Numbers = Floats | Integers | Ragged
 

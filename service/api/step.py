@@ -33,8 +33,7 @@ from service.sessions.stepper import NonFinite, Steps
 from service.spec import ModelSpec
 from service.wire.arrays import Document
 
-MAX_KEPT_BYTES = 4 * 2**20
-"""Inputs and results of one request, which are kept with the session until its next step."""
+MAX_KEPT_BYTES = 4 * 2**20  # inputs and results of one request, which are kept with the session until its next step
 
 DEFAULT_RETURNS = ("outputs", "h", "c", "predictions")
 

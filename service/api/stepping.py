@@ -6,8 +6,7 @@ from service.errors import NotSteppable
 from service.serving.registry import ModelVersion
 from service.wire.arrays import Document
 
-STREAM_RETURNS = ("outputs", "predictions")
-"""What is sent back where the service keeps the state."""
+STREAM_RETURNS = ("outputs", "predictions")  # what is sent back where the service keeps the state
 
 
 def steppable(model: ModelVersion) -> ModelVersion:

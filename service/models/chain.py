@@ -10,8 +10,7 @@ from service.spec import ChainLayer, LayerType
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Ids = Annotated[int, Field(ge=1, le=2**24)]  # a float32 holds every smaller whole number
 
-MAX_LAYERS = 64
-"""Of a front or a head."""
+MAX_LAYERS = 64  # of a front or a head
 
 # What PyTorch's constructors take besides and serving does not need: it matters in training alone.
 _IGNORED = {"p", "inplace", "momentum", "affine", "elementwise_affine", "track_running_stats"}

@@ -22,8 +22,7 @@ MAX_REST_SECONDS = 0.005
 MANY = 16
 """For each so many connections that it has, a worker takes one more at a time: then they are shared out anyway."""
 
-RETRY_SECONDS = 0.1
-"""Until the next try where a connection cannot be taken: no file descriptor is free."""
+RETRY_SECONDS = 0.1  # until the next try where a connection cannot be taken: no file descriptor is free
 
 
 class SharingLoop(uvloop.Loop):

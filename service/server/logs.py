@@ -19,8 +19,7 @@ import structlog
 
 from service.settings import Settings
 
-PIPE_BYTES = 4096
-"""What a pipe takes without waiting once it is writable at all (POSIX's PIPE_BUF on Linux)."""
+PIPE_BYTES = 4096  # what a pipe takes without waiting once it is writable at all (POSIX's PIPE_BUF on Linux)
 
 
 class LogFile:

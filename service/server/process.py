@@ -29,12 +29,10 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.api.application import Application
 
-WORKER_SILENCE_SECONDS = 30
-"""How long a worker may leave the supervisor without an answer before it counts as hung."""
+WORKER_SILENCE_SECONDS = 30  # how long a worker may leave the supervisor without an answer before it counts as hung
 
 _M_ARENA_MAX = -8
-ARENAS = 2
-"""Arenas of memory that all threads share: glibc gives each its own, and keeps what each had at its largest."""
+ARENAS = 2  # arenas of memory that all threads share: glibc gives each its own, and keeps what each had at its largest
 
 
 class Config(uvicorn.Config):

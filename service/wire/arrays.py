@@ -19,17 +19,10 @@ Document = Mapping[str, Any]
 Sizes = Sequence[list[int] | NDArray[np.int32]]
 """For each depth of a nested list, the lengths of the lists of that depth, in order; the first has one entry."""
 
-MAX_DEPTH = 3
-"""Brackets around a number: no field of the contract has more than three axes."""
-
-OVERFLOW = 2.0**128 - 2.0**103
-"""The midpoint above the largest float32: from here on a number rounds to infinity."""
-
-MAX_FIELDS = 32
-"""Names in one document: no request of the contract has a third as many."""
-
-ROW_VALUES = 16
-"""Numbers that are printed in the time that it takes to cut out a row."""
+MAX_DEPTH = 3  # brackets around a number: no field of the contract has more than three axes
+OVERFLOW = 2.0**128 - 2.0**103  # the midpoint above the largest float32: from here on a number rounds to infinity
+MAX_FIELDS = 32  # names in one document: no request of the contract has a third as many
+ROW_VALUES = 16  # numbers that are printed in the time that it takes to cut out a row
 
 
 @dataclass(slots=True)

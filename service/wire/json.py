@@ -18,11 +18,8 @@ from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, 
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
-SLICE_VALUES = 32 * 1024
-"""Most numbers that `slices` prints at a time: less than a millisecond's work."""
-
-MAX_NAMES = 32
-"""Strings in a list of names: no field of the contract has as many."""
+SLICE_VALUES = 32 * 1024  # most numbers that `slices` prints at a time: less than a millisecond's work
+MAX_NAMES = 32  # strings in a list of names: no field of the contract has as many
 
 MAX_LISTS = 2**15
 """Lists of one depth: each is looked at. A body of more is long enough to be read in pieces."""
@@ -30,8 +27,7 @@ MAX_LISTS = 2**15
 DOT_VALUES = 4096
 """Up to so many numbers one dot product is the quickest look at all of them: BLAS does it in one thread."""
 
-VECTOR_BYTES = 4 * 1024
-"""From here on numpy, which needs a copy, counts faster than bytes do."""
+VECTOR_BYTES = 4 * 1024  # from here on numpy, which needs a copy, counts faster than bytes do
 
 _FLOAT32 = np.dtype(np.float32)
 

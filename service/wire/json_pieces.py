@@ -30,14 +30,9 @@ PIECE_BYTES = 64 * 1024
 """About so much is parsed at a time: 0.2 ms, and 30 ms for numbers that are the hardest to round. Less where it would
 be more than `MOST_LISTS`."""
 
-MAX_REST_BYTES = 64 * 1024
-"""Most that is left of a body without its long lists, and the longest string."""
-
-MOST_LISTS = 2000
-"""Lists in a piece, about: the length of each is looked at."""
-
-LONG = 8
-"""A list of more than an eighth of a piece is cut out: no request has so many that the others make a long text."""
+MAX_REST_BYTES = 64 * 1024  # most that is left of a body without its long lists, and the longest string
+MOST_LISTS = 2000  # lists in a piece, about: the length of each is looked at
+LONG = 8  # a list of more than an eighth of a piece is cut out: no request has so many that the others make a long text
 
 # Nothing is looked for in more than a piece. A string that goes on beyond, or white space, is no part of a request.
 _STRING = re.compile(rb'"([^"\\]|\\.)*+"', re.DOTALL)

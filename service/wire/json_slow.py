@@ -16,8 +16,7 @@ from service.errors import DuplicateName, Loc, MalformedBody, spell
 from service.wire import arrays
 from service.wire.arrays import MAX_DEPTH, MAX_FIELDS, Document, Floats, Ragged, bad
 
-WITH_NULL = ("feedback",)
-"""Fields whose lists may hold null; they stay lists then."""
+WITH_NULL = ("feedback",)  # fields whose lists may hold null; they stay lists then
 
 _NOT_FINITE = re.compile(r"-?(?:NaN|Infinity)\b")
 _TOO_LARGE = re.compile(r"[0-9.eE+-]+")

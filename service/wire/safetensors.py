@@ -16,8 +16,7 @@ from service.errors import MalformedBody
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, narrowed
 from service.wire.json_slow import unique
 
-MAX_HEADER_BYTES = 64 * 1024
-"""Enough for every field of the contract a hundred times."""
+MAX_HEADER_BYTES = 64 * 1024  # enough for every field of the contract a hundred times
 
 _WRITTEN = {"<f4": "F32", "<i8": "I64"}
 _READ = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4"}

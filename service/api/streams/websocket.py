@@ -35,11 +35,8 @@ _CODE_OF_ERROR: dict[type[Exception], int] = {ServiceDraining: 1012, InvalidRequ
 _CODE_OF_STATUS = {400: 1007, 413: 1009, 415: 1003, 500: 1011, 503: 1013}
 _POLICY_VIOLATION = 1008
 
-ANSWERS_IN_TURN = 64
-"""Frames that are answered without a pause."""
-
-_LINES = re.compile(rb"\S[^\n]*")
-"""Lines that are not blank, without leading blanks."""
+ANSWERS_IN_TURN = 64  # frames that are answered without a pause
+_LINES = re.compile(rb"\S[^\n]*")  # lines that are not blank, without leading blanks
 
 
 @dataclass(frozen=True, slots=True)

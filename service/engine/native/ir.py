@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Value = str
-"""The name of a result (`%12`, `%rows`) or a constant, as it stands in the text."""
+Value = str  # the name of a result (`%12`, `%rows`) or a constant, as it stands in the text
 
 
 class Module:

@@ -21,8 +21,7 @@ Arrays = Mapping[str, Numbers]
 """One sequence by name. To run: x (T, I), token ids (T, 1), h (L·D, P), and c (L·D, H) for an LSTM. Results: outputs
 (T, D·P), the final h and c, and with a head predictions (T, O), or (1, O) of a model that pools or of the last step."""
 
-Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]
-"""Runs sequences through the checkpoint's own arrays."""
+Reference = Callable[[Sequence[Arrays], Precision], list[Arrays]]  # runs sequences through the checkpoint's own arrays
 
 
 @dataclass(frozen=True, slots=True)

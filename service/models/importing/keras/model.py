@@ -26,8 +26,7 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 }
 ZEROS = "(zeros)"
 
-Entry = tuple[dict[str, Any], dict[str, Stored]]
-"""A layer as config.json has it, and its arrays."""
+Entry = tuple[dict[str, Any], dict[str, Stored]]  # a layer as config.json has it, and its arrays
 
 
 @refusing("the file's layers make no sense")

@@ -14,11 +14,8 @@ from service.models.importing.keras.layers import RECURRENT, KerasLayer
 from service.models.importing.model import Arrays, Numbers, Precision, Reference
 from service.models.importing.refusal import refusing
 
-Cell = Mapping[str, Numbers]
-"""The arrays of a layer, of one direction, by Keras' names."""
-
-MIN_DEVIATION = 1e-7
-"""`keras.config.epsilon()`, below which a Normalization takes no standard deviation."""
+Cell = Mapping[str, Numbers]  # the arrays of a layer, of one direction, by Keras' names
+MIN_DEVIATION = 1e-7  # `keras.config.epsilon()`, below which a Normalization takes no standard deviation
 
 
 def keras_reference(layers: Sequence[KerasLayer]) -> Reference:
