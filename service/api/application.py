@@ -113,7 +113,7 @@ class Application:
             self._keys.check(request)
             reply = await self._handle(request, incoming)
         except Exception as error:
-            reply = self._reply_to(error, request)
+            reply = problem_reply(self._told(error, request), request)
         return await compressed(reply, request)
 
     async def resume(self, request: Request, running: Awaitable[Reply], _: Scope, __: Receive, send: Send) -> None:
@@ -204,12 +204,8 @@ class Application:
             self._keys.check(request)
             await serve(*arguments)
         except Exception as error:
-            return self._reply_to(error, request)
+            return problem_reply(self._told(error, request), request)
         return None
-
-    def _reply_to(self, error: Exception, request: Request) -> Reply:
-        """The reply for a failure. Raises ClientGone."""
-        return problem_reply(self._told(error, request), request)
 
     def _told(self, error: Exception, request: Request) -> Exception:
         """What the client is told of a failure: the one place where errors become problems. Raises ClientGone."""

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from service.engine.interface import Engine, Floats, Integers, Rows
-from service.engine.torch_chain import chain_module
+from service.engine.torch_chain import chain_function
 from service.spec import GATES, ModelSpec
 
 CALL_BYTES = 64 * 2**20  # what the steps of one call may take
@@ -65,10 +65,11 @@ class TorchEngine(Engine):
         self._device = device
         tensors = {name: _rounded(torch.from_numpy(array.copy()), spec) for name, array in weights.items()}
         self._module = build_module(spec).eval()
-        self._module.load_state_dict({name: tensors[name] for name in spec.stack_shapes()})
+        self._module.load_state_dict({name: tensors.pop(name) for name in spec.stack_shapes()})
         self._module.to(device).requires_grad_(requires_grad=False)
         self._module.flatten_parameters()  # cuDNN wants the weights in one piece, else each call copies them
-        self._front, self._head = (chain_module(layers, tensors).to(device) for layers in (spec.front, spec.head))
+        of_chains = {name: tensor.to(device) for name, tensor in tensors.items()}
+        self._front, self._head = (chain_function(layers, of_chains) for layers in (spec.front, spec.head))
         self.nbytes = sum(array.nbytes for array in weights.values())
         if device.type == "cuda":
             self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop
