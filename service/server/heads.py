@@ -46,18 +46,18 @@ class KnownHead(NamedTuple):
         return body if len(body) == int(digits) else None
 
 
-def parser_within_body(protocol: Any, headers: Headers, before: httptools.HttpRequestParser) -> Any:
-    """A parser that goes on after a head with these headers, as if that had not offered another protocol.
+def parse_on_within_body(protocol: Any, headers: Headers) -> None:
+    """Let a parser go on after a head with these headers, as if that had not offered another protocol.
 
     The one before stops there, and takes the body for that protocol's. Callbacks for a head are to be ignored.
     """
+    before = protocol.parser
     lines = [b"%b: %b\r\n" % line for line in headers if line[0] in (b"content-length", b"transfer-encoding")]
     if not before.should_keep_alive():
         lines.append(b"connection: close\r\n")
-    parser = httptools.HttpRequestParser(protocol)
+    protocol.parser = parser = httptools.HttpRequestParser(protocol)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
     parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (before.get_http_version().encode(), b"".join(lines)))
-    return parser
 
 
 def content_length(headers: Headers) -> int:

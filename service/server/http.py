@@ -19,7 +19,7 @@ from service.api.application import Application
 from service.api.request import Reply, Request
 from service.server.eager import start
 from service.server.flow import Paced, PipelineFlow, Timer
-from service.server.heads import KnownHead, content_length, is_plain, parser_within_body, reply_head
+from service.server.heads import KnownHead, content_length, is_plain, parse_on_within_body, reply_head
 
 DIRECT_BYTES = 64 * 1024  # the largest body of a request that is answered directly
 REST_SECONDS = 0.02  # how long the rest of it is waited for: most clients send it right after the head
@@ -49,7 +49,6 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self._under_way: RequestResponseCycle | None = None
         self._running: tuple[Request, Coroutine[Any, None, Reply]] | None = None
         self._lost = asyncio.Event()
-        self._replays_head = False
         self._refused = False
         self._known_head: KnownHead | None = None
         self._whole = b""
@@ -98,7 +97,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
         return content_length(self.headers) - self._body_bytes if self._in_body else 0
 
     def on_message_begin(self) -> None:
-        if self._replays_head:
+        if self._in_body:  # this head has been read before: see `_feed_parser`
             return
         if self.transport.is_closing():  # the reply before this request was the last
             raise ConnectionError
@@ -111,7 +110,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
         self._received_bytes = self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        if not self._replays_head:
+        if self._in_head:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -120,7 +119,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        if self._replays_head:
+        if not self._in_head:
             return
         self._in_head = False
         self._head_timer.cancel()
@@ -148,7 +147,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
             self._use_asgi()
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade() and not self._replays_head:
+        if self.parser.should_upgrade():
             return  # the parser takes what follows for another protocol: see `_feed_parser`
         self._in_body = False
         if self._body is not None:
@@ -254,9 +253,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
                         self._upgrade(early=bool(data or self._unparsed))
                         return False
                     # Go on without the offered protocol, as RFC 9110 (7.8) allows.
-                    self._replays_head = True
-                    self.parser = parser_within_body(self, self.headers, self.parser)
-                    self._replays_head = False
+                    parse_on_within_body(self, self.headers)
                 else:
                     return True
         except httptools.HttpParserError as error:
@@ -313,7 +310,6 @@ class HttpConnection(Paced, HttpToolsProtocol):
         """Cut the connection: closing would wait for the very client that does not move."""
         self._head_timer.cancel()
         structlog.get_logger().info("connection_dropped", reason=reason)
-        self._leave()
         self.transport.abort()
 
     def _leave(self) -> None:
