@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
 from service.api.administration import Administration, Others
-from service.api.application import Application, Handlers
+from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
 from service.api.draining import Draining
@@ -160,28 +160,25 @@ def create_app(
     ):
         app.include_router(router)
     app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
-    application = Application(
+    return Application(
         app,
-        handlers=Handlers(
-            posts={
-                "/rnn/forward": Forward(inference, documents, limits),
-                "/rnn/generate": generate,
-                "/cell/step": Step(inference, documents, limits, sessions, session_steps),
-                "/cell/sessions": session_handlers.open,
-                INFER: infer,
-                INFER_VERSION: infer,
-            },
-            streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
-            sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
-        ),
+        posts={
+            "/rnn/forward": Forward(inference, documents, limits),
+            "/rnn/generate": generate,
+            "/cell/step": Step(inference, documents, limits, sessions, session_steps),
+            "/cell/sessions": session_handlers.open,
+            INFER: infer,
+            INFER_VERSION: infer,
+        },
+        streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
+        sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
         admissions=dict.fromkeys(("/rnn/forward", "/rnn/generate", INFER, INFER_VERSION), admission),
         bodies=bodies,
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log, traces),
+        unready=unready,
     )
-    application.unready = unready
-    return application
 
 
 def _plain(keys: tuple[SecretStr, ...]) -> list[str]:

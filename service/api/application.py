@@ -4,14 +4,15 @@
     ASGI ─ read the body ─►             │                           ASGI
                                  keys, problems
 
-A POST to one of `handlers` comes by one of two entrances: a connection that has read all of it calls `answer` itself
+A POST to one of `posts` comes by one of two entrances: a connection that has read all of it calls `answer` itself
 (`service.server.http`); everything else comes by ASGI, whose application this is. Streams, WebSockets and FastAPI's
 routes are ASGI's alone.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -55,51 +56,41 @@ CLIENT_CLOSED_REQUEST = 499  # what the log and the metrics say of a client that
 _REQUEST = "rnn.request"
 
 
-class Handlers(NamedTuple):
-    """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
+@dataclass(eq=False)
+class Application:
+    """The ASGI application around FastAPI's router.
 
+    - posts, streams, sockets: what handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets
+    - admissions: bound the requests to some paths
+    - unready: gives the reasons for not being ready
+    """
+
+    router: FastAPI
     posts: Mapping[str, Handler]
     streams: Mapping[str, StreamHandler]
     sockets: Mapping[str, SocketHandler]
+    admissions: Mapping[str, Admission]
+    bodies: Bodies
+    hosts: HostRules
+    keys: Keys
+    accounting: Accounting
+    unready: Callable[[], list[str]] = list
 
-
-class Application:
-    """The ASGI application around FastAPI's router; `admissions` bound the requests to some paths."""
-
-    def __init__(
-        self,
-        router: FastAPI,
-        *,
-        handlers: Handlers,
-        admissions: Mapping[str, Admission],
-        bodies: Bodies,
-        hosts: HostRules,
-        keys: Keys,
-        accounting: Accounting,
-    ) -> None:
-        self._fastapi = router
-        self._router = AsyncExitStackMiddleware(router.router)
-        self._handlers, self._streams, self._sockets = handlers
-        self._admissions = admissions
-        self._bodies = bodies
-        self.draining = bodies.draining
-        self._hosts = hosts
-        self._keys = keys
-        self._accounting = accounting
+    def __post_init__(self) -> None:
+        self.draining = self.bodies.draining
+        self._router = AsyncExitStackMiddleware(self.router.router)
         self._log = structlog.get_logger()
-        self._direct_paths = frozenset(path.encode() for path in handlers.posts)
-        self.unready: Callable[[], list[str]] = list
-        """Gives the reasons for not being ready."""
+        self._direct_paths = frozenset(path.encode() for path in self.posts)
 
     def request(
         self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None
     ) -> Request:
         """A request that has just come."""
         found = joined(headers)
-        request_id = given_id(found) or self._accounting.new_id()
-        peer = self._hosts.client(client[0] if client else "", found)
+        request_id = given_id(found) or self.accounting.new_id()
+        peer = self.hosts.client(client[0] if client else "", found)
         request = Request(method, path, query, found, peer, request_id, route=route_of(path))
-        request.intervals = [] if self._accounting.traces else None
+        request.intervals = [] if self.accounting.traces else None
         return request
 
     def is_direct(self, url: bytes) -> bool:
@@ -107,10 +98,10 @@ class Application:
         return url in self._direct_paths or is_plain_infer(url)
 
     async def answer(self, request: Request, incoming: Incoming | None = None) -> Reply:
-        """The reply to a POST to one of `handlers`; its body is read from `incoming`, if that is given."""
+        """The reply to a POST to one of `posts`; its body is read from `incoming`, if that is given."""
         try:
-            self._hosts.check(request)
-            self._keys.check(request)
+            self.hosts.check(request)
+            self.keys.check(request)
             reply = await self._handle(request, incoming)
         except Exception as error:
             reply = problem_reply(self._told(error, request), request)
@@ -126,15 +117,15 @@ class Application:
 
     def finish(self, request: Request, path: str | None = None) -> None:
         """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
-        if admission := self._admissions.get(request.route):
+        if admission := self.admissions.get(request.route):
             admission.leave(request)
-        self._bodies.budget.release(request)
-        self._accounting.finish(request, path or request.route)
+        self.bodies.budget.release(request)
+        self.accounting.finish(request, path or request.route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI."""
         if scope["type"] == "lifespan":
-            await self._fastapi(scope, receive, _briefly(send))
+            await self.router(scope, receive, _briefly(send))
             return
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
@@ -142,7 +133,7 @@ class Application:
         work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
-        elif method == "POST" and request.route in self._handlers:
+        elif method == "POST" and request.route in self.posts:
             work = self._serve_post(request, receive, send)
         else:
             work = self._serve_route(request, scope, receive, send)
@@ -182,15 +173,15 @@ class Application:
                 await LineReply(request, send).write(last, last=True)
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
-        if incoming is not None or len(request.body) > self._bodies.max_bytes:
-            self._bodies.refuse_too_large(request)
-        if admission := self._admissions.get(request.route):
+        if incoming is not None or len(request.body) > self.bodies.max_bytes:
+            self.bodies.refuse_too_large(request)
+        if admission := self.admissions.get(request.route):
             admission.enter(request, request.client)
         if incoming is None:
             request.received_bytes = len(request.body)
         else:
-            request.body = await self._bodies.read(request, incoming)
-        return await self._handlers[request.route](request)
+            request.body = await self.bodies.read(request, incoming)
+        return await self.posts[request.route](request)
 
     async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
         """Let a request be served that sends its own reply; gives one for its failure, or a preflight's.
@@ -198,10 +189,10 @@ class Application:
         Raises ClientGone.
         """
         try:
-            self._hosts.check(request)
-            if preflight := self._hosts.preflight(request):
+            self.hosts.check(request)
+            if preflight := self.hosts.preflight(request):
                 return preflight
-            self._keys.check(request)
+            self.keys.check(request)
             await serve(*arguments)
         except Exception as error:
             return problem_reply(self._told(error, request), request)
@@ -222,7 +213,7 @@ class Application:
 
     async def _serve_post(self, request: Request, receive: Receive, send: Send) -> None:
         incoming = Incoming(request, receive)
-        stream = self._streams.get(request.path)
+        stream = self.streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
             request.streams, request.intervals = True, None
             reply = await self._guarded(request, stream, request, receive, send)
@@ -234,17 +225,17 @@ class Application:
 
     async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
         """Leave a request to FastAPI's router; returns the route's path: labels must not grow with what comes."""
-        scope["app"], scope[_REQUEST] = self._fastapi, request
+        scope["app"], scope[_REQUEST] = self.router, request
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
-        route = self._router if request.path not in self._sockets else _upgrade_required
+        route = self._router if request.path not in self.sockets else _upgrade_required
         reply = await self._guarded(request, route, scope, receive, _noting(request, send))
         if reply is not None:
             await self.send(request, reply, send, Incoming(request, receive))
         return getattr(scope.get("route"), "path", "other")
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
-        socket = self._sockets.get(request.path)
+        socket = self.sockets.get(request.path)
         request.streams, request.intervals = True, None
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
@@ -258,7 +249,7 @@ class Application:
         return request.path if socket else "other"
 
     async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
-        raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self._sockets)}")
+        raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self.sockets)}")
 
     def _not_routed(self, request: Request, error: HTTPException) -> ServiceError:
         if error.status_code == 405:
@@ -271,7 +262,7 @@ class Application:
         methods = {
             method
             for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
-            for route in self._fastapi.routes
+            for route in self.router.routes
             if not isinstance(route, Mount)  # which leaves methods to what is behind it
             and route.matches({"type": "http", "path": path, "method": method})[0] == Match.FULL
         }

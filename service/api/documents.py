@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel
 
-from service.api.negotiation import JSON, SAFETENSORS, request_format
+from service.api.negotiation import FORMATS, JSON, SAFETENSORS, reply_format, request_format
 from service.api.request import Request
 from service.api.requests import validate
 from service.api.shapes import invalid
@@ -97,9 +97,21 @@ class Documents:
             await asyncio.sleep(0)
 
 
-def validated(kind: type[Asked], document: Document, came_as: str, model: ModelVersion) -> Asked:
-    """A document as a request for a model. Raises InvalidRequest, also for floats where token ids belong."""
+def accepted(
+    kind: type[Asked],
+    request: Request,
+    document: Document,
+    came_as: str,
+    model: ModelVersion,
+    formats: tuple[str, ...] = FORMATS,
+) -> tuple[Asked, str]:
+    """A document as a request for a model, and the format of its reply, one of formats.
+
+    Raises NotAcceptable, InvalidRequest, also for floats of a binary body where token ids belong.
+    """
+    request.model, request.version = model.name, model.version
+    reply_kind = reply_format(request.headers.get(b"accept", b""), came_as, formats)
     is_binary, inputs = came_as == SAFETENSORS, document.get("inputs")
     if is_binary and model.spec.num_embeddings and isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
         raise invalid(f"inputs are {inputs.dtype}; token ids are int64 or int32", "inputs")
-    return validate(kind, document, texts=is_binary)
+    return validate(kind, document, texts=is_binary), reply_kind

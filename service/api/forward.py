@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from service.api.documents import Documents, validated
-from service.api.negotiation import JSON, SAFETENSORS, reply_format
+from service.api.documents import Documents, accepted
+from service.api.negotiation import JSON, SAFETENSORS
 from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest
 from service.api.shapes import (
@@ -57,9 +57,7 @@ class Forward:
     async def __call__(self, request: Request) -> Reply:
         document, came_as = await self.documents.decode(request)
         model = self.inference.registry.resolve_fields(document)
-        request.model, request.version = model.name, model.version
-        kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        asked = validated(ForwardRequest, document, came_as, model)
+        asked, kind = accepted(ForwardRequest, request, document, came_as, model)
         call = await forward_call(asked, model, self.limits, pads=kind == SAFETENSORS)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 

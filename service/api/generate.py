@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from service.api.documents import Documents, validated
+from service.api.documents import Documents, accepted
 from service.api.generate_call import GenerateCall
-from service.api.negotiation import FORMATS, JSON, NDJSON, SAFETENSORS, reply_format
+from service.api.negotiation import FORMATS, JSON, NDJSON, SAFETENSORS
 from service.api.request import Reply, Request
 from service.api.requests import GenerateRequest
 from service.api.shapes import Limits, invalid
@@ -34,9 +34,7 @@ class Generate:
             document = with_session(request, document)
             session = await self.sessions.use(document["session"], request.session_owner)
         model = session.model if session else self.inference.registry.resolve_fields(document)
-        request.model, request.version = model.name, model.version
-        kind = reply_format(request.headers.get(b"accept", b""), came_as, (*FORMATS, NDJSON))
-        asked = validated(GenerateRequest, document, came_as, model)
+        asked, kind = accepted(GenerateRequest, request, document, came_as, model, (*FORMATS, NDJSON))
         if asked.steps > self.max_steps:
             raise invalid(f"steps is {asked.steps}; the limit is {self.max_steps}", "steps")
         request.streams = kind == NDJSON  # its client reads as slowly as it wants

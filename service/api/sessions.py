@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from service.api.documents import Documents, validated
+from service.api.documents import Documents
 from service.api.negotiation import JSON, SAFETENSORS, reply_format
 from service.api.replies import SessionPage, SessionView
 from service.api.request import Reply, Request
-from service.api.requests import OpenRequest
+from service.api.requests import OpenRequest, validate
 from service.api.routes import ARRAYS, Called, admin_only
 from service.api.shapes import ROW, initial_state, invalid, refuse_non_finite
 from service.api.step import squeezed
@@ -46,7 +46,7 @@ class SessionHandlers:
         document, came_as = await self.documents.decode(request)
         model = steppable(self.registry.resolve_fields(document))
         request.model, request.version = model.name, model.version
-        asked = validated(OpenRequest, document, came_as, model)
+        asked = validate(OpenRequest, document, texts=came_as == SAFETENSORS)
         longest = self.sessions.lifetimes.longest_seconds
         if asked.ttl_seconds is not None and asked.ttl_seconds > longest:
             raise invalid(f"ttl_seconds is {asked.ttl_seconds:g}; the longest is {longest:g}", "ttl_seconds")

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from service.api.documents import Documents, validated
+from service.api.documents import Documents, accepted
 from service.api.forward import run_call
-from service.api.negotiation import JSON, reply_format
+from service.api.negotiation import JSON
 from service.api.request import Reply, Request
 from service.api.requests import SessionStepRequest, StepRequest
 from service.api.shapes import (
@@ -51,18 +51,14 @@ class Step:
         if "session" in document or b"x-session-id" in request.headers:
             return await self._step_session(request, with_session(request, document), came_as)
         model = steppable(self.inference.registry.resolve_fields(document))
-        request.model, request.version = model.name, model.version
-        kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        asked = validated(StepRequest, document, came_as, model)
+        asked, kind = accepted(StepRequest, request, document, came_as, model)
         call = StepCall(asked, model, self.limits)
         return await run_call(self.inference, self.documents, request, model, call, kind)
 
     async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
         session = await self.sessions.use(fields["session"], request.session_owner)
         model = session.model
-        request.model, request.version = model.name, model.version
-        kind = reply_format(request.headers.get(b"accept", b""), came_as)
-        asked = validated(SessionStepRequest, fields, came_as, model)
+        asked, kind = accepted(SessionStepRequest, request, fields, came_as, model)
         refuse_another_model(model, asked.model, asked.version)
         inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"

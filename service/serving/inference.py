@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil
 from time import monotonic
 
@@ -50,25 +51,20 @@ class Admission:
                 del self._of_client[client]
 
 
+@dataclass(eq=False)
 class Inference:
     """Runs rows, those of much work through a bounded queue. on_turn hears how many rows a turn had."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        *,
-        workers: int,
-        max_queued_requests: int,
-        max_queued_bytes: int,
-        on_turn: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self.registry = registry
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compute")
-        self._on_turn = on_turn
-        self._max_queued_requests = max_queued_requests
-        self._max_queued_bytes = max_queued_bytes
-        self.queued_requests = 0
-        self.queued_bytes = 0
+    registry: Registry
+    workers: int
+    max_queued_requests: int
+    max_queued_bytes: int
+    on_turn: Callable[[int], None] = lambda _: None
+    queued_requests: int = 0
+    queued_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="compute")
 
     async def run(
         self,
@@ -132,7 +128,7 @@ class Inference:
 
     @contextmanager
     def _queued(self, size: int) -> Iterator[None]:
-        if self.queued_requests >= self._max_queued_requests or self.queued_bytes + size > self._max_queued_bytes:
+        if self.queued_requests >= self.max_queued_requests or self.queued_bytes + size > self.max_queued_bytes:
             raise ServiceFull(f"{self.queued_requests} requests are waiting for compute; try again in a second")
         self.queued_requests += 1
         self.queued_bytes += size
@@ -161,7 +157,7 @@ class Inference:
     def _scheduler(self, model: ModelVersion, engine: Engine) -> Scheduler:
         scheduler = model.scheduler
         if scheduler is None or scheduler.engine is not engine:
-            scheduler = Scheduler(engine, self._pool, self._on_turn)
+            scheduler = Scheduler(engine, self._pool, self.on_turn)
             if model.engine is engine:
                 model.scheduler = scheduler
         return scheduler

@@ -76,7 +76,7 @@ def test_turn_begins_when_the_queue_ends(app):
     async def call():
         wide = {"model": "wide", "inputs": [[[0.5] * 64] * 100], "returns": ["h_n"]}
         await app.call("/rnn/forward", wide)  # the model is loaded
-        pool = app.application._handlers["/rnn/forward"].inference._pool
+        pool = app.application.posts["/rnn/forward"].inference._pool
         for _ in range(pool._max_workers):
             pool.submit(sleep, 0.05)
         begun = time_ns()

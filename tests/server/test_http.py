@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.api.accounting import Accounting
-from service.api.application import Application, Handlers
+from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
 from service.api.hosts import HostRules
 from service.api.keys import Keys
@@ -74,7 +74,9 @@ def connected():
     entries = []
     application = Application(
         FastAPI(),
-        handlers=Handlers({"/echo": echo, "/wait": wait, "/work": work}, {}, {}),
+        posts={"/echo": echo, "/wait": wait, "/work": work},
+        streams={},
+        sockets={},
         admissions={},
         bodies=Bodies(10**6, 5, 1000, BodyBudget(10**9)),
         hosts=HostRules(Settings(allowed_hosts=("a",))),
