@@ -30,7 +30,6 @@ from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Sessions
 from service.sessions.stepper import NonFinite, Steps
-from service.spec import ModelSpec
 from service.wire.arrays import Document
 
 MAX_KEPT_BYTES = 4 * 2**20  # inputs and results of one request, which are kept with the session until its next step
@@ -131,17 +130,13 @@ def session_inputs(
     wanted = returned(returns, STREAM_RETURNS, model, by_step=True)
     limits.check_inputs(found)
     limits.check_reply(model.spec, 1, len(found), wanted | {"outputs"})
-    _refuse_long(len(found), model.spec)
-    return found, wanted, several
-
-
-def _refuse_long(count: int, spec: ModelSpec) -> None:
-    """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
+    spec, count = model.spec, len(found)
     most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
-    if count > most:
+    if count > most:  # a retry could not be answered
         raise invalid(
             f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"
         )
+    return found, wanted, several
 
 
 def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:

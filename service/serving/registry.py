@@ -66,20 +66,20 @@ class Model:
         return next(reversed(self.versions.values()), None)
 
 
+@dataclass(eq=False)
 class Registry:
     """The models of one repository.
 
     cache_bytes bounds the loaded weights: the least recently used are dropped. name is that of a root that is a model.
     """
 
-    def __init__(
-        self, root: Path, factory: EngineFactory, *, default_model: str | None, cache_bytes: int, name: str = ""
-    ) -> None:
-        self._root = root
-        self._name = name
-        self._factory = factory
-        self._default_model = default_model
-        self._cache_bytes = cache_bytes
+    root: Path
+    factory: EngineFactory
+    default_model: str | None
+    cache_bytes: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
         self._models: dict[str, Model] = {}
         self._loaded: OrderedDict[ModelVersion, None] = OrderedDict()
         self._retired: list[ModelVersion] = []  # replaced while sessions run on them
@@ -92,7 +92,7 @@ class Registry:
     def scan(self) -> None:
         """Read the whole repository. Raises ModelFailed if there is none."""
         self._models = {name: self._model(folder) for name, folder in self._scan().items()}
-        self._log.info("models_found", models=sorted(self._models), device=str(self._factory.device))
+        self._log.info("models_found", models=sorted(self._models), device=str(self.factory.device))
 
     def models(self) -> list[Model]:
         return [self._models[name] for name in sorted(self._models)]
@@ -114,7 +114,7 @@ class Registry:
 
     def resolve(self, name: str | None, version: str | None) -> ModelVersion:
         """The version that a request means. Raises ModelNotFound, VersionNotFound, ModelFailed, InvalidRequest."""
-        name = self._default_model if name is None else name
+        name = self.default_model if name is None else name
         if name is None and len(self._models) == 1:
             [name] = self._models
         if name is None:
@@ -262,7 +262,7 @@ class Registry:
             raise version.refusal(version.failure)
         try:
             weights = await asyncio.to_thread(read_weights, version.weights, version.spec)
-            version.engine = await asyncio.to_thread(self._factory.load, version.spec, weights.arrays)
+            version.engine = await asyncio.to_thread(self.factory.load, version.spec, weights.arrays)
         except (ModelFailed, RuntimeError, MemoryError, OSError) as error:
             if version.not_loaded.is_due():
                 self._log.error("model_failed", model=version.name, version=version.version, reason=str(error))
@@ -278,7 +278,7 @@ class Registry:
         self._loaded[version] = None
         self._log.info("model_loaded", model=version.name, version=version.version, bytes=version.engine.nbytes)
         for old in [old for old in self._loaded if old is not version]:
-            if self.loaded_bytes > self._cache_bytes and not self.sessions_on(old):
+            if self.loaded_bytes > self.cache_bytes and not self.sessions_on(old):
                 self._drop(old)
                 self._log.info("model_evicted", model=old.name, version=old.version)
 
@@ -299,12 +299,12 @@ class Registry:
         return model.versions.get(version) if model else None
 
     def _scan(self) -> dict[str, ModelFolder]:
-        return scan(self._root, self._name)
+        return scan(self.root, self.name)
 
     def _read(self, name: str) -> ModelFolder | None:
-        if is_model(self._root):
+        if is_model(self.root):
             return self._scan().get(name)
-        return read_folder(self._root, name) if (self._root / name).is_dir() else None
+        return read_folder(self.root, name) if (self.root / name).is_dir() else None
 
     def _model(self, folder: ModelFolder) -> Model:
         if folder.failure:

@@ -86,32 +86,24 @@ class Job:
             self.done.set_result(Timings(self.submitted, self.begun, begun + seconds, self.compute))
 
 
+@dataclass(eq=False)
 class Scheduler:
     """The jobs of one engine, and the task that runs them turn by turn. Used from one event loop.
 
     on_turn hears how many rows a turn had; clock gives seconds, as deadlines do.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        pool: Executor,
-        on_turn: Callable[[int], None] = lambda _: None,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
-        self.engine = engine
-        self._pool = pool
-        self._on_turn = on_turn
-        self._clock = clock
+    engine: Engine
+    pool: Executor
+    on_turn: Callable[[int], None] = lambda _: None
+    clock: Callable[[], float] = monotonic
+
+    def __post_init__(self) -> None:
         self._jobs: list[Job] = []
         self._task: asyncio.Task[None] | None = None
         # What a step of one row costs: what the engine says, until turns were measured.
-        spec = engine.spec
+        engine, spec = self.engine, self.engine.spec
         self._step_seconds = spec.states * engine.step_seconds + spec.flops_per_step / engine.flops_per_second
-
-    @property
-    def busy(self) -> bool:
-        return self._task is not None
 
     async def run(self, rows: Rows, deadline: float | None = None) -> Timings:
         """Run rows among the others; results are in their own arrays when this returns.
@@ -127,7 +119,7 @@ class Scheduler:
 
     async def _done(self, rows: Rows, deadline: float | None, longest: int, *generates: Any) -> Timings:
         loop = asyncio.get_running_loop()
-        job = Job(rows, deadline, self._clock(), loop.create_future(), longest, *generates)
+        job = Job(rows, deadline, self.clock(), loop.create_future(), longest, *generates)
         self._jobs.append(job)
         if self._task is None:
             self._task = loop.create_task(self._run_turns())
@@ -143,8 +135,8 @@ class Scheduler:
                     await self._run_slices(jobs, seconds)
                 if generating:
                     generations = [job.generation for job in generating if job.generation]
-                    await self._turn(generating, 0, partial(generate, self.engine, generations, seconds, self._clock))
-                self._on_turn(sum(len(job.rows.lengths) for job in chosen))
+                    await self._turn(generating, 0, partial(generate, self.engine, generations, seconds, self.clock))
+                self.on_turn(sum(len(job.rows.lengths) for job in chosen))
         except Exception as error:  # not of one job: everybody who waits must hear of it
             for job in self._jobs:
                 if not job.done.done():
@@ -159,19 +151,19 @@ class Scheduler:
         if self.engine.spec.bidirectional:  # cannot be cut: the backward direction begins at the end
             steps = max(job.longest for job in jobs)
         slices = [job.slice(steps) for job in jobs]
-        seconds = await self._turn(jobs, steps, partial(run_turn, self.engine, slices, self._clock))
+        seconds = await self._turn(jobs, steps, partial(run_turn, self.engine, slices, self.clock))
         if total := sum(slice_.steps for slice_ in slices):
             self._step_seconds += LEARNING_RATE * (seconds / total - self._step_seconds)
 
     async def _turn(self, jobs: list[Job], steps: int, turn: Callable[[], Outcome]) -> float:
-        begun, seconds, failures = await asyncio.get_running_loop().run_in_executor(self._pool, turn)
+        begun, seconds, failures = await asyncio.get_running_loop().run_in_executor(self.pool, turn)
         for job, failure in zip(jobs, failures, strict=True):
             job.advance(steps, begun, seconds, failure)
         return seconds
 
     def _next_jobs(self) -> list[Job]:
         """Jobs of each kind in order of arrival, as many rows of a kind as a turn has; the first is always in it."""
-        now = self._clock()
+        now = self.clock()
         for job in self._jobs:
             if job.deadline is not None and now > job.deadline and job.begun is None and not job.done.done():
                 job.done.set_exception(passed())

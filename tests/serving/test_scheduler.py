@@ -115,7 +115,7 @@ def test_rows_get_what_they_would_alone(spec, arrivals):
     scheduler = Scheduler(engine, Here(), clock=engine.clock)
 
     async def client(arrival, rows):
-        while len(engine.turns) < arrival.after_turns and scheduler.busy:
+        while len(engine.turns) < arrival.after_turns and scheduler._task:
             await asyncio.sleep(0)
         task = asyncio.create_task(scheduler.run(rows))
         if arrival.fate == "hangs up":
@@ -139,7 +139,7 @@ def test_rows_get_what_they_would_alone(spec, arrivals):
             np.testing.assert_array_equal(rows.outputs, wanted.outputs)
             np.testing.assert_array_equal(rows.h, wanted.h)
             assert result.compute >= STEP_SECONDS * max(arrival.lengths) - 1e-9
-    assert not scheduler.busy
+    assert scheduler._task is None
 
 
 def run_all(engine, *work, deadlines=()):
@@ -244,7 +244,7 @@ def test_error_of_the_scheduler_reaches_all():
         return await asyncio.gather(*(scheduler.run(rows_of(SPEC, [3], i)) for i in range(3)), return_exceptions=True)
 
     assert [type(result) for result in asyncio.run(run())] == [RuntimeError] * 3
-    assert not scheduler.busy
+    assert scheduler._task is None
 
 
 def test_engine_bounds_rows_and_time_of_a_turn():

@@ -228,8 +228,7 @@ class Vectors:
         f, w = self.function, self.width
         raw = f.load(f"<{w} x i16>", f.at(pointer, offset), 2)
         wide = f.value(f"zext <{w} x i16> {raw} to <{w} x i32>")
-        bits = f.value(f"shl <{w} x i32> {wide}, {_all(w, 'i32', '16')}")
-        return f.value(f"bitcast <{w} x i32> {bits} to {self.type}")
+        return self.floats(self.integers("shl", wide, 16))
 
     def store(self, value: Value, pointer: Value, offset: int = 0) -> None:
         self.function.store(self.type, value, self.function.at(pointer, offset))

@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -140,29 +140,24 @@ class Buffers:
         self.address = int(self._words.ctypes.data)
 
 
+@dataclass(eq=False)
 class Pass:
     """Runs rows through a stack, on the caller's thread and those of the pool, `threads` in all.
 
     first_state: where along L·D the state of the first layer is; backwards: rows run from their end.
     """
 
-    def __init__(
-        self,
-        stack: Stack,
-        processor: Processor,
-        flops_per_step: int,
-        pool: ThreadPoolExecutor,
-        threads: int,
-        *,
-        first_state: int = 0,
-        backwards: bool = False,
-    ) -> None:
-        self.nbytes = stack.nbytes
-        self._stack = stack
-        self._pool, self._threads = pool, threads
-        self._new_table = partial(RowTable, processor, first_state, backwards=backwards)
-        self._flops_per_step = flops_per_step
-        self._code = compiled(StackKernel(processor))
+    stack: Stack
+    processor: Processor
+    flops_per_step: int
+    pool: ThreadPoolExecutor
+    threads: int
+    first_state: int = 0
+    backwards: bool = False
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.stack.nbytes
+        self._code = compiled(StackKernel(self.processor))
         self._kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
         self._kernel_held = ctypes.PYFUNCTYPE(None, *[ctypes.c_void_p] * 3)(self._code.address)
         # Those that no call uses now; list.append and list.pop are atomic.
@@ -171,11 +166,11 @@ class Pass:
     def run(self, batches: Sequence[Rows]) -> None:
         buffers = self._take()
         table = buffers.table
-        flops = table.fill(batches) * self._flops_per_step
+        flops = table.fill(batches) * self.flops_per_step
         if flops < HELD_FLOPS:
-            self._kernel_held(self._stack.address, buffers.address, table.address)
-        elif flops < SHARED_FLOPS or len(table) == 1 or self._threads == 1:
-            self._kernel(self._stack.address, buffers.address, table.address)
+            self._kernel_held(self.stack.address, buffers.address, table.address)
+        elif flops < SHARED_FLOPS or len(table) == 1 or self.threads == 1:
+            self._kernel(self.stack.address, buffers.address, table.address)
         else:
             self._run_shared(buffers)
         self._idle.append(buffers)
@@ -183,10 +178,10 @@ class Pass:
     def _run_shared(self, own: Buffers) -> None:
         """Run the rows on several threads, which draw them from the table."""
         table = own.table
-        others = [self._take() for _ in range(min(self._threads, len(table)) - 1)]
+        others = [self._take() for _ in range(min(self.threads, len(table)) - 1)]
         table.share(len(others) + 1)
-        stack = self._stack.address
-        futures = [self._pool.submit(self._kernel, stack, buffers.address, table.address) for buffers in others]
+        stack = self.stack.address
+        futures = [self.pool.submit(self._kernel, stack, buffers.address, table.address) for buffers in others]
         self._kernel(stack, own.address, table.address)
         for future in futures:
             if not future.cancel():  # one that has not begun has nothing left to do
@@ -197,4 +192,4 @@ class Pass:
         try:
             return self._idle.pop()
         except IndexError:
-            return Buffers(self._stack, self._new_table())
+            return Buffers(self.stack, RowTable(self.processor, self.first_state, backwards=self.backwards))
