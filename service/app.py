@@ -29,7 +29,7 @@ from service.api.keys import Keys
 from service.api.metrics import Metrics, Sampler
 from service.api.models import models_router
 from service.api.openapi import describe
-from service.api.operations import Unready, operations_router
+from service.api.operations import operations_router
 from service.api.paths import INFER, INFER_VERSION
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
@@ -115,7 +115,12 @@ def create_app(
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
     infer = Infer(inference, documents, limits, Sequences(sessions, session_steps))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
-    unready = Unready(draining, store, waiting)
+
+    def unready() -> list[str]:
+        """The reasons for not being ready, none if it is."""
+        lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
+        return ["shutting down"] * draining.announced + lost + waiting
+
     sampler = Sampler(metrics, inference, sessions, dropped, unready)
 
     @asynccontextmanager

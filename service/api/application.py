@@ -31,7 +31,7 @@ from service.api.negotiation import NDJSON, media_type
 from service.api.paths import is_plain_infer, route_of
 from service.api.problems import STATUS, problem_reply
 from service.api.request import Reply, Request, given_id, joined
-from service.api.sending import LineReply, send_lines, send_whole
+from service.api.sending import send_line, send_lines, send_whole
 from service.api.streams.step_stream import error_line
 from service.api.streams.websocket import authorization_of
 from service.errors import (
@@ -169,8 +169,7 @@ class Application:
             if not request.status:
                 await send_whole(request, problem_reply(told, request), send)
             else:
-                last = error_line(told, request.request_id)
-                await LineReply(request, send).write(last, last=True)
+                await send_line(request, error_line(told, request.request_id), send, last=True)
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
         if incoming is not None or len(request.body) > self.bodies.max_bytes:

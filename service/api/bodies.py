@@ -10,7 +10,7 @@ from math import inf
 from starlette.types import Receive
 
 from service.api.draining import Draining
-from service.api.encodings import Decoder
+from service.api.encodings import decompressed
 from service.api.request import Request
 from service.errors import BodyTimeout, BodyTooLarge, ClientGone, ServiceDraining, ServiceFull
 from service.serving.inference import CLIENT_SHARE
@@ -47,19 +47,11 @@ class Incoming:
             if chunk:
                 yield chunk
 
-    async def pieces(self, limit: float = inf) -> AsyncIterator[bytes]:
-        """What arrives, decompressed; limit is of the bytes before that. Raises also what `Decoder` does."""
+    def pieces(self, limit: float = inf) -> AsyncIterator[bytes]:
+        """What arrives, decompressed; limit is of the bytes before that. Raises also what `decompressed` does."""
         encoding = self._request.header(b"content-encoding").strip().lower()
-        if encoding in ("", "identity"):
-            async for chunk in self.chunks(limit):
-                yield chunk
-            return
-        decoder = Decoder(encoding)
-        async for chunk in self.chunks(limit):
-            for piece in decoder.feed(chunk):
-                yield piece
-                await asyncio.sleep(0)  # one piece a turn of the event loop
-        decoder.finish()
+        chunks = self.chunks(limit)
+        return chunks if encoding in ("", "identity") else decompressed(encoding, chunks)
 
     async def hung_up(self) -> None:
         """Return when the client has gone. For a body that is complete."""

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import zlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from service.api.negotiation import ENCODINGS, reply_encoding
@@ -30,49 +30,36 @@ _WBITS = {"gzip": 31, "deflate": 15}
 ZSTD_WINDOW_LOG = 23  # 8 MiB, the most that RFC 9659 lets an HTTP sender use
 
 
-class Decoder:
-    """Decompresses a body of any number of gzip members or zstd frames, or of zlib or raw deflate data."""
+async def decompressed(encoding: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A body of any number of gzip members or zstd frames, or of zlib or raw deflate data, `PIECE_BYTES` at a time.
 
-    def __init__(self, encoding: str) -> None:
-        """Raises UnsupportedMediaType."""
-        if encoding not in ENCODINGS:
-            known = ", ".join(ENCODINGS)
-            raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {known}")
-        self._encoding = encoding
-        self._frame = _frame(encoding)
-        self._begun = False
-        self._frame_is_empty = True
-        self._empty_frames = 0
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what data adds, in pieces of at most `PIECE_BYTES`. Raises MalformedBody."""
-        if data and not self._begun:
-            self._begun = True
-            if self._encoding == "deflate" and data[0] % 16 != 8:  # no header of zlib's begins so: it is raw
-                self._frame = zlib.decompressobj(wbits=-15)
-        try:
-            while data or not (self._frame.eof or getattr(self._frame, "needs_input", True)):
-                if self._frame.eof:
-                    self._next_frame()
-                piece = self._frame.decompress(data, PIECE_BYTES)
-                # zstd keeps what it could not use at once, zlib gives it back.
-                data = getattr(self._frame, "unconsumed_tail", b"") or self._frame.unused_data
-                if piece:
-                    self._frame_is_empty = False
-                    yield piece
-        except (zlib.error, zstd.ZstdError) as error:
-            raise MalformedBody(f"the body is not {self._encoding} data: {error}") from None
-
-    def finish(self) -> None:
-        """Raise MalformedBody if the data ended within a frame."""
-        if not self._frame.eof:
-            raise MalformedBody(f"the {self._encoding} data ends too early")
-
-    def _next_frame(self) -> None:
-        self._empty_frames += self._frame_is_empty
-        if self._empty_frames > MAX_EMPTY_FRAMES:
-            raise MalformedBody(f"the {self._encoding} data has more than {MAX_EMPTY_FRAMES} empty frames")
-        self._frame, self._frame_is_empty = _frame(self._encoding), True
+    Raises UnsupportedMediaType, MalformedBody, and what chunks raise.
+    """
+    if encoding not in ENCODINGS:
+        raise UnsupportedMediaType(f"Content-Encoding is {encoding!r:.80}; this service reads {', '.join(ENCODINGS)}")
+    frame, begun, is_empty, empty_frames = _frame(encoding), False, True, 0
+    async for data in chunks:
+        if not begun and encoding == "deflate" and data[0] % 16 != 8:  # no header of zlib's begins so: it is raw
+            frame = zlib.decompressobj(wbits=-15)
+        begun = True
+        while data or not (frame.eof or getattr(frame, "needs_input", True)):
+            if frame.eof:
+                empty_frames += is_empty
+                if empty_frames > MAX_EMPTY_FRAMES:
+                    raise MalformedBody(f"the {encoding} data has more than {MAX_EMPTY_FRAMES} empty frames")
+                frame, is_empty = _frame(encoding), True
+            try:
+                piece = frame.decompress(data, PIECE_BYTES)
+            except (zlib.error, zstd.ZstdError) as error:
+                raise MalformedBody(f"the body is not {encoding} data: {error}") from None
+            # zstd keeps what it could not use at once, zlib gives it back.
+            data = getattr(frame, "unconsumed_tail", b"") or frame.unused_data  # noqa: PLW2901  # what is left of it
+            if piece:
+                is_empty = False
+                yield piece
+                await asyncio.sleep(0)  # one piece a turn of the event loop
+    if not frame.eof:
+        raise MalformedBody(f"the {encoding} data ends too early")
 
 
 def _frame(encoding: str) -> Any:

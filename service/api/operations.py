@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -10,12 +9,10 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 
-from service.api.draining import Draining
 from service.api.home import document
 from service.api.metrics import Sampler
 from service.api.replies import View
 from service.errors import RouteNotFound
-from service.stores.interface import SessionStore
 
 _SLUG = re.compile(r"[a-z-]{1,64}")
 _PAGES = Path(__file__).parent / "page" / "problems"  # a link to docs/; a wheel has the files themselves
@@ -26,19 +23,6 @@ class Health(View):
 
     status: str = Field(description="live, ready, or not ready.")
     reasons: list[str] = Field(default_factory=list, description="What it waits for.")
-
-
-@dataclass(frozen=True, slots=True)
-class Unready:
-    """Called, it gives the reasons for not being ready, none if it is; waiting has those of the start."""
-
-    draining: Draining
-    store: SessionStore
-    waiting: list[str]
-
-    def __call__(self) -> list[str]:
-        lost = ["the file of the session store was removed, replaced or emptied"] if self.store.lost else []
-        return ["shutting down"] * self.draining.announced + lost + self.waiting
 
 
 def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> APIRouter:

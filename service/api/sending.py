@@ -50,28 +50,21 @@ async def send_whole(request: Request, reply: Reply, send: Send, incoming: Incom
 
 async def send_lines(request: Request, lines: AsyncGenerator[bytes, None], send: Send) -> Exception | None:
     """Send lines as they come, and give the failure that ends them too soon, which is still to be told."""
-    reply = LineReply(request, send)
     async with aclosing(lines):
         try:
             async for line in lines:
-                await reply.write(line)
+                await send_line(request, line, send)
         except Exception as error:
             return error
-    await reply.write(b"", last=True)
+    await send_line(request, b"", send, last=True)
     return None
 
 
-class LineReply:
-    """The reply begins with the first write."""
-
-    def __init__(self, request: Request, send: Send) -> None:
-        self._request = request
-        self._send = send
-
-    async def write(self, body: bytes, *, last: bool = False) -> None:
-        if not self._request.status:
-            self._request.status = 200
-            headers = [*_LINE_HEADERS, (b"x-request-id", self._request.request_id.encode()), *self._request.cors]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._request.sent_bytes += len(body)
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+async def send_line(request: Request, line: bytes, send: Send, *, last: bool = False) -> None:
+    """Send a line, or several, of a reply that begins with the first one."""
+    if not request.status:
+        request.status = 200
+        headers = [*_LINE_HEADERS, (b"x-request-id", request.request_id.encode()), *request.cors]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+    request.sent_bytes += len(line)
+    await send({"type": "http.response.body", "body": line, "more_body": not last})

@@ -5,13 +5,14 @@ Lines that arrive together run as one block of steps: that is quicker and the nu
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import Receive, Send
 
 from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON, reply_format
 from service.api.request import Request
-from service.api.sending import LineReply
+from service.api.sending import send_line
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
 from service.errors import BodyTooLarge, MalformedBody, ServiceError
@@ -30,21 +31,21 @@ class NdjsonStreams:
     async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
         reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
-        incoming, reply = Incoming(request, receive), LineReply(request, send)
+        incoming = Incoming(request, receive)
         try:
-            await self._answer(request, Lines(incoming.pieces(), MAX_LINE_BYTES), reply)
+            await self._answer(request, lines_of(incoming.pieces(), MAX_LINE_BYTES), send)
         except ServiceError as error:
             if not request.status:
                 raise
             request.failure = type(error)
-            await reply.write(error_line(error, request.request_id))
+            await send_line(request, error_line(error, request.request_id), send)
             await incoming.linger()  # closing at once could cost the client the error line
-        await reply.write(b"", last=True)
+        await send_line(request, b"", send, last=True)
 
-    async def _answer(self, request: Request, arriving: "Lines", reply: LineReply) -> None:
+    async def _answer(self, request: Request, arriving: AsyncIterator[list[bytes]], send: Send) -> None:
         stream: StepStream | None = None
         count = blank = 0
-        while arrived := await self.idle_timeout.wait(arriving.next, "line"):
+        while arrived := await self.idle_timeout.wait(partial(anext, arriving, []), "line"):
             for begin in range(0, len(arrived), MAX_BLOCK_STEPS):
                 lines = arrived[begin : begin + MAX_BLOCK_STEPS]
                 placed = [(line, place) for place, line in enumerate(lines, count + 1) if line.strip()]
@@ -58,33 +59,25 @@ class NdjsonStreams:
                 if placed and stream is not None:
                     block = await stream.decode(*zip(*placed, strict=True))
                     async for ran in stream.run(block):
-                        await reply.write(b"".join(stream.lines(ran)))
+                        await send_line(request, b"".join(stream.lines(ran)), send)
 
 
-class Lines:
-    """The lines of a body that is still arriving."""
+async def lines_of(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[list[bytes]]:
+    """The complete lines of a body that arrive together. The last line may lack its newline.
 
-    def __init__(self, body: AsyncIterator[bytes], max_bytes: int) -> None:
-        self._body = body
-        self._max_bytes = max_bytes
-        self._rest = bytearray()
-
-    async def next(self) -> list[bytes]:
-        """The complete lines that arrived together; none at the end. The last line may lack its newline.
-
-        Raises BodyTooLarge as soon as a line has more than max_bytes, and what the body raises.
-        """
-        async for piece in self._body:
-            lines: list[bytes] = []
-            if b"\n" in piece:
-                *lines, rest = (bytes(self._rest) + piece if self._rest else piece).split(b"\n")
-                self._rest = bytearray(rest)
-            else:
-                self._rest += piece
-            if max(len(self._rest), *map(len, lines), 0) > self._max_bytes:
-                raise BodyTooLarge(f"a line has more than {self._max_bytes} bytes, which is the limit")
-            if lines:
-                return lines
-        last = bytes(self._rest)
-        self._rest.clear()
-        return [last] if last.strip() else []
+    Raises BodyTooLarge as soon as a line has more than max_bytes, and what the body raises.
+    """
+    rest = bytearray()
+    async for piece in body:
+        lines: list[bytes] = []
+        if b"\n" in piece:
+            *lines, last = (bytes(rest) + piece if rest else piece).split(b"\n")
+            rest = bytearray(last)
+        else:
+            rest += piece
+        if max(len(rest), *map(len, lines), 0) > max_bytes:
+            raise BodyTooLarge(f"a line has more than {max_bytes} bytes, which is the limit")
+        if lines:
+            yield lines
+    if rest.strip():
+        yield [bytes(rest)]

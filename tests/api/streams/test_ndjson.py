@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.streams.ndjson import Lines, NdjsonStreams
+from service.api.streams.ndjson import NdjsonStreams, lines_of
 from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotAcceptable
 
 from .fakes import Opens, Receives, idle, request
@@ -19,10 +19,7 @@ def collect(pieces, limit=1000):
             yield piece
 
     async def run():
-        lines, blocks = Lines(arriving(), limit), []
-        while block := await lines.next():
-            blocks.append(block)
-        return blocks
+        return [block async for block in lines_of(arriving(), limit)]
 
     return asyncio.run(run())
 
