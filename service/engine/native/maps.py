@@ -1,7 +1,7 @@
 """Maps: what `front` and `head` do to each step's vector by itself, as kernels with the signature of `Linear`.
 
 map(ptr parameters, ptr inputs, ptr y, i64 n): `inputs` is a table of n pointers to vectors, y is dense, n vectors of
-`columns` float32 values. All kernels but those of `Linear` and `Gather` read whole vectors, padding included.
+`columns` float32 values. All kernels but those of `Linear`, `Gather` and copies read whole vectors, padding included.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,22 +46,6 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Copies vectors of `size` values to places with padding. Its parameters are not read."""
-
-    size: int
-    processor: Processor
-    name = "copy"
-
-    @property
-    def columns(self) -> int:
-        return padded(self.size, self.processor)
-
-    def text(self) -> str:
-        return _map(self, lambda f, x, y: f.copy(y, x, 4 * self.size))
-
-
-@dataclass(frozen=True)
 class Gather:
     """Copies rows of `columns` values from a table, its parameters; the inputs are the rows' numbers, as float32."""
 
@@ -79,7 +63,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class VectorMap:
-    """A layer that is neither linear nor an embedding; parameters are the rows that `_parameters` gives."""
+    """A layer that is neither linear nor an embedding, or a copy; parameters are the rows that `_parameters` gives."""
 
     type: str
     options: tuple[tuple[str, Any], ...]
@@ -107,6 +91,10 @@ class MapBody:
         self.type, self.options = source.type, dict(source.options)
         self.size, self.columns = source.size, source.columns
         self.v = Vectors(f, source.processor.width_for(source.size), source.processor.has_fma)
+
+    def copy(self) -> None:
+        """To a place with padding; of x nothing but its values is read."""
+        self.f.copy(self.y, self.x, 4 * self.size)
 
     def pointwise(self) -> None:
         function = partial(_POINTWISE[self.type], **self.options)
@@ -216,7 +204,7 @@ def maps(
 
 
 def copy(size: int, processor: Processor) -> Map:
-    source = Copy(size, processor)
+    source = VectorMap("copy", (), size, processor)
     return Map(compiled(source), aligned(0), source.columns, size)
 
 
@@ -269,7 +257,7 @@ def _parameters(layer: ChainLayer, weights: Mapping[str, Floats]) -> list[Floats
     return [ones]
 
 
-def _map(source: Copy | Gather | VectorMap, body: Callable[[Function, Value, Value], None]) -> str:
+def _map(source: Gather | VectorMap, body: Callable[[Function, Value, Value], None]) -> str:
     """A kernel that does `body` for each vector, at x, and its place in the results, y."""
     module = Module()
     f = module.function(source.name, {"parameters": "ptr", "inputs": "ptr", "y": "ptr", "n": "i64"})

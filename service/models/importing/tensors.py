@@ -5,6 +5,7 @@ The files are untrusted: nothing in them is executed, and every error of a parse
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class Tensors:
     modules are those of a file that holds whole modules, in its order.
     """
 
-    by_name: Mapping[str, torch.Tensor]
+    by_name: dict[str, torch.Tensor]
     others: list[str]
-    modules: Mapping[str, Module] = field(default_factory=dict)
+    modules: dict[str, Module] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -48,9 +49,7 @@ def read_tensors(path: Path) -> Tensors:
             with safe_open(path, framework="pt") as file:
                 return Tensors({name: file.get_tensor(name) for name in file.keys()}, [])  # noqa: SIM118  # no mapping
     with refusing("the file is not a PyTorch checkpoint, nor safetensors, or is damaged"):
-        walk = _Walk(read_torch_file(path))
-        walk.visit("", walk.file.content, MAX_DEPTH)
-    return Tensors(walk.by_name, walk.others, walk.modules)
+        return _tensors(read_torch_file(path))
 
 
 def check_tensor(name: str, tensor: torch.Tensor, file_bytes: int) -> None:
@@ -64,39 +63,39 @@ def check_tensor(name: str, tensor: torch.Tensor, file_bytes: int) -> None:
         raise CheckpointRefused(f"{name} claims shape {tuple(tensor.shape)}, more than the file holds")
 
 
-class _Walk:
-    """Collects what is in a file: tensors, modules, and one name for each part that has neither."""
+def _tensors(file: TorchFile) -> Tensors:
+    """What is in a file: tensors, modules, and one name for each part that has neither."""
+    found = Tensors({}, [], {})
+    seen: set[int] = set()
+    visits = count(1)
 
-    def __init__(self, file: TorchFile) -> None:
-        self.file = file
-        self.by_name: dict[str, torch.Tensor] = {}
-        self.modules: dict[str, Module] = {}
-        self.others: list[str] = []
-        self._seen: set[int] = set()
-        self._left = MAX_ENTRIES
-
-    def visit(self, name: str, value: Any, depth: int) -> None:
-        self._left -= 1
-        if self._left < 0:
+    def visit(name: str, value: Any, depth: int) -> None:
+        if next(visits) > MAX_ENTRIES:
             raise CheckpointRefused(f"the file has more than {MAX_ENTRIES} entries")
-        tensor = self.file.tensor(value)
+        tensor = file.tensor(value)
         if tensor is not None:
-            self.by_name[name] = tensor
+            found.by_name[name] = tensor
             return
-        found, listed = (len(self.by_name), len(self.modules)), len(self.others)
-        if depth and id(value) not in self._seen:
-            self._seen.add(id(value))
-            self._note_module(name, value)
+        before, listed = (len(found.by_name), len(found.modules)), len(found.others)
+        if depth and id(value) not in seen:
+            seen.add(id(value))
+            if module := _module(value):
+                found.modules[name] = module
             for key, child in _children(value):
-                self.visit(f"{name}.{key}" if name else str(key), child, depth - 1)
-        if (len(self.by_name), len(self.modules)) == found and name:
-            self.others[listed:] = [name]
+                visit(f"{name}.{key}" if name else str(key), child, depth - 1)
+        if (len(found.by_name), len(found.modules)) == before and name:
+            found.others[listed:] = [name]
 
-    def _note_module(self, name: str, value: Any) -> None:
-        scripted = isinstance(value, Record) and value.name.startswith(_SCRIPTED)
-        if isinstance(value, Record) and isinstance(value.state, dict) and (scripted or "_modules" in value.state):
-            options = {key: option for key, option in value.state.items() if isinstance(option, (int, float, str))}
-            self.modules[name] = Module(value.name, options)
+    visit("", file.content, MAX_DEPTH)
+    return found
+
+
+def _module(value: Any) -> Module | None:
+    if not isinstance(value, Record) or not isinstance(value.state, dict):
+        return None
+    if not value.name.startswith(_SCRIPTED) and "_modules" not in value.state:
+        return None
+    return Module(value.name, {key: said for key, said in value.state.items() if isinstance(said, int | float | str)})
 
 
 def _children(value: Any) -> Iterable[tuple[str | int, Any]]:
