@@ -49,34 +49,35 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class ModelHandler:
+    """What the handlers have in common that run models."""
+
     inference: Inference
     documents: Documents
     limits: Limits
 
+    async def run_call(self, request: Request, model: ModelVersion, call: Call, kind: str) -> Reply:
+        """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
+        fields, values = await run_rows(self.inference, request, model, call, request.deadline(), ragged=kind == JSON)
+        fields["model"], fields["version"] = model.name, model.version
+        body = await self.documents.encode(request, fields, kind, values)
+        # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
+        is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
+        if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
+            for name, results in call.results().items():
+                arguments = name, results, call.rows.starts
+                many = values > MANY_VALUES
+                await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
+        return Reply(200, kind.encode(), body)
+
+
+class Forward(ModelHandler):
     async def __call__(self, request: Request) -> Reply:
         document, came_as = await self.documents.decode(request)
         model = self.inference.registry.resolve_fields(document)
         asked, kind = accepted(ForwardRequest, request, document, came_as, model)
         call = await forward_call(asked, model, self.limits, pads=kind == SAFETENSORS)
-        return await run_call(self.inference, self.documents, request, model, call, kind)
-
-
-async def run_call(
-    inference: Inference, documents: Documents, request: Request, model: ModelVersion, call: Call, kind: str
-) -> Reply:
-    """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
-    fields, values = await run_rows(inference, request, model, call, request.deadline(), ragged=kind == JSON)
-    fields["model"], fields["version"] = model.name, model.version
-    body = await documents.encode(request, fields, kind, values)
-    # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
-    is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
-    if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
-        for name, results in call.results().items():
-            arguments = name, results, call.rows.starts
-            many = values > MANY_VALUES
-            await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
-    return Reply(200, kind.encode(), body)
+        return await self.run_call(request, model, call, kind)
 
 
 async def run_rows(

@@ -5,24 +5,21 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from service.api.documents import Documents, accepted
+from service.api.documents import accepted
+from service.api.forward import ModelHandler
 from service.api.generate_call import GenerateCall
 from service.api.negotiation import FORMATS, JSON, NDJSON, SAFETENSORS
 from service.api.request import Reply, Request
 from service.api.requests import GenerateRequest
-from service.api.shapes import Limits, invalid
+from service.api.shapes import invalid
 from service.api.stepping import refuse_another_model, with_session
 from service.errors import ServiceError
-from service.serving.inference import Inference
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Session, Sessions
 
 
 @dataclass(frozen=True, slots=True)
-class Generate:
-    inference: Inference
-    documents: Documents
-    limits: Limits
+class Generate(ModelHandler):
     sessions: Sessions
     session_steps: SessionSteps
     max_steps: int

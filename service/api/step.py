@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from service.api.documents import Documents, accepted
-from service.api.forward import run_call
+from service.api.documents import accepted
+from service.api.forward import ModelHandler
 from service.api.negotiation import JSON
 from service.api.request import Reply, Request
 from service.api.requests import SessionStepRequest, StepRequest
@@ -25,7 +25,6 @@ from service.api.shapes import (
 from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
 from service.engine.interface import Floats, Rows
 from service.errors import NonFiniteOutput
-from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Sessions
@@ -38,10 +37,7 @@ DEFAULT_RETURNS = ("outputs", "h", "c", "predictions")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    inference: Inference
-    documents: Documents
-    limits: Limits
+class Step(ModelHandler):
     sessions: Sessions
     session_steps: SessionSteps
 
@@ -52,7 +48,7 @@ class Step:
         model = steppable(self.inference.registry.resolve_fields(document))
         asked, kind = accepted(StepRequest, request, document, came_as, model)
         call = StepCall(asked, model, self.limits)
-        return await run_call(self.inference, self.documents, request, model, call, kind)
+        return await self.run_call(request, model, call, kind)
 
     async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
         session = await self.sessions.use(fields["session"], request.session_owner)

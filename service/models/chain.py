@@ -1,7 +1,7 @@
 """`front` and `head` of a config.json: lists of layers by PyTorch's names, checked from the first width to the last."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,10 +40,22 @@ _OVER_FEATURES = ("softmax", "log_softmax", "normalize")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class LayerConfig(BaseModel):
-    """A layer: its type, and the arguments that PyTorch's module or function of that name takes."""
+class StrictConfig(BaseModel):
+    """A part of a config.json, in which only its fields may stand, and what is ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    ignored: ClassVar[Collection[str]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if k not in cls.ignored} if isinstance(data, dict) else data
+
+
+class LayerConfig(StrictConfig):
+    """A layer: its type, and the arguments that PyTorch's module or function of that name takes."""
+
+    ignored = _IGNORED
 
     type: LayerType
     num_embeddings: Ids | None = None
@@ -62,11 +74,6 @@ class LayerConfig(BaseModel):
     beta: Annotated[float, Field(gt=0)] | None = None
     threshold: float | None = None
     dim: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_ignored(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if k not in _IGNORED} if isinstance(data, dict) else data
 
 
 def front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes) -> int:

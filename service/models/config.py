@@ -3,10 +3,10 @@
 from dataclasses import fields, replace
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from service.errors import ModelFailed, spell
-from service.models.chain import MAX_LAYERS, LayerConfig, Shapes, Size, chain, described, front_width
+from service.models.chain import MAX_LAYERS, LayerConfig, Shapes, Size, StrictConfig, chain, described, front_width
 from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
 
 # Arguments of PyTorch's constructors that serving does not need: requests say whether they are batch-first, and dropout
@@ -19,10 +19,8 @@ _OF_STACK = [field.name for field in fields(ModelSpec) if field.name not in ("fr
 Layers = Annotated[tuple[LayerConfig, ...], Field(max_length=MAX_LAYERS, strict=False)]
 
 
-class HeadConfig(BaseModel):
+class HeadConfig(StrictConfig):
     """Short for one linear layer; its weights are `head.weight` (O, D·P) and `head.bias` (O)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     out_features: Size = Field(description="O: width of `predictions`.")
 
@@ -33,10 +31,10 @@ Head = Annotated[
 ]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(StrictConfig):
     """The architecture of a model, by the argument names of torch.nn.RNN, GRU and LSTM."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    ignored = IGNORED
 
     kind: Kind = Field(description="Which of torch.nn.RNN, GRU or LSTM the weights belong to.")
     input_size: Size = Field(description="I: values per time step.")
@@ -53,11 +51,6 @@ class ModelConfig(BaseModel):
     pooling: Pooling = Field("none", description="What the head reads: each step's output, or one vector of each row.")
     head: Head | None = Field(None, description="What makes predictions of the outputs.")
     description: str = Field("", max_length=4000, description="For people: what it models, and how well.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_ignored(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if k not in IGNORED} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_projection(self) -> Self:
