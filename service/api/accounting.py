@@ -32,13 +32,13 @@ class Accounting:
     def new_id(self) -> str:
         return f"{self._process}{next(self._numbers):06x}"
 
-    def finish(self, request: Request, path: str) -> None:
-        """Account for a finished request; path is a route's, never a client's own words."""
+    def finish(self, request: Request) -> None:
+        """Account for a finished request."""
         seconds = perf_counter() - request.begun
-        self._metrics.count(request, path, seconds)
-        if path.startswith(_UNLOGGED):
+        self._metrics.count(request, seconds)
+        if request.route.startswith(_UNLOGGED):
             return
-        trace_id = None if self.traces is None else self.traces.record(request, path, seconds)
+        trace_id = None if self.traces is None else self.traces.record(request, seconds)
         if self._log is None:
             return
         ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
@@ -48,7 +48,7 @@ class Accounting:
                 "request_id": request.request_id,
                 "client": request.peer,
                 "method": request.method,
-                "path": path,
+                "path": request.route,
                 "status": request.status,
                 "model": request.model,
                 "version": request.version,

@@ -125,12 +125,12 @@ class Application:
 
         await self._until_finished(request, serve())
 
-    def finish(self, request: Request, path: str | None = None) -> None:
-        """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
+    def finish(self, request: Request) -> None:
+        """The reply was sent, or nobody waits for it any more."""
         if admission := self._admissions.get(request.route):
             admission.leave(request)
         self._bodies.budget.release(request)
-        self._accounting.finish(request, path or request.route)
+        self._accounting.finish(request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI."""
@@ -140,7 +140,6 @@ class Application:
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
         request.http_version = scope.get("http_version", request.http_version)
-        work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
         elif method == "POST" and request.route in self._handlers:
@@ -155,18 +154,17 @@ class Application:
         reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request)
         await self._until_finished(request, self.send(request, reply, send, Incoming(request, receive)))
 
-    async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
-        """Account for a request when its work is done; that gives the path of its route, if it has another."""
-        path = None
+    async def _until_finished(self, request: Request, work: Awaitable[None]) -> None:
+        """Account for a request when its work is done."""
         try:
-            path = await work
+            await work
         except ClientGone:
             request.status = CLIENT_CLOSED_REQUEST
         except asyncio.CancelledError:  # the time to shut down is over
             request.status = request.status or STATUS[ServiceDraining]
             raise
         finally:
-            self.finish(request, path)
+            self.finish(request)
 
     async def send(self, request: Request, reply: Reply, send: Send, incoming: Incoming | None = None) -> None:
         """Send a reply by ASGI; nothing, if a reply has begun."""
@@ -237,19 +235,23 @@ class Application:
         if reply is not None:
             await self.send(request, reply, send, incoming)
 
-    async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
-        """Leave a request to FastAPI's router; returns the route's path: labels must not grow with what comes."""
+    async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave a request to FastAPI's router, which knows its route."""
+        request.route = "other"
         scope["app"], scope[_REQUEST] = self._fastapi, request
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
         route = self._router if request.path not in self._sockets else _upgrade_required
-        reply = await self._guarded(request, route, scope, receive, _noting(request, send))
+        try:
+            reply = await self._guarded(request, route, scope, receive, _noting(request, send))
+        finally:
+            request.route = getattr(scope.get("route"), "path", "other")
         if reply is not None:
             await self.send(request, reply, send, Incoming(request, receive))
-        return getattr(scope.get("route"), "path", "other")
 
-    async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         socket = self._sockets.get(request.path)
+        request.route = request.path if socket else "other"
         request.streams, request.intervals = True, None
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
@@ -260,7 +262,6 @@ class Application:
         reply = await self._guarded(request, socket or self._no_socket, request, scope, receive, send)
         if reply is not None:
             await self.send(request, reply, refuse)
-        return request.path if socket else "other"
 
     async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
         raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self._sockets)}")

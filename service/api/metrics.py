@@ -119,9 +119,9 @@ class Metrics:
         text = "When a call last succeeded, since 1970."
         self._last = Gauge("rnn_model_last_call_seconds", text, labels, registry=self.registry, multiprocess_mode="max")
 
-    def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
-        kind = Kind(path, request.model, request.version, request.status >= 400, request.streams)
+    def count(self, request: Request, seconds: float) -> None:
+        """Account for one finished request; the stages of a stream wait for its client."""
+        kind = Kind(request.route, request.model, request.version, request.status >= 400, request.streams)
         counted = self._kinds.get(kind) or self._add(kind)
         counted.answered[request.status] += 1
         counted.latency.observe(seconds)
