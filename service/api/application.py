@@ -29,6 +29,7 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.paths import is_plain_infer, route_of
 from service.api.problems import STATUS, problem_reply
+from service.api.readiness import Readiness
 from service.api.request import Reply, Request, given_id, joined
 from service.api.sending import LineReply, send_lines, send_whole
 from service.api.streams.step_stream import error_line
@@ -57,40 +58,38 @@ _REQUEST = "rnn.request"
 
 
 class Handlers(NamedTuple):
-    """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets."""
+    """What handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets; admissions bound some of the POSTs."""
 
     posts: Mapping[str, Handler]
     streams: Mapping[str, StreamHandler]
     sockets: Mapping[str, SocketHandler]
+    admissions: Mapping[str, Admission]
 
 
 class Application:
-    """The ASGI application around FastAPI's router; `admissions` bound the requests to some paths."""
+    """The ASGI application around FastAPI's router."""
 
     def __init__(
         self,
         router: FastAPI,
         *,
         handlers: Handlers,
-        admissions: Mapping[str, Admission],
         bodies: Bodies,
         hosts: HostRules,
         keys: Keys,
         accounting: Accounting,
+        readiness: Readiness,
     ) -> None:
         self._fastapi = router
         self._router = AsyncExitStackMiddleware(router.router)
-        self._handlers, self._streams, self._sockets = handlers
-        self._admissions = admissions
+        self._handlers, self._streams, self._sockets, self._admissions = handlers
         self._bodies = bodies
-        self.draining = bodies.draining
+        self.readiness = readiness
         self._hosts = hosts
         self._keys = keys
         self._accounting = accounting
         self._log = structlog.get_logger()
         self._direct_paths = frozenset(path.encode() for path in handlers.posts)
-        self.unready: Callable[[], list[str]] = list
-        """Gives the reasons for not being ready."""
 
     def request(
         self, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None
@@ -98,9 +97,9 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
-        peer = self._hosts.client(client[0] if client else "", found)
-        request = Request(method, path, query, found, peer, request_id, route=route_of(path))
-        request.intervals = [] if self._accounting.traces else None
+        address = self._hosts.client_address(client[0] if client else "", found)
+        request = Request(method, path, query, found, address, request_id, route=route_of(path))
+        request.intervals = [] if self._accounting.is_traced else None
         return request
 
     def is_direct(self, url: bytes) -> bool:

@@ -1,8 +1,6 @@
 """What people, operators and tools read: the page, health, metrics, and the pages behind the problems' types."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -10,12 +8,11 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 
-from service.api.draining import Draining
 from service.api.home import document
 from service.api.metrics import Sampler
+from service.api.readiness import Readiness
 from service.api.replies import View
 from service.errors import RouteNotFound
-from service.stores.interface import SessionStore
 
 _SLUG = re.compile(r"[a-z-]{1,64}")
 _PAGES = Path(__file__).parent / "page" / "problems"  # a link to docs/; a wheel has the files themselves
@@ -28,21 +25,7 @@ class Health(View):
     reasons: list[str] = Field(default_factory=list, description="What it waits for.")
 
 
-@dataclass(frozen=True, slots=True)
-class Unready:
-    """Called, it gives the reasons for not being ready, none if it is; waiting has those of the start."""
-
-    draining: Draining
-    store: SessionStore
-    waiting: list[str]
-
-    def __call__(self) -> list[str]:
-        lost = ["the file of the session store was removed, replaced or emptied"] if self.store.lost else []
-        return ["shutting down"] * self.draining.announced + lost + self.waiting
-
-
-def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> APIRouter:
-    """The routes; `unready` gives the reasons for not being ready, none if it is."""
+def operations_router(sampler: Sampler, readiness: Readiness) -> APIRouter:
     router = APIRouter(tags=["operations"])
     page, headers = document()
 
@@ -56,7 +39,7 @@ def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> API
 
     @router.get("/health/ready", summary="Should requests come here?", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
-        reasons = unready()
+        reasons = readiness.reasons()
         if reasons:
             response.status_code = 503
         return Health(status="not ready" if reasons else "ready", reasons=reasons)

@@ -108,7 +108,7 @@ def _attributes(request: Request) -> dict[str, Any]:
         "url.scheme": "ws" if request.method == "WS" else "http",
         "url.path": request.route,  # the path itself is not told: a session's id is a secret
         "network.protocol.version": request.http_version,
-        "client.address": request.peer or None,
+        "client.address": request.address or None,
         "http.response.status_code": request.status,
         "http.request.body.size": request.received_bytes,
         "http.response.body.size": request.sent_bytes,

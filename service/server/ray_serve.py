@@ -56,10 +56,10 @@ class Replica:
         """Raise RuntimeError if it is not ready. The first call, which ends its start, waits for models to load."""
         try:
             async with asyncio.timeout(0 if self._started else START_SECONDS):
-                while self._service.unready():  # noqa: ASYNC110  # loading may fail and be tried again
+                while self._service.readiness.reasons():  # noqa: ASYNC110  # loading may fail and be tried again
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
-            raise RuntimeError("; ".join(self._service.unready())) from None
+            raise RuntimeError("; ".join(self._service.readiness.reasons())) from None
         self._started = True
 
     async def _drain_with_ray(self) -> None:
@@ -67,7 +67,7 @@ class Replica:
         actors = worker.global_worker.actors.values()  # this replica alone
         while not any(getattr(getattr(one, "_replica_impl", None), "_shutting_down", False) for one in actors):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
-        self._service.draining.start()
+        self._service.readiness.draining.start()
 
 
 def middlewares() -> list[Middleware]:
