@@ -42,7 +42,7 @@ from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.traces import traces_from
 from service.api.v2.infer import Infer
-from service.api.v2.models import models_v2_router, service_router
+from service.api.v2.models import v2_models_router, v2_service_router
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -155,8 +155,8 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry, administration),
-        models_v2_router(registry, sampler, lifetimes.default_seconds),
-        service_router(registry, administration, bodies, readiness),
+        v2_models_router(registry, sampler, lifetimes.default_seconds),
+        v2_service_router(registry, administration, bodies, readiness),
         operations_router(sampler, readiness),
     ):
         app.include_router(router)

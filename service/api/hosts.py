@@ -1,4 +1,4 @@
-"""Who calls, and which names of the service, in Host, and which pages of others, in Origin, may call it.
+"""Which requests are let in, by the service's name in Host and the page's in Origin; and their clients' addresses.
 
 A browser sends what any page asks it to, and says in Origin whose page it was. A page whose own name has been turned
 to point here (DNS rebinding) is of the same origin as the service: its name, in Host, gives it away.

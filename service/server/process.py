@@ -115,7 +115,7 @@ def serve(settings: Settings) -> None:
         Server(config).run([listener])
         return
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
-        # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
+        # Read by prometheus-client when it is imported: the workers' numbers meet in files there. So do their sockets.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         workers = Supervisor(config, [listener])
         workers.run()

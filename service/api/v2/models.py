@@ -87,7 +87,7 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
-def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
+def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
     """The routes that describe models; idle_seconds is how long a sequence lives after a step."""
     router = APIRouter(prefix="/v2/models", tags=[TAG])
 
@@ -136,7 +136,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
     return router
 
 
-def service_router(
+def v2_service_router(
     registry: Registry, administration: Administration, bodies: Bodies, readiness: Readiness
 ) -> APIRouter:
     """The routes about the whole service."""
