@@ -4,7 +4,9 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 PARALLEL := -n 2 --dist loadscope
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INSTALL := python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
+TOOLS := $(patsubst %,.tools/%/installed,arm64 kserve kubectl openapi-python-client perf_analyzer typescript)
 
 .PHONY: help install serve test integration check coverage format bench rivals bench-kernels chaos examples docs container lock clean dist
 
@@ -19,13 +21,8 @@ serve: .venv/.runtime  ## Set up, and serve the bundled models on port 8000 (POR
 test: .venv/.dev  ## Set up, and run the tests, except those of `make integration`
 	$(BIN)/python -m pytest $(PARALLEL) -m "not integration"
 
-integration: .venv/.integration .peers/typescript/installed .peers/openapi-python-client/installed .peers/kserve/installed .peers/perf/installed  ## Run the tests that need other programs (CONTRIBUTING.md), or take long
+integration: .venv/.integration $(TOOLS)  ## Run the tests that need other programs (CONTRIBUTING.md), or take long
 	$(BIN)/python -m pytest -m integration
-
-# Clients that need an environment of their own; tests of one that cannot be installed are skipped.
-.peers/%/installed: tests/peers/%.txt
-	$(PYTHON) -m venv --clear .peers/$*
-	-.peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $< && touch $@
 
 check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelling
 	$(BIN)/ruff format --check .
@@ -36,7 +33,7 @@ check: .venv/.dev  ## Check format, lint, types, layers, dependencies and spelli
 	cd clients/python && ../../$(BIN)/deptry .
 	$(BIN)/codespell
 
-coverage: .venv/.dev  ## Run all tests, and list the branches that none takes
+coverage: .venv/.integration $(TOOLS)  ## Run all tests, and list the branches that none takes
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term-missing:skip-covered
 
 format: .venv/.dev  ## Format the code with ruff
@@ -51,8 +48,8 @@ rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed 
 # torch by itself first, as below.
 .bench/%/installed: benchmarks/rivals/requirements/%.txt
 	$(PYTHON) -m venv --clear .bench/$*
-	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' $<)
-	.bench/$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	.bench/$*/bin/$(INSTALL) $$(grep '^torch==' $<)
+	.bench/$*/bin/$(INSTALL) --requirement $<
 	touch $@
 
 bench-kernels: .venv/.bench  ## Measure the engines alone, beside torch, ONNX Runtime and OpenVINO
@@ -88,8 +85,8 @@ lock: .venv/.dev  ## Write constraints.txt from what is installed
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|nvidia-.*|triton)=='; } > constraints.new
 	mv constraints.new constraints.txt
 
-clean:  ## Remove .venv
-	rm -rf .venv
+clean:  ## Remove .venv and .tools
+	rm -rf .venv .tools
 
 # torch by itself first: every other request for it is then already satisfied, and nothing pulls a second build.
 .venv/.runtime: pyproject.toml constraints.txt
@@ -104,24 +101,28 @@ clean:  ## Remove .venv
 
 .venv/.integration: .venv/.dev
 	$(PIP) --editable '.[integration]'
-	-$(BIN)/python scripts/get_kubectl.py $(BIN)/kubectl
 	touch $@
 
 .venv/.docs: .venv/.dev
 	$(PIP) --editable '.[docs]'
 	touch $@
 
-# Others' tools, whose tests are skipped where they cannot be had.
-.peers/typescript/installed: tests/e2e/generated/package-lock.json
-	mkdir -p $(@D)
-	cp tests/e2e/generated/package.json $< $(@D)
-	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix $(@D) && touch $@; fi
-
-.peers/openapi-python-client/installed: tests/e2e/generated/requirements.txt
-	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
-	touch $@
-
 .venv/.bench: .venv/.dev
 	$(PIP) --editable '.[bench]'
 	touch $@
+
+# Others' tools that `make integration` calls. Where one cannot be installed, a line says so, and its tests are skipped.
+try = @echo 'installing $(@D)'; mkdir -p $(@D); { $(1) && touch $@; } >$(@D).log 2>&1 || \
+	echo 'not installed, tests that need it are skipped: $(@D) ($(@D).log says why)' >&2
+
+.tools/%/installed: tests/tools/%.txt
+	$(call try,$(PYTHON) -m venv --clear $(@D) && $(@D)/bin/$(INSTALL) --requirement $<)
+
+.tools/typescript/installed: tests/tools/typescript/package-lock.json
+	$(call try,cp $(<D)/*.json $(@D) && npm ci --no-audit --no-fund --prefix $(@D))
+
+.tools/kubectl/installed: scripts/get_kubectl.py | .venv/.dev
+	$(call try,$(BIN)/python $< $(@D)/kubectl)
+
+.tools/arm64/installed: scripts/get_arm64_python.sh constraints.txt | .venv/.dev
+	$(call try,$< $(@D))

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from service import __version__
 from service.api.accounting import Accounting, LogRequest, log_request
-from service.api.administration import Administration, Others
+from service.api.administration import Administration, OtherWorkers
 from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
@@ -31,6 +31,7 @@ from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
 from service.api.paths import INFER, INFER_VERSION
+from service.api.readiness import Readiness
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
@@ -41,7 +42,7 @@ from service.api.streams.step_stream import IdleTimeout
 from service.api.streams.websocket import WebSocketStreams
 from service.api.traces import traces_from
 from service.api.v2.infer import Infer
-from service.api.v2.models import models_v2_router, service_router
+from service.api.v2.models import v2_models_router, v2_service_router
 from service.engine.load import EngineFactory
 from service.errors import ServiceError
 from service.serving.inference import Admission, Inference
@@ -62,7 +63,7 @@ def create_app(
     settings: Settings,
     log: LogRequest | None = log_request,
     dropped: Callable[[], int] = int,
-    others: Others | None = None,
+    others: OtherWorkers | None = None,
 ) -> Application:
     """The whole service as an ASGI application; `log` logs requests, None where they are not logged.
 
@@ -86,7 +87,7 @@ def create_app(
         max_queued_bytes=settings.max_queued_bytes,
         on_turn=metrics.count_turn,
     )
-    draining, waiting = Draining(), ["starting"] if settings.preload or settings.default_model else []
+    draining, starting = Draining(), ["starting"] if settings.preload or settings.default_model else []
     limits = Limits(settings.max_input_values, settings.max_reply_values)
     bodies = Bodies(
         settings.max_body_bytes,
@@ -115,13 +116,8 @@ def create_app(
     idle_timeout = IdleTimeout(draining, settings.stream_idle_seconds)
     infer = Infer(inference, documents, limits, Sequences(sessions, session_steps))
     session_handlers = SessionHandlers(sessions, session_steps, registry, documents)
-
-    def unready() -> list[str]:
-        """The reasons for not being ready, none if it is."""
-        lost = ["the file of the session store was removed, replaced or emptied"] if store.lost else []
-        return ["shutting down"] * draining.announced + lost + waiting
-
-    sampler = Sampler(metrics, inference, sessions, dropped, unready)
+    readiness = Readiness(draining, store, starting)
+    sampler = Sampler(metrics, inference, sessions, dropped, readiness)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -129,8 +125,8 @@ def create_app(
             _on_signals(draining, settings.drain_seconds)
         await store.open()
         if others:
-            await others.obey(administration)
-        work = (_preload(registry, settings, waiting), sampler.keep_sampling(), sessions.keep_sweeping())
+            await others.listen(administration)
+        work = (_preload(registry, settings, starting), sampler.keep_sampling(), sessions.keep_sweeping())
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
         if is_main:  # a terminal that closes sends this to every process that it started
@@ -159,9 +155,9 @@ def create_app(
         hot_router(),
         sessions_router(session_handlers),
         models_router(registry, administration),
-        models_v2_router(registry, sampler, lifetimes.default_seconds),
-        service_router(registry, administration, bodies, unready),
-        operations_router(sampler, unready),
+        v2_models_router(registry, sampler, lifetimes.default_seconds),
+        v2_service_router(registry, administration, bodies, readiness),
+        operations_router(sampler, readiness),
     ):
         app.include_router(router)
     app.openapi = partial(describe, app, registry)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
@@ -182,7 +178,7 @@ def create_app(
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log, traces),
-        unready=unready,
+        readiness=readiness,
     )
 
 
@@ -203,11 +199,11 @@ def _on_signals(draining: Draining, drain_seconds: float) -> None:
         signal.signal(number, handle)
 
 
-async def _preload(registry: Registry, settings: Settings, waiting: list[str]) -> None:
-    """Look for the default model and load the others, until it succeeds; `waiting` has the reasons to wait."""
+async def _preload(registry: Registry, settings: Settings, starting: list[str]) -> None:
+    """Look for the default model and load the others, until it succeeds; `starting` says what it waits for."""
     preload = settings.preload if settings.preload != ("*",) else tuple(model.name for model in registry.models())
     for name in filter(None, (settings.default_model, *preload)):
-        waiting[:] = [f"loading model {name!r}"]
+        starting[:] = [f"loading model {name!r}"]
         while True:
             try:
                 version = registry.resolve(name, None)
@@ -216,8 +212,8 @@ async def _preload(registry: Registry, settings: Settings, waiting: list[str]) -
                 break
             except Exception as error:  # whatever it is, it must not end in silence
                 reason = str(error) if isinstance(error, ServiceError) else f"model {name!r} could not be loaded"
-                if waiting != [reason]:
+                if starting != [reason]:
                     structlog.get_logger().error("preload_failed", model=name, reason=str(error))
-                waiting[:] = [reason]
+                starting[:] = [reason]
             await asyncio.sleep(1.0)
-    waiting.clear()
+    starting.clear()

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import service
 from service.models.config import ModelConfig
-from tests.e2e.running import environment, launch
+from tests.e2e.running import environment, start_command
 from tests.reference import run_reference
 
 pytestmark = pytest.mark.integration
@@ -55,7 +55,7 @@ def run(*command, cwd):
 def demo(installed, tmp_path_factory):
     """`rnn-service serve --demo` in an empty folder."""
     folder = tmp_path_factory.mktemp("empty")
-    running = launch([str(installed / "rnn-service"), "serve", "--demo", "--port", "0"], folder, VARIABLES)
+    running = start_command([str(installed / "rnn-service"), "serve", "--demo", "--port", "0"], folder, VARIABLES)
     yield running
     running.stop()
     assert [path.name for path in folder.iterdir()] == ["service.log"]

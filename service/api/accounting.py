@@ -21,7 +21,8 @@ class Accounting:
     """Request ids, and an entry for each finished request; `log` and `traces` are None where there are none."""
 
     def __init__(self, metrics: Metrics, log: LogRequest | None, traces: Traces | None = None) -> None:
-        self.traces = traces
+        self.is_traced = traces is not None
+        self._traces = traces
         self._metrics = metrics
         self._log = log
         # Unique ids need no randomness each: the process's own, and a count.
@@ -31,13 +32,13 @@ class Accounting:
     def new_id(self) -> str:
         return f"{self._process}{next(self._numbers):06x}"
 
-    def finish(self, request: Request, path: str) -> None:
-        """Account for a finished request; path is a route's, never a client's own words."""
+    def finish(self, request: Request) -> None:
+        """Account for a finished request."""
         seconds = perf_counter() - request.begun
-        self._metrics.count(request, path, seconds)
-        if path.startswith(_UNLOGGED):
+        self._metrics.count(request, seconds)
+        if request.route.startswith(_UNLOGGED):
             return
-        trace_id = None if self.traces is None else self.traces.record(request, path, seconds)
+        trace_id = None if self._traces is None else self._traces.record(request, seconds)
         if self._log is None:
             return
         ms = {stage: int(spent * 1e6) / 1000 for stage, spent in request.stages.items()}  # sooner than round()
@@ -45,9 +46,9 @@ class Accounting:
         self._log(
             {
                 "request_id": request.request_id,
-                "client": request.peer,
+                "client": request.address,
                 "method": request.method,
-                "path": path,
+                "path": request.route,
                 "status": request.status,
                 "model": request.model,
                 "version": request.version,

@@ -8,33 +8,50 @@ from typing import Literal, Protocol
 from service.errors import ModelInUse, ServiceError, WorkerFailed
 from service.serving.registry import Model, Registry
 
-Action = Literal["reload", "unload", "drain", "refuse_in_use"]  # methods of a registry
+Action = Literal["reload", "check_unused", "unload", "drain"]  # methods of a registry
 
 
-class Others(Protocol):
-    """The other workers of the service."""
+class OtherWorkers(Protocol):
+    """The workers of the service beside this one."""
 
     async def ask(self, action: Action, *arguments: str | None) -> dict[int, str]:
-        """What kept each that is alive from doing it, empty if nothing did, by process id."""
+        """Have each do it; gives why it did not, empty if it did, by process id. One that ends is left out."""
 
-    async def obey(self, administration: "Administration") -> None:
+    async def listen(self, administration: "Administration") -> None:
         """From now on do what they ask for."""
 
 
 class Administration:
-    """`others` is None in a service of one process."""
+    """Each call gives the model as this worker has it, and how many workers did it.
 
-    def __init__(self, registry: Registry, others: Others | None) -> None:
+    They raise what all workers raise, or else WorkerFailed. `others` is None in a service of one process.
+    """
+
+    def __init__(self, registry: Registry, others: OtherWorkers | None) -> None:
         self._registry = registry
         self._others = others
 
-    async def everywhere(self, action: Action, *arguments: str | None) -> tuple[Model, int]:
-        """Do it in every worker; gives the model as this one has it, and how many there are.
+    async def reload(self, name: str) -> tuple[Model, int]:
+        return await self._everywhere("reload", name)
 
-        Raises what all workers raise, or WorkerFailed; ModelInUse if there are sessions anywhere: none unloads it then.
-        """
-        if action == "unload":
-            await self.everywhere("refuse_in_use", *arguments)
+    async def unload(self, name: str) -> tuple[Model, int]:
+        """Raises ModelInUse if sessions run on it in any worker: it stays loaded in all."""
+        try:
+            await self._everywhere("check_unused", name)
+        except WorkerFailed as error:
+            raise ModelInUse(str(error)) from None
+        return await self._everywhere("unload", name)
+
+    async def drain(self, name: str, version: str | None) -> tuple[Model, int]:
+        return await self._everywhere("drain", name, version)
+
+    async def here(self, action: Action, *arguments: str | None) -> Model:
+        """Do it in this worker alone."""
+        done = getattr(self._registry, action)(*arguments)
+        model: Model = (await done) if isawaitable(done) else done
+        return model
+
+    async def _everywhere(self, action: Action, *arguments: str | None) -> tuple[Model, int]:
         asked = asyncio.ensure_future(self._others.ask(action, *arguments)) if self._others else None
         error = None
         try:
@@ -46,12 +63,5 @@ class Administration:
         if error and all(reasons.values()):
             raise error
         if failed := [f"worker {worker}: {reason}" for worker, reason in reasons.items() if reason]:
-            kind = ModelInUse if action == "refuse_in_use" else WorkerFailed
-            raise kind(f"{len(failed)} of {len(reasons)} workers refused to {action}: {'; '.join(failed)}")
+            raise WorkerFailed(f"{len(failed)} of {len(reasons)} workers refused: {'; '.join(failed)}")
         return model, len(reasons)
-
-    async def here(self, action: Action, *arguments: str | None) -> Model:
-        """Do it in this worker."""
-        done = getattr(self._registry, action)(*arguments)
-        model: Model = (await done) if isawaitable(done) else done
-        return model

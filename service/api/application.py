@@ -30,6 +30,7 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.paths import is_plain_infer, route_of
 from service.api.problems import STATUS, problem_reply
+from service.api.readiness import Readiness
 from service.api.request import Reply, Request, given_id, joined
 from service.api.sending import send_line, send_lines, send_whole
 from service.api.streams.step_stream import error_line
@@ -62,7 +63,6 @@ class Application:
 
     - posts, streams, sockets: what handles requests, by path: whole POSTs, NDJSON POSTs, and WebSockets
     - admissions: bound the requests to some paths
-    - unready: gives the reasons for not being ready
     """
 
     router: FastAPI
@@ -74,10 +74,9 @@ class Application:
     hosts: HostRules
     keys: Keys
     accounting: Accounting
-    unready: Callable[[], list[str]] = list
+    readiness: Readiness
 
     def __post_init__(self) -> None:
-        self.draining = self.bodies.draining
         self._router = AsyncExitStackMiddleware(self.router.router)
         self._log = structlog.get_logger()
         self._direct_paths = frozenset(path.encode() for path in self.posts)
@@ -88,9 +87,9 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self.accounting.new_id()
-        peer = self.hosts.client(client[0] if client else "", found)
-        request = Request(method, path, query, found, peer, request_id, route=route_of(path))
-        request.intervals = [] if self.accounting.traces else None
+        address = self.hosts.client_address(client[0] if client else "", found)
+        request = Request(method, path, query, found, address, request_id, route=route_of(path))
+        request.intervals = [] if self.accounting.is_traced else None
         return request
 
     def is_direct(self, url: bytes) -> bool:
@@ -115,12 +114,12 @@ class Application:
 
         await self._until_finished(request, serve())
 
-    def finish(self, request: Request, path: str | None = None) -> None:
-        """The reply was sent, or nobody waits for it any more; path is the route's, if that is not the request's."""
+    def finish(self, request: Request) -> None:
+        """The reply was sent, or nobody waits for it any more."""
         if admission := self.admissions.get(request.route):
             admission.leave(request)
         self.bodies.budget.release(request)
-        self.accounting.finish(request, path or request.route)
+        self.accounting.finish(request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event of ASGI."""
@@ -130,7 +129,6 @@ class Application:
         method = scope.get("method", "WS")
         request = self.request(method, scope["path"], scope["query_string"], scope["headers"], scope.get("client"))
         request.http_version = scope.get("http_version", request.http_version)
-        work: Awaitable[str | None]
         if scope["type"] == "websocket":
             work = self._serve_socket(request, scope, receive, send)
         elif method == "POST" and request.route in self.posts:
@@ -145,18 +143,17 @@ class Application:
         reply = problem_reply(MalformedRequest("the request cannot be read as HTTP/1.1"), request)
         await self._until_finished(request, self.send(request, reply, send, Incoming(request, receive)))
 
-    async def _until_finished(self, request: Request, work: Awaitable[str | None]) -> None:
-        """Account for a request when its work is done; that gives the path of its route, if it has another."""
-        path = None
+    async def _until_finished(self, request: Request, work: Awaitable[None]) -> None:
+        """Account for a request when its work is done."""
         try:
-            path = await work
+            await work
         except ClientGone:
             request.status = CLIENT_CLOSED_REQUEST
         except asyncio.CancelledError:  # the time to shut down is over
             request.status = request.status or STATUS[ServiceDraining]
             raise
         finally:
-            self.finish(request, path)
+            self.finish(request)
 
     async def send(self, request: Request, reply: Reply, send: Send, incoming: Incoming | None = None) -> None:
         """Send a reply by ASGI; nothing, if a reply has begun."""
@@ -222,19 +219,23 @@ class Application:
         if reply is not None:
             await self.send(request, reply, send, incoming)
 
-    async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
-        """Leave a request to FastAPI's router; returns the route's path: labels must not grow with what comes."""
+    async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave a request to FastAPI's router, which knows its route."""
+        request.route = "other"
         scope["app"], scope[_REQUEST] = self.router, request
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
         route = self._router if request.path not in self.sockets else _upgrade_required
-        reply = await self._guarded(request, route, scope, receive, _noting(request, send))
+        try:
+            reply = await self._guarded(request, route, scope, receive, _noting(request, send))
+        finally:
+            request.route = getattr(scope.get("route"), "path", "other")
         if reply is not None:
             await self.send(request, reply, send, Incoming(request, receive))
-        return getattr(scope.get("route"), "path", "other")
 
-    async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         socket = self.sockets.get(request.path)
+        request.route = request.path if socket else "other"
         request.streams, request.intervals = True, None
         if (authorization := authorization_of(scope)) is not None:
             request.headers = {b"authorization": authorization, **request.headers}
@@ -245,7 +246,6 @@ class Application:
         reply = await self._guarded(request, socket or self._no_socket, request, scope, receive, send)
         if reply is not None:
             await self.send(request, reply, refuse)
-        return request.path if socket else "other"
 
     async def _no_socket(self, request: Request, _: Scope, __: Receive, ___: Send) -> None:
         raise RouteNotFound(f"there is no WebSocket at {request.path:.80}; there is {', '.join(self.sockets)}")

@@ -1,4 +1,4 @@
-"""Who calls, and which names of the service, in Host, and which pages of others, in Origin, may call it.
+"""Which requests are let in, by the service's name in Host and the page's in Origin; and their clients' addresses.
 
 A browser sends what any page asks it to, and says in Origin whose page it was. A page whose own name has been turned
 to point here (DNS rebinding) is of the same origin as the service: its name, in Host, gives it away.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 
-from service.api.proxies import TrustedProxies, address_of
+from service.api.proxies import TrustedProxies, parsed_address
 from service.api.request import Headers, Reply, Request
 from service.errors import Forbidden, MalformedHost
 from service.settings import Settings
@@ -32,7 +32,7 @@ class HostRules:
 
     def __init__(self, settings: Settings) -> None:
         self._names = frozenset(map(str.lower, settings.allowed_hosts))
-        local = settings.host == "localhost" or ((bound_to := address_of(settings.host)) and bound_to.is_loopback)
+        local = settings.host == "localhost" or ((bound_to := parsed_address(settings.host)) and bound_to.is_loopback)
         self._takes_any_name = "*" in self._names or not (self._names or local)
         self._origins = frozenset(map(str.lower, settings.allowed_origins))
         self._takes_any_page = "*" in self._origins
@@ -42,11 +42,11 @@ class HostRules:
         self._proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self._passed: bytes | None = b"localhost"  # the last Host that was right: nearly all are the same
 
-    def client(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
+    def client_address(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
         """The address of a request's client: the connection's, or what a trusted proxy says."""
         peer = peer.removeprefix("::ffff:")  # IPv4 on a socket of IPv6
         if self._proxies and (forwarded := headers.get(b"x-forwarded-for")):
-            return self._proxies.client(peer, forwarded)
+            return self._proxies.client_address(peer, forwarded)
         return peer
 
     def check(self, request: Request) -> None:
@@ -91,7 +91,7 @@ class HostRules:
             return
         match = _HOST.fullmatch(host or b"")
         name = match[1].decode().lower() if match else ""
-        address = address_of(name.strip("[]"))
+        address = parsed_address(name.strip("[]"))
         if not name or name.startswith("[") != isinstance(address, IPv6Address):
             raise MalformedHost(f"Host is {request.header(b'host')!r:.80}; expected one name or one address")
         if not (address or name == "localhost" or self._takes_any_name or name in self._names):

@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.api.problems import STATUS, slug
+from service.api.readiness import Readiness
 from service.api.request import STAGES, Request
 from service.serving.inference import Inference
 from service.sessions.lifecycle import Sessions
@@ -64,7 +65,7 @@ class Tally:
         return observed, total
 
 
-class Kind(NamedTuple):
+class Group(NamedTuple):
     """Requests that are counted together."""
 
     path: str
@@ -75,8 +76,8 @@ class Kind(NamedTuple):
 
 
 @dataclass(slots=True)
-class Counted:
-    """What is counted of the requests of one kind."""
+class GroupCounts:
+    """What is counted of a group."""
 
     latency: Tally
     stages: dict[str, Tally]
@@ -108,7 +109,7 @@ class Metrics:
         batch = self._histogram("rnn_batch_rows", "Rows that ran together in a turn of the scheduler.", _COUNTS)
         self._batch = Tally(batch, _COUNTS)
         self._failures: Count[type[Exception]] = Count()
-        self._kinds: dict[Kind, Counted] = {}
+        self._groups: dict[Group, GroupCounts] = {}
         self.count_turn = self._batch.observe
         labels = "model", "version"
         text = "Calls of a model version, by outcome: success, fail; without streams."
@@ -119,10 +120,10 @@ class Metrics:
         text = "When a call last succeeded, since 1970."
         self._last = Gauge("rnn_model_last_call_seconds", text, labels, registry=self.registry, multiprocess_mode="max")
 
-    def count(self, request: Request, path: str, seconds: float) -> None:
-        """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
-        kind = Kind(path, request.model, request.version, request.status >= 400, request.streams)
-        counted = self._kinds.get(kind) or self._add(kind)
+    def count(self, request: Request, seconds: float) -> None:
+        """Account for one finished request; the stages of a stream wait for its client."""
+        group = Group(request.route, request.model, request.version, request.status >= 400, request.streams)
+        counted = self._groups.get(group) or self._add(group)
         counted.answered[request.status] += 1
         counted.latency.observe(seconds)
         if not request.streams:
@@ -135,14 +136,14 @@ class Metrics:
 
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
-        for kind, counted in self._kinds.items():
+        for group, counted in self._groups.items():
             for status, count in counted.answered.items():
-                self._requests.labels(kind.path, kind.model or "", str(status)).inc(count)
+                self._requests.labels(group.path, group.model or "", str(status)).inc(count)
             counted.answered.clear()
             calls, seconds = counted.latency.fold()
             parts = {stage: tally.fold()[1] for stage, tally in counted.stages.items()}
-            if kind.model is not None and calls and (counted.rows or kind.failed):
-                self._fold_calls(kind, counted, calls, {"all": seconds, **parts})
+            if group.model is not None and calls and (counted.rows or group.failed):
+                self._fold_calls(group, counted, calls, {"all": seconds, **parts})
             counted.rows = counted.steps = 0
         for error, count in self._failures.items():
             self._problems.labels(slug(error)).inc(count)
@@ -159,23 +160,23 @@ class Metrics:
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
-    def _add(self, kind: Kind) -> Counted:
-        times, bounds = (self._lives, _LIVES) if kind.streams else (self._latency, _SECONDS)
-        stages = {stage: Tally(self._stages.labels(kind.model or "", stage), _SECONDS) for stage in STAGES}
-        counted = Counted(Tally(times.labels(kind.path, kind.model or ""), bounds), stages)
-        self._kinds[kind] = counted
+    def _add(self, group: Group) -> GroupCounts:
+        times, bounds = (self._lives, _LIVES) if group.streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(group.model or "", stage), _SECONDS) for stage in STAGES}
+        counted = GroupCounts(Tally(times.labels(group.path, group.model or ""), bounds), stages)
+        self._groups[group] = counted
         return counted
 
-    def _fold_calls(self, kind: Kind, counted: Counted, calls: int, seconds: Mapping[str, float]) -> None:
-        self._rows.labels(kind.model).inc(counted.rows)
-        self._steps.labels(kind.model).inc(counted.steps)
-        if kind.streams:
+    def _fold_calls(self, group: Group, counted: GroupCounts, calls: int, seconds: Mapping[str, float]) -> None:
+        self._rows.labels(group.model).inc(counted.rows)
+        self._steps.labels(group.model).inc(counted.steps)
+        if group.streams:
             return
-        which, outcome = (kind.model, kind.version or ""), "fail" if kind.failed else "success"
+        which, outcome = (group.model, group.version or ""), "fail" if group.failed else "success"
         self._calls.labels(*which, outcome).inc(calls)
         for part, spent in seconds.items():
             self._seconds.labels(*which, outcome, part).inc(spent)
-        if not kind.failed:
+        if not group.failed:
             self._inferences.labels(*which).inc(counted.rows)
             self._last.labels(*which).set_to_current_time()
 
@@ -189,7 +190,7 @@ class Sampler:
         inference: Inference,
         sessions: Sessions,
         dropped: Callable[[], int],
-        unready: Callable[[], list[str]],
+        readiness: Readiness,
     ) -> None:
         self._metrics = metrics
         self._inference = inference
@@ -205,7 +206,7 @@ class Sampler:
         text = "Sessions opened; steps run; commits, replays and conflicts of steps."
         self._events = metrics.counter("rnn_session_events", text, "event")
         self._ended = metrics.counter("rnn_sessions_ended", "Sessions that ended, by reason.", "reason")
-        self._unready = unready
+        self._readiness = readiness
         self._ready = metrics.gauge("rnn_ready", "1 if every worker is ready, else 0.", "livemin")
         self._workers = metrics.gauge("rnn_workers", "Processes that answer requests.")
         self._memory = metrics.gauge("rnn_memory_bytes", "Resident memory of these processes.")
@@ -229,7 +230,7 @@ class Sampler:
             self._advance(ended, self._ended, reason)
         self._advance(self._lines_dropped(), self._dropped)
         self._advance(process_time(), self._cpu)
-        self._ready.set(not self._unready())
+        self._ready.set(not self._readiness.reasons())
         self._workers.set(1)
         self._memory.set(int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 

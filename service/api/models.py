@@ -87,13 +87,13 @@ def models_router(registry: Registry, administration: Administration) -> APIRout
     @router.post("/{name}/reload", summary="Read a model's folder again", dependencies=admin)
     async def reload_model(name: str) -> ModelView:
         """Pick up new versions, changed files, or a new model; what cannot serve does not replace what does."""
-        model, workers = await administration.everywhere("reload", name)
+        model, workers = await administration.reload(name)
         return _model(model, registry, workers)
 
     @router.post("/{name}/unload", summary="Free a model's memory", dependencies=admin)
     async def unload_model(name: str) -> ModelView:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
-        model, workers = await administration.everywhere("unload", name)
+        model, workers = await administration.unload(name)
         return _model(model, registry, workers)
 
     @router.post("/{name}/drain", summary="Open no new sessions on a version", dependencies=admin)
@@ -102,7 +102,7 @@ def models_router(registry: Registry, administration: Administration) -> APIRout
         version: Annotated[str | None, Query(max_length=64, description="The serving one if left out.")] = None,
     ) -> ModelView:
         """Until the model is reloaded; `sessions` says how many still run on each version."""
-        model, workers = await administration.everywhere("drain", name, version)
+        model, workers = await administration.drain(name, version)
         return _model(model, registry, workers)
 
     return router

@@ -1,7 +1,6 @@
 """What people, operators and tools read: the page, health, metrics, and the pages behind the problems' types."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -11,6 +10,7 @@ from pydantic import Field
 
 from service.api.home import document
 from service.api.metrics import Sampler
+from service.api.readiness import Readiness
 from service.api.replies import View
 from service.errors import RouteNotFound
 
@@ -25,8 +25,7 @@ class Health(View):
     reasons: list[str] = Field(default_factory=list, description="What it waits for.")
 
 
-def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> APIRouter:
-    """The routes; `unready` gives the reasons for not being ready, none if it is."""
+def operations_router(sampler: Sampler, readiness: Readiness) -> APIRouter:
     router = APIRouter(tags=["operations"])
     page, headers = document()
 
@@ -40,7 +39,7 @@ def operations_router(sampler: Sampler, unready: Callable[[], list[str]]) -> API
 
     @router.get("/health/ready", summary="Should requests come here?", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
-        reasons = unready()
+        reasons = readiness.reasons()
         if reasons:
             response.status_code = 503
         return Health(status="not ready" if reasons else "ready", reasons=reasons)

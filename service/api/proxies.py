@@ -25,7 +25,7 @@ class TrustedProxies:
         self._trusts = lru_cache(REMEMBERED)(self._is_trusted)
         self._named = lru_cache(REMEMBERED)(self._named_client)
 
-    def client(self, peer: str, forwarded: bytes) -> str:
+    def client_address(self, peer: str, forwarded: bytes) -> str:
         """The client's address; peer is the connection's, forwarded the header, its lines joined by commas."""
         return self._named(peer, forwarded[-MAX_BYTES:]) if self._trusts(peer) else peer
 
@@ -35,7 +35,7 @@ class TrustedProxies:
             del entries[0]  # it may be cut, or more than one
         for entry in filter(bytes.strip, reversed(entries)):
             match = _ENTRY.fullmatch(entry)
-            address = address_of(match[match.lastindex or 0].decode()) if match else None
+            address = parsed_address(match[match.lastindex or 0].decode()) if match else None
             if address is None:
                 break  # the last proxy that can be named stands for whom it does not name
             proxy = str(getattr(address, "ipv4_mapped", None) or address)
@@ -44,11 +44,11 @@ class TrustedProxies:
         return proxy
 
     def _is_trusted(self, text: str) -> bool:
-        address = address_of(text)
+        address = parsed_address(text)
         return address is not None and any(address in network for network in self._networks)
 
 
-def address_of(name: str) -> IPv4Address | IPv6Address | None:
+def parsed_address(name: str) -> IPv4Address | IPv6Address | None:
     with suppress(ValueError):
         return ip_address(name)
     return None

@@ -41,8 +41,8 @@ class Request:
     """A request, and what is learnt of it on its way for the log line and the metrics.
 
     - headers: by lower-case name; lists that came in several lines are joined
-    - peer: the client's address, as a trusted proxy says or else the connection's
-    - route: the path, with names in it replaced by what they are; never a client's own words, where it is a hot one
+    - address: the client's, as a trusted proxy says or else the connection's
+    - route: the path of its route, such as /models/{name}; "other" where there is none, once it is finished
     - watch: a call that returns when the client has gone; set before the request waits for anything
     - cors: headers of its reply that say which pages may read it
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
@@ -56,10 +56,10 @@ class Request:
     path: str
     query: bytes
     headers: Mapping[bytes, bytes]
-    peer: str
+    address: str
     request_id: str
     http_version: str = "1.1"
-    route: str = ""
+    route: str = "other"
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
@@ -91,7 +91,7 @@ class Request:
     @property
     def client(self) -> str:
         """Whose share of the service the request counts for: its key's, else its address's."""
-        return self.owner.hex() or self.peer
+        return self.owner.hex() or self.address
 
     @property
     def session_owner(self) -> bytes | None:

@@ -36,18 +36,18 @@ class Traces:
         self._failed, self._below = trace.StatusCode.ERROR, trace.set_span_in_context
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # its warnings are of what clients send
 
-    def record(self, request: Request, path: str, seconds: float) -> str | None:
-        """Make the spans of a request that took so long; gives the trace's id if it is sampled. path is a route's."""
+    def record(self, request: Request, seconds: float) -> str | None:
+        """Make the spans of a request that took so long; gives the trace's id if it is sampled."""
         zero = time_ns() - int(perf_counter() * 1e9)  # of the clock of the stages
         begun = zero + int(request.begun * 1e9)
         name = "GET" if request.method == "WS" else request.method if request.method in _METHODS else "HTTP"
         attributes = {"http.request.method": name.replace("HTTP", "_OTHER")}
-        if path != "other":
-            name, attributes["http.route"] = f"{name} {path}", path
+        if request.route != "other":
+            name, attributes["http.route"] = f"{name} {request.route}", request.route
         span = self._tracer.start_span(name, self._parent(request.headers), self._kind, attributes, start_time=begun)
         if not span.is_recording():
             return None
-        span.set_attributes(found := _attributes(request, path))
+        span.set_attributes(found := _attributes(request))
         if "error.type" in found:
             span.set_status(self._failed)
         below = self._below(span, self._root)
@@ -100,15 +100,15 @@ def traces_from(environ: Mapping[str, str], version: str) -> Traces | None:
     return Traces(provider)
 
 
-def _attributes(request: Request, path: str) -> dict[str, Any]:
+def _attributes(request: Request) -> dict[str, Any]:
     problem = slug(request.failure) if request.failure else None
     # As the conventions have it: what a client did wrong is no error of the server's.
     failed = request.status >= 500 or (request.failure is not None and STATUS.get(request.failure, 500) >= 500)
     found = {
         "url.scheme": "ws" if request.method == "WS" else "http",
-        "url.path": path,  # the route: a session's id is a secret
+        "url.path": request.route,  # the path itself is not told: a session's id is a secret
         "network.protocol.version": request.http_version,
-        "client.address": request.peer or None,
+        "client.address": request.address or None,
         "http.response.status_code": request.status,
         "http.request.body.size": request.received_bytes,
         "http.response.body.size": request.sent_bytes,

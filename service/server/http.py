@@ -36,7 +36,7 @@ class HttpConnection(Paced, HttpToolsProtocol):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._application: Application = config.loaded_app
-        self._draining = self._application.draining
+        self._draining = self._application.readiness.draining
         self._head_timer = Timer(self.loop, config.header_seconds, self._head_is_late)
         self._rest_timer = Timer(self.loop, REST_SECONDS, self._use_asgi)
         self._in_head = False

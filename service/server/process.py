@@ -22,8 +22,8 @@ from service.errors import ModelFailed
 from service.server.accepting import SharingLoop
 from service.server.http import HttpConnection
 from service.server.logs import configure_logging
-from service.server.peers import Peers
 from service.server.websocket import GuardedWebSocket
+from service.server.worker_sockets import WorkerSockets
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def serve(settings: Settings) -> None:
         Server(config).run([listener])
         return
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
-        # Read by prometheus-client when it is imported: the workers' numbers meet in files there.
+        # Read by prometheus-client when it is imported: the workers' numbers meet in files there. So do their sockets.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         workers = Supervisor(config, [listener])
         workers.run()
@@ -130,8 +130,8 @@ def application(settings: Settings) -> "Application":
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)
     try:
-        peers = Peers(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if settings.workers > 1 else None
-        app = create_app(settings, log_request, lambda: log.dropped, peers)
+        others = WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if settings.workers > 1 else None
+        app = create_app(settings, log_request, lambda: log.dropped, others)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)
     # What is there now stays: the collector need not walk through all of torch again and again.

@@ -14,8 +14,9 @@ from service.app import create_app
 from service.server.logs import configure_logging
 from service.settings import Settings
 
-OF_RAY = {"host": "0.0.0.0", "port": 0, "workers": 1}  # noqa: S104  # Ray's proxy listens; see HostRules
-START_SECONDS, LOOK_SECONDS, LEAVE_SECONDS = 600, 0.25, 30  # the last is Ray's, for HAProxy to forget a replica
+FIXED = {"host": "0.0.0.0", "port": 0, "workers": 1}  # noqa: S104  # Ray's proxy listens; see HostRules
+START_SECONDS, POLL_SECONDS = 600, 0.25
+FORGET_SECONDS = 30  # what Ray gives HAProxy to forget a replica
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
@@ -24,18 +25,18 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Arguments are settings by their names; for others RNN_* variables count, where this runs. Raises ValueError for an
     argument that is no setting or Ray's, and for sessions that replicas do not share.
     """
-    if wrong := sorted(arguments.keys() - (Settings.model_fields.keys() - OF_RAY.keys())):
+    if wrong := sorted(arguments.keys() - (Settings.model_fields.keys() - FIXED.keys())):
         raise ValueError(
             f"{', '.join(wrong)}: no such setting here; for host, port and workers Ray has settings of its own"
         )
-    settings = Settings(**{**arguments, **OF_RAY})
+    settings = Settings(**{**arguments, **FIXED})
     scheme = settings.session_store.partition("://")[0]
     if scheme in ("memory", "sqlite"):
         raise ValueError(
             f"a session's next step may reach any replica, and session_store is {scheme}://, which they do not share: "
             "set session_store, or RNN_SESSION_STORE, to valkey://host:port/0"
         )
-    return deployment.options(graceful_shutdown_timeout_s=settings.shutdown_seconds + LEAVE_SECONDS).bind(settings)
+    return deployment.options(graceful_shutdown_timeout_s=settings.shutdown_seconds + FORGET_SECONDS).bind(settings)
 
 
 class Replica:
@@ -56,18 +57,18 @@ class Replica:
         """Raise RuntimeError if it is not ready. The first call, which ends its start, waits for models to load."""
         try:
             async with asyncio.timeout(0 if self._started else START_SECONDS):
-                while self._service.unready():  # noqa: ASYNC110  # loading may fail and be tried again
-                    await asyncio.sleep(LOOK_SECONDS)
+                while self._service.readiness.reasons():  # noqa: ASYNC110  # loading may fail and be tried again
+                    await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise RuntimeError("; ".join(self._service.unready())) from None
+            raise RuntimeError("; ".join(self._service.readiness.reasons())) from None
         self._started = True
 
     async def _drain_with_ray(self) -> None:
         """End streams when Ray stops the replica: it waits for their end, and tells the application only after it."""
         actors = worker.global_worker.actors.values()  # this replica alone
         while not any(getattr(getattr(one, "_replica_impl", None), "_shutting_down", False) for one in actors):  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_SECONDS)
-        self._service.draining.start()
+            await asyncio.sleep(POLL_SECONDS)
+        self._service.readiness.draining.start()
 
 
 def middlewares() -> list[Middleware]:

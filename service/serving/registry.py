@@ -242,7 +242,7 @@ class Registry:
                 not_reloaded[name] = str(error)
         self._log.info("models_reloaded", models=sorted(self._models), not_reloaded=not_reloaded, process=os.getpid())
 
-    def refuse_in_use(self, name: str) -> Model:
+    def check_unused(self, name: str) -> Model:
         """Raise ModelInUse if sessions run on a model; ModelNotFound."""
         model = self.model(name)
         for version in model.versions.values():
@@ -251,8 +251,8 @@ class Registry:
         return model
 
     def unload(self, name: str) -> Model:
-        """Drop a model's engines. Raises as `refuse_in_use` does."""
-        model = self.refuse_in_use(name)
+        """Drop a model's engines. Raises as `check_unused` does."""
+        model = self.check_unused(name)
         for version in model.versions.values():
             self._drop(version)
         return model

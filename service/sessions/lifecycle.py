@@ -80,7 +80,7 @@ class Sessions:
         return await self.keep((await self.draft(token_urlsafe(16), model, owner, ttl_seconds, initial)).record)
 
     async def draft(
-        self, name: str, model: ModelVersion, owner: bytes, ttl_seconds: float | None = None, initial: bytes = b""
+        self, session_id: str, model: ModelVersion, owner: bytes, ttl_seconds: float | None = None, initial: bytes = b""
     ) -> Session:
         """A session of this id that is not stored yet. Raises ModelInUse, ModelFailed."""
         if model.draining:
@@ -91,7 +91,7 @@ class Sessions:
         initial, now = initial or _beginning(model), self.cache.clock()
         position = Position(0, 0, initial or zero_state(model.spec), b"", now)
         ttl_seconds = ttl_seconds or self.lifetimes.default_seconds
-        return Session(SessionRecord(name, owner, weights, ttl_seconds, now, initial, position), model, engine)
+        return Session(SessionRecord(session_id, owner, weights, ttl_seconds, now, initial, position), model, engine)
 
     async def fork(self, session: str, owner: bytes | None) -> SessionRecord:
         """A new session at step 0, from this one's state; it belongs to the same owner. Raises as `open` does."""

@@ -39,9 +39,6 @@ class SequenceCall(NamedTuple):
     terms: Terms
     deadline: float | None = None
 
-    def refusal(self, field: str, message: str) -> InvalidRequest:
-        return InvalidRequest.at(message, "parameters", field)
-
     def lacks(self, what: str) -> str:
         name = self.sequence_id if isinstance(self.sequence_id, int) else f'"{self.sequence_id:.80}"'
         return f'sequence {name} of model "{self.model.name}" {what}; send its first step with sequence_start'
@@ -69,7 +66,7 @@ class Sequences:
 
     async def _start(self, call: SequenceCall, session_id: str) -> tuple[Session, list[Steps]]:
         if call.step not in (None, 1):
-            raise call.refusal("step", f"step is {call.step}; the first step of a sequence is 1")
+            raise _refusal("step", f"step is {call.step}; the first step of a sequence is 1")
         inputs = call.read(call.model)
         session = await self.sessions.draft(session_id, call.model, call.owner)
         session.record.position = session.record.position._replace(revision=randbits(62))
@@ -90,12 +87,16 @@ class Sequences:
                 inputs = call.read(session.model)
                 return session, await self.steps.run_in_turn(session, inputs, call.step, call.terms, call.deadline)
             except SessionNotFound:
-                raise call.refusal("sequence_id", call.lacks("has not begun, or ended long ago")) from None
+                raise _refusal("sequence_id", call.lacks("has not begun, or ended long ago")) from None
             except SessionGone as gone:
                 if gone.reason == "restarted":  # by another process; this one knew the old session
                     continue
                 reason = "" if gone.reason == "deleted" else f" ({gone.reason})"
                 message = call.lacks(f"has ended{reason} after step {gone.step}")
                 if gone.reason in ("deleted", "expired"):
-                    raise call.refusal("sequence_id", message) from None
+                    raise _refusal("sequence_id", message) from None
                 raise SessionGone(message, gone.reason, gone.step) from None
+
+
+def _refusal(parameter: str, message: str) -> InvalidRequest:
+    return InvalidRequest.at(message, "parameters", parameter)

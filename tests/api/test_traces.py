@@ -161,7 +161,7 @@ def test_invalid_parent_is_ignored(app, parents, caplog):
 def test_no_header_breaks_a_trace(parent, state):
     traces, exporter = in_memory()
     request = Request("POST", "/", b"", {b"traceparent": parent, b"tracestate": state}, "", "r")
-    assert len(traces.record(request, "/", 0.001)) == 32
+    assert len(traces.record(request, 0.001)) == 32
     assert len(exporter.get_finished_spans()) == 1
 
 

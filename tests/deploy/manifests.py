@@ -1,30 +1,23 @@
 """Manifests as a cluster gets them."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.e2e.running import ROOT
+from tests.tools import tool
 
 OVERLAYS = ["base", "valkey", "gpu", "trial"]
 
 
 @cache
 def rendered(overlay):
-    """By the kubectl of `make integration`, or the machine's."""
-    program = shutil.which("kubectl", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    version = subprocess.check_output([program, "version", "--client"], text=True) if program else ""
-    if "Kustomize Version" not in version:  # Debian's is too old
-        pytest.skip("needs kubectl 1.24 or newer (scripts/get_kubectl.py)")
     folder = ROOT / "deploy/kubernetes" / ("base" if overlay == "base" else f"overlays/{overlay}")
-    done = subprocess.run([program, "kustomize", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool("kubectl") / "kubectl", "kustomize", folder], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr  # nor is anything deprecated
     return list(yaml.safe_load_all(done.stdout))
 

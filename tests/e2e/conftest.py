@@ -94,9 +94,7 @@ def launch(repository, tmp_path):
     started = []
 
     def launch_one(models=repository, **settings):
-        folder = tmp_path / f"service-{len(started)}"
-        folder.mkdir()
-        started.append(start(models, folder, **settings))
+        started.append(start(models, tmp_path / f"service-{len(started)}", **settings))
         return started[-1]
 
     yield launch_one

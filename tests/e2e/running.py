@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,13 +128,25 @@ def start(models: Path, folder: Path, *, stdout: int | None = None, wait: bool =
     stdout: a descriptor in place of the log's file. wait False: until it listens.
     """
     command = [sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0"]
-    return launch(command, folder, environment(**settings), stdout=stdout, wait=wait)
+    return start_command(command, folder, environment(**settings), stdout=stdout, wait=wait)
 
 
-def launch(
+@contextmanager
+def replicas(models: Path, folder: Path, *, count: int = 2, **settings: Any) -> Iterator[list[Service]]:
+    """Services with the same settings, each with its log in a folder of its own."""
+    with ExitStack() as stack:
+        started: list[Service] = []
+        for number in range(count):
+            started.append(start(models, folder / f"service-{number}", **settings))
+            stack.callback(started[-1].stop)
+        yield started
+
+
+def start_command(
     command: list[str], folder: Path, variables: dict[str, str], *, stdout: int | None = None, wait: bool = True
 ) -> Service:
     """Start a service by a command that has it listen on a free port; otherwise as `start`."""
+    folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "service.log"
     with log_file.open("w") as log:
         process = psutil.Popen(

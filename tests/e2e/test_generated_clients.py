@@ -1,7 +1,4 @@
-"""Clients that others' tools generate from the OpenAPI document compile, and call a real service.
-
-`make integration` installs the tools into .peers; tests are skipped where they are missing.
-"""
+"""Clients that others' tools generate from the OpenAPI document compile, and call a real service."""
 
 import json
 import shutil
@@ -11,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools import tool
+
 from .conftest import SIGNED_KEY
 from .running import ROOT
 
+pytestmark = pytest.mark.integration
+
 EXAMPLES = ROOT / "examples" / "generated"
-TYPESCRIPT = ROOT / ".peers" / "typescript"
-PYTHON = ROOT / ".peers" / "openapi-python-client"
-
-
-def needs(folder):
-    return pytest.mark.skipif(not (folder / "installed").exists(), reason=f"make {folder.relative_to(ROOT)}/installed")
 
 
 def run(*command, cwd):
@@ -50,30 +45,27 @@ def assert_right(said, service):
     assert said["size"] == 5
 
 
-@pytest.mark.integration
-@needs(TYPESCRIPT)
 def test_typescript_client_compiles_and_runs(guarded, document, tmp_path):
+    modules = tool("typescript") / "node_modules"
     shutil.copy(EXAMPLES / "client.ts", tmp_path)
-    shutil.copy(Path(__file__).parent / "generated" / "wrong.ts", tmp_path)
+    shutil.copy(Path(__file__).parent / "wrong.ts", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "node_modules").symlink_to(TYPESCRIPT / "node_modules")
-    tools = TYPESCRIPT / "node_modules" / ".bin"
-    run(tools / "openapi-typescript", document, "--output", "rnn.d.ts", cwd=tmp_path)
+    (tmp_path / "node_modules").symlink_to(modules)
+    run(modules / ".bin" / "openapi-typescript", document, "--output", "rnn.d.ts", cwd=tmp_path)
     strict = ("--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom")
-    run(tools / "tsc", *strict, "client.ts", "wrong.ts", cwd=tmp_path)
+    run(modules / ".bin" / "tsc", *strict, "client.ts", "wrong.ts", cwd=tmp_path)
     assert_right(json.loads(run("node", "client.js", guarded.url, SIGNED_KEY, cwd=tmp_path)), guarded)
 
 
-@pytest.mark.integration
-@needs(PYTHON)
 def test_python_client_compiles_and_runs(guarded, document, tmp_path):
+    programs = tool("openapi-python-client") / "bin"
     shutil.copy(EXAMPLES / "client.py", tmp_path)
     options = ("--meta", "none", "--config", EXAMPLES / "config.yml", "--output-path", "rnn")
-    said = run(PYTHON / "bin/openapi-python-client", "generate", "--path", document, *options, cwd=tmp_path)
+    said = run(programs / "openapi-python-client", "generate", "--path", document, *options, cwd=tmp_path)
     # Streams of steps are not for it: it knows no NDJSON.
     assert said.count("WARNING") == said.count("Unsupported content type application/x-ndjson")
     # The user's side of the types; mypy finds faults inside of what the tool writes for lists of several depths.
     strict = ("--strict", "--follow-imports", "silent", "--cache-dir", tmp_path / "mypy")
     run(sys.executable, "-m", "mypy", *strict, "client.py", cwd=tmp_path)
-    run(PYTHON / "bin/python", "-m", "compileall", "-q", "rnn", cwd=tmp_path)
-    assert_right(json.loads(run(PYTHON / "bin/python", "client.py", guarded.url, SIGNED_KEY, cwd=tmp_path)), guarded)
+    run(programs / "python", "-m", "compileall", "-q", "rnn", cwd=tmp_path)
+    assert_right(json.loads(run(programs / "python", "client.py", guarded.url, SIGNED_KEY, cwd=tmp_path)), guarded)

@@ -86,7 +86,7 @@ def test_prometheus_answers_each_panel(launch, tmp_path):
         return promtool("query", "instant", f"http://127.0.0.1:{port}", expr, **options)
 
     try:
-        until(lambda: "=> 1" in ask("rnn_ready", check=False), "a scrape", 30)
+        until(lambda: "=> 1" in ask("rnn_ready", check=False), "a scrape")
         for _ in range(4):
             use(service)
             time.sleep(1.2)

@@ -25,9 +25,7 @@ def scaled(tmp_path):
     server = Server(tmp_path)
     server.start()
     deployment = Deployment(tmp_path, session_store=server.url)
-    folder = tmp_path / "second"
-    folder.mkdir()
-    replicas = [deployment.service, start(deployment.models, folder, session_store=server.url)]
+    replicas = [deployment.service, start(deployment.models, tmp_path / "second", session_store=server.url)]
     try:
         with nginx(tmp_path, replicas) as url:
             yield url, replicas

@@ -8,7 +8,7 @@ import pytest
 from .conftest import ADMIN_KEY
 from .models import write_model
 from .open_inference import assert_error, body_of, infer, read
-from .running import start
+from .running import replicas
 from .sessions import ADMIN, vectors
 
 MODEL = "lstm-proj"
@@ -124,15 +124,10 @@ def test_models_count_their_sequences(launch, tmp_path):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two services on one store."""
-    folder, services = tmp_path_factory.mktemp("pair"), []
+    folder = tmp_path_factory.mktemp("pair")
     write_model(folder / "models", MODEL)
-    for name in ("one", "other"):
-        (folder / name).mkdir()
-        store = f"sqlite:///{folder}/sessions.db"
-        services.append(start(folder / "models", folder / name, session_store=store))
-    yield services
-    for service in services:
-        service.stop()
+    with replicas(folder / "models", folder, session_store=f"sqlite:///{folder}/sessions.db") as services:
+        yield services
 
 
 @pytest.mark.integration

@@ -11,7 +11,7 @@ import pytest
 from .conftest import ADMIN_KEY
 from .models import SPECS, write_model
 from .problems import assert_problem
-from .running import start, until
+from .running import replicas, until
 from .sessions import ADMIN, opened, stepped, steps_done, vectors
 
 NAMES = ("locked", "replaced", "replaced-elsewhere", "just-opened", "unreadable", "draining")
@@ -32,14 +32,9 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     for name in NAMES:
         write(folder / "models", name)
-    services = []
-    for number in range(2):
-        (folder / f"{number}").mkdir()
-        store = f"sqlite:///{folder}/sessions.db"
-        services.append(start(folder / "models", folder / f"{number}", session_store=store, admin_keys=ADMIN_KEY))
-    yield *services, folder / "models", folder / "sessions.db"
-    for service in services:
-        service.stop()
+    store = f"sqlite:///{folder}/sessions.db"
+    with replicas(folder / "models", folder, session_store=store, admin_keys=ADMIN_KEY) as services:
+        yield *services, folder / "models", folder / "sessions.db"
 
 
 def outputs_of(service, name):

@@ -108,9 +108,10 @@ def test_collector_that_hangs_holds_up_nobody(launch, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
         service = launch()
         for _ in range(30):
             assert service.post("/cell/step", STEP).elapsed.total_seconds() < 5
         begun = monotonic()
         service.stop()
-        assert monotonic() - begun < 12
+        assert monotonic() - begun < 20

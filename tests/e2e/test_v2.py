@@ -362,6 +362,15 @@ def test_paths_of_metrics_do_not_grow(service):
     }
 
 
+def test_path_of_a_client_that_is_gone(service):
+    """The route's, also where the rest of a body never came."""
+    gone = 'rnn_requests_total{model="",path="/v2/repository/models/{model}/load",status="499"}'
+    with Wire(service) as wire:
+        wire.send(head("POST", "/v2/repository/models/gone/load", {"Content-Length": 9, **ADMIN}))
+    until(lambda: service.metrics().get(gone), "it is counted")
+    assert not any("models/gone" in name for name in service.metrics())
+
+
 def test_keys(guarded):
     assert_error(guarded.get("/v2/models/tanh"), 401, "key")
     assert_error(guarded.post("/v2/models/tanh/infer", content=b"{}"), 401, "key")

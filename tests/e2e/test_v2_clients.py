@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.reference import numbers
+from tests.tools import tool
 
 from .conftest import ADMIN_KEY
 from .models import BROKEN, assert_close, expected
@@ -16,7 +17,6 @@ from .running import ROOT
 
 pytestmark = pytest.mark.integration
 
-PEERS = ROOT / ".peers"
 ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 X = numbers(np.random.default_rng(1), 3, 5, 5)
 
@@ -137,10 +137,7 @@ def test_tritonclient_by_asyncio(service):
 
 
 def test_kserve(service):
-    python = PEERS / "kserve" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("`make .peers/kserve/installed` installs KServe's client")
-    calls = ROOT / "tests" / "peers" / "kserve_calls.py"
+    python, calls = tool("kserve") / "bin" / "python", ROOT / "tests" / "e2e" / "kserve_calls.py"
     told = json.loads(subprocess.check_output([python, calls, service.url], text=True, timeout=120).splitlines()[-1])
     assert {name: told[name] for name in ("live", "ready", "model_ready", "no_model_ready", "broken_ready")} == {
         "live": True,
@@ -161,10 +158,8 @@ def test_kserve(service):
 @pytest.fixture(scope="module")
 def perf_analyzer():
     """Runs perf_analyzer for a moment and gives what it prints."""
-    folder = PEERS / "perf"
+    folder = tool("perf_analyzer")
     program = folder / "bin" / "perf_analyzer"
-    if not program.exists():
-        pytest.skip("`make .peers/perf/installed` installs perf_analyzer")
     libraries = [str(found.parent) for found in folder.glob("lib/python3*/site-packages/nvidia/cuda_runtime/lib/*.so*")]
     environment = os.environ | {"LD_LIBRARY_PATH": ":".join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")])}
     needs = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=True).stdout

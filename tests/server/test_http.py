@@ -19,9 +19,11 @@ from uvicorn.server import ServerState
 from service.api.accounting import Accounting
 from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
+from service.api.draining import Draining
 from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics
+from service.api.readiness import Readiness
 from service.api.request import Reply
 from service.errors import ClientGone
 from service.server import flow
@@ -29,6 +31,7 @@ from service.server.flow import SLICE_BYTES, Paced, PipelineFlow
 from service.server.http import DIRECT_BYTES, HttpConnection
 from service.server.websocket import GuardedWebSocket
 from service.settings import Settings
+from service.stores.memory import MemoryStore
 from tests.e2e.running import ROOT
 from tests.loop import in_loop
 
@@ -82,6 +85,7 @@ def connected():
         hosts=HostRules(Settings(allowed_hosts=("a",))),
         keys=Keys([], []),
         accounting=Accounting(Metrics(), entries.append),
+        readiness=Readiness(Draining(), MemoryStore(1), []),
     )
     config = uvicorn.Config(application, log_config=None, proxy_headers=False, interface="asgi3", ws=GuardedWebSocket)
     config.header_seconds, config.min_bytes_per_second = 60, 1000

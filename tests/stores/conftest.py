@@ -7,7 +7,7 @@ from valkey import Valkey
 
 from service.stores.open import store_from
 from tests.e2e.models import write_model
-from tests.e2e.running import start
+from tests.e2e.running import replicas
 from tests.loop import in_loop
 from tests.stores.servers import PROGRAM, Server
 
@@ -58,13 +58,9 @@ def url_of(tmp_path, request):
 def services(kind, url_of, tmp_path):
     """Two services on one store; of memory one service, taken for both."""
     write_model(tmp_path / "models", MODEL)
-    url, started = url_of(kind), []
-    for number in range(1 if kind == "memory" else 2):
-        (tmp_path / str(number)).mkdir()
-        started.append(start(tmp_path / "models", tmp_path / str(number), session_store=url))
-    yield started * (2 // len(started))
-    for service in started:
-        service.stop()
+    count = 1 if kind == "memory" else 2
+    with replicas(tmp_path / "models", tmp_path, count=count, session_store=url_of(kind)) as started:
+        yield started * (2 // count)
 
 
 @asynccontextmanager

@@ -123,7 +123,6 @@ def test_sequences_outlive_the_service(kind, how, url_of, tmp_path):
     inputs = np.random.default_rng(7).standard_normal((12, 1, 4)).astype(np.float32)
     last = {}
     for life in range(2):
-        (tmp_path / str(life)).mkdir()
         service = start(tmp_path / "models", tmp_path / str(life), session_store=url)
         for step in range(4 * life + 1, 4 * life + 5):
             for sequence in (3, "3"):

@@ -17,7 +17,7 @@ from service.api.requests import ForwardRequest, StepRequest, validate
 from service.api.shapes import Limits, invalid
 from service.api.step import StepCall, session_inputs, session_reply
 from service.api.stepping import refuse_another_model
-from service.api.v2.models import served
+from service.api.v2.models import resolve
 from service.api.v2.requests import STEP, InferRequest, RequestParameters, Signature, Tensor
 from service.errors import MalformedRequest
 from service.serving.inference import Inference
@@ -40,7 +40,7 @@ class Infer:
 
     async def __call__(self, request: Request) -> Reply:
         name, version = infer_names(request.path) or ("", None)
-        model, tensors = served(self.inference.registry, name, version)
+        model, tensors = resolve(self.inference.registry, name, version)
         request.model, request.version = name, model.version
         asked, given = await self._decode(request, tensors)
         fields: dict[str, Any] = {"model_name": name, "model_version": model.version}

@@ -1,6 +1,6 @@
 """What clients of the Open Inference Protocol read of the service and its models, and how they load and unload them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
@@ -13,6 +13,7 @@ from service.api.application import request_of
 from service.api.bodies import Bodies, Incoming
 from service.api.metrics import Sampler
 from service.api.negotiation import JSON
+from service.api.readiness import Readiness
 from service.api.requests import validate
 from service.api.routes import admin_only
 from service.api.stepping import steppable
@@ -47,7 +48,7 @@ class Ready(BaseModel):
     live: bool = Field(True, description="Whether the process is alive.")
 
 
-class TensorView(BaseModel):
+class TensorMetadata(BaseModel):
     """A tensor that a model takes or gives."""
 
     name: _Name
@@ -61,8 +62,8 @@ class ModelMetadata(BaseModel):
     name: _Name
     versions: list[str] = Field(description="All of them, oldest first.")
     platform: str = Field(description="What runs it, and its kind.")
-    inputs: list[TensorView] = Field(description="What it takes.")
-    outputs: list[TensorView] = Field(description="What it gives.")
+    inputs: list[TensorMetadata] = Field(description="What it takes.")
+    outputs: list[TensorMetadata] = Field(description="What it gives.")
 
 
 class IndexEntry(BaseModel):
@@ -86,7 +87,7 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
-def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
+def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
     """The routes that describe models; idle_seconds is how long a sequence lives after a step."""
     router = APIRouter(prefix="/v2/models", tags=[TAG])
 
@@ -96,7 +97,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
 
     async def ready(response: Response, model: str, version: str | None = None) -> Ready:
         try:
-            served(registry, model, version)
+            resolve(registry, model, version)
         except ModelFailed:
             response.status_code = 503
         return Ready(name=model, ready=response.status_code != 503)
@@ -104,7 +105,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
     async def metadata(model: str, version: str | None = None) -> ModelMetadata:
         found, tensors = described(registry, model, version)
         inputs, outputs = (
-            [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
+            [TensorMetadata(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
             for some in tensors
         )
         versions = list(registry.model(found.name).versions) if version is None else [version]
@@ -119,12 +120,12 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return found
 
     async def model_stats(model: str, version: str | None = None) -> dict[str, Any]:
-        served(registry, model, version)
+        resolve(registry, model, version)
         return stats(model, version)
 
     def stats(model: str | None, version: str | None = None) -> dict[str, Any]:
         counted = figures(sampler.collected())
-        found = [(one.name, one.version) for one in entries(registry) if model in (None, one.name)]
+        found = [(one.name, one.version) for one in index_entries(registry) if model in (None, one.name)]
         return {"model_stats": [statistics(counted, *one) for one in found if version in (None, one[1])]}
 
     for path, kind in ("/{model}", "model"), ("/{model}/versions/{version}", "version"):
@@ -135,10 +136,10 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
     return router
 
 
-def service_router(
-    registry: Registry, administration: Administration, bodies: Bodies, unready: Callable[[], list[str]]
+def v2_service_router(
+    registry: Registry, administration: Administration, bodies: Bodies, readiness: Readiness
 ) -> APIRouter:
-    """The routes about the whole service; `unready` gives the reasons for not being ready, none if it is."""
+    """The routes about the whole service."""
     router = APIRouter(prefix="/v2", tags=[TAG])
 
     @router.get("", operation_id="v2_server", summary="What answers here")
@@ -147,11 +148,11 @@ def service_router(
 
     @router.get("/health/live", operation_id="v2_live", summary="Is the process alive?")
     async def live() -> Ready:
-        return Ready(ready=not unready())
+        return Ready(ready=not readiness.reasons())
 
     @router.get("/health/ready", operation_id="v2_ready", summary="Should requests come here?")
     async def ready(response: Response) -> Ready:
-        response.status_code = 503 if unready() else 200
+        response.status_code = 503 if readiness.reasons() else 200
         return Ready(ready=response.status_code == 200)
 
     async def posted(routed: Routed) -> Any:
@@ -167,7 +168,7 @@ def service_router(
     @router.post("/repository/index", operation_id="v2_index", summary="All models", openapi_extra=takes(IndexRequest))
     async def index(body: Annotated[Any, Depends(posted)]) -> list[IndexEntry]:
         only_ready = validate(IndexRequest, body).ready
-        return [entry for entry in entries(registry) if entry.state == "READY" or not only_ready]
+        return [entry for entry in index_entries(registry) if entry.state == "READY" or not only_ready]
 
     admin: dict[str, Any] = {"dependencies": [Depends(admin_only)], "openapi_extra": takes(LoadRequest)}
 
@@ -175,7 +176,7 @@ def service_router(
     async def load(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
         """Its folder is read again."""
         validate(LoadRequest, body)
-        loaded, _ = await administration.everywhere("reload", model.removesuffix(STEP))
+        loaded, _ = await administration.reload(model.removesuffix(STEP))
         if found := loaded.serving():
             await registry.engine(found)
         return Ready(name=model, ready=True)
@@ -184,13 +185,13 @@ def service_router(
     async def unload(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
         validate(LoadRequest, body)
-        await administration.everywhere("unload", model.removesuffix(STEP))
+        await administration.unload(model.removesuffix(STEP))
         return Ready(name=model, ready=True)
 
     return router
 
 
-def entries(registry: Registry) -> Iterator[IndexEntry]:
+def index_entries(registry: Registry) -> Iterator[IndexEntry]:
     """All versions of all models, each also by its single steps if it can be stepped."""
     for model in registry.models():
         if not model.versions:
@@ -203,15 +204,15 @@ def entries(registry: Registry) -> Iterator[IndexEntry]:
                     yield IndexEntry(name=name, version=version.version, state=state, reason=failure or "")
 
 
-def served(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
+def resolve(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
     """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
     found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
 
 
 def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """As `served`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
-    found, tensors = served(registry, name, version)
+    """As `resolve`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
+    found, tensors = resolve(registry, name, version)
     inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
     return found, tensors._replace(inputs=inputs)
 

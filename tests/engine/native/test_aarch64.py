@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -20,9 +19,8 @@ from service.models.chain import LayerConfig, chain
 from service.spec import ModelSpec
 from tests.engine.native.models import Results, assert_same_bits, random_rows, reference
 from tests.reference import OTHERS, weights_of, with_layers
+from tests.tools import ROOT, tool
 
-ROOT = Path(__file__).parents[3]
-ARM64 = ROOT / ".arm64"  # made by scripts/arm64_python.sh
 EMULATOR = shutil.which("qemu-aarch64-static") or ""
 EMBEDDING = LayerConfig(type="embedding", num_embeddings=7, embedding_dim=5)
 RUNNER = """import pickle, platform, sys
@@ -80,8 +78,9 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch, name: str) -> No
 @pytest.fixture(scope="module", params=["cortex-a57", "neoverse-v1"])
 def emulated(request, tmp_path_factory):
     """What the engine computes of `LENGTHS` random rows, by the name of the model: all in one call, and one by one."""
-    if not EMULATOR or not (ARM64 / "complete").exists():
-        pytest.skip("needs qemu-aarch64-static, and .arm64/ from scripts/arm64_python.sh")
+    arm64 = tool("arm64")
+    if not EMULATOR:
+        pytest.skip("needs qemu-aarch64-static")
     folder = tmp_path_factory.mktemp("emulated")
     old = request.param == "cortex-a57"  # it finds out itself what it is
     processor = None if old else Processor.with_features(request.param, PROCESSORS[request.param], {"neon"})
@@ -91,9 +90,9 @@ def emulated(request, tmp_path_factory):
         single = [([x[b]], h[:, b : b + 1], None if c is None else c[:, b : b + 1]) for b in (0, 3)]
         cases += [(processor, spec, weights_of(spec), each) for each in [(x, h, c), *single]]
     (folder / "cases").write_bytes(pickle.dumps(cases))
-    command = [EMULATOR, "-cpu", "cortex-a57" if old else "max", "-L", ARM64 / "root"]
-    command += [ARM64 / "root" / "usr" / "bin" / "python3", "-c", RUNNER]
-    paths = os.pathsep.join(map(str, (ROOT, ARM64 / "packages")))
+    command = [EMULATOR, "-cpu", "cortex-a57" if old else "max", "-L", arm64 / "root"]
+    command += [arm64 / "root" / "usr" / "bin" / "python3", "-c", RUNNER]
+    paths = os.pathsep.join(map(str, (ROOT, arm64 / "packages")))
     variables = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*command, folder / "cases", folder / "results"], cwd=ROOT, env=variables, check=True)
     machine, has_fma, results = pickle.loads((folder / "results").read_bytes())

@@ -1,4 +1,4 @@
-"""How workers ask each other: by a Unix socket of each, in a folder that only their user can enter."""
+"""How workers ask each other: each has a Unix socket, in a folder that only their user can enter."""
 
 import asyncio
 import os
@@ -15,8 +15,8 @@ from service.errors import ServiceError
 ANSWER_SECONDS = 60.0
 
 
-class Peers:
-    """The sockets of all workers; what comes to this one's before `obey` waits for that."""
+class WorkerSockets:
+    """The sockets of all workers. What the others ask before `listen` waits until then."""
 
     def __init__(self, folder: str) -> None:
         # A socket's own path may have 107 bytes, whatever the folder's.
@@ -27,7 +27,7 @@ class Peers:
         self._socket.bind(str(self._path))
         self._socket.listen()
 
-    async def obey(self, administration: Administration) -> None:
+    async def listen(self, administration: Administration) -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             reason = ""
             try:

@@ -7,8 +7,8 @@ import pytest
 
 from service.api.administration import Administration
 from service.errors import ModelFailed, ModelInUse, ModelNotFound, WorkerFailed
-from service.server import peers
-from service.server.peers import Peers
+from service.server import worker_sockets
+from service.server.worker_sockets import WorkerSockets
 from tests.loop import in_loop
 
 
@@ -31,19 +31,19 @@ class Models:
 
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
-    """Administrations of registries, as those of workers with the process ids 1, 2, …; not all may obey yet."""
+    """Administrations of registries, as those of workers with the process ids 1, 2, …; not all may listen yet."""
 
     sockets = []
 
-    async def build(*registries, obeying=None):
+    async def build(*registries, listening=None):
         built = []
         for number, registry in enumerate(registries, 1):
             monkeypatch.setattr(os, "getpid", lambda number=number: number)
-            started = Peers(str(tmp_path))
+            started = WorkerSockets(str(tmp_path))
             sockets.append(started._socket)
             built.append(Administration(registry, started))
-            if obeying is None or number in obeying:
-                await started.obey(built[-1])
+            if listening is None or number in listening:
+                await started.listen(built[-1])
         monkeypatch.setattr(os, "getpid", lambda: 1)
         return built
 
@@ -56,11 +56,11 @@ def workers(tmp_path, monkeypatch):
 async def test_every_worker_does_it(workers):
     registries = [Models(), Models(), Models()]
     first, *_ = await workers(*registries)
-    for call in (("drain", "m", "3"), ("drain", "m", None), ("reload", "m"), ("unload", "m")):
-        assert await first.everywhere(*call) == (registries[0], 3)
-    calls = [("drain", "m", "3"), ("drain", "m", None), ("reload", "m"), ("refuse_in_use", "m"), ("unload", "m")]
+    for call in (first.drain("m", "3"), first.drain("m", None), first.reload("m"), first.unload("m")):
+        assert await call == (registries[0], 3)
+    calls = [("drain", "m", "3"), ("drain", "m", None), ("reload", "m"), ("check_unused", "m"), ("unload", "m")]
     assert [one.told for one in registries] == [calls] * 3
-    assert (await Administration(registries[0], None).everywhere("reload", "m"))[1] == 1
+    assert (await Administration(registries[0], None).reload("m"))[1] == 1
 
 
 @pytest.mark.parametrize("failing", [{1}, {2}, {1, 2, 3}])
@@ -69,16 +69,16 @@ async def test_workers_that_fail_are_named(workers, failing):
     """Unless all do: then it is the models' own error."""
     registries = [Models(ModelNotFound("gone") if number in failing else None) for number in (1, 2, 3)]
     first, *_ = await workers(*registries)
-    wanted = r"^gone$" if len(failing) == 3 else rf"^1 of 3 workers refused to reload: worker {failing.pop()}: gone$"
+    wanted = r"^gone$" if len(failing) == 3 else rf"^1 of 3 workers refused: worker {failing.pop()}: gone$"
     with pytest.raises(ModelNotFound if wanted == r"^gone$" else WorkerFailed, match=wanted):
-        await first.everywhere("reload", "m")
+        await first.reload("m")
 
 
 @in_loop
 async def test_failure_of_the_service_is_not_told(workers):
     first, *_ = await workers(Models(), Models(ZeroDivisionError("secret")))
     with pytest.raises(WorkerFailed, match=r"worker 2: it failed; the log has the reason$"):
-        await first.everywhere("reload", "m")
+        await first.reload("m")
 
 
 @pytest.mark.parametrize("using", [0, 1])
@@ -88,26 +88,26 @@ async def test_model_in_use_anywhere_stays_loaded_everywhere(workers, using):
     registries[using].error = ModelInUse("sessions on it: 1")
     first, *_ = await workers(*registries)
     with pytest.raises(ModelInUse, match=f"worker {1 + using}: sessions on it: 1"):
-        await first.everywhere("unload", "m")
-    assert [one.told for one in registries] == [[("refuse_in_use", "m")]] * 3
+        await first.unload("m")
+    assert [one.told for one in registries] == [[("check_unused", "m")]] * 3
 
 
 @in_loop
 async def test_call_waits_for_a_worker_that_starts(workers, monkeypatch):
-    first, second = await workers(Models(), Models(), obeying={1})
-    asked = asyncio.create_task(first.everywhere("reload", "m"))
+    first, second = await workers(Models(), Models(), listening={1})
+    asked = asyncio.create_task(first.reload("m"))
     await asyncio.sleep(0.05)
     assert not asked.done()
-    await second._others.obey(second)
+    await second._others.listen(second)
     assert (await asked)[1] == 2
 
 
 @in_loop
 async def test_silent_worker_has_failed(workers, monkeypatch):
-    monkeypatch.setattr(peers, "ANSWER_SECONDS", 0.05)
-    first, _ = await workers(Models(), Models(), obeying={1})
+    monkeypatch.setattr(worker_sockets, "ANSWER_SECONDS", 0.05)
+    first, _ = await workers(Models(), Models(), listening={1})
     with pytest.raises(WorkerFailed, match=r"worker 2: no answer in 0\.05 s"):
-        await first.everywhere("reload", "m")
+        await first.reload("m")
 
 
 @in_loop
@@ -116,9 +116,9 @@ async def test_worker_that_ended_is_left_out(workers, tmp_path):
     server = await asyncio.start_unix_server(lambda _, writer: writer.close(), tmp_path / "7.sock")
     first, second = await workers(Models(), Models(ModelFailed("broken")))
     second._others._server.close()
-    assert (await first.everywhere("reload", "m"))[1] == 1
+    assert (await first.reload("m"))[1] == 1
     first, _ = await workers(Models(), Models())
-    assert (await first.everywhere("reload", "m"))[1] == 2
+    assert (await first.reload("m"))[1] == 2
     server.close()
 
 
@@ -126,7 +126,7 @@ async def test_worker_that_ended_is_left_out(workers, tmp_path):
 async def test_folder_may_have_a_long_name(tmp_path):
     folder = tmp_path / ("x" * 200)
     folder.mkdir()
-    peer = Peers(str(folder))
+    alone = WorkerSockets(str(folder))
     assert next(folder.iterdir()).is_socket()
-    assert await peer.ask("reload", "m") == {}
-    peer._socket.close()
+    assert await alone.ask("reload", "m") == {}
+    alone._socket.close()
