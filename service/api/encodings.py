@@ -52,12 +52,14 @@ class Decoder:
             if self._encoding == "deflate" and data[0] % 16 != 8:  # no header of zlib's begins so: it is raw
                 self._frame = zlib.decompressobj(wbits=-15)
         try:
-            while data or not (self._frame.eof or getattr(self._frame, "needs_input", True)):
+            more = False
+            while data or more:
                 if self._frame.eof:
                     self._next_frame()
                 piece = self._frame.decompress(data, PIECE_BYTES)
                 # zstd keeps what it could not use at once, zlib gives it back.
                 data = getattr(self._frame, "unconsumed_tail", b"") or self._frame.unused_data
+                more = len(piece) == PIECE_BYTES and not self._frame.eof  # all input may be used, and some bits kept
                 if piece:
                     self._frame_is_empty = False
                     yield piece

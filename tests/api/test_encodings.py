@@ -43,6 +43,15 @@ def test_raw_deflate_is_read_too(whole, level):
     assert unpacked("deflate", *(packed[index : index + 1] for index in range(len(packed)))) == whole
 
 
+@pytest.mark.parametrize("wbits", [-15, 15])
+def test_no_bit_is_left_behind_a_full_piece(wbits):
+    """zlib has read all of some of these when a piece is full."""
+    for size in range(PIECE_BYTES, PIECE_BYTES + 900):
+        packer = zlib.compressobj(9, wbits=wbits)
+        packed = packer.compress(bytes(size)) + packer.flush()
+        assert unpacked("deflate", packed) == bytes(size)
+
+
 @each_encoding
 def test_bomb_comes_in_pieces(encoding):
     sizes = [len(piece) for piece in Decoder(encoding).feed(PACK[encoding](bytes(5_000_000)))]
