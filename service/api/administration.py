@@ -14,7 +14,7 @@ Action = Literal["reload", "unload", "drain", "refuse_in_use"]  # methods of a r
 class Others(Protocol):
     """The other workers of the service."""
 
-    async def ask(self, action: Action, *arguments: str | None) -> dict[int, str]:
+    async def ask(self, action: Action, *arguments: str | None) -> dict[str, str]:
         """What kept each that is alive from doing it, empty if nothing did, by process id."""
 
     async def obey(self, administration: "Administration") -> None:
@@ -27,6 +27,7 @@ class Administration:
     def __init__(self, registry: Registry, others: Others | None) -> None:
         self._registry = registry
         self._others = others
+        self._alone = asyncio.Lock()
 
     async def everywhere(self, action: Action, *arguments: str | None) -> tuple[Model, int]:
         """Do it in every worker; gives the model as this one has it, and how many there are.
@@ -42,16 +43,18 @@ class Administration:
         except ServiceError as raised:
             error = raised
         reasons = await asked if asked else {}
-        reasons[os.getpid()] = str(error or "")
+        reasons[str(os.getpid())] = str(error or "")
         if error and all(reasons.values()):
             raise error
         if failed := [f"worker {worker}: {reason}" for worker, reason in reasons.items() if reason]:
-            kind = ModelInUse if action == "refuse_in_use" else WorkerFailed
-            raise kind(f"{len(failed)} of {len(reasons)} workers refused to {action}: {'; '.join(failed)}")
+            if action == "refuse_in_use":
+                raise ModelInUse("; ".join(failed))
+            raise WorkerFailed(f"{len(failed)} of {len(reasons)} workers refused to {action}: {'; '.join(failed)}")
         return model, len(reasons)
 
     async def here(self, action: Action, *arguments: str | None) -> Model:
-        """Do it in this worker."""
-        done = getattr(self._registry, action)(*arguments)
-        model: Model = (await done) if isawaitable(done) else done
-        return model
+        """Do it in this worker, one after the other: each of many reloads at once would hold the weights."""
+        async with self._alone:
+            done = getattr(self._registry, action)(*arguments)
+            model: Model = (await done) if isawaitable(done) else done
+            return model

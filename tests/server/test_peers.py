@@ -87,7 +87,7 @@ async def test_model_in_use_anywhere_stays_loaded_everywhere(workers, using):
     registries = [Models(), Models(), Models()]
     registries[using].error = ModelInUse("sessions on it: 1")
     first, *_ = await workers(*registries)
-    with pytest.raises(ModelInUse, match=f"worker {1 + using}: sessions on it: 1"):
+    with pytest.raises(ModelInUse, match=f"^worker {1 + using}: sessions on it: 1"):
         await first.everywhere("unload", "m")
     assert [one.told for one in registries] == [[("refuse_in_use", "m")]] * 3
 
@@ -120,6 +120,18 @@ async def test_worker_that_ended_is_left_out(workers, tmp_path):
     first, _ = await workers(Models(), Models())
     assert (await first.everywhere("reload", "m"))[1] == 2
     server.close()
+
+
+@in_loop
+async def test_worker_that_ends_before_it_asks_is_no_failure(workers, tmp_path, capfd):
+    registry = Models()
+    await workers(registry)
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "1.sock")
+    writer.write_eof()
+    assert await reader.read() == b'""'
+    writer.close()
+    assert registry.told == []
+    assert "internal_error" not in "".join(capfd.readouterr())
 
 
 @in_loop
