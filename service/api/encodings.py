@@ -107,5 +107,5 @@ async def compressed(reply: Reply, request: Request) -> Reply:
                 part = piece[begin : begin + PIECE_BYTES]
                 small = size < COMPRESS_ELSEWHERE_FROM_BYTES
                 packed.append(packer.compress(part) if small else await asyncio.to_thread(packer.compress, part))
-        body = b"".join((*packed, packer.flush()))
+        body = [piece for piece in (*packed, packer.flush()) if piece]  # a large one is never copied
     return Reply(reply.status, reply.media_type, body, headers)
