@@ -14,7 +14,7 @@ Action = Literal["reload", "check_unused", "unload", "drain"]  # methods of a re
 class OtherWorkers(Protocol):
     """The workers of the service beside this one."""
 
-    async def ask(self, action: Action, *arguments: str | None) -> dict[int, str]:
+    async def ask(self, action: Action, *arguments: str | None) -> dict[str, str]:
         """Have each do it; gives why it did not, empty if it did, by process id. One that ends is left out."""
 
     async def listen(self, administration: "Administration") -> None:
@@ -30,6 +30,7 @@ class Administration:
     def __init__(self, registry: Registry, others: OtherWorkers | None) -> None:
         self._registry = registry
         self._others = others
+        self._alone = asyncio.Lock()
 
     async def reload(self, name: str) -> tuple[Model, int]:
         return await self._everywhere("reload", name)
@@ -46,10 +47,11 @@ class Administration:
         return await self._everywhere("drain", name, version)
 
     async def here(self, action: Action, *arguments: str | None) -> Model:
-        """Do it in this worker alone."""
-        done = getattr(self._registry, action)(*arguments)
-        model: Model = (await done) if isawaitable(done) else done
-        return model
+        """Do it in this worker alone, one after the other: each of many reloads at once would hold the weights."""
+        async with self._alone:
+            done = getattr(self._registry, action)(*arguments)
+            model: Model = (await done) if isawaitable(done) else done
+            return model
 
     async def _everywhere(self, action: Action, *arguments: str | None) -> tuple[Model, int]:
         asked = asyncio.ensure_future(self._others.ask(action, *arguments)) if self._others else None
@@ -59,7 +61,7 @@ class Administration:
         except ServiceError as raised:
             error = raised
         reasons = await asked if asked else {}
-        reasons[os.getpid()] = str(error or "")
+        reasons[str(os.getpid())] = str(error or "")
         if error and all(reasons.values()):
             raise error
         if failed := [f"worker {worker}: {reason}" for worker, reason in reasons.items() if reason]:

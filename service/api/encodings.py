@@ -42,7 +42,8 @@ async def decompressed(encoding: str, chunks: AsyncIterator[bytes]) -> AsyncIter
         if not begun and encoding == "deflate" and data[0] % 16 != 8:  # no header of zlib's begins so: it is raw
             frame = zlib.decompressobj(wbits=-15)
         begun = True
-        while data or not (frame.eof or getattr(frame, "needs_input", True)):
+        more = False
+        while data or more:
             if frame.eof:
                 empty_frames += is_empty
                 if empty_frames > MAX_EMPTY_FRAMES:
@@ -54,6 +55,7 @@ async def decompressed(encoding: str, chunks: AsyncIterator[bytes]) -> AsyncIter
                 raise MalformedBody(f"the body is not {encoding} data: {error}") from None
             # zstd keeps what it could not use at once, zlib gives it back.
             data = getattr(frame, "unconsumed_tail", b"") or frame.unused_data  # noqa: PLW2901  # what is left of it
+            more = len(piece) == PIECE_BYTES and not frame.eof  # all input may be used, and some bits kept
             if piece:
                 is_empty = False
                 yield piece
@@ -91,5 +93,5 @@ async def compressed(reply: Reply, request: Request) -> Reply:
                 part = piece[begin : begin + PIECE_BYTES]
                 small = size < COMPRESS_ELSEWHERE_FROM_BYTES
                 packed.append(packer.compress(part) if small else await asyncio.to_thread(packer.compress, part))
-        body = b"".join((*packed, packer.flush()))
+        body = [piece for piece in (*packed, packer.flush()) if piece]  # a large one is never copied
     return Reply(reply.status, reply.media_type, body, headers)

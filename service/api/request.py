@@ -16,10 +16,10 @@ MAX_INTERVALS = 64  # a reply that is generated turn by turn has any number of t
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-# Two hosts make one that is malformed, and so do two parents of a trace.
+# Two hosts make one that is malformed, and so do two origins, sizes of the JSON, or parents of a trace.
 _LISTS = (
-    *(b"accept", b"accept-encoding", b"connection", b"content-encoding", b"host"),
-    *(b"traceparent", b"tracestate", b"x-forwarded-for"),
+    *(b"accept", b"accept-encoding", b"access-control-request-headers", b"connection", b"content-encoding", b"host"),
+    *(b"inference-header-content-length", b"origin", b"traceparent", b"tracestate", b"x-forwarded-for"),
 )
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

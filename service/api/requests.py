@@ -288,9 +288,11 @@ def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = Fal
 
 
 def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
-    named = (part for part in item["loc"] if part not in ("int", "str", "list[int]"))  # which type was tried
+    named = (
+        part for part in item["loc"] if part not in ("int", "str", "constrained-str", "list[int]")
+    )  # which type was tried
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in named)
-    name = spell(loc)
+    name = spell(loc) or "the body"
     if item["type"] == "extra_forbidden":
         if len(loc) > 1:
             return FieldError(loc, f"{name} is not a field of this request")

@@ -31,7 +31,8 @@ class WorkerSockets:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             reason = ""
             try:
-                await administration.here(*orjson.loads(await reader.readline()))
+                if line := await reader.readline():  # else the one who asks was killed
+                    await administration.here(*orjson.loads(line))
             except ServiceError as error:
                 reason = str(error)
             except Exception:
@@ -42,7 +43,7 @@ class WorkerSockets:
 
         self._server = await asyncio.start_unix_server(answer, sock=self._socket)
 
-    async def ask(self, action: Action, *arguments: str | None) -> dict[int, str]:
+    async def ask(self, action: Action, *arguments: str | None) -> dict[str, str]:
         async def reason(path: Path) -> str | None:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
@@ -58,4 +59,4 @@ class WorkerSockets:
 
         others = [path for path in self._folder.glob("*.sock") if path != self._path]
         reasons = zip(others, await asyncio.gather(*map(reason, others)), strict=True)
-        return {int(path.stem): found for path, found in reasons if found is not None}
+        return {path.stem: found for path, found in reasons if found is not None}

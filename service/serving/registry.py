@@ -221,8 +221,7 @@ class Registry:
         if old and any(version.engine for version in old.versions.values()):
             await self.engine(serving)
             self._loaded[serving] = None
-        old = self._models.get(name)  # another reload may have come in between
-        self._models[name] = new
+        old, self._models[name] = self._models.get(name), new  # another reload may have come in between
         if old:
             self._retire(old)
         return new
@@ -287,7 +286,8 @@ class Registry:
         for version in model.versions.values():
             # Its engine stays with the requests that are under way: the files may hold something else by now.
             self._loaded.pop(version, None)
-            if version.engine and (self.sessions_elsewhere or self.sessions_on(version)):
+            is_used = version.engine and (self.sessions_elsewhere or self.sessions_on(version))
+            if is_used and not self.pinned_loaded(version.name, version.version, version.fingerprint):
                 self._retired.append(version)
 
     def _drop(self, version: ModelVersion) -> None:

@@ -11,6 +11,7 @@ Source: docs/predict-api-v2 of the protocol, and extension_binary_data.md of the
 import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -32,13 +33,17 @@ MAX_WHOLE = 2**24
 READ = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4"}
 _WRITTEN = {"<f4": "FP32", "<i8": "INT64"}
 
-_DATA = re.compile(rb'"data"\s*+:\s*+\[')
+_DATA = re.compile(rb'(?<!\\)"data"\s*+:\s*+\[')
+_ESCAPED = re.compile(rb"\\u00(?:6[14]|74)")  # a letter of "data", which is not found then
 _NOT_FINITE = re.compile(rb"(?<![^\[,\s])(?:NaN|-?Infinity)(?![^\],\s])")
+PIECE_BYTES = 16 * 1024
+"""Numbers are looked through for NaN in pieces, so that a thread that does this lets others run."""
+
 _WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 Array = Floats | Integers
-Places = dict[str, tuple[Integers, list[float]]]
-"""NaN and infinities by tensor: which of its numbers are, and what."""
+Places = dict[str, list[tuple[Integers, Floats]]]
+"""NaN and infinities by tensor, in pieces: which of its numbers are, and what."""
 
 
 class Described(NamedTuple):
@@ -70,20 +75,26 @@ def cut(body: bytes, header_bytes: int | None) -> Cut:
         raise MalformedBody(f"Inference-Header-Content-Length is {end}, and the body has {len(body)} bytes")
     parts: list[bytes] = []
     lists: list[tuple[int, int]] = []
-    begin = seen = 0
-    while opening := _DATA.search(body, seen, end):
+    begin = seen = size = 0
+    while opening := _DATA.search(body, seen, min(end, begin + MAX_HEADER_BYTES - size)):
         first = opening.end() - 1
         # Lists of numbers hold neither of both.
-        seen = min(end if place < 0 else place for place in (body.find(mark, first, end) for mark in (b'"', b"}")))
+        seen = end
+        for mark in b'"', b"}":
+            seen = place if (place := body.find(mark, first, seen)) >= 0 else seen
         if last := body.rfind(b"]", first, seen) + 1:
             parts += [body[begin:first], b"[%d]" % len(lists)]
+            size += first - begin
             lists.append((first, last))
             begin = last
         if len(lists) > MAX_FIELDS:
             raise MalformedBody(f"more than {MAX_FIELDS} tensors have data; no request has so many")
-    if (size := sum(map(len, parts)) + end - begin) > MAX_HEADER_BYTES:
+    if (size := size + end - begin) > MAX_HEADER_BYTES:
         raise MalformedBody(f"the JSON without its data has {size} bytes; the limit is {MAX_HEADER_BYTES}")
-    return Cut(_read(b"".join((*parts, body[begin:end]))), body, lists, end)
+    text = b"".join((*parts, body[begin:end]))
+    if _ESCAPED.search(text):
+        raise MalformedBody("letters are written as escapes; no client does that")
+    return Cut(_read(text), body, lists, end)
 
 
 def numbers(tensors: Sequence[Described], cut: Cut) -> tuple[bytes, Places]:
@@ -92,14 +103,14 @@ def numbers(tensors: Sequence[Described], cut: Cut) -> tuple[bytes, Places]:
     for index, tensor in enumerate(given):
         if tensor.data != [index] or index >= len(cut.lists):
             raise bad((tensor.name,), 'has no list of numbers as "data"')
-    texts: list[bytes] = []
+    text = BytesIO(b"{")
+    text.seek(1)
     places: Places = {}
-    for tensor, (begin, end) in zip(given, cut.lists, strict=False):
-        text = cut.body[begin:end]
-        if b"N" in text or b"I" in text:
-            text, places[tensor.name] = _without_non_finite(text)
-        texts.append(orjson.dumps(tensor.name) + b":" + text)
-    return b"{%b}" % b",".join(texts), places
+    for index, (tensor, (begin, end)) in enumerate(zip(given, cut.lists, strict=False)):
+        text.write(b"," * (index > 0) + orjson.dumps(tensor.name) + b":")
+        places[tensor.name] = list(_copied(memoryview(cut.body)[begin:end], text))
+    text.write(b"}")
+    return text.getvalue(), places
 
 
 def arrays(tensors: Sequence[Described], cut: Cut, lists: Document, places: Places) -> dict[str, Array]:
@@ -112,7 +123,7 @@ def arrays(tensors: Sequence[Described], cut: Cut, lists: Document, places: Plac
     for tensor in tensors:
         size, count = tensor.binary_bytes, prod(tensor.shape)
         if size is None:
-            found[tensor.name] = _shaped(tensor, lists[tensor.name], places.get(tensor.name))
+            found[tensor.name] = _shaped(tensor, lists[tensor.name], places.get(tensor.name, ()))
             continue
         dtype = np.dtype(READ[tensor.datatype])
         if size != count * dtype.itemsize or tensor.data is not None:
@@ -159,20 +170,31 @@ def _read(text: bytes) -> Any:
         raise MalformedBody(f"not JSON: {error}") from None
 
 
-def _without_non_finite(text: bytes) -> tuple[bytes, tuple[Integers, list[float]]]:
-    """A list with zeros for NaN and infinities, which no decoder of JSON takes; where they were, and what."""
-    marks = np.frombuffer(text, np.uint8)
-    finite, starts, values = bytearray(text), [], []
-    # Step by step in Python, so that a thread that does this lets others run.
-    for mark in np.flatnonzero((marks == ord("N")) | (marks == ord("I"))).tolist():
-        if match := _NOT_FINITE.match(text, mark - (text[mark - 1] == ord("-"))):
-            finite[match.start() : match.end()] = b"0".ljust(len(match[0]))
-            starts.append(match.start())
-            values.append(float(match[0]))
-    return bytes(finite), (np.flatnonzero(marks == ord(",")).searchsorted(starts), values)
+def _copied(text: memoryview, to: BytesIO) -> Iterator[tuple[Integers, Floats]]:
+    """Copy a list, with zeros for NaN and infinities, which no decoder of JSON takes; gives where they were, and what.
+
+    All is done in pieces: a thread lets others run in between.
+    """
+    copied = commas = 0
+    for begin in range(0, len(text), PIECE_BYTES):
+        end = begin + PIECE_BYTES
+        piece = bytes(text[begin:end])
+        if b"N" in piece or b"I" in piece or piece.endswith(b"-"):
+            # The longest word may go on beyond the piece, and a mark has to follow it.
+            words = [word for word in _NOT_FINITE.finditer(text, begin, end + 10) if word.start() < end]
+            for word in words:
+                to.write(text[copied : word.start()])
+                to.write(b"0")
+                copied = word.end()
+            ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord(","))
+            indices = commas + ends.searchsorted([word.start() - begin for word in words])
+            yield indices, np.array([float(word[0]) for word in words], np.float32)
+        to.write(text[copied:end])
+        copied = max(copied, end)
+        commas += piece.count(b",")
 
 
-def _shaped(tensor: Described, values: Any, places: tuple[Integers, list[float]] | None) -> Array:
+def _shaped(tensor: Described, values: Any, places: Sequence[tuple[Integers, Floats]]) -> Array:
     """Numbers of JSON in a tensor's shape and type. Raises InvalidRequest."""
     count = prod(tensor.shape)
     if isinstance(values, Ragged) or values.shape not in ((count,), tuple(tensor.shape)):
@@ -182,7 +204,8 @@ def _shaped(tensor: Described, values: Any, places: tuple[Integers, list[float]]
     floats: Floats = values.reshape(-1)
     if places:
         floats = floats.copy()
-        floats[places[0]] = places[1]
+    for indices, words in places:
+        floats[indices] = words
     if tensor.datatype.startswith("INT"):
         wrong = np.flatnonzero(~((np.abs(floats) < MAX_WHOLE) & (floats == np.floor(floats))))
         if wrong.size:

@@ -39,7 +39,8 @@ def test_cuts_and_members_change_nothing(parts, encoding, place):
         patch.setattr("service.api.encodings.COMPRESS_FROM_BYTES", 0)
         asked = Request("POST", "/", b"", {b"accept-encoding": encoding.encode()}, "a", "r1")
         reply = asyncio.run(compressed(Reply(200, b"text/plain", parts), asked))
-    for packed in (b"".join(map(PACK[encoding], parts)), reply.body):
+    assert all(reply.body)
+    for packed in (b"".join(map(PACK[encoding], parts)), b"".join(reply.body)):
         assert unpacked(encoding, packed[:place], packed[place:]) == whole
         assert unpacked(encoding, *(packed[index : index + 1] for index in range(len(packed)))) == whole
 
@@ -49,6 +50,15 @@ def test_raw_deflate_is_read_too(whole, level):
     packer = zlib.compressobj(level, wbits=-15)
     packed = packer.compress(whole) + packer.flush()
     assert unpacked("deflate", *(packed[index : index + 1] for index in range(len(packed)))) == whole
+
+
+@pytest.mark.parametrize("wbits", [-15, 15])
+def test_no_bit_is_left_behind_a_full_piece(wbits):
+    """zlib has read all of some of these when a piece is full."""
+    for size in range(PIECE_BYTES, PIECE_BYTES + 900):
+        packer = zlib.compressobj(9, wbits=wbits)
+        packed = packer.compress(bytes(size)) + packer.flush()
+        assert unpacked("deflate", packed) == bytes(size)
 
 
 @each_encoding

@@ -57,6 +57,11 @@ def test_steps_equal_one_forward(service, binary):
         ({"sequence_id": -1, "sequence_start": True}, "sequence_id is -1; expected 64 bits"),
         ({"sequence_id": 2**64, "sequence_start": True}, f"sequence_id is {2**64}; expected 64 bits"),
         ({"sequence_id": 1.5, "sequence_start": True}, "parameters.sequence_id: input should be a valid integer"),
+        ({"sequence_id": "\ud800", "sequence_start": True}, "parameters.sequence_id: input should be a valid string"),
+        (
+            {"sequence_id": "x" * 1025, "sequence_start": True},
+            "parameters.sequence_id: string should have at most 1024",
+        ),
         ({"sequence_id": True, "sequence_start": True}, "parameters.sequence_id: input should be a valid integer"),
         ({"sequence_id": 9, "sequence_start": 1}, "parameters.sequence_start: input should be a valid boolean"),
         ({"sequence_id": 9, "sequence_start": True, "step": 2}, "step is 2; the first step of a sequence is 1"),

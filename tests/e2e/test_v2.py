@@ -231,7 +231,10 @@ def test_lying_headers(service):
         ("1" * 30, "Inference-Header-Content-Length must be a whole number"),
     ):
         assert_error(service.post("/v2/models/tanh/infer", content=body, headers={LENGTH: length}), 400, words)
+    twice = [(LENGTH, "7"), (LENGTH, str(len(body) - 32))]
+    assert_error(service.post("/v2/models/tanh/infer", content=body, headers=twice), 400, "a whole number")
     assert_error(service.post("/v2/models/tanh/infer", content=b'{"id":"\\ud800"}'), 400, "id")
+    assert_error(service.post("/v2/models/tanh/infer", content=b"[]"), 400, "the body: input should be")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,18 @@ async def test_worker_that_ended_is_left_out(workers, tmp_path):
 
 
 @in_loop
+async def test_worker_that_ends_before_it_asks_is_no_failure(workers, tmp_path, capfd):
+    registry = Models()
+    await workers(registry)
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "1.sock")
+    writer.write_eof()
+    assert await reader.read() == b'""'
+    writer.close()
+    assert registry.told == []
+    assert "internal_error" not in "".join(capfd.readouterr())
+
+
+@in_loop
 async def test_folder_may_have_a_long_name(tmp_path):
     folder = tmp_path / ("x" * 200)
     folder.mkdir()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.api.administration import Administration
 from service.engine.interface import Engine
 from service.engine.load import EngineFactory
 from service.errors import InvalidRequest, ModelFailed, ModelNotFound, VersionNotFound
@@ -226,6 +227,34 @@ def test_sessions_keep_their_weights(write_model, registry_of):
     registry.release()
     assert registry.retired("m") == []
     assert asyncio.run(registry.pinned(*pin)) is None
+
+
+def test_reloads_at_once_hold_the_weights_twice(write_model, registry_of, monkeypatch):
+    """Sessions of other processes may use the weights that are replaced; these are the same."""
+    write_model("m", CONFIG)
+    registry = registry_of()
+    registry.sessions_elsewhere = True
+    administration = Administration(registry, None)
+    engines = weakref.WeakSet([load(registry, "m")])
+    most = 0
+
+    def counted(self, spec, weights):
+        nonlocal most
+        engine = EngineFactory.load(self, spec, weights)
+        engines.add(engine)
+        most = max(most, len(engines))
+        return engine
+
+    async def reload():
+        await administration.here("reload", "m")  # and let go of what it gives
+
+    async def reload_at_once():
+        await asyncio.gather(*(reload() for _ in range(20)))
+
+    monkeypatch.setattr(CountingFactory, "load", counted)
+    asyncio.run(reload_at_once())
+    assert most <= 3
+    assert registry.retired("m") == []
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "nothing"])

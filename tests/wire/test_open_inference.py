@@ -107,6 +107,7 @@ PIECES = [
 @example(b"\xef\xbb\xbf{}", 3)
 @example(b'{"inputs":' + b"[" * 100_000, 100_010)
 @example(b'{"inputs":[{"name":"a","shape":[1],"datatype":"FP32","d\\u0061ta":[0]}]}', 71)
+@example(b'{"inputs":[],"parameters":' + b'{"data":[' * 1_000_000, 10_000_000)
 def test_any_bytes_are_a_document_or_an_error(body, size):
     for header_bytes in (None, size):
         try:
@@ -135,6 +136,38 @@ def one(shape=(2,), datatype="FP32", **rest):
 
 def binary(size):
     return {"parameters": {"binary_data_size": size}}
+
+
+WORDS = ["NaN", "-Infinity", "Infinity", "0", "-1.5", "1e3", "2 "]
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=3, max_size=3), min_size=1), st.integers(1, 40))
+def test_words_are_found_wherever_the_pieces_end(rows, size):
+    text = "[" + ", ".join("[" + ",".join(row) + "]" for row in rows) + "]"
+    body = f'{{"inputs":[{{"name":"x","shape":[{len(rows)},3],"datatype":"FP32","data":{text}}}]}}'.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.wire.open_inference.PIECE_BYTES", size)
+        assert same(decode(body)["x"], np.array(rows, np.float32))
+        for wrong in (b"N", b"-NaN", b"1NaN", b"NaN1", b"Infinity1", b"I", b"- Infinity", b"NaN NaN", b"Inf"):
+            with pytest.raises((MalformedBody, InvalidRequest)):
+                decode(body.replace(b"]]}", b"],[1,2,%b]]}" % wrong))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","d\\u0061ta":[0]}],"parameters":{"data":[5]}}',
+        b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","d\\u0061ta":[0]}],"parameters":{"a\\"data":[5]}}',
+    ],
+)
+def test_no_list_is_taken_for_another_ones(body):
+    with pytest.raises(MalformedBody, match="escapes"):
+        decode(body)
+
+
+def test_a_name_that_ends_in_data_is_another():
+    body = b'{"parameters":{"a\\"data":[5]},"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}]}'
+    assert decode(body)["x"].tolist() == [7]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
 
     timeout: Annotated[int, Field(ge=0, le=10**15)] = Field(0, description="Its deadline in microseconds; 0 is none.")
     binary_data_output: bool = Field(False, description="What holds for outputs that do not say binary_data.")
-    sequence_id: int | str = Field(0, description="The sequence of a step; 0 and the empty string are none.")
+    sequence_id: int | Annotated[str, Field(max_length=1024)] = Field(
+        0, description="The sequence of a step; 0 and the empty string are none."
+    )
     sequence_start: bool = Field(False, description="Whether this is a sequence's first step.")
     sequence_end: bool = Field(False, description="Whether this is its last.")
     step: Annotated[int, Field(ge=1)] | None = Field(
