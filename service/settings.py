@@ -84,16 +84,12 @@ class Settings(BaseSettings):
     session_ttl_seconds: Ttl = Field(3600, description="Life of a session since its last step.")
     max_session_ttl_seconds: Ttl = Field(604_800, description="The longest life that a client may ask for.")
     max_sessions: PositiveInt = Field(1_000_000, description="Most live sessions.")
-    max_session_bytes: PositiveInt = Field(
-        1024 * MIB, description="Bytes of their states, and of replies kept for retries."
-    )
+    max_session_bytes: PositiveInt = Field(1024 * MIB, description="Bytes of their states and kept replies.")
     session_eviction: Literal["refuse", "lru"] = Field(
         "refuse", description="At a limit: refuse new ones, or end the least recently used."
     )
     session_queue: PositiveInt = Field(64, description="Requests of one session that may wait; more get 429.")
-    session_replay_bytes: PositiveInt = Field(
-        16 * 1024, description="Bytes of a stream's replies that are kept for retries."
-    )
+    session_replay_bytes: PositiveInt = Field(16 * 1024, description="Bytes of a stream's replies, kept for retries.")
     ended_sessions: PositiveInt = Field(100_000, description="Ended sessions that are remembered, for a day at most.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens; none: open to all.")
