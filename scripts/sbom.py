@@ -3,8 +3,9 @@
 
     scripts/sbom.py PYTHON FILE [EXTRA]
 
-PYTHON is the interpreter of the environment, which may hold other packages, too: they are left out. EXTRA is one
-of the service's, as `otel`. Every version must be the one in constraints.txt. The interpreter that runs this needs cyclonedx-bom and packaging.
+PYTHON is the interpreter of the environment, which may hold other packages, too: they are left out. EXTRA is one of the
+service's, as `otel`. Every version must be the one in constraints.txt. The interpreter that runs this needs
+cyclonedx-bom and packaging.
 """
 
 import json
