@@ -32,11 +32,11 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,targ
         pip install --no-deps --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch; \
     fi
 
-# Editable, so that the code stays beside docs/ and changes without this layer.
+# With traces (docs/tracing.md). Editable, so that the code stays beside docs/ and changes without this layer.
 COPY pyproject.toml README.md LICENSE ./
 COPY service/__init__.py ./service/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
-    pip install --constraint constraints.txt --editable . \
+    pip install --constraint constraints.txt --editable '.[otel]' \
  && pip check \
  && pip uninstall --yes pip
 
@@ -45,7 +45,7 @@ COPY scripts/sbom.py ./scripts/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=cache,target=/root/.cache \
     python3 -m venv /sbom \
  && /sbom/bin/pip install --constraint constraints.txt cyclonedx-bom packaging \
- && /sbom/bin/python scripts/sbom.py /venv/bin/python sbom.cdx.json \
+ && /sbom/bin/python scripts/sbom.py /venv/bin/python sbom.cdx.json otel \
  && rm -r scripts
 
 # What nothing reads when models are served: torch's C++ headers and test programs (`import torch` asks for

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Write an SBOM (CycloneDX, JSON) of rnn-service and of what it needs to run, from where it is installed.
 
-    scripts/sbom.py PYTHON FILE
+    scripts/sbom.py PYTHON FILE [EXTRA]
 
-PYTHON is the interpreter of the environment, which may hold other packages, too: they are left out. Every version must
-be the one in constraints.txt. The interpreter that runs this needs cyclonedx-bom and packaging.
+PYTHON is the interpreter of the environment, which may hold other packages, too: they are left out. EXTRA is one of the
+service's, as `otel`. Every version must be the one in constraints.txt. The interpreter that runs this needs
+cyclonedx-bom and packaging.
 """
 
 import json
@@ -26,11 +27,11 @@ SCHEMA = SchemaVersion.V1_6
 PRODUCT = "rnn-service"
 
 
-def needed(installed: dict[str, Distribution]) -> dict[str, set[str]]:
+def needed(installed: dict[str, Distribution], extras: list[str]) -> dict[str, set[str]]:
     """By name, each package that the product needs, with what it needs itself. Raises KeyError if one is not there."""
     found: dict[str, set[str]] = {}
     seen = set()
-    waiting = [(PRODUCT, "")]
+    waiting = [(PRODUCT, extra) for extra in ("", *extras)]
     while waiting:
         name, extra = pair = waiting.pop()
         if pair in seen:
@@ -75,14 +76,14 @@ def document(python: str, needs: dict[str, set[str]], version: str) -> dict[str,
 
 def main() -> None:
     """Write and validate the document."""
-    python, file = sys.argv[1:]
+    python, file, *extras = sys.argv[1:]
     paths = subprocess.run(
         [python, "-c", "import sys; print(*sys.path[1:], sep='\\n')"], check=True, capture_output=True
     )
     found = Distribution.discover(path=paths.stdout.decode().splitlines())
     # Of two with one name the first is the one that is imported.
     installed = {canonicalize_name(each.name): each for each in reversed([*found])}
-    needs = needed(installed)
+    needs = needed(installed, extras)
     check_locked(installed, set(needs))
     text = json.dumps(document(python, needs, installed[PRODUCT].version), indent=2, ensure_ascii=False) + "\n"
     if error := JsonStrictValidator(SCHEMA).validate_str(text):

@@ -24,9 +24,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
 
-    workers: PositiveInt = Field(1, description="Processes that share the port, and the cores.")
+    workers: PositiveInt = Field(1, description="Processes that share the port and the cores.")
 
-    models: Path = Field(Path("models"), description="The model repository: one folder per model.")
+    models: Path = Field(Path("models"), description="The model repository, or one model's own folder.")
     model_name: str | None = Field(
         None, description="Name of the model where RNN_MODELS is a model's own folder; unset: as the folder is called."
     )
@@ -47,21 +47,21 @@ class Settings(BaseSettings):
     max_queued_requests: PositiveInt = Field(
         128, description="Forwards under way at once, more get 503; of one client three quarters, more get 429."
     )
-    max_underway_bytes: PositiveInt = Field(64 * MIB, description="Bodies that have come; at the bound reading pauses.")
-    max_queued_bytes: PositiveInt = Field(512 * MIB, description="Arrays that wait for compute; more get 503.")
+    max_underway_bytes: PositiveInt = Field(64 * MIB, description="Bytes of bodies; at the bound reading pauses.")
+    max_queued_bytes: PositiveInt = Field(512 * MIB, description="Bytes of arrays that wait for compute; more get 503.")
 
     header_timeout_seconds: PositiveFloat = Field(10, description="Time for a request's headers to arrive.")
-    body_timeout_seconds: PositiveFloat = Field(10, description="Time for a body before min_bytes_per_second counts.")
+    body_timeout_seconds: PositiveFloat = Field(10, description="Time for a body, before the lowest rate counts.")
     min_bytes_per_second: PositiveInt = Field(1024, description="Slowest body, and slowest reader of a reply.")
-    stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between the lines of a stream.")
+    stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between lines or frames of a stream.")
     max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")
-    heartbeat_seconds: PositiveFloat = Field(20, description="Between pings of a WebSocket, and time to answer one.")
+    heartbeat_seconds: PositiveFloat = Field(20, description="Time between pings of a WebSocket, and to answer one.")
     allowed_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
         (), description="Other origins whose pages may call, as https://example.org; * for all."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Names in Host, beside addresses and localhost; * for all. Unset: all, but on loopback no others.",
+        description="Names in Host, beside addresses and localhost; * for all. Unset: none on loopback, else all.",
     )
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
         (), description="Addresses and networks of proxies whose X-Forwarded-For names the client."
@@ -83,13 +83,13 @@ class Settings(BaseSettings):
     )
     session_ttl_seconds: Ttl = Field(3600, description="Life of a session since its last step.")
     max_session_ttl_seconds: Ttl = Field(604_800, description="The longest life that a client may ask for.")
-    max_sessions: PositiveInt = Field(1_000_000, description="Live sessions.")
-    max_session_bytes: PositiveInt = Field(1024 * MIB, description="Their states and the replies kept for retries.")
+    max_sessions: PositiveInt = Field(1_000_000, description="Most live sessions.")
+    max_session_bytes: PositiveInt = Field(1024 * MIB, description="Bytes of their states and kept replies.")
     session_eviction: Literal["refuse", "lru"] = Field(
         "refuse", description="At a limit: refuse new ones, or end the least recently used."
     )
     session_queue: PositiveInt = Field(64, description="Requests of one session that may wait; more get 429.")
-    session_replay_bytes: PositiveInt = Field(16 * 1024, description="Replies of a stream that are kept for retries.")
+    session_replay_bytes: PositiveInt = Field(16 * 1024, description="Bytes of a stream's replies, kept for retries.")
     ended_sessions: PositiveInt = Field(100_000, description="Ended sessions that are remembered, for a day at most.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="Bearer tokens; none: open to all.")

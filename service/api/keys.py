@@ -8,7 +8,7 @@ from service.api.request import Request
 from service.errors import Unauthorized
 
 # What probes, scrapers and people read before they have a key; none of it holds a client's data.
-_OPEN = ("/health/", "/v2/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
+OPEN = ("/health/", "/v2/health/", "/metrics", "/docs", "/openapi.json", "/problems/", "/static-offline-docs/")
 
 
 class Keys:
@@ -27,7 +27,7 @@ class Keys:
         request.admin = _among(given, self._admin)
         if request.admin or _among(given, self._api):
             request.owner = blake2b(given, digest_size=16).digest()
-        elif request.path != "/" and not request.path.startswith(_OPEN):
+        elif request.path != "/" and not request.path.startswith(OPEN):
             if given:
                 raise Unauthorized("the key in Authorization is not one of this service's")
             if self._api:

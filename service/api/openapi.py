@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.api.keys import OPEN
 from service.api.negotiation import JSON, NDJSON
 from service.api.paths import is_v2
 from service.api.problems import MEDIA_TYPE, STATUS, slug
@@ -20,27 +21,27 @@ from service.spec import ModelSpec
 
 _REF = "#/components/schemas/{model}"
 
-_INFERENCE = (400, 401, 404, 406, 408, 413, 415, 422, 429, 503, 504)
-_SESSION = (401, 404, 406, 410, 422, 429, 503)
+_INFERENCE = (400, 404, 406, 408, 413, 415, 422, 429, 503, 504)
+_SESSION = (404, 406, 410, 422, 429, 503)
 
 _PROBLEMS = {
     "post /rnn/forward": _INFERENCE,
     "post /rnn/generate": (*_INFERENCE, 409, 410),
     "post /cell/step": (*_INFERENCE, 409, 410),
     "post /cell/sessions/": _SESSION,
-    "post /cell/sessions": (400, 401, 404, 408, 409, 413, 415, 422, 503),
+    "post /cell/sessions": (400, 404, 408, 409, 413, 415, 422, 503),
     "get /cell/sessions/": _SESSION,
-    "get /cell/sessions": (401, 403, 422, 503),
+    "get /cell/sessions": (403, 422, 503),
     "delete /cell/sessions/": _SESSION,
-    "get /models/": (401, 404, 422, 503),
-    "get /models": (401,),
-    "post /models/": (401, 403, 404, 409, 422, 503),
+    "get /models/": (404, 422, 503),
+    "post /models/": (403, 404, 409, 422, 503),
     "get /problems/": (404,),
     "post /v2/models/": _INFERENCE,
-    "get /v2/models": (401, 404, 503),
-    "post /v2/repository": (401, 404, 408, 409, 413, 415, 503),
+    "get /v2/models": (404, 503),
+    "post /v2/repository": (404, 408, 409, 413, 415, 503),
 }
-"""What a call answers when something is wrong, by the beginning of its method and path; the first that fits."""
+"""What a call answers when something is wrong, by the beginning of its method and path; the first that fits. Beside
+these, 401 where a key may be needed, and 400, 403 and 500."""
 
 STREAM = """Open it as a WebSocket. What may stand in the query may also come as the first message, a StreamRequest.
 
@@ -83,10 +84,12 @@ def _document(app: FastAPI) -> dict[str, Any]:
             statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
             told = _errors if is_v2(path) else _problems
+            if path.startswith(OPEN):
+                operation["security"] = []
+            else:
+                statuses = (401, *statuses)
             # Any call may come with a wrong Host or Origin, or find a fault of the service.
             operation["responses"] |= told((400, 403, 500, *statuses))
-            if not path.startswith(("/models", "/cell", "/rnn", "/v2/models", "/v2/repository")):
-                operation["security"] = []
     document["paths"]["/cell/stream"] = {
         "get": {
             "tags": ["inference"],

@@ -85,7 +85,8 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         value = "" if secret else f", and got {str(first['input'])!r:.120}"
         message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
         if field and first["type"] == "string_pattern_mismatch":  # the help says it in words
-            message = f"expected {str(field.description).rpartition(': ')[2].rstrip('.')}"
+            words = str(field.description).rpartition(": ")[2].rstrip(".")
+            message = f"expected {words[:1].lower()}{words[1:]}"
         fail(f"{place}: {message}{value}", USAGE)
 
 

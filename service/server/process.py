@@ -103,7 +103,7 @@ def serve(settings: Settings) -> None:
     """Run the service until a signal stops it. Raises SystemExit with a code other than 0 if it cannot start."""
     configure_logging(settings)
     if not settings.models.is_dir():  # the commonest mistake is found at once, by the supervisor itself
-        _cannot_start("the model repository cannot be listed: there is no such folder", settings)
+        _cannot_start("the model repository cannot be listed: there is no such folder (--models, or --demo)", settings)
     config = Config(settings)
     try:
         listener = config.bind_socket()  # before anything is loaded; connections are refused until a server listens

@@ -16,9 +16,9 @@ COMMAND = r"^\$ rnn-service (import .*)$"
 
 
 def run(folder, *command):
-    path = {**environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'clients' / 'python'}"}
+    path = {**environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'clients' / 'python'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command], cwd=folder, env=path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -49,6 +49,14 @@ def test_page_of_errors_has_every_status():
         *((status, slug(kind)) for kind, status in STATUS.items()),
         (500, "internal-error"),
     }
+
+
+def test_tests_that_the_pages_name_are_there():
+    """A decision's record is not changed later, so what it names may be gone."""
+    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        named = re.findall(r"(?:…|\btests/)([\w/]+\.py)(?:::(test_\w+))?", page.read_text())
+        missing = [(file, test) for file, test in named if f"def {test}" not in (ROOT / "tests" / file).read_text()]
+        assert not missing, page
 
 
 @pytest.mark.integration

@@ -59,6 +59,16 @@ def test_health_and_documents_need_no_key(locked, path):
     assert locked.get(path).status_code == 200
 
 
+def test_document_says_which_calls_need_a_key(locked):
+    for path, operations in locked.get("/openapi.json").json()["paths"].items():
+        if path == "/cell/stream":
+            continue  # a WebSocket
+        for method, operation in operations.items():
+            with locked.client() as client:
+                refused = client.request(method, path).status_code == 401
+            assert refused == (operation.get("security") != []) == ("401" in operation["responses"]), (method, path)
+
+
 @pytest.mark.parametrize("call", ["reload", "unload"])
 def test_admin_call_needs_an_admin_key(locked, call):
     assert_problem(locked.post(f"/models/tanh/{call}", headers=bearer(KEY)), 403, "forbidden", "RNN_ADMIN_KEYS")

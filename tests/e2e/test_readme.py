@@ -1,4 +1,4 @@
-"""The README's and the protocol page's calls with curl give the replies that it prints."""
+"""The calls with curl in the README and on two pages give the replies that are printed there."""
 
 import json
 import re
@@ -12,12 +12,12 @@ CALL = r"^    curl -s http://127\.0\.0\.1:8000(/\S+)[^\n]* -d '\n([^']*)'\n\n((?
 
 
 def numbers(value):
-    return np.array(re.findall(r"-?[\d.]+(?:e-?\d+)?", json.dumps(value)), float)
+    return np.array(re.findall(r"-?\d[\d.]*(?:e-?\d+)?", json.dumps(value)), float)
 
 
 CALLS = [
     call
-    for page in ("README.md", "docs/open-inference-protocol.md")
+    for page in ("README.md", "docs/open-inference-protocol.md", "docs/sessions.md")
     for call in re.findall(CALL, (ROOT / page).read_text(), re.MULTILINE)
 ]
 
