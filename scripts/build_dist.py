@@ -4,7 +4,7 @@
     scripts/build_dist.py [FOLDER]
 
 FOLDER, dist/ by default, is emptied first. Each wheel is built from its source distribution. The interpreter that runs
-this needs build, twine and cyclonedx-bom, and the service as it is locked.
+this needs the extra `dist`, and the service as it is locked.
 """
 
 import shutil
@@ -20,7 +20,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"
     shutil.rmtree(folder, ignore_errors=True)
     for project in (ROOT, ROOT / "clients" / "python"):
-        subprocess.run([sys.executable, "-m", "build", "--outdir", folder, project], check=True)
+        subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project], check=True)
     archives = sorted(folder.iterdir())
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *archives], check=True)
     service = next(path for path in archives if path.name.startswith("rnn_service") and path.suffix == ".gz")

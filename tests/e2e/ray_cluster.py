@@ -59,8 +59,11 @@ class Cluster(Service):
         proxy |= {f"HAPROXY_{name}_PORT": free_port() for name in ("METRICS", "STATS")}
         proxy |= {"FALLBACK_PROXY_HTTP_PORT": free_port(), "DIRECT_INGRESS_MIN_HTTP_PORT": (first := free_port())}
         proxy |= {"DIRECT_INGRESS_MAX_HTTP_PORT": first + 20, "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2}
+        # On a busy machine a proxy takes its time; Ray would kill it for that.
+        proxy |= {f"PROXY_{name}_CHECK_TIMEOUT_S": START_SECONDS for name in ("READY", "HEALTH")}
         variables = {f"RAY_SERVE_{name}": str(value) for name, value in proxy.items()}
         variables |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(self.haproxy)), "RAY_USAGE_STATS_ENABLED": "0"}
+        variables |= {"RAY_prestart_worker_first_driver": "0"}  # four processes that nothing would use
         command = [sys.executable, "-c", DRIVER, str(self.folder), str(self._file)]
         with self.log_file.open("wb") as log:
             options = {"cwd": self.folder, "env": environment() | variables}
@@ -87,7 +90,7 @@ class Cluster(Service):
         found = []
         for process in self._children():
             with suppress(psutil.Error):
-                if process.cmdline()[0].startswith("ray::ServeReplica:rnn-service"):
+                if " ".join(process.cmdline()).startswith("ray::ServeReplica:rnn-service"):
                     found.append(process)
         return found
 

@@ -44,7 +44,9 @@ def ray(request, tmp_path_factory):
     server = Server(folder)
     server.start()
     try:
-        with Cluster(folder / "models", server.url, haproxy=request.param, preload=NAME) as running:
+        with Cluster(
+            folder / "models", server.url, haproxy=request.param, preload=NAME, body_timeout_seconds=2
+        ) as running:
             yield running
     finally:
         server.stop()
