@@ -1,6 +1,7 @@
 """The OpenAPI document: FastAPI's, and what it does not know: the problems that a call answers, and the WebSocket."""
 
 import json
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -83,6 +84,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             call = f"{method} {path}"
             statuses = next((_PROBLEMS[start] for start in _PROBLEMS if call.startswith(start)), ())
             operation["responses"].pop("422", None)
+            others = [one for one in operation.get("parameters", ()) if one["in"] != "path"]
+            operation["parameters"] = [*_path_parameters(path), *others]
             told = _errors if is_v2(path) else _problems
             if path.startswith(OPEN):
                 operation["security"] = []
@@ -103,6 +106,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{}, {"key": []}]  # a service without keys is open
     return document
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    """All that a path names, also where its handler reads them from the path itself."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
 
 
 def _problems(statuses: Iterable[int]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The OpenAPI document: its examples run, and random requests get the replies that it describes."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -58,6 +59,15 @@ def test_every_operation_lists_its_problems(document):
         responses = document["paths"][path]["post"]["responses"]
         for status in ("400", "401", "404", "413", "415", "422", "503", "504"):
             assert "application/problem+json" in responses[status]["content"]
+
+
+def test_generators_find_plain_names_and_the_parameters_of_each_path(document):
+    assert not [name for name in document["components"]["schemas"] if "__" in name]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            parameters = [one for one in operation.get("parameters", ()) if one["in"] == "path"]
+            assert [one["name"] for one in parameters] == re.findall(r"{(\w+)}", path), path
+            assert all(one["schema"]["type"] == "string" for one in parameters), path
 
 
 def test_operations_have_names_of_their_own(document):

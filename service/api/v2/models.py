@@ -87,6 +87,14 @@ class LoadRequest(BaseModel, extra="forbid", strict=True):
     parameters: dict[Literal["unload_dependents"], bool] = Field({}, description="It has no effect.")
 
 
+def _version(routed: Routed) -> str | None:
+    return routed.path_params.get("version")
+
+
+Version = Annotated[str | None, Depends(_version)]
+"""Of a path that has one."""
+
+
 def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) -> APIRouter:
     """The routes that describe models; idle_seconds is how long a sequence lives after a step."""
     router = APIRouter(prefix="/v2/models", tags=[TAG])
@@ -95,14 +103,14 @@ def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
     async def all_stats() -> dict[str, Any]:
         return stats(None)
 
-    async def ready(response: Response, model: str, version: str | None = None) -> Ready:
+    async def ready(response: Response, model: str, version: Version) -> Ready:
         try:
             resolve(registry, model, version)
         except ModelFailed:
             response.status_code = 503
         return Ready(name=model, ready=response.status_code != 503)
 
-    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
+    async def metadata(model: str, version: Version) -> ModelMetadata:
         found, tensors = described(registry, model, version)
         inputs, outputs = (
             [TensorMetadata(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
@@ -112,14 +120,14 @@ def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         platform = f"{NAME}_{found.spec.kind}"
         return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
 
-    async def config(model: str, version: str | None = None) -> dict[str, Any]:
+    async def config(model: str, version: Version) -> dict[str, Any]:
         """The batch comes before `dims`."""
         found = _configuration(model, described(registry, model, version)[1])
         if model.endswith(STEP):
             found["sequence_batching"] = {"max_sequence_idle_microseconds": round(idle_seconds * 1e6)}
         return found
 
-    async def model_stats(model: str, version: str | None = None) -> dict[str, Any]:
+    async def model_stats(model: str, version: Version) -> dict[str, Any]:
         resolve(registry, model, version)
         return stats(model, version)
 
