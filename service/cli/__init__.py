@@ -89,10 +89,8 @@ def remove_model(
         fail(f"NAME: expected {NAME_RULE}, and got {name!r:.120}", USAGE)
     try:
         removed = remove(read_settings({"models": models}).models, name, version)
-    except ChoiceNeeded as error:
-        fail(str(error), USAGE)
     except CheckpointRefused as error:
-        fail(str(error), FAILED)
+        fail(str(error), USAGE if isinstance(error, ChoiceNeeded) else FAILED)
     console().print(Text(f"removed: {removed}"), soft_wrap=True)
 
 
