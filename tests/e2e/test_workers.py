@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from contextlib import ExitStack
 
 import psutil
@@ -181,6 +182,18 @@ def test_worker_that_is_replaced_is_not_waited_for(two, model):
 def reloaded(service, since):
     """The log's entries of workers that have read the models again, beside the first so many."""
     return until(lambda: len(found := service.logged("models_reloaded")[since:]) == 2 and found, "both have reloaded")
+
+
+def test_hung_worker_that_ends_is_replaced_at_once(two):
+    """The supervisor waits 30 s for the answer of one that lives."""
+    victim, _ = workers_of(two)
+    victim.suspend()
+    time.sleep(2)  # it is being asked
+    assert "died" not in two.log().split("startup complete")[-1]
+    starts = len(two.logged("startup complete"))
+    victim.kill()
+    until(lambda: "died" in two.log().split("startup complete")[-1], "its end is seen", 20)
+    until_serving(two, starts + 1)
 
 
 def test_sighup_renews_models_in_every_worker(two, model):
