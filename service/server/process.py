@@ -91,6 +91,11 @@ class Supervisor(Multiprocess):
         else:  # one is starting: it takes no signal yet, and may have read the models already
             self.signal_queue.append(signal.SIGHUP)
 
+    def keep_subprocess_alive(self) -> None:
+        for worker in self.processes:
+            worker.child_conn.close()  # the worker has its own: its end is seen at once, also while it is asked
+        super().keep_subprocess_alive()
+
     def join_all(self) -> None:
         while any(worker.exitcode is None for worker in self.processes):
             if not {signal.SIGINT, signal.SIGTERM}.isdisjoint(self.signal_queue):

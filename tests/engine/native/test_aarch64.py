@@ -75,27 +75,40 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch, name: str) -> No
     assert (code[:4], code[18]) == (b"\x7fELF", 183)  # EM_AARCH64
 
 
-@pytest.fixture(scope="module", params=["cortex-a57", "neoverse-v1"])
-def emulated(request, tmp_path_factory):
-    """What the engine computes of `LENGTHS` random rows, by the name of the model: all in one call, and one by one."""
+@pytest.fixture(scope="module")
+def emulators(tmp_path_factory):
+    """A process that emulates each processor, and the file of its results; they run at the same time."""
     arm64 = tool("arm64")
     if not EMULATOR:
         pytest.skip("needs qemu-aarch64-static")
-    folder = tmp_path_factory.mktemp("emulated")
-    old = request.param == "cortex-a57"  # it finds out itself what it is
-    processor = None if old else Processor.with_features(request.param, PROCESSORS[request.param], {"neon"})
-    cases = []
-    for spec in SPECS.values():
-        x, h, c = random_rows(spec, LENGTHS)
-        single = [([x[b]], h[:, b : b + 1], None if c is None else c[:, b : b + 1]) for b in (0, 3)]
-        cases += [(processor, spec, weights_of(spec), each) for each in [(x, h, c), *single]]
-    (folder / "cases").write_bytes(pickle.dumps(cases))
-    command = [EMULATOR, "-cpu", "cortex-a57" if old else "max", "-L", arm64 / "root"]
-    command += [arm64 / "root" / "usr" / "bin" / "python3", "-c", RUNNER]
-    paths = os.pathsep.join(map(str, (ROOT, arm64 / "packages")))
-    variables = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run([*command, folder / "cases", folder / "results"], cwd=ROOT, env=variables, check=True)
-    machine, has_fma, results = pickle.loads((folder / "results").read_bytes())
+    started = {}
+    for name, features in PROCESSORS.items():
+        folder = tmp_path_factory.mktemp(name)
+        old = name == "cortex-a57"  # it finds out itself what it is
+        processor = None if old else Processor.with_features(name, features, {"neon"})
+        cases = []
+        for spec in SPECS.values():
+            x, h, c = random_rows(spec, LENGTHS)
+            single = [([x[b]], h[:, b : b + 1], None if c is None else c[:, b : b + 1]) for b in (0, 3)]
+            cases += [(processor, spec, weights_of(spec), each) for each in [(x, h, c), *single]]
+        (folder / "cases").write_bytes(pickle.dumps(cases))
+        command = [EMULATOR, "-cpu", name if old else "max", "-L", arm64 / "root"]
+        command += [arm64 / "root" / "usr" / "bin" / "python3", "-c", RUNNER, folder / "cases", folder / "results"]
+        paths = os.pathsep.join(map(str, (ROOT, arm64 / "packages")))
+        variables = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+        started[name] = subprocess.Popen(command, cwd=ROOT, env=variables), folder / "results"
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def emulated(request, emulators):
+    """What the engine computes of `LENGTHS` random rows, by the name of the model: all in one call, and one by one."""
+    process, file = emulators[request.param]
+    assert process.wait() == 0
+    machine, has_fma, results = pickle.loads(file.read_bytes())
     assert (machine, has_fma) == ("aarch64", True)
     return {name: results[3 * number : 3 * number + 3] for number, name in enumerate(SPECS)}
 
