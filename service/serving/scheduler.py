@@ -230,4 +230,4 @@ def _run_apart(engine: Engine, slices: Sequence[Rows]) -> list[Exception | None]
 
 
 def passed() -> DeadlinePassed:
-    return DeadlinePassed("the deadline in X-Request-Timeout-Ms passed before the request ran; it did not run")
+    return DeadlinePassed("the request's own deadline passed before it ran; it did not run")
