@@ -99,8 +99,9 @@ class Application:
         found = joined(headers)
         request_id = given_id(found) or self._accounting.new_id()
         peer = self._hosts.client(client[0] if client else "", found)
-        request = Request(method, path, query, found, peer, request_id, route=route_of(path))
-        request.intervals = [] if self._accounting.traces else None
+        request = Request(method, path, query, found, peer, request_id, route_of(path))
+        if self._accounting.traces:
+            request.intervals = []
         return request
 
     def is_direct(self, url: bytes) -> bool:

@@ -72,30 +72,21 @@ async def run_call(
     inference: Inference, documents: Documents, request: Request, model: ModelVersion, call: Call, kind: str
 ) -> Reply:
     """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
-    values = await run_rows(inference, request, model, call, request.deadline())
-    many, arguments = values > MANY_VALUES, (kind == JSON,)
-    fields = await asyncio.to_thread(call.reply, *arguments) if many else call.reply(*arguments)
+    rows = call.rows
+    request.ran(rows, await inference.run(model, rows, request.deadline(), request.hung_up))
+    has_steps = rows.outputs is not None or rows.predictions is not None
+    values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
+    many = values > MANY_VALUES
+    fields = await asyncio.to_thread(call.reply, kind == JSON) if many else call.reply(kind == JSON)
     fields["model"], fields["version"] = model.name, model.version
     body = await documents.encode(request, fields, kind, values)
     # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
     is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
     if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
         for name, results in call.results().items():
-            checked = name, results, call.rows.starts
-            await asyncio.to_thread(refuse_non_finite, *checked) if many else refuse_non_finite(*checked)
+            arguments = name, results, rows.starts
+            await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
     return Reply(200, kind.encode(), body)
-
-
-async def run_rows(
-    inference: Inference, request: Request, model: ModelVersion, call: Call, deadline: float | None
-) -> int:
-    """Run a call's rows; gives about how many numbers its results hold. Raises as `Inference.run` does."""
-    rows = call.rows
-    timings = await inference.run(model, rows, deadline, request.hung_up)
-    request.rows, request.steps = rows.lengths.size, rows.steps
-    request.book(timings)
-    has_steps = rows.outputs is not None or rows.predictions is not None
-    return request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
 
 
 async def forward_call(asked: ForwardRequest, model: ModelVersion, limits: Limits, *, pads: bool) -> "ForwardCall":

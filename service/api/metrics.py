@@ -5,10 +5,10 @@ import os
 from collections import Counter as Count
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import process_time, time
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from prometheus_client import (
@@ -64,14 +64,8 @@ class Tally:
         return observed, total
 
 
-class Kind(NamedTuple):
-    """Requests that are counted together."""
-
-    path: str
-    model: str | None
-    version: str | None
-    failed: bool
-    streams: bool
+Kind = tuple[str, str | None, str | None, int, bool]
+"""Requests that are counted together: path, model, version, status, and whether they stream."""
 
 
 @dataclass(slots=True)
@@ -80,7 +74,6 @@ class Counted:
 
     latency: Tally
     stages: dict[str, Tally]
-    answered: Count[int] = field(default_factory=Count)
     rows: int = 0
     steps: int = 0
 
@@ -121,9 +114,8 @@ class Metrics:
 
     def count(self, request: Request, path: str, seconds: float) -> None:
         """Account for one finished request; the stages of a stream wait for its client. path is a route's."""
-        kind = Kind(path, request.model, request.version, request.status >= 400, request.streams)
+        kind = path, request.model, request.version, request.status, request.streams
         counted = self._kinds.get(kind) or self._add(kind)
-        counted.answered[request.status] += 1
         counted.latency.observe(seconds)
         if not request.streams:
             for stage, spent in request.stages.items():
@@ -136,12 +128,11 @@ class Metrics:
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
         for kind, counted in self._kinds.items():
-            for status, count in counted.answered.items():
-                self._requests.labels(kind.path, kind.model or "", str(status)).inc(count)
-            counted.answered.clear()
+            path, model, _, status, _ = kind
             calls, seconds = counted.latency.fold()
+            self._requests.labels(path, model or "", str(status)).inc(calls)
             parts = {stage: tally.fold()[1] for stage, tally in counted.stages.items()}
-            if kind.model is not None and calls and (counted.rows or kind.failed):
+            if calls and (counted.rows or status >= 400):
                 self._fold_calls(kind, counted, calls, {"all": seconds, **parts})
             counted.rows = counted.steps = 0
         for error, count in self._failures.items():
@@ -160,22 +151,26 @@ class Metrics:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
     def _add(self, kind: Kind) -> Counted:
-        times, bounds = (self._lives, _LIVES) if kind.streams else (self._latency, _SECONDS)
-        stages = {stage: Tally(self._stages.labels(kind.model or "", stage), _SECONDS) for stage in STAGES}
-        counted = Counted(Tally(times.labels(kind.path, kind.model or ""), bounds), stages)
+        path, model, _, _, streams = kind
+        times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
+        counted = Counted(Tally(times.labels(path, model or ""), bounds), stages)
         self._kinds[kind] = counted
         return counted
 
     def _fold_calls(self, kind: Kind, counted: Counted, calls: int, seconds: Mapping[str, float]) -> None:
-        self._rows.labels(kind.model).inc(counted.rows)
-        self._steps.labels(kind.model).inc(counted.steps)
-        if kind.streams:
+        _, model, version, status, streams = kind
+        if model is None:
             return
-        which, outcome = (kind.model, kind.version or ""), "fail" if kind.failed else "success"
+        self._rows.labels(model).inc(counted.rows)
+        self._steps.labels(model).inc(counted.steps)
+        if streams:
+            return
+        which, outcome = (model, version or ""), "fail" if status >= 400 else "success"
         self._calls.labels(*which, outcome).inc(calls)
         for part, spent in seconds.items():
             self._seconds.labels(*which, outcome, part).inc(spent)
-        if not kind.failed:
+        if outcome == "success":
             self._inferences.labels(*which).inc(counted.rows)
             self._last.labels(*which).set_to_current_time()
 

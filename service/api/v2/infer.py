@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from service.api.documents import HEAVY_BYTES, VIEW_BYTES, Documents
-from service.api.forward import Call, forward_call, run_rows
+from service.api.forward import Call, forward_call
 from service.api.negotiation import JSON, OCTETS
 from service.api.paths import infer_names
 from service.api.request import Reply, Request
@@ -89,7 +89,8 @@ class Infer:
             call = StepCall(validate(StepRequest, fields), model, self.limits)
         else:
             call = await forward_call(validate(ForwardRequest, fields), model, self.limits, pads=True)
-        await run_rows(self.inference, request, model, call, request.deadline(asked.parameters.timeout / 1e6 or None))
+        deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
+        request.ran(call.rows, await self.inference.run(model, call.rows, deadline, request.hung_up))
         found = call.results() if by_step else call.reply(ragged=False)
         return {name: _swapped(name, found[name]) for name in returns or found}
 
