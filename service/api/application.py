@@ -88,8 +88,9 @@ class Application:
         found = joined(headers)
         request_id = given_id(found) or self.accounting.new_id()
         address = self.hosts.client_address(client[0] if client else "", found)
-        request = Request(method, path, query, found, address, request_id, route=route_of(path))
-        request.intervals = [] if self.accounting.is_traced else None
+        request = Request(method, path, query, found, address, request_id, route_of(path))
+        if self.accounting.is_traced:
+            request.intervals = []
         return request
 
     def is_direct(self, url: bytes) -> bool:

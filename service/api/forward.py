@@ -58,15 +58,19 @@ class ModelHandler:
 
     async def run_call(self, request: Request, model: ModelVersion, call: Call, kind: str) -> Reply:
         """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
-        fields, values = await run_rows(self.inference, request, model, call, request.deadline(), ragged=kind == JSON)
+        rows = call.rows
+        request.ran(rows, await self.inference.run(model, rows, request.deadline(), request.hung_up))
+        has_steps = rows.outputs is not None or rows.predictions is not None
+        values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
+        many = values > MANY_VALUES
+        fields = await asyncio.to_thread(call.reply, kind == JSON) if many else call.reply(kind == JSON)
         fields["model"], fields["version"] = model.name, model.version
         body = await self.documents.encode(request, fields, kind, values)
         # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
         is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
         if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
             for name, results in call.results().items():
-                arguments = name, results, call.rows.starts
-                many = values > MANY_VALUES
+                arguments = name, results, rows.starts
                 await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
         return Reply(200, kind.encode(), body)
 
@@ -78,20 +82,6 @@ class Forward(ModelHandler):
         asked, kind = accepted(ForwardRequest, request, document, came_as, model)
         call = await forward_call(asked, model, self.limits, pads=kind == SAFETENSORS)
         return await self.run_call(request, model, call, kind)
-
-
-async def run_rows(
-    inference: Inference, request: Request, model: ModelVersion, call: Call, deadline: float | None, *, ragged: bool
-) -> tuple[dict[str, Any], int]:
-    """Run a call's rows; gives `Call.reply` and about how many numbers it holds. Raises as `Inference.run` does."""
-    rows = call.rows
-    timings = await inference.run(model, rows, deadline, request.hung_up)
-    request.rows, request.steps = rows.lengths.size, rows.steps
-    request.book(timings)
-    has_steps = rows.outputs is not None or rows.predictions is not None
-    values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
-    fields = await asyncio.to_thread(call.reply, ragged) if values > MANY_VALUES else call.reply(ragged)
-    return fields, values
 
 
 async def forward_call(asked: ForwardRequest, model: ModelVersion, limits: Limits, *, pads: bool) -> "ForwardCall":

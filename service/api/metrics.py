@@ -5,10 +5,10 @@ import os
 from collections import Counter as Count
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import process_time, time
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from prometheus_client import (
@@ -65,14 +65,8 @@ class Tally:
         return observed, total
 
 
-class Group(NamedTuple):
-    """Requests that are counted together."""
-
-    path: str
-    model: str | None
-    version: str | None
-    failed: bool
-    streams: bool
+Group = tuple[str, str | None, str | None, int, bool]
+"""Requests that are counted together: path, model, version, status, and whether they stream."""
 
 
 @dataclass(slots=True)
@@ -81,7 +75,6 @@ class GroupCounts:
 
     latency: Tally
     stages: dict[str, Tally]
-    answered: Count[int] = field(default_factory=Count)
     rows: int = 0
     steps: int = 0
 
@@ -122,9 +115,8 @@ class Metrics:
 
     def count(self, request: Request, seconds: float) -> None:
         """Account for one finished request; the stages of a stream wait for its client."""
-        group = Group(request.route, request.model, request.version, request.status >= 400, request.streams)
+        group = request.route, request.model, request.version, request.status, request.streams
         counted = self._groups.get(group) or self._add(group)
-        counted.answered[request.status] += 1
         counted.latency.observe(seconds)
         if not request.streams:
             for stage, spent in request.stages.items():
@@ -137,12 +129,13 @@ class Metrics:
     def fold(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
         for group, counted in self._groups.items():
-            for status, count in counted.answered.items():
-                self._requests.labels(group.path, group.model or "", str(status)).inc(count)
-            counted.answered.clear()
+            path, model, _, status, _ = group
             calls, seconds = counted.latency.fold()
+            if not calls:
+                continue
+            self._requests.labels(path, model or "", str(status)).inc(calls)
             parts = {stage: tally.fold()[1] for stage, tally in counted.stages.items()}
-            if group.model is not None and calls and (counted.rows or group.failed):
+            if counted.rows or status >= 400:
                 self._fold_calls(group, counted, calls, {"all": seconds, **parts})
             counted.rows = counted.steps = 0
         for error, count in self._failures.items():
@@ -161,22 +154,26 @@ class Metrics:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
     def _add(self, group: Group) -> GroupCounts:
-        times, bounds = (self._lives, _LIVES) if group.streams else (self._latency, _SECONDS)
-        stages = {stage: Tally(self._stages.labels(group.model or "", stage), _SECONDS) for stage in STAGES}
-        counted = GroupCounts(Tally(times.labels(group.path, group.model or ""), bounds), stages)
+        path, model, _, _, streams = group
+        times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
+        stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
+        counted = GroupCounts(Tally(times.labels(path, model or ""), bounds), stages)
         self._groups[group] = counted
         return counted
 
     def _fold_calls(self, group: Group, counted: GroupCounts, calls: int, seconds: Mapping[str, float]) -> None:
-        self._rows.labels(group.model).inc(counted.rows)
-        self._steps.labels(group.model).inc(counted.steps)
-        if group.streams:
+        _, model, version, status, streams = group
+        if model is None:
             return
-        which, outcome = (group.model, group.version or ""), "fail" if group.failed else "success"
+        self._rows.labels(model).inc(counted.rows)
+        self._steps.labels(model).inc(counted.steps)
+        if streams:
+            return
+        which, outcome = (model, version or ""), "fail" if status >= 400 else "success"
         self._calls.labels(*which, outcome).inc(calls)
         for part, spent in seconds.items():
             self._seconds.labels(*which, outcome, part).inc(spent)
-        if not group.failed:
+        if outcome == "success":
             self._inferences.labels(*which).inc(counted.rows)
             self._last.labels(*which).set_to_current_time()
 

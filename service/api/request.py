@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
+from service.engine.interface import Rows
 from service.errors import InvalidRequest
 from service.serving.scheduler import Timings
 
@@ -58,8 +59,8 @@ class Request:
     headers: Mapping[bytes, bytes]
     address: str
     request_id: str
-    http_version: str = "1.1"
     route: str = "other"
+    http_version: str = "1.1"
     body: bytes = b""
     watch: Callable[[], Awaitable[object]] | None = None
     begun: float = field(default_factory=perf_counter)
@@ -120,6 +121,11 @@ class Request:
             if begun > timings.submitted:
                 _note(self.intervals, "queue", timings.submitted + shift, begun + shift)
             _note(self.intervals, "compute", begun + shift, timings.ended + shift)
+
+    def ran(self, rows: Rows, timings: Timings) -> None:
+        """Add an engine run of rows, which is all that the request has."""
+        self.rows, self.steps = rows.lengths.size, rows.steps
+        self.book(timings)
 
     def timeout(self) -> float | None:
         """Seconds that X-Request-Timeout-Ms gives the request, or each line of a stream. Raises InvalidRequest."""

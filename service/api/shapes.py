@@ -11,9 +11,7 @@ import numpy as np
 from service.errors import InvalidRequest, Loc, NonFiniteOutput, spell
 from service.serving.registry import ModelVersion
 from service.spec import ModelSpec
-from service.wire.arrays import Floats, Integers, Ragged, finite
-
-FLOAT32 = np.dtype(np.float32)
+from service.wire.arrays import FLOAT32, Floats, Integers, Ragged, finite
 
 FEW_ROWS = 64  # batches up to this have their starts and lengths kept from one request to the next
 

@@ -13,6 +13,8 @@ from service.errors import InvalidRequest, Loc, spell
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
+FLOAT32 = np.dtype(np.float32)
+
 # Arrays come as Floats, Integers or Ragged; everything else as the Python value of its format.
 Document = Mapping[str, Any]
 
@@ -109,10 +111,12 @@ def too_large(loc: Loc, value: float) -> InvalidRequest:
 
 def narrowed(name: str, values: NDArray[Any]) -> Floats | Integers:
     """Numbers of any type as float32 or int64, the same array where they are. Raises InvalidRequest."""
+    if values.dtype == FLOAT32:
+        return values
     if values.dtype.kind == "i":
         return values.astype(np.int64, copy=False)
-    if values.dtype.str != "<f8":
-        return values.astype(np.float32, copy=False)
+    if values.itemsize < 8:
+        return values.astype(np.float32)
     with np.errstate(over="ignore"):
         floats = values.astype(np.float32)
     overflowed = np.isinf(floats) & np.isfinite(values)

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.wire.arrays import MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
+from service.wire.arrays import FLOAT32, MAX_FIELDS, OVERFLOW, Document, Floats, Ragged, assemble
 
 _Parser, _Object, _Array = simdjson.Parser, simdjson.Object, simdjson.Array
 
@@ -28,8 +28,6 @@ DOT_VALUES = 4096
 """Up to so many numbers one dot product is the quickest look at all of them: BLAS does it in one thread."""
 
 VECTOR_BYTES = 4 * 1024  # from here on numpy, which needs a copy, counts faster than bytes do
-
-_FLOAT32 = np.dtype(np.float32)
 
 
 class Suspicious(Exception):
@@ -102,24 +100,24 @@ def slices(fields: Document) -> Iterator[bytes]:
     for name, value in fields.items():
         before += orjson.dumps(name) + b":"
         if getattr(value, "size", 1) > SLICE_VALUES:
-            yield from _items(value, before + b"[", b"]")
+            yield from items(value, before + b"[", b"]")
         else:
             yield before + orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY)
         before = b","
     yield b"}" if fields else b"{}"
 
 
-def _items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
+def items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
     """The items of an array, or of `RaggedRows`, in pieces: it is cut in halves until few numbers are left."""
     half = len(value) // 2
     if getattr(value, "size", 1) <= SLICE_VALUES:
         text = memoryview(orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY))
         yield b"".join((before, text[1:-1], after))
     elif half:
-        yield from _items(value[:half], before, b",")
-        yield from _items(value[half:], b"", after)
+        yield from items(value[:half], before, b",")
+        yield from items(value[half:], b"", after)
     else:
-        yield from _items(value[0], before + b"[", b"]" + after)
+        yield from items(value[0], before + b"[", b"]" + after)
 
 
 def _parsed(text: bytes, kind: type) -> Any:
@@ -170,4 +168,4 @@ def _numbers(array: Any, first: Any) -> tuple[Floats, list[list[int]]]:
         too_large = doubles.dot(doubles) >= OVERFLOW and np.maximum.reduce(np.abs(doubles)) >= OVERFLOW
     if too_large:
         raise Suspicious
-    return doubles.astype(_FLOAT32), sizes
+    return doubles.astype(FLOAT32), sizes

@@ -3,8 +3,8 @@
     {"inputs":[{"name":"inputs","shape":[1,2,1],"datatype":"FP32","data":[0.5,NaN]},
                {"name":"lengths","shape":[1],"datatype":"INT64","parameters":{"binary_data_size":8}}]}········
 
-A body is read in steps: `cut` takes the numbers out of the JSON and gives the rest as Python values, which the caller
-checks; `numbers` is the JSON of the numbers by name, for the decoder of JSON; `arrays` are those, and the bytes.
+A body is read in steps: `cut` takes the numbers out of the JSON and gives the rest as Python values, whose inputs the
+caller checks; `numbers` is the JSON of the numbers by name, for the decoder of JSON; `arrays` are those, and the bytes.
 Source: docs/predict-api-v2 of the protocol, and extension_binary_data.md of the Triton Inference Server.
 """
 
@@ -12,16 +12,16 @@ import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from pydantic_core import from_json
 
 from service.errors import MalformedBody
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, Ragged, bad, narrowed
-from service.wire.json import SLICE_VALUES
+from service.wire.json import SLICE_VALUES, items
 from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -30,11 +30,15 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_WHOLE = 2**24
 """In lists, whole numbers below this are sure to be what was written: they are read as 32-bit floats."""
 
-READ = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4"}
-_WRITTEN = {"<f4": "FP32", "<i8": "INT64"}
+READ = {
+    name: np.dtype(kind)
+    for name, kind in {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "INT64": "<i8", "INT32": "<i4"}.items()
+}
+_WRITTEN = {"f": "FP32", "i": "INT64"}
 
 _DATA = re.compile(rb'(?<!\\)"data"\s*+:\s*+\[')
 _ESCAPED = re.compile(rb"\\u00(?:6[14]|74)")  # a letter of "data", which is not found then
+_NO_DATA = b'"data":[]'
 _NOT_FINITE = re.compile(rb"(?<![^\[,\s])(?:NaN|-?Infinity)(?![^\],\s])")
 PIECE_BYTES = 16 * 1024
 """Numbers are looked through for NaN in pieces, so that a thread that does this lets others run."""
@@ -42,18 +46,10 @@ PIECE_BYTES = 16 * 1024
 _WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 Array = Floats | Integers
+Tensor = Mapping[str, Any]
+"""An entry of a body's inputs, by the protocol's names; `data` says which of `Cut.lists` has its numbers."""
 Places = dict[str, list[tuple[Integers, Floats]]]
 """NaN and infinities by tensor, in pieces: which of its numbers are, and what."""
-
-
-class Described(NamedTuple):
-    """What a body says of a tensor: its bytes after the JSON, or which of `Cut.lists` has its numbers."""
-
-    name: str
-    shape: Sequence[int]
-    datatype: str
-    binary_bytes: int | None
-    data: Sequence[int] | None
 
 
 class Cut(NamedTuple):
@@ -97,68 +93,90 @@ def cut(body: bytes, header_bytes: int | None) -> Cut:
     return Cut(_read(text), body, lists, end)
 
 
-def numbers(tensors: Sequence[Described], cut: Cut) -> tuple[bytes, Places]:
+def numbers(tensors: Sequence[Tensor], cut: Cut) -> tuple[bytes, Places]:
     """The numbers of tensors as a JSON object, in which those that are not finite are zeros. Raises InvalidRequest."""
-    given = [tensor for tensor in tensors if tensor.binary_bytes is None]
-    for index, tensor in enumerate(given):
-        if tensor.data != [index] or index >= len(cut.lists):
-            raise bad((tensor.name,), 'has no list of numbers as "data"')
-    text = BytesIO(b"{")
-    text.seek(1)
-    places: Places = {}
-    for index, (tensor, (begin, end)) in enumerate(zip(given, cut.lists, strict=False)):
-        text.write(b"," * (index > 0) + orjson.dumps(tensor.name) + b":")
-        places[tensor.name] = list(_copied(memoryview(cut.body)[begin:end], text))
-    text.write(b"}")
-    return text.getvalue(), places
+    body, places = cut.body, Places()
+    texts: list[bytes | memoryview] = []
+    for tensor in tensors:
+        if _binary_bytes(tensor) is not None:
+            continue
+        name, index = tensor["name"], len(texts) // 4
+        if tensor.get("data") != [index] or index >= len(cut.lists):
+            raise bad((name,), 'has no list of numbers as "data"')
+        begin, end = cut.lists[index]
+        text = memoryview(body)[begin:end]
+        if body.find(b"N", begin, end) >= 0 or body.find(b"I", begin, end) >= 0:
+            copy = BytesIO()
+            places[name] = list(_copied(text, copy))
+            text = copy.getbuffer()
+        texts += [b"," if texts else b"", orjson.dumps(name), b":", text]
+    return b"".join((b"{", *texts, b"}")), places
 
 
-def arrays(tensors: Sequence[Described], cut: Cut, lists: Document, places: Places) -> dict[str, Array]:
+def arrays(tensors: Sequence[Tensor], cut: Cut, lists: Document, places: Places) -> dict[str, Array]:
     """The tensors by name, float32 or int64; `lists` is what `numbers` has, decoded.
 
     float16 and float64 become float32, int32 becomes int64; of bytes they are views of the body where they can be.
     Raises MalformedBody, InvalidRequest.
     """
-    found, begin = {}, cut.header_bytes
+    found, body, begin = {}, cut.body, cut.header_bytes
     for tensor in tensors:
-        size, count = tensor.binary_bytes, prod(tensor.shape)
+        name, size = tensor["name"], _binary_bytes(tensor)
         if size is None:
-            found[tensor.name] = _shaped(tensor, lists[tensor.name], places.get(tensor.name, ()))
+            found[name] = _shaped(tensor, lists[name], places.get(name, ()))
             continue
-        dtype = np.dtype(READ[tensor.datatype])
-        if size != count * dtype.itemsize or tensor.data is not None:
-            takes = f"{tensor.datatype} of shape {list(tensor.shape)} has {count * dtype.itemsize} bytes, and no data"
-            raise bad((tensor.name,), f"has binary_data_size {size}; {takes}")
-        if size > len(cut.body) - begin:
-            raise bad(
-                (tensor.name,), f"has binary_data_size {size}; {len(cut.body) - begin} bytes are left of the body"
-            )
-        values = np.frombuffer(cut.body, dtype, count, begin).reshape(tensor.shape)
-        found[tensor.name] = narrowed(tensor.name, values if values.flags.aligned else values.copy())
+        dtype, shape, left = READ[tensor["datatype"]], tensor["shape"], len(body) - begin
+        count = prod(shape)
+        if size != count * dtype.itemsize or tensor.get("data") is not None:
+            takes = f"{tensor['datatype']} of shape {shape} has {count * dtype.itemsize} bytes, and no data"
+            raise bad((name,), f"has binary_data_size {size}; {takes}")
+        if size > left:
+            raise bad((name,), f"has binary_data_size {size}; {left} bytes are left of the body")
+        values = np.frombuffer(body, dtype, count, begin).reshape(shape)
+        found[name] = narrowed(name, values if values.flags.aligned else values.copy())
         begin += size
-    if begin < len(cut.body):
-        raise MalformedBody(f"{len(cut.body) - begin} bytes of the body are no tensor's")
+    if begin < len(body):
+        raise MalformedBody(f"{len(body) - begin} bytes of the body are no tensor's")
     return found
 
 
 def header(fields: Mapping[str, Any], tensors: Mapping[str, Array], binary: Container[str]) -> Iterator[bytes]:
     """The JSON of a reply, in pieces; the memory of the tensors that are binary follows it."""
-    yield orjson.dumps(fields)[:-1] + b',"outputs":['
-    before = b""
+    outputs: list[dict[str, Any]] = []
     for name, values in tensors.items():
-        entry = {"name": name, "datatype": _WRITTEN[values.dtype.str], "shape": values.shape}
-        if name in binary:
-            yield before + orjson.dumps(entry | {"parameters": {"binary_data_size": values.nbytes}})
-        else:
-            yield before + orjson.dumps(entry)[:-1] + b',"data":['
-            yield from _text(values.reshape(-1))
-            yield b"]}"
-        before = b","
-    yield b"]}"
+        outputs.append({"name": name, "datatype": _WRITTEN[values.dtype.kind], "shape": values.shape})
+        outputs[-1] |= {"parameters": {"binary_data_size": values.nbytes}} if name in binary else {"data": ()}
+    # No string can hold what it is split at: there, quotes have a backslash.
+    text, *others = orjson.dumps({**fields, "outputs": outputs}).split(_NO_DATA)
+    yield text
+    in_json = (values for name, values in tensors.items() if name not in binary)
+    for values, text in zip(in_json, others, strict=True):
+        flat = values.reshape(-1)
+        words = _words(flat)
+        for piece in items(flat, b'"data":[', b"]"):
+            if b"n" in piece:
+                begin, *rest = piece.split(b"null")
+                yield begin + b"".join(next(words) + part for part in rest)
+            else:
+                yield piece
+        yield text
+
+
+def _binary_bytes(tensor: Tensor) -> int | None:
+    """How many bytes after the JSON are a tensor's, None if it stands there."""
+    size: int | None = tensor.get("parameters", {}).get("binary_data_size")
+    return size
 
 
 def _read(text: bytes) -> Any:
     """A short JSON text. Raises MalformedBody, DuplicateName."""
+    try:
+        document = from_json(text)
+        # A name that stands twice is lost, and its colon with it; only escapes hide colons.
+        if b"\\" not in text and orjson.dumps(document).count(b":") == text.count(b":"):
+            return document
+    except (ValueError, TypeError):  # TypeError: an integer of more than 64 bits
+        pass
     try:
         return json.loads(text.decode(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
@@ -194,33 +212,31 @@ def _copied(text: memoryview, to: BytesIO) -> Iterator[tuple[Integers, Floats]]:
         commas += piece.count(b",")
 
 
-def _shaped(tensor: Described, values: Any, places: Sequence[tuple[Integers, Floats]]) -> Array:
+def _shaped(tensor: Tensor, values: Any, places: Sequence[tuple[Integers, Floats]]) -> Array:
     """Numbers of JSON in a tensor's shape and type. Raises InvalidRequest."""
-    count = prod(tensor.shape)
-    if isinstance(values, Ragged) or values.shape not in ((count,), tuple(tensor.shape)):
+    name, shape, datatype = tensor["name"], tuple(tensor["shape"]), tensor["datatype"]
+    count = prod(shape)
+    if isinstance(values, Ragged) or values.shape not in ((count,), shape):
         came = "of unequal length" if isinstance(values, Ragged) else f"of shape {list(values.shape)}"
-        takes = f"{count} numbers, in one list or nested as its shape, {list(tensor.shape)}"
-        raise bad((tensor.name,), f"has data {came}; expected {takes}")
+        raise bad(
+            (name,), f"has data {came}; expected {count} numbers, in one list or nested as its shape, {list(shape)}"
+        )
     floats: Floats = values.reshape(-1)
     if places:
         floats = floats.copy()
     for indices, words in places:
         floats[indices] = words
-    if tensor.datatype.startswith("INT"):
+    if datatype.startswith("INT"):
         wrong = np.flatnonzero(~((np.abs(floats) < MAX_WHOLE) & (floats == np.floor(floats))))
         if wrong.size:
             takes = f"whole numbers below {MAX_WHOLE} in JSON, and larger ones as bytes"
-            raise bad((tensor.name, int(wrong[0])), f"is {floats[wrong[0]]:.9g}; {tensor.datatype} takes {takes}")
-        return floats.astype(np.int64).reshape(tensor.shape)
-    return floats.reshape(tensor.shape)
+            raise bad((name, int(wrong[0])), f"is {floats[wrong[0]]:.9g}; {datatype} takes {takes}")
+        return floats.astype(np.int64).reshape(shape)
+    return floats.reshape(shape)
 
 
-def _text(values: Array) -> Iterator[bytes]:
-    """Numbers (n,) with commas between them; NaN and infinities as Python and Triton's client write them."""
+def _words(values: Array) -> Iterator[bytes]:
+    """What NaN and infinities among numbers (n,) are in JSON, as Python and Triton's client write them."""
     for begin in range(0, len(values), SLICE_VALUES):
         part = values[begin : begin + SLICE_VALUES]
-        text = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-        if b"null" in text:
-            words = [_WORDS[str(value)] for value in part[~np.isfinite(part)].tolist()]
-            text = b"".join(chain.from_iterable(zip(text.split(b"null"), (*words, b""), strict=True)))
-        yield text if begin == 0 else b"," + text
+        yield from (_WORDS[str(value)] for value in part[~np.isfinite(part)].tolist())

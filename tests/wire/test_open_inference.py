@@ -14,7 +14,7 @@ from service.api.v2.requests import InferRequest
 from service.errors import DuplicateName, InvalidRequest, MalformedBody, ServiceError
 from service.wire import json as fast
 from service.wire import json_slow
-from service.wire.open_inference import Described, arrays, cut, header, numbers
+from service.wire.open_inference import arrays, cut, header, numbers
 
 FLOATS = numpy_arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=st.floats(width=32))
 IDS = numpy_arrays(np.int64, array_shapes(max_dims=2, max_side=5), elements=st.integers(-(2**24) + 1, 2**24 - 1))
@@ -40,13 +40,12 @@ def decode(body, header_bytes=None):
     """The arrays of a body, as the service reads them. Raises ServiceError."""
     found = cut(body, header_bytes)
     inputs = validate(InferRequest, found.document).inputs
-    said = [Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data) for one in inputs]
-    text, places = numbers(said, found)
+    text, places = numbers(inputs, found)
     try:
         lists = fast.decode(text)
     except fast.Suspicious:
         lists = json_slow.decode(text)
-    return arrays(said, found, lists, places)
+    return arrays(inputs, found, lists, places)
 
 
 def same(left, right):

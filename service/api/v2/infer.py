@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from service.api.documents import HEAVY_BYTES, VIEW_BYTES, Documents
-from service.api.forward import Call, forward_call, run_rows
+from service.api.forward import Call, forward_call
 from service.api.negotiation import JSON, OCTETS
 from service.api.paths import infer_names
 from service.api.request import Reply, Request
@@ -25,7 +25,7 @@ from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import Terms
 from service.sessions.sequences import SequenceCall, Sequences
 from service.wire.arrays import Floats
-from service.wire.open_inference import READ, Array, Cut, Described, arrays, header, numbers
+from service.wire.open_inference import READ, Array, Cut, arrays, header, numbers
 from service.wire.open_inference import cut as cut_body
 
 LENGTH = b"inference-header-content-length"
@@ -66,15 +66,10 @@ class Infer:
             cut = cut_body(body, None if length is None else int(length))
             asked = validate(InferRequest, cut.document)
         _check(asked, tensors)
-        said = [
-            Described(one.name, one.shape, one.datatype, one.parameters.binary_data_size, one.data)
-            for one in asked.inputs
-        ]
-        may_have_nan = cut.lists and (b"N" in body or b"I" in body)
-        many = len(body) > (HEAVY_BYTES if may_have_nan else VIEW_BYTES)
-        text, places = await asyncio.to_thread(numbers, said, cut) if many else numbers(said, cut)
+        many = len(body) > VIEW_BYTES or (len(body) > HEAVY_BYTES and cut.lists and (b"N" in body or b"I" in body))
+        text, places = await asyncio.to_thread(numbers, asked.inputs, cut) if many else numbers(asked.inputs, cut)
         lists = await self.documents.decode_json(request, text) if cut.lists else {}
-        arguments = said, cut, lists, places
+        arguments = asked.inputs, cut, lists, places
         found = await asyncio.to_thread(arrays, *arguments) if many else arrays(*arguments)
         if len(body) < HEAVY_BYTES:
             request.mark("decode", begun)
@@ -84,26 +79,26 @@ class Infer:
         self, request: Request, model: ModelVersion, asked: InferRequest, given: Mapping[str, Array], *, by_step: bool
     ) -> dict[str, Floats]:
         """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
-        returns = [output.name for output in asked.outputs] or None
+        returns = [output["name"] for output in asked.outputs] or None
+        fields: dict[str, Any] = {name: _swapped(name, values) for name, values in given.items()}
         if "lengths" in given:
-            given = {**given, "lengths": given["lengths"].reshape(-1)}
-        fields = {name: values if name in _BY_ROW else _swapped(values) for name, values in given.items()}
+            fields["lengths"] = given["lengths"].reshape(-1)
+        fields["returns"] = returns
         call: Call
         if by_step:
-            call = StepCall(validate(StepRequest, {**fields, "returns": returns}), model, self.limits)
+            call = StepCall(validate(StepRequest, fields), model, self.limits)
         else:
-            forward = validate(ForwardRequest, {**fields, "returns": returns})
-            call = await forward_call(forward, model, self.limits, pads=True)
+            call = await forward_call(validate(ForwardRequest, fields), model, self.limits, pads=True)
         deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
-        found, _ = await run_rows(self.inference, request, model, call, deadline, ragged=False)
-        results = call.results()
-        return {name: found[name] if name in _BY_ROW else _swapped(results[name]) for name in returns or found}
+        request.ran(call.rows, await self.inference.run(model, call.rows, deadline, request.hung_up))
+        found = call.results() if by_step else call.reply(ragged=False)
+        return {name: _swapped(name, found[name]) for name in returns or found}
 
     async def _step_sequence(
         self, request: Request, on: ModelVersion, version: str | None, asked: InferRequest, given: Mapping[str, Array]
     ) -> dict[str, Any]:
         """Run steps (k,I) of a sequence; gives what is wanted, and the number of the last as `step`."""
-        said, names = asked.parameters, [output.name for output in asked.outputs] or None
+        said, names = asked.parameters, [output["name"] for output in asked.outputs] or None
         if states := given.keys() - {"inputs"}:
             raise invalid(f"{min(states)} is given; a sequence has the state after its last step", min(states))
         returns = frozenset(names or ())
@@ -130,20 +125,23 @@ class Infer:
     ) -> Reply:
         """The reply: JSON, and after it the memory of those arrays that are wanted as bytes."""
         begun, default = perf_counter(), asked.parameters.binary_data_output
-        said = {output.name: output.parameters.binary_data for output in asked.outputs}
+        said = {output["name"]: output.get("parameters", {}).get("binary_data") for output in asked.outputs}
         binary = [name for name in results if (default if said.get(name) is None else said[name])]
         text = header(fields, results, binary)
-        if sum(results[name].nbytes for name in results.keys() - binary) >= HEAVY_BYTES:
-            parts = await self.documents.in_pieces(request, "encode", text)
+        parts: list[bytes | memoryview]
+        if sum(values.nbytes for name, values in results.items() if name not in binary) >= HEAVY_BYTES:
+            parts = [*await self.documents.in_pieces(request, "encode", text)]
         else:
             parts = [b"".join(text)]
             request.mark("encode", begun)
-        if not binary:
-            return Reply(200, JSON.encode(), parts[0] if len(parts) == 1 else parts)
-        length = sum(map(len, parts))
-        parts.append(b" " * (-length % 8))  # clients' views of the arrays are aligned then
-        memory = [results[name].reshape(-1).view(np.uint8).data for name in binary]
-        return Reply(200, OCTETS.encode(), [*parts, *memory], [(LENGTH, b"%d" % (length + len(parts[-1])))])
+        kind, headers = JSON, []
+        if binary:
+            length = sum(map(len, parts))
+            parts.append(b" " * (-length % 8))  # clients' views of the arrays are aligned then
+            kind, headers = OCTETS, [(LENGTH, b"%d" % (length + len(parts[-1])))]
+            parts += (results[name].data.cast("B") for name in binary)
+        is_short = sum(map(len, parts)) < HEAVY_BYTES
+        return Reply(200, kind.encode(), b"".join(parts) if is_short else parts, headers)
 
 
 _BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
@@ -164,13 +162,14 @@ def _is_of_sequence(said: RequestParameters, name: str) -> bool:
     return bool(said.sequence_id)
 
 
-def _swapped(state: Array) -> Any:
-    return np.ascontiguousarray(state.swapaxes(0, 1))
+def _swapped(name: str, values: Array) -> Any:
+    """A tensor of that name with its first two axes swapped, if it is a state."""
+    return values if name in _BY_ROW else np.ascontiguousarray(values.swapaxes(0, 1))
 
 
 def _raw(size: int, tensor: Tensor) -> InferRequest:
     """The request that a body means which is nothing but the bytes of `inputs`: one row, or rows of one step."""
-    step = np.dtype(READ[tensor.datatype]).itemsize * max(tensor.shape[-1], 1)
+    step = READ[tensor.datatype].itemsize * max(tensor.shape[-1], 1)
     if not size or size % step:
         raise invalid(f"the body has {size} bytes; expected {tensor.datatype}, {step} bytes a step", "inputs")
     free = max(axis for axis, length in enumerate(tensor.shape) if length == -1)
@@ -182,18 +181,20 @@ def _raw(size: int, tensor: Tensor) -> InferRequest:
 def _check(asked: InferRequest, tensors: Signature) -> None:
     """Raise InvalidRequest for what is none of the model's tensors, comes twice, or has another type or shape."""
     for field, given, known in (("inputs", asked.inputs, tensors.inputs), ("outputs", asked.outputs, tensors.outputs)):
-        names = [one.name for one in given]
+        names = [one["name"] for one in given]
         for index, name in enumerate(names):
             if name not in known:
                 raise invalid(f"{field}[{index}] is {name!r}; this model has {', '.join(known)}", field, index)
             if names.index(name) < index:
                 raise invalid(f"{field}[{index}] is {name!r}, which comes twice", field, index)
-    if "inputs" not in [one.name for one in asked.inputs]:
-        raise invalid("the tensor named inputs is missing", "inputs")
+        if field not in names and given is asked.inputs:
+            raise invalid("the tensor named inputs is missing", "inputs")
     for one in asked.inputs:
-        takes = tensors.inputs[one.name]
-        shape = [*one.shape, 1][:2] if one.name == "lengths" else one.shape  # (B) is what people write
-        fits = [size in (-1, came) for size, came in zip(takes.shape, shape, strict=False)]
-        if one.datatype[0] != takes.datatype[0] or len(shape) != len(takes.shape) or not all(fits):
-            came = f"{one.datatype} of shape {one.shape}"
-            raise invalid(f"{one.name} is {came}; expected {takes.datatype} of shape {list(takes.shape)}", one.name)
+        name, datatype, takes = one["name"], one["datatype"], tensors.inputs[one["name"]]
+        shape = one["shape"] if name != "lengths" else [*one["shape"], 1][:2]  # (B) is what people write
+        fits = datatype[0] == takes.datatype[0] and len(shape) == len(takes.shape)
+        for size, came in zip(takes.shape, shape, strict=False):
+            fits = fits and size in (-1, came)
+        if not fits:
+            expected = f"{takes.datatype} of shape {list(takes.shape)}"
+            raise invalid(f"{name} is {datatype} of shape {one['shape']}; expected {expected}", name)

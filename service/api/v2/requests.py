@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from service.spec import ModelSpec
 from service.wire.arrays import MAX_FIELDS
@@ -16,13 +17,15 @@ Size = Annotated[int, Field(ge=1, le=2**31)]
 Name = Annotated[str, Field(max_length=64)]
 
 
-class Parameters(BaseModel, extra="allow", strict=True, frozen=True):
+# Dictionaries, where a request has several: models take pydantic twice the time.
+@with_config(ConfigDict(extra="allow", strict=True))
+class Parameters(TypedDict, total=False):
     """What is said beside the numbers; names that are not known have no effect, as the protocol has it."""
 
-    shared_memory_region: None = Field(None, description="Not offered.")
-    classification: None = Field(None, description="Not offered.")
-    binary_data_size: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes of a tensor after the JSON.")
-    binary_data: bool | None = Field(None, description="Of an output: whether it is to follow the JSON as bytes.")
+    shared_memory_region: Annotated[None, Field(description="Not offered.")]
+    classification: Annotated[None, Field(description="Not offered.")]
+    binary_data_size: Annotated[int | None, Field(ge=0, description="Bytes of a tensor after the JSON.")]
+    binary_data: Annotated[bool | None, Field(description="Of an output: whether it is to follow the JSON as bytes.")]
 
 
 class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
@@ -40,41 +43,31 @@ class RequestParameters(BaseModel, extra="allow", strict=True, frozen=True):
     )
 
 
-class InferInput(BaseModel, extra="forbid", strict=True, frozen=True):
-    """A tensor, whose numbers stand here, flat or nested, or follow the JSON as little-endian bytes."""
-
-    name: Name = Field(description="One of the model's inputs.")
-    shape: list[Size] = Field(max_length=3, description="Its axes, batch first.")
-    datatype: Literal["FP32", "FP16", "FP64", "INT64", "INT32"] = Field(description="Of its numbers.")
-    parameters: Parameters = Field(Parameters(), description="binary_data_size.")
-    data: list[Any] | None = Field(None, description="Numbers; NaN and Infinity, too.")
-
-
-class InferOutput(BaseModel, extra="forbid", strict=True, frozen=True):
+@with_config(ConfigDict(extra="forbid", strict=True))
+class InferOutput(TypedDict):
     """A tensor that is wanted."""
 
-    name: Name = Field(description="One of the model's outputs.")
-    parameters: Parameters = Field(Parameters(), description="binary_data.")
+    name: Annotated[Name, Field(description="One of the model's.")]
+    parameters: NotRequired[Annotated[Parameters, Field(description="binary_data_size of a tensor, or binary_data.")]]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class InferTensor(InferOutput):
+    """A tensor, whose numbers stand here, flat or nested, or follow the JSON as little-endian bytes."""
+
+    datatype: Annotated[Literal["FP32", "FP16", "FP64", "INT64", "INT32"], Field(description="Of its numbers.")]
+    shape: Annotated[list[Size], Field(max_length=3, description="Its axes, batch first.")]
+    data: NotRequired[Annotated[list[Any] | None, Field(description="Numbers; NaN and Infinity, too.")]]
 
 
 class InferRequest(BaseModel, extra="forbid", strict=True, frozen=True, protected_namespaces=()):
     """Inputs of a model, and which outputs are wanted: those of /rnn/forward or /cell/step if that is left out."""
 
-    inputs: list[InferInput] = Field(min_length=1, max_length=MAX_FIELDS, description="What it takes.")
-    outputs: list[InferOutput] = Field([], max_length=MAX_FIELDS, description="What is wanted.")
+    inputs: list[InferTensor] = Field(min_length=1, max_length=MAX_FIELDS, description="What it takes.")
+    outputs: list[InferOutput] = Field(default_factory=list, max_length=MAX_FIELDS, description="What is wanted.")
     id: str = Field("", max_length=1024, description="The reply has it, too.")
     parameters: RequestParameters = Field(RequestParameters(), description="timeout, binary_data_output …")
     model_name: str | None = Field(None, description="Of KServe's client; not used.")
-
-
-class OutputTensor(BaseModel):
-    """A tensor of a reply, whose numbers stand here, or follow the JSON as bytes."""
-
-    name: str = Field(description="One of the model's outputs.")
-    datatype: str = Field(description="FP32.")
-    shape: list[int] = Field(description="Its axes, batch first.")
-    parameters: Parameters = Field(Parameters(), description="binary_data_size, of one that follows as bytes.")
-    data: list[Any] = Field([], description="Its numbers, flat.")
 
 
 class InferReply(BaseModel, protected_namespaces=()):
@@ -84,7 +77,7 @@ class InferReply(BaseModel, protected_namespaces=()):
     model_version: str = Field(description="The version that ran.")
     id: str = Field("", description="The request's.")
     parameters: dict[str, int | str] = Field({}, description="Of a sequence: sequence_id and step, the last's number.")
-    outputs: list[OutputTensor] = Field(description="What was wanted.")
+    outputs: list[InferTensor] = Field(description="What was wanted, in FP32.")
 
 
 class Tensor(NamedTuple):
