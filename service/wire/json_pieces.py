@@ -115,8 +115,8 @@ def _list(body: bytes, begin: int, end: int, name: str, depth: int) -> Generator
         if not cut and not (is_last and opened.endswith(b"]")):
             # A string is in its midst, or the body ends in it, or a piece of it has no place to cut.
             text = (opened + b'""' * (end < len(body))) if is_last else opened.rpartition(b",")[0]
-            if not text and not opened[-1:].isspace():
-                text = opened
+            if not text and len(opened.split()) == 1 and not opened[-1:].isspace():
+                text = opened  # a number of any length; else blanks of any length
             raise Suspicious(partial(json_slow.explain, text, name, before, depth, closes=end < len(body)))
         try:
             numbers, lengths = json.decode_list(opened + b"]" * is_cut)
