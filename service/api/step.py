@@ -31,7 +31,6 @@ from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Sessions
 from service.sessions.stepper import NonFinite, Steps
-from service.spec import ModelSpec
 from service.wire.arrays import Document
 
 MAX_KEPT_BYTES = 4 * 2**20
@@ -72,7 +71,7 @@ class Step:
         refuse_another_model(model, asked.model, asked.version)
         inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"
-        terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, times=request)
+        terms = Terms(strict, not returns.isdisjoint(("h", "c")), in_stream=False, times=request)
         try:
             ran = await self.session_steps.run(session, inputs, asked.step, terms, request.deadline())
         except NonFinite as error:
@@ -140,18 +139,13 @@ def session_inputs(
     found, several = steps(inputs, model)
     wanted = returned(returns, STREAM_RETURNS, model, by_step=True)
     limits.check_inputs(found)
-    limits.check_reply(model.spec, 1, len(found), wanted | {"outputs"})
-    _refuse_long(len(found), model.spec)
-    return found, wanted, several
-
-
-def _refuse_long(count: int, spec: ModelSpec) -> None:
-    """Raise InvalidRequest if the reply of so many steps is more than a session keeps for a retry."""
+    count, spec = len(found), model.spec
+    limits.check_reply(spec, 1, count, wanted | {"outputs"})
     most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
-    if count > most:
-        raise invalid(
-            f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"
-        )
+    if count > most:  # its reply would be more than a session keeps for a retry
+        message = f"inputs has {count} steps; a session of this model takes {most} in one request: send several"
+        raise invalid(message, "inputs")
+    return found, wanted, several
 
 
 def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: bool) -> dict[str, Any]:
@@ -164,7 +158,8 @@ def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: boo
     for name, state in (("h", last.h), ("c", last.c)):
         if name in returns and state is not None:
             fields[name] = squeezed(state, batched=False)
-    return fields | {"step": last.first + last.count - 1}
+    fields["step"] = last.first + last.count - 1
+    return fields
 
 
 def _joined(parts: Sequence[Floats], *, several: bool) -> Floats:
