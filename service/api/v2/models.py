@@ -103,10 +103,7 @@ def models_v2_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
 
     async def metadata(model: str, version: str | None = None) -> ModelMetadata:
         found, tensors = described(registry, model, version)
-        inputs, outputs = (
-            [TensorView(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
-            for some in tensors
-        )
+        inputs, outputs = ([TensorView(name=name, **one._asdict()) for name, one in some.items()] for some in tensors)
         versions = list(registry.model(found.name).versions) if version is None else [version]
         platform = f"{NAME}_{found.spec.kind}"
         return ModelMetadata(name=model, versions=versions, platform=platform, inputs=inputs, outputs=outputs)
