@@ -57,7 +57,7 @@ class Step(ModelHandler):
         refuse_another_model(model, asked.model, asked.version)
         inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"
-        terms = Terms(strict, bool(returns & {"h", "c"}), in_stream=False, times=request)
+        terms = Terms(strict, not returns.isdisjoint(("h", "c")), in_stream=False, times=request)
         try:
             ran = await self.session_steps.run(session, inputs, asked.step, terms, request.deadline())
         except NonFinite as error:
@@ -125,13 +125,12 @@ def session_inputs(
     found, several = steps(inputs, model)
     wanted = returned(returns, STREAM_RETURNS, model, by_step=True)
     limits.check_inputs(found)
-    limits.check_reply(model.spec, 1, len(found), wanted | {"outputs"})
-    spec, count = model.spec, len(found)
+    count, spec = len(found), model.spec
+    limits.check_reply(spec, 1, count, wanted | {"outputs"})
     most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
-    if count > most:  # a retry could not be answered
-        raise invalid(
-            f"inputs has {count} steps; a session of this model takes {most} in one request: send several", "inputs"
-        )
+    if count > most:  # its reply would be more than a session keeps for a retry
+        message = f"inputs has {count} steps; a session of this model takes {most} in one request: send several"
+        raise invalid(message, "inputs")
     return found, wanted, several
 
 
@@ -145,7 +144,8 @@ def session_reply(ran: Sequence[Steps], returns: frozenset[str], *, several: boo
     for name, state in (("h", last.h), ("c", last.c)):
         if name in returns and state is not None:
             fields[name] = squeezed(state, batched=False)
-    return fields | {"step": last.first + last.count - 1}
+    fields["step"] = last.first + last.count - 1
+    return fields
 
 
 def _joined(parts: Sequence[Floats], *, several: bool) -> Floats:

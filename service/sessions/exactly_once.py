@@ -178,13 +178,13 @@ class SessionSteps:
             steps, rows = prepare(spec, before.step + 1, new, h, c)
             timings = await self._inference.run(session.model, rows, deadline, engine=session.engine)
             terms.times.book(timings)
-            terms.checked([*done, steps])
-            if terms.in_stream or steps.count > 1:
+            ran = terms.checked([*done, steps])
+            if terms.in_stream or len(new) > 1:
                 earlier = before.replies if terms.in_stream else b""
                 kept = keep_steps(earlier, new, steps, self._replay_bytes, spec)
             else:
                 kept = keep_one(new, steps)
-            return [*done, steps], Progress(steps.count, encode_state(steps.h, steps.c), kept)
+            return ran, Progress(len(new), encode_state(steps.h, steps.c), kept)
 
         return await self._once(session, step, terms.times, attempt, begin)
 
@@ -198,9 +198,8 @@ class SessionSteps:
     ) -> Result:
         """Attempt from where the session stands, and commit the progress; None says that all was done before."""
         counts = self._cache.counts
-        as_stored = (
-            begin is not None or not self._cache.store.shared
-        )  # else another process may have advanced, reset or ended the session
+        # Else another process may have advanced, reset or ended the session.
+        as_stored = begin is not None or not self._cache.store.shared
         if not as_stored and step is not None and step <= session.record.position.step:  # no commit checks a repeat
             as_stored, session = True, await self.again(session, fresh=True)
         while True:

@@ -23,7 +23,7 @@ VALUES = st.one_of(
 FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=4)
 BLANKS = st.sampled_from([(",", ":"), (", ", ": "), (" ,\n\t", " : ")])
 MARKS = st.text('[]{}",:1.e-+N \\u0n', max_size=3)
-SIZES = st.integers(1, 40)
+SIZES = st.integers(32, 80)  # in fewer bytes a number and its brackets have no place
 
 
 def spelt(fields, blanks, indent):

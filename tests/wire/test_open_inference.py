@@ -207,6 +207,30 @@ def test_number_too_large_for_a_double_is_no_infinity():
         decode(body)
 
 
+STRINGS = st.sampled_from(['"a"', '"b"', '":"', '"a:"', '"\\u003a"', '"\\u0061"', '"\\""', '"\u00e9"'])
+JSON_TEXTS = st.recursive(
+    STRINGS | (st.none() | st.booleans() | st.integers() | st.floats()).map(json.dumps),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(STRINGS, inner).map(" : ".join), max_size=3).map(lambda pairs: f"{{{','.join(pairs)}}}")
+    ),
+)
+
+
+@given(JSON_TEXTS)
+@example('{"a":1,"a":1,"b":"\\u003a"}')
+@example('{"a":18446744073709551616}')
+def test_json_is_read_as_python_reads_it(text):
+    """But for names that stand twice in an object, however they are written."""
+    try:
+        document = json.loads(text, object_pairs_hook=json_slow.unique)
+    except DuplicateName:
+        with pytest.raises(DuplicateName):
+            cut(text.encode(), None)
+    else:
+        assert repr(cut(text.encode(), None).document) == repr(document)  # NaN is NaN
+
+
 def test_name_twice():
     with pytest.raises(DuplicateName, match="'id' stands twice"):
         cut(b'{"id":"a","id":"b"}', None)

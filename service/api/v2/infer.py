@@ -44,7 +44,8 @@ class Infer:
         request.model, request.version = name, model.version
         asked, given = await self._decode(request, tensors)
         fields: dict[str, Any] = {"model_name": name, "model_version": model.version}
-        fields |= {"id": asked.id} if asked.id else {}
+        if asked.id:
+            fields["id"] = asked.id
         if _is_of_sequence(asked.parameters, name):
             results = await self._step_sequence(request, model, version, asked, given)
             fields["model_version"] = request.version
@@ -60,11 +61,11 @@ class Infer:
         length = request.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 20):
             raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
-        if length is not None and not int(length):
-            cut, asked = Cut({}, body, [], 0), _raw(len(body), tensors.inputs["inputs"])
-        else:
+        if length is None or int(length):
             cut = cut_body(body, None if length is None else int(length))
-            asked = validate(InferRequest, cut.document)
+        else:
+            cut = Cut(_raw(len(body), tensors.inputs["inputs"]), body, [], 0)
+        asked = validate(InferRequest, cut.document)
         _check(asked, tensors)
         many = len(body) > VIEW_BYTES or (len(body) > HEAVY_BYTES and cut.lists and (b"N" in body or b"I" in body))
         text, places = await asyncio.to_thread(numbers, asked.inputs, cut) if many else numbers(asked.inputs, cut)
@@ -167,7 +168,7 @@ def _swapped(name: str, values: Array) -> Any:
     return values if name in _BY_ROW else np.ascontiguousarray(values.swapaxes(0, 1))
 
 
-def _raw(size: int, tensor: Tensor) -> InferRequest:
+def _raw(size: int, tensor: Tensor) -> dict[str, Any]:
     """The request that a body means which is nothing but the bytes of `inputs`: one row, or rows of one step."""
     step = READ[tensor.datatype].itemsize * max(tensor.shape[-1], 1)
     if not size or size % step:
@@ -175,7 +176,7 @@ def _raw(size: int, tensor: Tensor) -> InferRequest:
     free = max(axis for axis, length in enumerate(tensor.shape) if length == -1)
     shape = [size // step if axis == free else abs(length) for axis, length in enumerate(tensor.shape)]
     one = {"name": "inputs", "shape": shape, "datatype": tensor.datatype, "parameters": {"binary_data_size": size}}
-    return validate(InferRequest, {"inputs": [one], "parameters": {"binary_data_output": True}})
+    return {"inputs": [one], "parameters": {"binary_data_output": True}}
 
 
 def _check(asked: InferRequest, tensors: Signature) -> None:

@@ -113,8 +113,7 @@ def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
     async def metadata(model: str, version: Version) -> ModelMetadata:
         found, tensors = described(registry, model, version)
         inputs, outputs = (
-            [TensorMetadata(name=name, datatype=one.datatype, shape=one.shape) for name, one in some.items()]
-            for some in tensors
+            [TensorMetadata(name=name, **one._asdict()) for name, one in some.items()] for some in tensors
         )
         versions = list(registry.model(found.name).versions) if version is None else [version]
         platform = f"{NAME}_{found.spec.kind}"
