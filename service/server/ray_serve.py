@@ -43,7 +43,7 @@ class Replica:
     """One replica: the application on Ray's event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+        cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
         settings = settings.model_copy(update={"compute_threads": settings.compute_threads or max(1, int(cores))})
         log, log_request = configure_logging(settings)
         self._service = create_app(settings, log_request, lambda: log.dropped)
