@@ -79,7 +79,7 @@ dist: .venv/.integration  ## Build the packages and their bill of materials into
 container:  ## Build the container image, and call the service in it
 	scripts/container_check.py
 
-lock: .venv/.dev  ## Write constraints.txt from what is installed
+lock: .venv/.integration .venv/.bench  ## Write constraints.txt from what is installed
 	{ echo '# Exact versions of everything that is installed, torch first. Written by `make lock`.'; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed -n 's/^torch==\([0-9.]*\).*/torch==\1/p'; \
 	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torch|nvidia-.*|triton)=='; } > constraints.new
