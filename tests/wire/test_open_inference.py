@@ -1,10 +1,11 @@
 """Bodies of the Open Inference Protocol: the same bits as they went in, whatever carries them; lies are refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from hypothesis.extra.numpy import arrays as numpy_arrays
@@ -221,7 +222,8 @@ JSON_TEXTS = st.recursive(
 @example('{"a":1,"a":1,"b":"\\u003a"}')
 @example('{"a":18446744073709551616}')
 def test_json_is_read_as_python_reads_it(text):
-    """But for names that stand twice in an object, however they are written."""
+    """But for names that stand twice in an object, however they are written, and for escaped letters of "data"."""
+    assume(not re.search(r"\\u00(6[14]|74)", text))
     try:
         document = json.loads(text, object_pairs_hook=json_slow.unique)
     except DuplicateName:
