@@ -11,13 +11,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
+from service.api.application import Application
+from service.app import create_app
 from service.errors import ModelFailed
 from service.server.accepting import SharingLoop
 from service.server.http import HttpConnection
@@ -25,9 +27,6 @@ from service.server.logs import configure_logging
 from service.server.websocket import GuardedWebSocket
 from service.server.worker_sockets import WorkerSockets
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.api.application import Application
 
 WORKER_SILENCE_SECONDS = 30  # how long a worker may leave the supervisor without an answer before it counts as hung
 
@@ -126,11 +125,8 @@ def serve(settings: Settings) -> None:
             raise SystemExit(STARTUP_FAILURE)
 
 
-def application(settings: Settings) -> "Application":
+def application(settings: Settings) -> Application:
     """The application of this process. Raises SystemExit if it cannot be made."""
-    # Here, not above: the supervisor needs no torch, and a worker answers it while this is imported.
-    from service.app import create_app  # noqa: PLC0415
-
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)
