@@ -94,14 +94,20 @@ def test_each_worker_sends_its_own(launch, monkeypatch, tmp_path):
     with collector() as (url, spans):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{url}/v1/traces")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         service = launch(workers=2, session_store=f"sqlite:///{tmp_path}/sessions.db")
-        for _ in range(60):
-            service.post("/cell/step", STEP, headers={"connection": "close"})
+        steps = 0
+
+        def instances():
+            nonlocal steps
+            steps += service.post("/cell/step", STEP, headers={"connection": "close"}).status_code == 200
+            return {found["service.instance.id"] for _, found in spans}
+
+        until(lambda: len(instances()) == 2, "spans of either worker")
         service.stop()
     servers = [found for span, found in spans if span.name == "POST /cell/step"]
-    assert len(servers) == 60
+    assert len(servers) == steps
     assert {found["service.name"] for found in servers} == {"mine"}
-    assert len({found["service.instance.id"] for found in servers}) == 2
 
 
 def test_collector_that_hangs_holds_up_nobody(launch, monkeypatch):
