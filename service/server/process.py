@@ -1,4 +1,7 @@
-"""The process, or the processes: uvicorn around the application, from the settings to the exit code."""
+"""The process, or the processes: uvicorn around the application, from the settings to the exit code.
+
+The application and its protocols are imported by the process that serves: a supervisor of several needs no torch.
+"""
 
 import asyncio
 import ctypes
@@ -11,22 +14,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from service.api.application import Application
-from service.app import create_app
 from service.errors import ModelFailed
 from service.server.accepting import SharingLoop
-from service.server.http import HttpConnection
 from service.server.logs import configure_logging
-from service.server.websocket import GuardedWebSocket
-from service.server.worker_sockets import WorkerSockets
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.application import Application
 
 WORKER_SILENCE_SECONDS = 30  # how long a worker may leave the supervisor without an answer before it counts as hung
 
@@ -45,8 +46,8 @@ class Config(uvicorn.Config):
             port=settings.port,
             workers=settings.workers,
             loop="uvloop",
-            http=HttpConnection,
-            ws=GuardedWebSocket,
+            http="service.server.http:HttpConnection",
+            ws="service.server.websocket:GuardedWebSocket",
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,
             ws_ping_interval=settings.heartbeat_seconds,
@@ -125,8 +126,11 @@ def serve(settings: Settings) -> None:
             raise SystemExit(STARTUP_FAILURE)
 
 
-def application(settings: Settings) -> Application:
+def application(settings: Settings) -> "Application":
     """The application of this process. Raises SystemExit if it cannot be made."""
+    from service.app import create_app  # noqa: PLC0415
+    from service.server.worker_sockets import WorkerSockets  # noqa: PLC0415
+
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)

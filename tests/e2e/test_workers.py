@@ -96,6 +96,12 @@ def test_workers_answer_and_count_together(two, model):
     until(lambda: two.metrics().get(f'rnn_steps_total{{model="{model}"}}') == 32, "the count of both workers")
 
 
+def test_the_supervisor_loads_no_torch(two):
+    processes = two.process, *workers_of(two)
+    loaded = [any("libtorch" in mapped.path for mapped in process.memory_maps()) for process in processes]
+    assert loaded == [False, True, True]
+
+
 def test_statistics_are_of_all_workers(two, model):
     body = {"inputs": [{"name": "inputs", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
     for _ in range(20):
