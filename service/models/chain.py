@@ -43,7 +43,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class StrictConfig(BaseModel):
     """A part of a config.json, in which only its fields may stand, and what is ignored."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     ignored: ClassVar[Collection[str]] = ()
 
     @model_validator(mode="before")
@@ -81,7 +81,7 @@ def front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes)
     for index, entry in enumerate(entries):
         if entry.type == "linear":
             shape = shapes.get(f"front.{index}.weight", ())
-            return entry.in_features or (shape[1] if len(shape) == 2 else input_size)
+            return entry.in_features or (shape[1] if len(shape) == 2 else 0) or input_size
     return input_size
 
 

@@ -6,6 +6,7 @@ A folder that is not a model is listed with the reason, so that one broken model
 No path is ever built from a request.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +54,28 @@ def is_model(root: Path) -> bool:
     return any((root / file).exists() for file in (CONFIG, FILE))
 
 
+def is_folder(path: Path) -> bool:
+    """Also where the system does not say: to read it tells why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
+
+
 def scan(root: Path, model_name: str | None = None) -> dict[str, ModelFolder]:
     """Every model folder under root by name, configs and headers verified. Raises ModelFailed if root is no folder.
 
     A root that is itself a model is the only one; model_name is its name, or the folder's.
     """
-    if is_model(root):
-        name = model_name or root.resolve().name
-        return {name: _read(root, name)}
     try:
-        names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if is_model(root):
+            folders = [_read(root, model_name or root.resolve().name)]
+        else:
+            names = sorted(path.name for path in root.iterdir() if is_folder(path) and not path.name.startswith("."))
+            folders = [read_folder(root, name) for name in names]
     except OSError as error:
         raise ModelFailed(f"the model repository cannot be listed: {error.strerror}") from None
-    return {name: read_folder(root, name) for name in names}
+    return {folder.name: folder for folder in folders}
 
 
 def read_folder(root: Path, name: str) -> ModelFolder:
@@ -91,7 +101,8 @@ def _read(folder: Path, name: str) -> ModelFolder:
         failure = str(error)
     except OSError as error:
         failure = f"the folder cannot be read: {error.strerror}"
-    return ModelFolder(name, config, versions, failure)
+    text = os.fsencode(name).decode(errors="backslashreplace")  # names of files may be any bytes
+    return ModelFolder(text, config, versions, failure)
 
 
 def _read_config(path: Path) -> ModelConfig:

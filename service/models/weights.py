@@ -41,10 +41,10 @@ class _Entry(NamedTuple):
     @classmethod
     def of(cls, entry: Any, data: int) -> "_Entry":
         """From a header, whose places count from `data`. Raises ValueError, TypeError or KeyError if it is none."""
-        begin, end = entry["data_offsets"]
-        if not 0 <= begin <= end:
-            raise ValueError(begin)
-        return cls(str(entry["dtype"]), tuple(entry["shape"]), data + begin, end - begin)
+        (begin, end), shape = entry["data_offsets"], tuple(entry["shape"])
+        if any(type(number) is not int for number in (begin, end, *shape)) or not 0 <= begin <= end:
+            raise ValueError(entry)
+        return cls(str(entry["dtype"]), shape, data + begin, end - begin)
 
 
 _NOTHING = _Entry("F32", (0,), 0, 0)

@@ -16,7 +16,7 @@ from service.engine.interface import Engine
 from service.engine.load import EngineFactory
 from service.errors import InvalidRequest, ModelFailed, ModelInUse, ModelNotFound, VersionNotFound
 from service.models.config import ModelConfig
-from service.models.folder import NAME, ModelFolder, is_model, read_folder, scan
+from service.models.folder import NAME, ModelFolder, is_folder, is_model, read_folder, scan
 from service.models.weights import InitialStates, read_weights
 from service.repeats import OnceAMinute
 from service.serving.scheduler import Scheduler
@@ -304,7 +304,7 @@ class Registry:
     def _read(self, name: str) -> ModelFolder | None:
         if is_model(self.root):
             return self._scan().get(name)
-        return read_folder(self.root, name) if (self.root / name).is_dir() else None
+        return read_folder(self.root, name) if is_folder(self.root / name) else None
 
     def _model(self, folder: ModelFolder) -> Model:
         if folder.failure:

@@ -63,6 +63,7 @@ def test_names_that_no_request_could_say_fail(write_model, tmp_path, name):
         ('{"kind": "rnn"}', "input_size"),
         ('{"kind": "rnn", "input_size": 4, "hidden_size": 3, "hiden": 1}', "hiden"),
         ('{"kind": "rnn", "input_size": 4, "hidden_size": 3, "proj_size": 2}', "lstm only"),
+        ('{"kind": "rnn", "input_size": 4, "hidden_size": 3, "front": [{"type": "elu", "alpha": NaN}]}', "finite"),
         (" " * (2**20 + 1), "larger than"),
     ],
 )
