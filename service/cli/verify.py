@@ -93,12 +93,8 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
     worst = 0.0
     for key in sorted(sample.keys() & {"predictions", "outputs"}):
         for row, (wanted, length, result) in enumerate(zip(sample[key], lengths, results, strict=True)):
-            pools = key == "predictions" and spec.pooling != "none"
-            served = result[key][0] if pools else result.get(key, np.zeros(0))
-            true = wanted if pools else wanted[:length]
-            if served.shape != true.shape:
-                raise CheckpointRefused(f"{path.name}: {key}[{row}] has shape {true.shape}; served is {served.shape}")
-            error = _distance(served, true) / max(1.0, float(np.abs(true).max()))
+            true = wanted if wanted.ndim == 1 else wanted[:length]
+            error = _distance(result[key], true) / max(1.0, float(np.abs(true).max()))
             if not error <= EXPECTED:
                 raise CheckpointRefused(
                     f"not imported: {key}[{row}] of {path.name} differs from what is served by {error:.1e} "
@@ -111,7 +107,7 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
 def _read_sample(path: Path, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """The arrays of a sample with B and lengths. Raises CheckpointRefused where they do not fit the model."""
     step = () if spec.num_embeddings else (spec.in_features,)
-    with refusing(f"{path.name} is not a safetensors file"):
+    with refusing(f"{path.name} cannot be read as safetensors"):
         sample: dict[str, NDArray[Any]] = load_file(path)
     if "inputs" not in sample or not sample.keys() & {"predictions", "outputs"}:
         there = ", ".join(sorted(sample)) or "nothing"
@@ -126,6 +122,14 @@ def _read_sample(path: Path, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     lengths = np.ravel(sample.get("lengths", np.full(len(inputs), inputs.shape[1])))
     if len(lengths) != len(inputs) or not np.isin(lengths, range(1, inputs.shape[1] + 1)).all():
         raise CheckpointRefused(f"{path.name}: lengths are not {len(inputs)} numbers from 1 to {inputs.shape[1]}")
+    if "predictions" in sample and not spec.head:
+        raise CheckpointRefused(f"{path.name} has predictions, and the model has no head that makes them")
+    rows = {"outputs": inputs.shape[:2], "predictions": inputs.shape[: 2 if spec.pooling == "none" else 1]}
+    for key, width in (("outputs", spec.output_size), ("predictions", spec.out_features)):
+        if key in sample and sample[key].shape != (*rows[key], width):
+            raise CheckpointRefused(
+                f"{path.name}: {key} have shape {sample[key].shape}; expected {(*rows[key], width)}"
+            )
     return sample | {"lengths": lengths.astype(np.int64)}
 
 

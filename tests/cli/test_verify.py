@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from service.cli.verify import verify
+from service.cli.verify import expect_sample, verify
 from service.models.importing.model import CheckpointModel, torch_reference
+from service.models.importing.refusal import CheckpointRefused
 from service.models.importing.staging import staged
 from service.spec import ModelSpec
 from tests.reference import run_chain, run_reference, specs, weights_of, with_chains
@@ -79,3 +81,49 @@ def test_other_pooling_or_head_is_noticed(tmp_path, pooling):
         weights["head.bias"] -= np.float32(1e-3)
         reference = replace(model_of(spec, weights), reference=model_of(other, weights).reference)
         assert pooling == "none" or not verify(root, "m", reference).passed
+
+
+CHANGES = {
+    "no rank": lambda a: a.ravel()[0],
+    "one rank": np.ravel,
+    "rank less": lambda a: a[0],
+    "rank more": lambda a: a[None],
+    "rows less": lambda a: a[:-1],
+    "rows more": lambda a: np.concatenate([a, a]),
+    "no rows": lambda a: a[:0],
+    "last axis less": lambda a: a[..., :-1],
+    "last axis more": lambda a: np.concatenate([a, a], -1),
+    "steps more": lambda a: np.concatenate([a, a], 1) if a.ndim > 1 else a[:0],
+}
+
+
+@pytest.mark.parametrize("pooling", ["none", "mean"])
+@pytest.mark.parametrize("name", ["inputs", "lengths", "outputs", "predictions"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_sample_of_other_ranks_and_lengths_is_refused(tmp_path, pooling, name, change):
+    spec = replace(ModelSpec("gru", 3, 4).with_linear_head(2), pooling=pooling)
+    weights = weights_of(spec)
+    inputs = np.random.default_rng(0).standard_normal((3, 5, 3)).astype(np.float32)
+    rows = [run_reference(replace(spec, pooling="none", head=()), weights, row) for row in inputs]
+    outputs = np.stack([row.outputs for row in rows])
+    read = outputs.mean(1) if pooling == "mean" else outputs
+    predictions = read @ weights["head.weight"].T + weights["head.bias"]
+    sample = {"inputs": inputs, "lengths": np.full(3, 5), "outputs": outputs, "predictions": predictions}
+    with written(tmp_path, model_of(spec, weights)) as root:
+        save_file(sample, tmp_path / "s.safetensors")
+        assert "over 3 sequences" in expect_sample(root, "m", tmp_path / "s.safetensors")
+        sample[name] = np.array(CHANGES[change](sample[name]), order="C")
+        save_file(sample, tmp_path / "s.safetensors")
+        if (name, change) in (("lengths", "one rank"), ("lengths", "rank more")):
+            return  # the same three numbers
+        with pytest.raises(CheckpointRefused, match=r"s\.safetensors"):
+            expect_sample(root, "m", tmp_path / "s.safetensors")
+
+
+def test_sample_with_predictions_of_no_head(tmp_path):
+    spec = ModelSpec("gru", 3, 4)
+    with written(tmp_path, model_of(spec, weights_of(spec))) as root:
+        zeros = {name: np.zeros((2, 5, 3), np.float32) for name in ("inputs", "predictions")}
+        save_file(zeros, tmp_path / "s.safetensors")
+        with pytest.raises(CheckpointRefused, match="has predictions, and the model has no head that makes them"):
+            expect_sample(root, "m", tmp_path / "s.safetensors")
