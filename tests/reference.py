@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
-from service.engine.torch_engine import build_module
 from service.models.chain import LayerConfig, chain
 from service.spec import ModelSpec
+from service.torch_layers import build_module
 
 TOLERANCE = 1e-5
 

@@ -8,20 +8,19 @@ Nothing is padded: a padded row would run on past its end, and its final state w
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import inf
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from service.engine.interface import Engine, Floats, Integers, Rows
-from service.engine.torch_chain import chain_function
 from service.spec import GATES, ModelSpec
+from service.torch_layers import build_module, run_layers
 
 CALL_BYTES = 64 * 2**20  # what the steps of one call may take
-_MODULES: dict[str, type[torch.nn.RNNBase]] = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
 
 def resolve_device(choice: str) -> torch.device:
@@ -32,21 +31,6 @@ def resolve_device(choice: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {choice} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def build_module(spec: ModelSpec) -> torch.nn.RNNBase:
-    """The untrained `torch.nn` module of a spec; its sequences are (T, B, I) or packed."""
-    extra: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
-    if spec.proj_size:
-        extra["proj_size"] = spec.proj_size
-    return _MODULES[spec.kind](
-        input_size=spec.input_size,
-        hidden_size=spec.hidden_size,
-        num_layers=spec.num_layers,
-        bias=spec.bias,
-        bidirectional=spec.bidirectional,
-        **extra,
-    )
 
 
 class TorchEngine(Engine):
@@ -69,7 +53,7 @@ class TorchEngine(Engine):
         self._module.to(device).requires_grad_(requires_grad=False)
         self._module.flatten_parameters()  # cuDNN wants the weights in one piece, else each call copies them
         of_chains = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self._front, self._head = (chain_function(layers, of_chains) for layers in (spec.front, spec.head))
+        self._front, self._head = (partial(run_layers, layers, of_chains) for layers in (spec.front, spec.head))
         self.nbytes = sum(array.nbytes for array in weights.values())
         if device.type == "cuda":
             self.call_seconds = inf  # to wait for a GPU is never quick enough for the event loop

@@ -19,8 +19,8 @@ from service.models.config import first_error
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.models.importing.tensors import Tensors
 from service.spec import Activation, ChainLayer, LayerType, ModelSpec
+from service.torch_layers import ARRAYS
 
-_ARRAYS = ("weight", "bias", "running_mean", "running_var", "mean", "scale")
 _WITHOUT_ARRAYS = {*get_args(Activation), "normalize", "softmax", "log_softmax", "dropout"}
 _CLASSES = {"LeakyReLU": "leaky_relu", "LogSoftmax": "log_softmax", "LayerNorm": "layer_norm"}
 _CLASSES |= {"BatchNorm1d": "batch_norm", "Identity": "dropout", "ReLU": "relu", "ELU": "elu", "GELU": "gelu"}
@@ -84,7 +84,7 @@ def file_layers(tensors: Tensors, input_size: int) -> dict[str, FileLayer]:
     arrays: dict[str, dict[str, torch.Tensor]] = {name: {} for name in tensors.modules}
     for name, tensor in tensors.by_name.items():
         layer, _, array = name.rpartition(".")
-        if array in _ARRAYS:
+        if array in ARRAYS:
             arrays.setdefault(layer, {})[array] = tensor
     found = {}
     for name, own in arrays.items():

@@ -1,6 +1,6 @@
 """The model that an import finds in a checkpoint, and `torch.nn` as its reference.
 
-A reference shares no code with the engines: an import is verified against it.
+A reference shares no code with the native engine: an import is verified against it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
-from service.spec import ChainLayer, ModelSpec
+from service.spec import ModelSpec
+from service.torch_layers import build_module, run_layers
 
 Numbers = NDArray[np.floating[Any]]
 Precision = type[np.floating[Any]]
@@ -47,29 +47,24 @@ class CheckpointModel:
 
 def torch_reference(spec: ModelSpec, arrays: Mapping[str, torch.Tensor]) -> tuple[Reference, str]:
     """`torch.nn.RNN`, `GRU` or `LSTM` with front, pooling and head as a reference, and its name."""
-    make: Any = getattr(torch.nn, spec.kind.upper())
-    options: dict[str, Any] = {"nonlinearity": spec.nonlinearity} if spec.kind == "rnn" else {}
-    if spec.proj_size:
-        options["proj_size"] = spec.proj_size
 
     def run(sequences: Sequence[Arrays], precision: Precision) -> list[Arrays]:
         dtype = torch.from_numpy(np.zeros(1, precision)).dtype
-        sizes = (spec.input_size, spec.hidden_size, spec.num_layers)
-        module = make(*sizes, bias=spec.bias, bidirectional=spec.bidirectional, **options).to(dtype)
+        module = build_module(spec).to(dtype)
         module.load_state_dict({name: arrays[name] for name in spec.stack_shapes()})
         own = {name: array.to(dtype) for name, array in arrays.items()}
         results: list[Arrays] = []
         for sequence in sequences:
             x, h, *c = (torch.from_numpy(sequence[name]).to(dtype) for name in ("x", "h", "c") if name in sequence)
             with torch.no_grad():
-                outputs, state = module(run_chain(spec.front, own, x), (h, *c) if c else h)
+                outputs, state = module(run_layers(spec.front, own, x), (h, *c) if c else h)
                 tensors = {"outputs": outputs, **dict(zip(("h", "c"), state if c else (state,), strict=False))}
                 if spec.head:
-                    tensors["predictions"] = run_chain(spec.head, own, _pooled(spec, outputs, tensors["h"]))
+                    tensors["predictions"] = run_layers(spec.head, own, _pooled(spec, outputs, tensors["h"]))
             results.append({name: tensor.numpy() for name, tensor in tensors.items()})
         return results
 
-    return run, f"torch.nn.{make.__name__}"
+    return run, f"torch.nn.{spec.kind.upper()}"
 
 
 def _pooled(spec: ModelSpec, outputs: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -84,30 +79,3 @@ def _pooled(spec: ModelSpec, outputs: torch.Tensor, h: torch.Tensor) -> torch.Te
         case "max":
             return outputs.amax(0, keepdim=True)
     return outputs
-
-
-def run_chain(layers: Sequence[ChainLayer], arrays: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Numbers (N, F) through layers of front or head."""
-    for layer in layers:
-        own = {name.removeprefix(f"{layer.name}."): array for name, array in arrays.items()}
-        x = _FUNCTIONS.get(layer.type, _elementwise(layer.type))(x, own, dict(layer.options))
-    return x
-
-
-def _elementwise(name: str) -> Callable[..., torch.Tensor]:
-    return lambda x, _, options: getattr(F, name, torch.exp)(x, **options)
-
-
-_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
-    "embedding": lambda x, of, _: of["weight"][x[..., 0].long()],
-    "linear": lambda x, of, _: F.linear(x, of["weight"], of.get("bias")),
-    "layer_norm": lambda x, of, o: F.layer_norm(x, x.shape[-1:], of.get("weight"), of.get("bias"), **o),
-    "batch_norm": lambda x, of, o: F.batch_norm(
-        x, of["running_mean"], of["running_var"], of.get("weight"), of.get("bias"), **o
-    ),
-    "scale": lambda x, of, o: x * of["scale"] + of["mean"] if o["inverse"] else (x - of["mean"]) / of["scale"],
-    "softmax": lambda x, *_: F.softmax(x, -1),
-    "log_softmax": lambda x, *_: F.log_softmax(x, -1),
-    "normalize": lambda x, _, o: F.normalize(x, dim=-1, **o),
-    "dropout": lambda x, *_: x,
-}

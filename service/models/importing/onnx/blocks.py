@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from service.models.importing.model import Numbers, run_chain
+from service.models.importing.model import Numbers
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, attributes
 from service.spec import ChainLayer, LayerType
+from service.torch_layers import run_layers
 
 TOLERANCE = 1e-5
 _MAX_AXES = 5
@@ -58,7 +59,7 @@ class Layer:
         layer = ChainLayer(self.type, "of", 0, 0, tuple(self.options.items()))
         arrays = {f"of.{name}": torch.from_numpy(array.astype(np.float64)) for name, (array, _) in self.arrays.items()}
         rows = torch.from_numpy(x.reshape(-1, x.shape[-1]))
-        return run_chain([layer], arrays, rows).numpy().reshape(*x.shape[:-1], -1)
+        return run_layers([layer], arrays, rows).numpy().reshape(*x.shape[:-1], -1)
 
     def joined(self, after: "Layer") -> "Layer | None":
         """Both as one layer, where PyTorch has that: a product and the sum with its bias. None where it has not."""
