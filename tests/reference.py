@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812  # as PyTorch's documentation has it
 
-from service.models.chain import LayerConfig, chain
+from service.models.layer_config import LayerConfig, chain_layers
 from service.spec import ModelSpec
 from service.torch_layers import build_module
 
@@ -78,14 +78,13 @@ def with_chains(choose: Callable[[Sequence[Any]], Any], spec: ModelSpec) -> Mode
     front, head = (
         [LayerConfig(**entry) for entry in entries] for entries in (front + others(), [*others(), last, *others()])
     )
-    width = 4 if front and front[0].type == "linear" else size
-    return replace(spec, front=chain("front", front, width), head=chain("head", head, spec.output_size))
+    return replace(spec, front=chain_layers("front", front, size), head=chain_layers("head", head, spec.output_size))
 
 
 def with_layers(spec: ModelSpec, entries: list[dict[str, Any]]) -> ModelSpec:
     """The spec with the same layers as front and as head."""
     layers = [LayerConfig(**entry) for entry in entries]
-    front, head = chain("front", layers, spec.input_size), chain("head", layers, spec.output_size)
+    front, head = chain_layers("front", layers, spec.input_size), chain_layers("head", layers, spec.output_size)
     return replace(spec, front=front, head=head)
 
 

@@ -117,11 +117,11 @@ def _show(stdout: Console, checkpoint: Path, found: "CheckpointModel") -> None:
     name = f"{terminal_text(found.layer, 120)}, " if found.layer else ""
     stdout.print(Text(f"found in {checkpoint.name}: {name}{_described(found.spec)}"), soft_wrap=True)
     table = Table("array", Column("in the file", overflow="fold"), "shape", "dtype")
-    for array, tensor in list(found.arrays.items())[:MAX_LISTED]:
-        source = terminal_text(found.sources.get(array, "(zeros)"), 120)
-        table.add_row(array, Text(source), str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
-    if len(found.arrays) > MAX_LISTED:
-        table.add_row(f"and {len(found.arrays) - MAX_LISTED} more")
+    for array, (values, source) in list(found.stored.items())[:MAX_LISTED]:
+        dtype = str(values.dtype).removeprefix("torch.")
+        table.add_row(array, Text(terminal_text(source, 120)), str(tuple(values.shape)), dtype)
+    if len(found.stored) > MAX_LISTED:
+        table.add_row(f"and {len(found.stored) - MAX_LISTED} more")
     stdout.print(table)
     if found.ignored:
         stdout.print(Text(f"ignored: {_listed(found.ignored)}"), soft_wrap=True)
@@ -141,13 +141,13 @@ def _described(spec: ModelSpec) -> str:
         "bidirectional" if spec.bidirectional else "",
         f"proj_size {spec.proj_size}" if spec.proj_size else "",
         "" if spec.bias else "no bias",
-        f"front {_chain(spec.front)}" if spec.front else "",
+        f"front {_layers(spec.front)}" if spec.front else "",
         f"pooling {spec.pooling}" if spec.pooling != "none" else "",
-        f"head {_chain(spec.head)}" if spec.head[1:] else "",
+        f"head {_layers(spec.head)}" if spec.head[1:] else "",
         f"head of {spec.out_features}" if spec.out_features else "",
     )
     return ", ".join(filter(None, parts))
 
 
-def _chain(layers: Sequence[ChainLayer]) -> str:
+def _layers(layers: Sequence[ChainLayer]) -> str:
     return " → ".join(f"{layer.type} {layer.out_features}" for layer in layers)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from service.errors import ModelFailed, spell
-from service.models.chain import MAX_LAYERS, LayerConfig, Shapes, Size, StrictConfig, chain, described, front_width
+from service.models.layer_config import MAX_LAYERS, LayerConfig, Shapes, Size, StrictConfig, chain_layers, described
 from service.spec import Kind, ModelSpec, Nonlinearity, Pooling, WeightsDtype
 
 # Arguments of PyTorch's constructors that serving does not need: requests say whether they are batch-first, and dropout
@@ -91,13 +91,10 @@ class ModelConfig(StrictConfig):
         """
         spec = self.stack()
         try:
-            front = chain("front", self.front, front_width(self.front, self.input_size, shapes or {}))
-            if front and front[-1].out_features != self.input_size:
-                raise ValueError(f"front ends {front[-1].out_features} wide, and input_size is {self.input_size}")
-            spec = replace(spec, front=front)
+            spec = replace(spec, front=chain_layers("front", self.front, self.input_size, shapes))
             if isinstance(self.head, HeadConfig):
                 return spec.with_linear_head(self.head.out_features)
-            return replace(spec, head=chain("head", self.head or (), spec.output_size))
+            return replace(spec, head=chain_layers("head", self.head or (), spec.output_size))
         except ValueError as error:
             raise ModelFailed(f"config.json: {error}") from None
 

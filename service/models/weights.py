@@ -99,7 +99,7 @@ def read_weights(path: Path, spec: ModelSpec) -> Weights:
     del body
     arrays, notes = {}, []
     digest = blake2b(repr(spec).encode(), digest_size=16)
-    for name in _expected(header, spec):
+    for name in expected_shapes(spec, header):
         entry = header[name]
         arrays[name] = _float32(found.pop(name)["data"], entry, name)
         if entry.dtype != "F32":
@@ -150,19 +150,19 @@ def _header(file: FileIO) -> dict[str, _Entry]:
     return entries
 
 
-def _expected(header: Mapping[str, _Entry], spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array that the file must have, and of optional ones of front and head that it has."""
+def expected_shapes(spec: ModelSpec, there: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array that a model must have, and of optional ones of front and head that are there."""
     expected = spec.weight_shapes()
     for layer in (*spec.front, *spec.head):
         for shapes in layer.optional_shapes:  # each with those before it
-            if header.keys() >= shapes.keys():
+            if there.keys() >= shapes.keys():
                 expected |= shapes
     return expected
 
 
 def _verify(header: Mapping[str, _Entry], spec: ModelSpec) -> None:
     """Raise ModelFailed unless these are the dtypes and shapes that the spec calls for."""
-    expected = _expected(header, spec)
+    expected = expected_shapes(spec, header)
     found = {name for name in header if not name.endswith(_IGNORED)}
     if missing := sorted(expected.keys() - found):
         raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from service.cli.verify import expect_sample, verify
-from service.models.importing.model import CheckpointModel, torch_reference
+from service.models.importing.model import CheckpointModel, Stored, torch_reference
 from service.models.importing.refusal import CheckpointRefused
 from service.models.importing.staging import staged
 from service.spec import ModelSpec
@@ -28,7 +28,8 @@ def whole_models(draw):
 
 def model_of(spec, weights):
     arrays = {name: torch.from_numpy(array) for name, array in weights.items()}
-    return CheckpointModel("", spec, arrays, {}, *torch_reference(spec, arrays), [], [])
+    stored = {name: Stored(tensor, name) for name, tensor in arrays.items()}
+    return CheckpointModel("", spec, stored, *torch_reference(spec, arrays), [], [])
 
 
 @contextmanager

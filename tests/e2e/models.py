@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from service.models.chain import described
+from service.models.layer_config import described
 from service.spec import ModelSpec
 from tests.reference import TOLERANCE, Result, run_reference, weights_of
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
-from service.models.chain import LayerConfig, chain
 from service.models.config import ModelConfig
+from service.models.layer_config import LayerConfig, chain_layers
 from service.spec import ModelSpec
 from tests.reference import weights_of
 
@@ -23,9 +23,9 @@ LAST = {"model": "chars", "seed": 3, "steps": 12}
 
 
 def token_model(out=IDS, last=(), pooling="none"):
-    front = chain("front", [LayerConfig(type="embedding", num_embeddings=IDS, embedding_dim=4)], 4)
+    front = chain_layers("front", [LayerConfig(type="embedding", num_embeddings=IDS, embedding_dim=4)], 4)
     head = [LayerConfig(type="linear", out_features=out), *(LayerConfig(type=each) for each in last)]
-    return replace(ModelSpec("gru", 4, 8), front=front, head=chain("head", head, 8), pooling=pooling)
+    return replace(ModelSpec("gru", 4, 8), front=front, head=chain_layers("head", head, 8), pooling=pooling)
 
 
 SPECS = {

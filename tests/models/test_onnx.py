@@ -179,8 +179,8 @@ def test_head_without_bias(path):
     ]
     save_graph(path, nodes, {"w": W, "r": R, "fc.weight": np.ones((2, 4), np.float32)})
     found = find(path, head="fc")
-    assert found.arrays["head.0.weight"].shape == (2, 4)
-    assert not found.spec.head[0].option("bias")
+    assert found.arrays["head.weight"].shape == (2, 4)
+    assert found.arrays["head.bias"].tolist() == [0, 0]
 
 
 def test_graph_without_recurrent_nodes(path):

@@ -168,7 +168,7 @@ def test_forward_and_reverse_nodes_are_one_layer(find):
     layers = pair("x", 0, "w0 r0", "w1 r1 bias"), pair("t0", 1, "wide r1 bias", "wide r0")
     found = find(*layers, "MatMul t1 fc8.weight > m\nAdd m fc.bias > y", head="fc8")
     assert (found.spec.num_layers, found.spec.bidirectional, found.layer) == (2, True, "forward0")
-    assert (found.sources["weight_ih_l0_reverse"], found.sources["bias_ih_l0"]) == ("w1", "(zeros)")
+    assert (found.stored["weight_ih_l0_reverse"].source, found.stored["bias_ih_l0"].source) == ("w1", "(zeros)")
 
 
 START = "n starts from a computed h0 that is not zero: requests must send it"

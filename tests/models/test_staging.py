@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from service.models.chain import LayerConfig, chain
 from service.models.folder import read_folder, scan
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
 from service.models.importing.staging import staged
+from service.models.layer_config import LayerConfig, chain_layers
 from service.models.weights import read_weights
 from service.spec import ModelSpec
 from tests.reference import weights_of
@@ -172,8 +172,8 @@ def test_replaced_model_stays_when_the_new_one_cannot_be_moved(tmp_path, version
 
 
 def test_layer_that_differs_is_named(tmp_path):
-    head = chain("head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu")], 8)
-    other = chain(
+    head = chain_layers("head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu")], 8)
+    other = chain_layers(
         "head", [LayerConfig(type="linear", out_features=2), LayerConfig(type="leaky_relu", negative_slope=0.5)], 8
     )
     write(tmp_path, spec=replace(SPEC, head=head))

@@ -145,7 +145,7 @@ def test_computed_weight_is_refused_with_the_way_out(wrap, prefix):
 def test_ignored_tensors_are_listed():
     arrays = LSTM | {"embed.weight": np.zeros((9, 3), np.float32), "fc.weight": np.zeros((2, 8), np.float32)}
     found = find(arrays, others=["epoch"])
-    assert found.sources["weight_hh_l1_reverse"] == "lstm.weight_hh_l1_reverse"
+    assert found.stored["weight_hh_l1_reverse"].source == "lstm.weight_hh_l1_reverse"
     assert found.ignored == ["embed.weight (9, 3)", "fc.weight (2, 8)", "epoch"]
     assert found.left_out == ["embed (embedding (9, 3))", "fc (linear (2, 8))"]
     assert found.notes == [

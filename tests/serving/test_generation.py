@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service.engine.interface import Rows
 from service.engine.native.engine import NativeEngine
 from service.errors import DeadlinePassed, NonFiniteOutput
-from service.models.chain import LayerConfig, chain
+from service.models.layer_config import LayerConfig, chain_layers
 from service.serving.generation import Generation
 from service.serving.sampling import Sampling, uniforms
 from service.serving.scheduler import Scheduler
@@ -28,7 +28,7 @@ def of_tokens(kind="gru", last=()):
     front = [LayerConfig(type="embedding", num_embeddings=IDS, embedding_dim=4)]
     head = [LayerConfig(type="linear", out_features=IDS), *(LayerConfig(type=each) for each in last)]
     spec = ModelSpec(kind, 4, 5, num_layers=2)
-    return replace(spec, front=chain("front", front, 4), head=chain("head", head, 5))
+    return replace(spec, front=chain_layers("front", front, 4), head=chain_layers("head", head, 5))
 
 
 ENGINES = {kind: NativeEngine(of_tokens(kind), weights_of(of_tokens(kind), 2), threads=1) for kind in ("gru", "lstm")}

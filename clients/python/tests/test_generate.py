@@ -8,13 +8,13 @@ from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
 from rnn_client import InvalidRequest, StepConflict
-from service.models.chain import LayerConfig, chain
 from service.models.config import ModelConfig
+from service.models.layer_config import LayerConfig, chain_layers
 from service.spec import ModelSpec
 from tests.e2e.running import start
 from tests.reference import weights_of
 
-FRONT = chain("front", [LayerConfig(type="embedding", num_embeddings=9, embedding_dim=4)], 4)
+FRONT = chain_layers("front", [LayerConfig(type="embedding", num_embeddings=9, embedding_dim=4)], 4)
 SPECS = {
     "chars": replace(ModelSpec("gru", 4, 8).with_linear_head(9), front=FRONT),
     "series": ModelSpec("lstm", 3, 6).with_linear_head(3),

@@ -12,10 +12,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.numpy import save
 
-from service.models.chain import described
 from service.models.config import ModelConfig, first_error
 from service.models.folder import CONFIG, VERSION, read_folder
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded
+from service.models.layer_config import described
 from service.models.weights import FILE
 from service.spec import ChainLayer, ModelSpec
 

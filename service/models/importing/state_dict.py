@@ -7,10 +7,11 @@ from typing import get_args
 
 import torch
 
-from service.models.importing.chains import Chain, file_layers, read_chain, suggested
-from service.models.importing.model import CheckpointModel, torch_reference
+from service.models.importing.model import ZEROS, CheckpointModel, Stored, torch_reference
+from service.models.importing.named_layers import file_layers, named_layers, suggested
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose
 from service.models.importing.tensors import Tensors, check_tensor
+from service.models.weights import expected_shapes
 from service.spec import GATES, ModelSpec, Nonlinearity, Pooling
 
 _ARRAY = re.compile(r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))(?:_l([0-9]{1,4})(_reverse)?)?")
@@ -38,11 +39,11 @@ def model_from_tensors(
 ) -> CheckpointModel:
     """The recurrent layer that is meant, with its front, pooling and head.
 
-    layer is the prefix of its names (`encoder.lstm`, or any ending of it), front and head are as in `chains`;
+    layer is the prefix of its names (`encoder.lstm`, or any ending of it), front and head are as in `named_layers`;
     nonlinearity is needed for an RNN. Raises CheckpointRefused, or ChoiceNeeded.
     """
-    stored = tensors.by_name
-    by_name, notes = _normed(stored, file_bytes)
+    in_file = tensors.by_name
+    by_name, notes = _normed(in_file, file_bytes)
     tensors = replace(tensors, by_name=by_name)
     layers = _layers(by_name)
     if not layers:
@@ -57,10 +58,12 @@ def model_from_tensors(
     _refuse_parts(by_name, prefix)
     recorded = tensors.modules[name].options if name in tensors.modules else {}
     cell = not any("_l" in array for array in layers[name])
-    sources = {f"{array}_l0" if cell else array: f"{prefix}{array}" for array in layers[name]}
-    arrays = {array: by_name[source] for array, source in sources.items()}
+    stored = {
+        f"{array}_l0" if cell else array: Stored(by_name[f"{prefix}{array}"], f"{prefix}{array}")
+        for array in layers[name]
+    }
     said = recorded.get("nonlinearity")
-    spec = _infer_spec(arrays, name, said if said in get_args(Nonlinearity) else nonlinearity)
+    spec = _infer_spec(stored, name, said if said in get_args(Nonlinearity) else nonlinearity)
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
     if nonlinearity and spec.kind != "rnn":
@@ -71,32 +74,29 @@ def model_from_tensors(
         raise ChoiceNeeded(f"--pooling {pooling} says what a head reads: name its layers with --head")
     spec = replace(spec, pooling=pooling)
     others = file_layers(tensors, spec.input_size)
-    before = read_chain("front", front, others, spec) if front is not None else Chain()
-    after = read_chain("head", head, others, spec) if head is not None else Chain()
-    spec = replace(spec, front=before.layers, head=after.layers)
-    arrays |= before.arrays | after.arrays
-    sources |= before.sources | after.sources
-    named = set(sources.values())
+    before, of_front = named_layers("front", front, others, spec)
+    after, of_head = named_layers("head", head, others, spec)
+    spec = replace(spec, front=before, head=after)
+    stored |= of_front | of_head
+    named = dict.fromkeys(source for _, source in stored.values())
     used = {source.rpartition(".")[0] for source in named}
     for owner in used - {name}:
         _refuse_parts(by_name, f"{owner}.")
-    for source in filter(stored.__contains__, sources.values()):
-        check_tensor(source, stored[source], file_bytes)
-    if "head.weight" in arrays and "head.bias" not in arrays:
-        arrays["head.bias"] = torch.zeros(arrays["head.weight"].shape[0])
+    for source in filter(in_file.__contains__, named):
+        check_tensor(source, in_file[source], file_bytes)
+    if ZEROS in named:
         notes.append(f"--head {head} has no bias; zeros were written")
-    _check(spec, arrays, sources)
+    _check(spec, stored)
     left_out = [str(other) for other in others.values() if other.arrays and other.name not in used]
     left_out += [f"{other} (recurrent)" for other in layers if other != name]
     ignored = [f"{other} {tuple(tensor.shape)}" for other, tensor in by_name.items() if other not in named]
     if options := suggested(others, spec):
         notes.append(f"by their widths more layers fit: {' '.join(options)}, with the activations between them")
-    reference, reference_name = torch_reference(spec, arrays)
+    reference, reference_name = torch_reference(spec, {array: values for array, (values, _) in stored.items()})
     return CheckpointModel(
         layer="" if name == _TOP else name,
         spec=spec,
-        arrays=arrays,
-        sources=sources,
+        stored=stored,
         reference=reference,
         reference_name=reference_name,
         ignored=ignored + tensors.others,
@@ -148,9 +148,9 @@ def _refuse_parts(names: Iterable[str], prefix: str | None) -> None:
             raise CheckpointRefused(f"{parts[2]} is computed from {parts[0]} at each call; in Python, store it: {how}")
 
 
-def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Nonlinearity | None) -> ModelSpec:
-    ih, hh = (_matrix(arrays, f"weight_{which}_l0") for which in ("ih", "hh"))
-    projection = _matrix(arrays, "weight_hr_l0") if "weight_hr_l0" in arrays else None
+def _infer_spec(stored: Mapping[str, Stored], name: str, nonlinearity: Nonlinearity | None) -> ModelSpec:
+    ih, hh = (_matrix(stored, f"weight_{which}_l0") for which in ("ih", "hh"))
+    projection = _matrix(stored, "weight_hr_l0") if "weight_hr_l0" in stored else None
     hidden = (projection if projection is not None else hh).shape[1]
     kind = next((kind for kind, gates in GATES.items() if hidden and hh.shape[0] == gates * hidden), None)
     if kind is None:
@@ -163,40 +163,40 @@ def _infer_spec(arrays: Mapping[str, torch.Tensor], name: str, nonlinearity: Non
             f"{'the layer' if name == _TOP else name} is an RNN, and weights do not tell the nonlinearity: "
             "say --nonlinearity tanh (PyTorch's default) or --nonlinearity relu"
         )
-    indexed = [match for match in map(_ARRAY.fullmatch, arrays) if match and match[1]]
+    indexed = [match for match in map(_ARRAY.fullmatch, stored) if match and match[1]]
     return ModelSpec(
         kind=kind,
         input_size=ih.shape[1],
         hidden_size=hidden,
         num_layers=1 + max(int(match[1]) for match in indexed),
         nonlinearity=nonlinearity if kind == "rnn" and nonlinearity else "tanh",
-        bias=any(array.startswith("bias") for array in arrays),
+        bias=any(array.startswith("bias") for array in stored),
         bidirectional=any(match[2] for match in indexed),
         proj_size=projection.shape[0] if projection is not None else 0,
     )
 
 
-def _matrix(arrays: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in arrays:
-        raise CheckpointRefused(f"{name} is missing beside {', '.join(sorted(arrays)[:4])}")
-    if arrays[name].dim() != 2:
-        raise CheckpointRefused(f"{name} has shape {tuple(arrays[name].shape)}; expected two dimensions")
-    return arrays[name]
+def _matrix(stored: Mapping[str, Stored], name: str) -> torch.Tensor:
+    if name not in stored:
+        raise CheckpointRefused(f"{name} is missing beside {', '.join(sorted(stored)[:4])}")
+    matrix: torch.Tensor = stored[name].values
+    if matrix.dim() != 2:
+        raise CheckpointRefused(f"{name} has shape {tuple(matrix.shape)}; expected two dimensions")
+    return matrix
 
 
-def _check(spec: ModelSpec, arrays: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> None:
-    expected = spec.weight_shapes()
-    for layer in (*spec.front, *spec.head):
-        for optional in layer.optional_shapes:
-            expected |= {array: shape for array, shape in optional.items() if array in arrays}
+def _check(spec: ModelSpec, stored: Mapping[str, Stored]) -> None:
+    """Raises CheckpointRefused in the file's words for what would be refused in the words of the model's folder."""
+    expected = expected_shapes(spec, stored)
     what = f"{'bidirectional ' if spec.bidirectional else ''}{spec.kind} of {spec.num_layers} layers"
-    for name in [*expected, *arrays]:
-        if name not in arrays:
+    for name in [*expected, *stored]:
+        if name not in stored:
             raise CheckpointRefused(f"{name} is missing for a {what}")
+        values, source = stored[name]
         if name not in expected:
-            raise CheckpointRefused(f"{sources[name]} does not belong to a {what}")
-        if tuple(arrays[name].shape) != expected[name]:
+            raise CheckpointRefused(f"{source} does not belong to a {what}")
+        if tuple(values.shape) != expected[name]:
             raise CheckpointRefused(
-                f"{sources[name]} has shape {tuple(arrays[name].shape)}; a {what} with input_size {spec.input_size}, "
+                f"{source} has shape {tuple(values.shape)}; a {what} with input_size {spec.input_size}, "
                 f"hidden_size {spec.hidden_size} needs {expected[name]}"
             )

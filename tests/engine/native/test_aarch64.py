@@ -15,7 +15,7 @@ import torch
 from service.engine.native import maps, rows, stack
 from service.engine.native.compiler import Processor, Source, compiled, optimised
 from service.engine.native.engine import NativeEngine
-from service.models.chain import LayerConfig, chain
+from service.models.layer_config import LayerConfig, chain_layers
 from service.spec import ModelSpec
 from tests.engine.native.models import Results, assert_same_bits, random_rows, reference
 from tests.reference import OTHERS, weights_of, with_layers
@@ -40,7 +40,7 @@ SPECS = {
     "gru bf16": ModelSpec("gru", 17, 33, num_layers=2, weights_dtype="bf16").with_linear_head(3),
     "lstm": ModelSpec("lstm", 3, 70, bias=False),
     "lstm bf16": ModelSpec("lstm", 5, 37, proj_size=9, weights_dtype="bf16"),
-    "embedding": replace(ModelSpec("gru", 5, 21), front=chain("front", [EMBEDDING], 5)),
+    "embedding": replace(ModelSpec("gru", 5, 21), front=chain_layers("front", [EMBEDDING], 5)),
 } | {kind: with_layers(ModelSpec("gru", 5, 21), [{"type": kind} | OTHERS[kind]]) for kind in OTHERS}
 LENGTHS = [9, 1, 4, 12, 7, 3, 8, 8, 2]
 PROCESSORS = {"cortex-a57": "+neon", "neoverse-v1": "+neon,+sve"}

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from service.models.importing.keras import hdf5
-from service.models.importing.model import Numbers
+from service.models.importing.model import Numbers, Stored
 from service.models.importing.refusal import CheckpointRefused, refusing
 from service.spec import Pooling
 
@@ -59,13 +59,6 @@ _SERVED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 # What the layers of a Bidirectional have in common.
 _BOTH = ("units", "activation", "recurrent_activation", "use_bias", "reset_after", "return_sequences")
-
-
-class Stored(NamedTuple):
-    """An array, and where it is in the file."""
-
-    values: Numbers
-    path: str
 
 
 @dataclass(frozen=True, slots=True)

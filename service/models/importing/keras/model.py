@@ -1,18 +1,14 @@
 """The model in a Keras file: front, stack, pooling and head of its layers, and its arrays under PyTorch's names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from pydantic import ValidationError
 
-from service.models.chain import LayerConfig, chain, front_width
-from service.models.config import first_error
-from service.models.importing.keras.layers import POOLING, RECURRENT, KerasLayer, Stored, read_layers
+from service.models.importing.keras.layers import POOLING, RECURRENT, KerasLayer, read_layers
 from service.models.importing.keras.reference import MIN_DEVIATION, keras_reference
-from service.models.importing.model import CheckpointModel, Numbers
+from service.models.importing.model import ZEROS, CheckpointModel, Entry, Numbers, Stored, convert_layers
 from service.models.importing.refusal import CheckpointRefused, refusing
 from service.spec import GATES, ChainLayer, Kind, ModelSpec, Pooling
 
@@ -24,9 +20,6 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "swish": {"type": "silu"},
     "exponential": {"type": "exp"},
 }
-ZEROS = "(zeros)"
-
-Entry = tuple[dict[str, Any], dict[str, Stored]]  # a layer as config.json has it, and its arrays
 
 
 @refusing("the file's layers make no sense")
@@ -36,14 +29,14 @@ def model_from_keras(path: Path) -> CheckpointModel:
     before, stack, pooling, after = _parts(layers)
     first, ways = stack[0], len(stack[0].arrays)
     bias = any(layer.config.get("use_bias", True) for layer in stack)
-    arrays: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for index, layer in enumerate(stack):
         for cell, suffix in zip(layer.arrays, ("", "_reverse"), strict=False):
             named = _recurrent(layer.kind, cell, bias=bias)
-            arrays |= {f"{name}_l{index}{suffix}": stored for name, stored in named.items()}
+            stored |= {f"{name}_l{index}{suffix}": one for name, one in named.items()}
     input_size, hidden_size = (first.arrays[0][name].values.shape[0] for name in ("kernel", "recurrent_kernel"))
-    front, of_front = _chain("front", before, input_size)
-    head, of_head = _chain("head", after, ways * hidden_size)
+    front, of_front = convert_layers("front", [*map(_converted, before)], input_size)
+    head, of_head = convert_layers("head", [*map(_converted, after)], ways * hidden_size)
     if pooling != "none" and not head:  # what is pooled is the prediction itself
         head = (ChainLayer("dropout", "head.0", ways * hidden_size, ways * hidden_size),)
     spec = ModelSpec(
@@ -58,12 +51,10 @@ def model_from_keras(path: Path) -> CheckpointModel:
         pooling=pooling,
         head=head,
     )
-    arrays |= of_front | of_head
     return CheckpointModel(
         layer=first.name,
         spec=spec,
-        arrays={name: torch.from_numpy(np.array(stored.values)) for name, stored in arrays.items()},
-        sources={name: stored.path for name, stored in arrays.items()},
+        stored=stored | of_front | of_head,
         reference=keras_reference(layers),
         reference_name="Keras' formulas (numpy)",
         ignored=ignored,
@@ -118,43 +109,23 @@ def _recurrent(kind: str, cell: Mapping[str, Stored], *, bias: bool) -> dict[str
 
     named = {"weight_ih": cell["kernel"], "weight_hh": cell["recurrent_kernel"]}
     if bias:
-        values, path = cell.get("bias", Stored(np.zeros(cell["kernel"].values.shape[1:], np.float32), ZEROS))
-        zeros = Stored(np.zeros_like(values), ZEROS)
-        two = kind == "GRU" and path != ZEROS
+        one = cell.get("bias", Stored(np.zeros(cell["kernel"].values.shape[1:], np.float32), ZEROS))
+        two = kind == "GRU" and one.source != ZEROS
         named["bias_ih"], named["bias_hh"] = (
-            (Stored(row, path) for row in values) if two else (Stored(values, path), zeros)
+            (Stored(row, one.source) for row in one.values) if two else (one, Stored(np.zeros_like(one.values), ZEROS))
         )
     return {name: Stored(gates(values), path) for name, (values, path) in named.items()}
-
-
-def _chain(place: str, layers: Sequence[KerasLayer], width: int) -> tuple[tuple[ChainLayer, ...], dict[str, Stored]]:
-    """Layers before a stack that takes vectors of `width`, or after one that gives such; and their arrays."""
-    found = [_converted(layer) for layer in layers]
-    try:
-        entries = [LayerConfig(**entry) for entry, _ in found]
-    except ValidationError as error:
-        raise CheckpointRefused(f"{place}: {first_error(error)}") from None
-    made = chain(place, entries, front_width(entries, width, {}) if place == "front" else width)
-    arrays: dict[str, Stored] = {}
-    for layer, (_, own) in zip(made, found, strict=True):
-        for name, (values, path) in own.items():
-            # One number for all features is written for each.
-            full = values if values.ndim else np.broadcast_to(values, (layer.out_features,))
-            arrays[f"{layer.name}.{name}"] = Stored(full, path)
-    return made, arrays
 
 
 def _converted(layer: KerasLayer) -> Entry:
     of, config = layer.arrays[0], layer.config
     match layer.kind:
         case "Embedding":
-            ids, width = of["embeddings"].values.shape
-            return {"type": "embedding", "num_embeddings": ids, "embedding_dim": width}, {"weight": of["embeddings"]}
+            return {"type": "embedding"}, {"weight": of["embeddings"]}
         case "Dense":
             kernel, path = of["kernel"]
-            sizes = {"in_features": kernel.shape[0], "out_features": kernel.shape[1], "bias": "bias" in of}
             bias = {"bias": of["bias"]} if "bias" in of else {}
-            return {"type": "linear", **sizes}, {"weight": Stored(kernel.T, path), **bias}
+            return {"type": "linear"}, {"weight": Stored(kernel.T, path), **bias}
         case "BatchNormalization":
             moments = {"running_mean": of["moving_mean"], "running_var": of["moving_variance"]}
             return {"type": "batch_norm", "eps": float(config.get("epsilon", 1e-3))}, moments | _affine(of)

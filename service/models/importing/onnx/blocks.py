@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from service.models.importing.model import Numbers
+from service.models.importing.model import Numbers, Stored
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, attributes
 from service.spec import ChainLayer, LayerType
 from service.torch_layers import run_layers
@@ -22,8 +22,6 @@ TOLERANCE = 1e-5
 _MAX_AXES = 5
 
 Shape = tuple[int, ...]
-Stored = tuple[Numbers, str]
-"""An array, and what it is called in the file; "" for one that is not in it and changes nothing."""
 
 # The operators that each layer without arrays is written with, and its option: a number among those of the nodes.
 _FORMS: dict[LayerType, tuple[str, str]] = {
@@ -49,7 +47,7 @@ _NORMS: dict[str, tuple[LayerType, list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of front or head: its options and its arrays by PyTorch's names."""
+    """A layer of front or head: its options and its arrays by PyTorch's names; one without a source changes nothing."""
 
     type: LayerType
     options: Mapping[str, Any]
@@ -134,7 +132,7 @@ def random_numbers(shape: Shape, first: Layer | None, seed: int = 0) -> Numbers:
     """Numbers (T, B, F) for a layer: vectors small and large, or token ids."""
     random = np.random.default_rng(seed)
     if first and first.type == "embedding":
-        return np.asarray(random.integers(len(first.arrays["weight"][0]), size=shape))
+        return np.asarray(random.integers(len(first.arrays["weight"].values), size=shape))
     return random.standard_normal(shape) * 10.0 ** random.integers(-6, 2, (*shape[:2], 1))
 
 
@@ -170,7 +168,7 @@ def _embedding(graph: Graph, node: Node) -> Iterator[Layer]:
     table = graph.constant(node.input[0])
     if table is not None and table.ndim == 2 and table.dtype.kind == "f" and attributes(node).get("axis", 0) == 0:
         options = dict(zip(("num_embeddings", "embedding_dim"), table.shape, strict=True))
-        yield Layer("embedding", options, {"weight": (table, node.input[0])})
+        yield Layer("embedding", options, {"weight": Stored(table, node.input[0])})
 
 
 def _candidates(graph: Graph, nodes: Sequence[Node], start: Point, shape: Shape) -> Iterator[Layer]:
@@ -197,22 +195,22 @@ def _with_arrays(graph: Graph, node: Node, start: Point, shape: Shape) -> Iterat
     match node.op_type, constants:
         case "Gemm" | "MatMul", [None, weight, *rest] if weight is not None:
             weight = given.get("alpha", 1.0) * (weight if given.get("transB", 0) else weight.T)
-            arrays = {"weight": (weight, node.input[1])}
+            arrays = {"weight": Stored(weight, node.input[1])}
             if rest and rest[0] is not None:
                 bias = np.broadcast_to(given.get("beta", 1.0) * np.ravel(rest[0]), weight.shape[:1])
-                arrays["bias"] = bias, node.input[2]
+                arrays["bias"] = Stored(bias, node.input[2])
             yield Layer("linear", {}, arrays)
         case "LayerNormalization" | "BatchNormalization", [None, *rest]:
             kind, names = _NORMS[node.op_type]
             own = zip(names, rest, node.input[1:], strict=False)
-            arrays = {name: (np.ravel(array), source) for name, array, source in own if array is not None}
+            arrays = {name: Stored(np.ravel(array), source) for name, array, source in own if array is not None}
             yield Layer(kind, {"eps": _written(given.get("epsilon", 1e-5))}, arrays)
         case "Add" | "Sub" | "Mul" | "Div", [None, array] | [array, None] if array is not None:
             name, inverse = _SCALES[node.op_type]
             array = _per_feature(array, start, shape)
-            unchanged = {"mean": (np.zeros_like(array), ""), "scale": (np.ones_like(array), "")}
+            unchanged = {"mean": Stored(np.zeros_like(array), ""), "scale": Stored(np.ones_like(array), "")}
             source = node.input[0 if constants[1] is None else 1]
-            yield Layer("scale", {"inverse": inverse}, unchanged | {name: (array, source)})
+            yield Layer("scale", {"inverse": inverse}, unchanged | {name: Stored(array, source)})
 
 
 def _per_feature(array: Numbers, start: Point, shape: Shape) -> Numbers:

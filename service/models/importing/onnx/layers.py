@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from service.models.importing.model import Numbers
+from service.models.importing.model import ZEROS, Numbers, Stored
 from service.models.importing.onnx.graph import Graph, Known, Node, attributes, node_input
 from service.models.importing.refusal import CheckpointRefused
 from service.spec import GATES, Kind, Nonlinearity
 
 KINDS: dict[str, Kind] = {"RNN": "rnn", "GRU": "gru", "LSTM": "lstm"}
-ZEROS = "(zeros)"  # in place of the name of an array that is not in the file
 
 # Where each gate of PyTorch's order stands in ONNX's: r z n in z r h, and i f g o in i o f c.
 _ORDER: dict[Kind, list[int]] = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 2, 3, 1]}
@@ -52,15 +51,15 @@ class OnnxLayer:
         """What all layers of a module have in common."""
         return self.kind, self.nonlinearity, self.directions, self.hidden_size, self.layout
 
-    def arrays(self, index: int, *, bias: bool) -> Iterator[tuple[str, Numbers, str]]:
-        """PyTorch's name, array, and name in the file of each array of layer `index`; without B these are zeros."""
+    def arrays(self, index: int, *, bias: bool) -> Iterator[tuple[str, Stored]]:
+        """The arrays of layer `index` with PyTorch's names; without B these are zeros."""
         for direction, suffix in enumerate([f"l{index}", f"l{index}_reverse"][: self.directions]):
             node = self.nodes[direction % len(self.nodes)]
-            yield f"weight_ih_{suffix}", self._reordered(self.w[direction]), node_input(node, 1)
-            yield f"weight_hh_{suffix}", self._reordered(self.r[direction]), node_input(node, 2)
+            yield f"weight_ih_{suffix}", Stored(self._reordered(self.w[direction]), node_input(node, 1))
+            yield f"weight_hh_{suffix}", Stored(self._reordered(self.r[direction]), node_input(node, 2))
             for which, half in zip(("ih", "hh"), np.split(self.b[direction], 2), strict=True):
                 if bias:
-                    yield f"bias_{which}_{suffix}", self._reordered(half), node_input(node, 3) or ZEROS
+                    yield f"bias_{which}_{suffix}", Stored(self._reordered(half), node_input(node, 3) or ZEROS)
 
     def _reordered(self, array: Numbers) -> Numbers:
         gates = np.split(array, GATES[self.kind])

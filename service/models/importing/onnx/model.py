@@ -6,17 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from service.models.chain import LayerConfig, chain
-from service.models.importing.model import CheckpointModel
-from service.models.importing.onnx.blocks import Stored
-from service.models.importing.onnx.chain import Chain, Unread, find_front, find_head
+from service.models.importing.model import ZEROS, CheckpointModel, Entry, Stored, convert_layers
+from service.models.importing.onnx.blocks import Layer
+from service.models.importing.onnx.front_and_head import NodeChain, Unread, find_front, find_head
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input
 from service.models.importing.onnx.layers import (
     KINDS,
     STATES,
-    ZEROS,
     OnnxLayer,
     initial_states,
     node_name,
@@ -54,15 +51,15 @@ def model_from_onnx(
     )
     if nonlinearity and spec.kind == "rnn" and nonlinearity != spec.nonlinearity:
         raise ChoiceNeeded(f"--nonlinearity {nonlinearity} contradicts the file, which says {spec.nonlinearity}")
-    arrays: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for index, entry in enumerate(stack):
-        arrays |= {name: (array, source) for name, array, source in entry.arrays(index, bias=spec.bias)}
+        stored |= entry.arrays(index, bias=spec.bias)
     notes = [
         f"{entry.name} has lengths of its rows (sequence_lens): requests must send rows cut to them"
         for entry in stack
         if node_input(entry.nodes[0], 4)
     ]
-    if any(source == ZEROS for _, source in arrays.values()):
+    if any(source == ZEROS for _, source in stored.values()):
         notes.append("some layers have no bias; zeros were written")
     states = [initial_states(graph, entry, known) for entry in stack]
     notes += [
@@ -73,31 +70,30 @@ def model_from_onnx(
     for place, letter in STATES:
         start = np.concatenate([own[letter] for own, _ in states])
         if start.any():
-            arrays[letter] = start, node_input(first.nodes[0], place) or ZEROS
+            stored[letter] = Stored(start, node_input(first.nodes[0], place) or ZEROS)
     left_out: list[str] = []
-    chains: dict[str, Chain | None] = {}
+    found: dict[str, NodeChain | None] = {}
     for part, find in (("front", find_front), ("head", partial(find_head, name=head))):
         try:
-            chains[part] = find(graph, stack, known)
+            found[part] = find(graph, stack, known)
         except Unread as error:
             left_out.append(error.node)
             notes.append(_unread_note(part, error, head))
-    for part, found in chains.items():
-        spec, own = _with_layers(spec, part, found)
-        arrays |= own
-    before, behind = chains.get("front"), chains.get("head")
+    before, behind = found.get("front"), found.get("head")
+    front, of_front = convert_layers("front", [*map(_entry, before.layers if before else ())], spec.input_size)
+    head_layers, of_head = convert_layers("head", [*map(_entry, behind.layers if behind else ())], spec.output_size)
+    spec = replace(spec, front=front, head=head_layers, pooling=behind.pooling if behind else "none")
     results = [output for entry in stack for node in entry.nodes for output in node.output]
     if behind:
         results.append(behind.end.name)
         left_out += _behind(graph, behind.end.name)
-    used = {id(node) for node in graph.upstream(results, first.nodes[0].input[:1] if "front" not in chains else [])}
+    used = {id(node) for node in graph.upstream(results, first.nodes[0].input[:1] if "front" not in found else [])}
     others = [node for node in graph.nodes if node.op_type != "Constant" and id(node) not in used]
     others.sort(key=lambda node: node.op_type in MOVING)  # those that only move numbers come last
     return CheckpointModel(
         layer=first.name,
         spec=spec,
-        arrays={name: torch.from_numpy(np.array(array)) for name, (array, _) in arrays.items()},
-        sources={name: source for name, (_, source) in arrays.items()},
+        stored=stored | of_front | of_head,
         reference=graph_reference(graph, stack, before, behind, known),
         reference_name=f"onnx.reference {first.nodes[0].op_type}",
         ignored=[titled(node) for node in others],
@@ -112,7 +108,7 @@ def _unread_note(part: str, unread: Unread, head: str | None) -> str:
         return f"before the recurrent layers, {unread}: requests must send what these read"
     if head is not None:
         raise ChoiceNeeded(f"--head {head}: {unread}; leave --head out, and compute it in the client")
-    linear = [[*layer.arrays.values()][-1][1] for layer in unread.layers if layer.type == "linear"]  # fc.bias, mostly
+    linear = [[*layer.arrays.values()][-1].source for layer in unread.layers if layer.type == "linear"]  # often fc.bias
     shorter = f"; --head {linear[-1].rpartition('.')[0] or linear[-1]} ends the head before it" if linear else ""
     return f"behind the recurrent layers, {unread}: the model has no predictions{shorter}"
 
@@ -123,25 +119,9 @@ def _behind(graph: Graph, end: str) -> list[str]:
     return [*dict.fromkeys(titled(node) for node in nodes if node.op_type not in MOVING)]
 
 
-def _with_layers(spec: ModelSpec, part: str, found: Chain | None) -> tuple[ModelSpec, dict[str, Stored]]:
-    """A spec with what was found as its front or head, and the arrays of that with their names in the file."""
-    if found is None:
-        return spec, {}
-    entries: list[LayerConfig] = []
-    arrays: dict[str, Stored] = {}
-    types = [layer.type for layer in found.layers]
-    short = part == "head" and types == ["linear"] and "bias" in found.layers[0].arrays
-    for index, layer in enumerate(found.layers):
-        options = dict(layer.options)
-        if layer.type == "linear":
-            options |= {"out_features": len(layer.arrays["weight"][0]), "bias": "bias" in layer.arrays}
-        entries.append(LayerConfig(type=layer.type, **options))
-        prefix = "head" if short else f"{part}.{index}"
-        arrays |= {f"{prefix}.{name}": (array, source or _UNCHANGED) for name, (array, source) in layer.arrays.items()}
-    layers = chain(part, entries, found.shape[-1])
-    if part == "front":
-        return replace(spec, front=layers), arrays
-    return replace(spec, head=(replace(layers[0], name="head"),) if short else layers, pooling=found.pooling), arrays
+def _entry(layer: Layer) -> Entry:
+    arrays = {name: Stored(array, source or _UNCHANGED) for name, (array, source) in layer.arrays.items()}
+    return {"type": layer.type, **layer.options}, arrays
 
 
 def _choose_stack(graph: Graph, wanted: str | None) -> tuple[list[OnnxLayer], Known]:

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from service.models.importing.model import Arrays, Numbers, Precision, Reference
-from service.models.importing.onnx.chain import Chain, pooled
+from service.models.importing.onnx.front_and_head import NodeChain, pooled
 from service.models.importing.onnx.graph import Graph, Known
 from service.models.importing.onnx.layers import KINDS, OnnxLayer
 from service.models.importing.refusal import refusing
 
 
 def graph_reference(
-    graph: Graph, stack: list[OnnxLayer], front: Chain | None, head: Chain | None, followed: Known
+    graph: Graph, stack: list[OnnxLayer], front: NodeChain | None, head: NodeChain | None, followed: Known
 ) -> Reference:
     """Runs sequences through the graph: from its input, or that of the stack without a front, to the predictions.
 

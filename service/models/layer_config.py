@@ -76,24 +76,32 @@ class LayerConfig(StrictConfig):
     dim: int | None = None
 
 
-def front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes) -> int:
+def chain_layers(
+    part: str, entries: Sequence[LayerConfig], width: int, shapes: Shapes | None = None
+) -> tuple[ChainLayer, ...]:
+    """The layers of a `front` before a stack that takes vectors of `width`, or of a `head` that takes these.
+
+    shapes are those of the file's arrays, for widths that the entries leave out. Raises ValueError with the place.
+    """
+    layers: list[ChainLayer] = []
+    before = _front_width(entries, width, shapes or {}) if part == "front" else width
+    for index, entry in enumerate(entries):
+        layers.append(_layer(f"{part}[{index}]", f"{part}.{index}", entry, before))
+        if entry.type == "embedding" and (index or part != "front"):
+            raise ValueError(f"{part}[{index}]: an embedding can only come first in front, where token ids are")
+        before = layers[-1].out_features
+    if part == "front" and before != width:
+        raise ValueError(f"front ends {before} wide, and input_size is {width}")
+    return tuple(layers)
+
+
+def _front_width(entries: Sequence[LayerConfig], input_size: int, shapes: Shapes) -> int:
     """How wide the vectors are that a front takes: what its first linear layer says, else what the file has."""
     for index, entry in enumerate(entries):
         if entry.type == "linear":
             shape = shapes.get(f"front.{index}.weight", ())
             return entry.in_features or (shape[1] if len(shape) == 2 else 0) or input_size
     return input_size
-
-
-def chain(name: str, entries: Sequence[LayerConfig], width: int) -> tuple[ChainLayer, ...]:
-    """The layers of a list, the first of which takes vectors of `width`. Raises ValueError with the place."""
-    layers: list[ChainLayer] = []
-    for index, entry in enumerate(entries):
-        layers.append(_layer(f"{name}[{index}]", f"{name}.{index}", entry, width))
-        if entry.type == "embedding" and (index or name != "front"):
-            raise ValueError(f"{name}[{index}]: an embedding can only come first in front, where token ids are")
-        width = layers[-1].out_features
-    return tuple(layers)
 
 
 def _layer(place: str, name: str, entry: LayerConfig, width: int) -> ChainLayer:

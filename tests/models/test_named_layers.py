@@ -120,7 +120,7 @@ def test_layer_norm_without_arrays():
         ({"head": "fc,relu:beta=2"}, "relu has no beta"),
         ({"head": "fc,leaky_relu:negative_slope=x"}, "negative_slope: Input should be a valid number"),
         ({"head": "fc,emb"}, "an embedding can only come first in front"),
-        ({"front": "mlp.0"}, "--front ends 5 wide, and input_size is 6"),
+        ({"front": "mlp.0"}, "--front: front ends 5 wide, and input_size is 6"),
         ({"front": "scale:none.npz"}, "--front: none.npz: the file cannot be read: No such file"),
         ({"pooling": "last"}, "--pooling last says what a head reads: name its layers with --head"),
     ],

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.models.chain import MAX_LAYERS
 from service.models.importing.model import Numbers
 from service.models.importing.onnx.blocks import Layer, Point, Shape, near, random_numbers, read_block
 from service.models.importing.onnx.graph import MOVING, Graph, Known, Node, node_input, run_nodes
 from service.models.importing.onnx.layers import OnnxLayer, node_name, titled
 from service.models.importing.refusal import ChoiceNeeded
+from service.models.layer_config import MAX_LAYERS
 from service.spec import Pooling
 
 _MAX_POINTS = 4  # of a block that is one layer
@@ -27,7 +27,7 @@ class Unread(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class NodeChain:
     """Layers, and their nodes, from start, where numbers (T, B, F) of a shape are, to end, where F is width."""
 
     layers: list[Layer]
@@ -38,7 +38,7 @@ class Chain:
     width: int
     pooling: Pooling = "none"
 
-    def turned(self) -> "Chain":
+    def turned(self) -> "NodeChain":
         """The same nodes, their T and B the other way round."""
         start, end = (replace(point, swapped=not point.swapped) for point in (self.start, self.end))
         return replace(self, start=start, end=end, shape=(self.shape[1], self.shape[0], self.shape[2]))
@@ -61,7 +61,7 @@ class Chain:
         return np.concatenate(results)
 
 
-def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain | None:
+def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> NodeChain | None:
     """The layers between an input of the graph and the first recurrent layer; None if nodes only move numbers there.
 
     known is as `stacks` gives it. Raises Unread.
@@ -78,7 +78,7 @@ def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain 
         shape = np.empty(declared).reshape(*sizes, -1).shape
         start = Point(read[0], tuple(range(len(declared))), declared)
         try:
-            chain = _follow(graph, known, Chain([], nodes, start, shape, start, shape[-1]), target)
+            chain = _follow(graph, known, NodeChain([], nodes, start, shape, start, shape[-1]), target)
         except Unread as error:
             unread.append(error)
             continue
@@ -94,7 +94,7 @@ def find_front(graph: Graph, stack: Sequence[OnnxLayer], known: Known) -> Chain 
     raise max(unread, key=lambda error: len(error.layers))
 
 
-def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str | None) -> Chain | None:
+def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str | None) -> NodeChain | None:
     """What makes an output of the graph of the results of a stack, or the part of it up to the linear layer name.
 
     None if the graph only gives these results out. Raises Unread, or ChoiceNeeded if several outputs are understood or
@@ -102,7 +102,7 @@ def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str 
     """
     if name is not None:
         return _head_to(graph, stack, known, _named(graph, name))
-    chains: dict[str, Chain] = {}
+    chains: dict[str, NodeChain] = {}
     unread = None
     for output in _outputs(graph, stack, known):
         try:
@@ -116,7 +116,7 @@ def find_head(graph: Graph, stack: Sequence[OnnxLayer], known: Known, name: str 
     return next(iter(chains.values()), None)
 
 
-def _head_to(graph: Graph, stack: Sequence[OnnxLayer], known: Known, target: str) -> Chain:
+def _head_to(graph: Graph, stack: Sequence[OnnxLayer], known: Known, target: str) -> NodeChain:
     results, readable = dict(known), pooled(stack, known)
     sources = [output for layer in stack for node in layer.nodes for output in node.output]
     nodes = graph.between(sources, target)
@@ -124,7 +124,7 @@ def _head_to(graph: Graph, stack: Sequence[OnnxLayer], known: Known, target: str
     points = [(0, source) for source in read if len(read) == 1] + _points(nodes, sources, target)
     working = next((place for place, node in enumerate(nodes) if node.op_type not in _POOLING), len(nodes))
     starts = [
-        Chain([], nodes[count:], start, array.shape, start, array.shape[-1], pooling)
+        NodeChain([], nodes[count:], start, array.shape, start, array.shape[-1], pooling)
         for count, point in points
         if count <= working
         for pooling, array in readable.items()
@@ -196,7 +196,7 @@ def _stored(graph: Graph, node: Node) -> set[str]:
     return {value, *behind, _bias(graph, node)[1]}
 
 
-def _follow(graph: Graph, known: Known, chain: Chain, target: str) -> Chain:
+def _follow(graph: Graph, known: Known, chain: NodeChain, target: str) -> NodeChain:
     """A chain that has no layers yet with those up to target. Raises Unread."""
     layers: list[Layer] = []
     end, shape, pooling = chain.end, chain.shape, chain.pooling

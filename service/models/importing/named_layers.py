@@ -11,13 +11,12 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from service.models.chain import LayerConfig, chain, front_width
-from service.models.config import first_error
+from service.models.importing.model import Entry, Stored, convert_layers
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.models.importing.tensors import Tensors
+from service.models.layer_config import LayerConfig
 from service.spec import Activation, ChainLayer, LayerType, ModelSpec
 from service.torch_layers import ARRAYS
 
@@ -30,30 +29,21 @@ _CLASSES |= {
 _CLASSES |= {"SiLU": "silu"}
 
 
-@dataclass(slots=True)
-class Chain:
-    """The layers of `front` or `head`, their arrays by the names that these get, and what the file calls them."""
-
-    layers: tuple[ChainLayer, ...] = ()
-    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class FileLayer:
-    """A layer in a file that a chain may have, and its arrays; recorded by a whole module, or told by the arrays.
+    """A layer in a file that front or head may have, and its arrays; recorded by a whole module, or told by the arrays.
 
     type may be the name of another class, or "" where the arrays do not tell it.
     """
 
     name: str
     type: str
-    arrays: Mapping[str, torch.Tensor]
+    arrays: Mapping[str, Stored]
     options: Mapping[str, Any] = field(default_factory=dict)
     recorded: bool = False
 
     def __str__(self) -> str:
-        shapes = [str(tuple(array.shape)) for array in self.arrays.values()]
+        shapes = [str(tuple(array.shape)) for array, _ in self.arrays.values()]
         return f"{self.name} ({' '.join([self.type, *shapes[:1]]).strip()})"
 
     @property
@@ -63,29 +53,19 @@ class FileLayer:
     @property
     def widths(self) -> tuple[int, int]:
         """What it takes and gives; an embedding takes 1, and a layer that leaves widths as they are 0."""
-        shape = self.arrays["weight"].shape if "weight" in self.arrays else ()
+        shape = _weight_shape(self.arrays)
         if len(shape) != 2:
             return 0, 0
         return (1, shape[1]) if self.type == "embedding" else (shape[1], shape[0])
 
-    def entry(self) -> dict[str, Any]:
-        """As a config.json has it."""
-        before, after = self.widths
-        sizes: dict[str, Any] = {}
-        if self.type == "linear":
-            sizes = {"in_features": before, "out_features": after, "bias": "bias" in self.arrays}
-        elif self.type == "embedding":
-            sizes = {"num_embeddings": len(self.arrays["weight"]), "embedding_dim": after}
-        return {"type": self.type, **sizes, **self.options}
-
 
 def file_layers(tensors: Tensors, input_size: int) -> dict[str, FileLayer]:
     """All that are in a file, in its order."""
-    arrays: dict[str, dict[str, torch.Tensor]] = {name: {} for name in tensors.modules}
+    arrays: dict[str, dict[str, Stored]] = {name: {} for name in tensors.modules}
     for name, tensor in tensors.by_name.items():
         layer, _, array = name.rpartition(".")
         if array in ARRAYS:
-            arrays.setdefault(layer, {})[array] = tensor
+            arrays.setdefault(layer, {})[array] = Stored(tensor, name)
     found = {}
     for name, own in arrays.items():
         module = tensors.modules.get(name)
@@ -98,37 +78,28 @@ def file_layers(tensors: Tensors, input_size: int) -> dict[str, FileLayer]:
     return found
 
 
-def read_chain(part: str, text: str, layers: Mapping[str, FileLayer], spec: ModelSpec) -> Chain:
-    """The chain that `--front` or `--head` names. Raises ChoiceNeeded where it is not in the file or does not fit."""
-    front, option = part == "front", f"--{part}"
-    found = [layer for word in text.split(",") for layer in _named(option, word.strip(), layers)]
-    entries = [layer.entry() for layer in found]
-    for layer, entry in zip(found, entries, strict=True):
+def named_layers(
+    part: str, text: str | None, layers: Mapping[str, FileLayer], spec: ModelSpec
+) -> tuple[tuple[ChainLayer, ...], dict[str, Stored]]:
+    """The layers that `--front` or `--head` names, and their arrays; none without a text.
+
+    Raises ChoiceNeeded where one is not in the file or does not fit.
+    """
+    option, words = f"--{part}", [] if text is None else text.split(",")
+    entries: list[Entry] = []
+    for layer in (layer for word in words for layer in _named(option, word.strip(), layers)):
         if not layer.served:
             raise ChoiceNeeded(
                 f"{option}: {layer} is no layer that is served; if it is one, say layer_norm:{layer.name}"
             )
+        entry = {"type": layer.type, **layer.options}
         if entry.get("dim") == (2 if spec.pooling == "none" else 1):  # of (B, T, ·) or (B, ·): the last one
             del entry["dim"]
+        entries.append((entry, layer.arrays))
     try:
-        configs = [LayerConfig.model_validate(entry) for entry in entries]
-        width = front_width(configs, spec.input_size, {}) if front else spec.output_size
-        made = chain(part, configs, width)
-    except ValidationError as error:
-        raise ChoiceNeeded(f"{option}: {first_error(error)}") from None
+        return convert_layers(part, entries, spec.input_size if part == "front" else spec.output_size)
     except ValueError as error:
         raise ChoiceNeeded(f"{option}: {error}") from None
-    if front and made[-1].out_features != spec.input_size:
-        raise ChoiceNeeded(f"{option} ends {made[-1].out_features} wide, and input_size is {spec.input_size}")
-    if not front and [layer.type for layer in made] == ["linear"]:
-        made = spec.with_linear_head(made[0].out_features).head
-    result = Chain(made)
-    for target, source in zip(made, found, strict=True):
-        for array, tensor in source.arrays.items():
-            one = target.type == "scale" and tensor.numel() == 1  # for all values
-            result.arrays[f"{target.name}.{array}"] = tensor.reshape(1).expand(target.out_features) if one else tensor
-            result.sources[f"{target.name}.{array}"] = f"{source.name}.{array}"
-    return result
 
 
 def suggested(layers: Mapping[str, FileLayer], spec: ModelSpec) -> list[str]:
@@ -150,9 +121,13 @@ def suggested(layers: Mapping[str, FileLayer], spec: ModelSpec) -> list[str]:
     return [f'{option} "{names}"' for option, names in options.items() if names]
 
 
-def _type(name: str, arrays: Mapping[str, torch.Tensor], input_size: int) -> str:
+def _weight_shape(arrays: Mapping[str, Stored]) -> tuple[int, ...]:
+    return tuple(arrays["weight"].values.shape) if "weight" in arrays else ()
+
+
+def _type(name: str, arrays: Mapping[str, Stored], input_size: int) -> str:
     """What a layer is by its arrays alone."""
-    shape = arrays["weight"].shape if "weight" in arrays else ()
+    shape = _weight_shape(arrays)
     if "running_mean" in arrays:
         return "batch_norm"
     if arrays.keys() == {"mean", "scale"}:
@@ -197,7 +172,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _scaler(option: str, path: Path) -> dict[str, torch.Tensor]:
+def _scaler(option: str, path: Path) -> dict[str, Stored]:
     """The mean and scale of a file of numpy.savez or safetensors; `std` is another name of scale."""
     try:
         with refusing("it is no npz or safetensors file of numbers"):
@@ -209,4 +184,4 @@ def _scaler(option: str, path: Path) -> dict[str, torch.Tensor]:
         found["scale"] = found["std"]
     if not {"mean", "scale"} <= found.keys():
         raise ChoiceNeeded(f"{option}: {path} has {', '.join(found) or 'nothing'}; expected mean and scale")
-    return {"mean": found["mean"], "scale": found["scale"]}
+    return {name: Stored(found[name], f"{path}.{name}") for name in ("mean", "scale")}
