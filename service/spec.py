@@ -7,6 +7,7 @@ hidden state, L `num_layers`, D directions, O `out_features` of the head.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any, Literal, Self
 
 Kind = Literal["rnn", "gru", "lstm"]
@@ -136,9 +137,15 @@ class ModelSpec:
         return self.kind == "lstm"
 
     @cached_property
+    def state_shapes(self) -> dict[str, tuple[int, int]]:
+        """The state of one sequence: h (L·D, P), and c (L·D, H) of an LSTM."""
+        h, c = (self.states, self.state_size), (self.states, self.hidden_size)
+        return {"h": h, "c": c} if self.has_cell_state else {"h": h}
+
+    @cached_property
     def state_values(self) -> int:
-        """Numbers in the state of one sequence: L·D·P, and L·D·H more for an LSTM."""
-        return self.states * (self.state_size + self.has_cell_state * self.hidden_size)
+        """Numbers in it."""
+        return sum(map(prod, self.state_shapes.values()))
 
     @cached_property
     def flops_per_step(self) -> int:

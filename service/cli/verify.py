@@ -84,10 +84,10 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
     spec = engine.spec
     sample = _read_sample(path, spec)
     inputs, lengths = sample["inputs"], sample["lengths"].tolist()
-    h0, c0 = (np.zeros((spec.states, width), np.float32) for width in (spec.state_size, spec.hidden_size))
-    states = {"h": h0 if initial.h0 is None else initial.h0}
-    if spec.has_cell_state:
-        states["c"] = c0 if initial.c0 is None else initial.c0
+    states = {
+        name: np.zeros(shape, np.float32) if stored is None else stored
+        for (name, shape), stored in zip(spec.state_shapes.items(), initial, strict=False)
+    }
     vectors = inputs.reshape(*inputs.shape[:2], -1).astype(np.float32)
     results = _run(engine, [{"x": row[:length], **states} for row, length in zip(vectors, lengths, strict=True)])
     worst = 0.0
@@ -154,13 +154,10 @@ def _distance(some: Numbers, others: Numbers) -> float:
 def _random_sequences(model: CheckpointModel) -> list[dict[str, Floats]]:
     """Sequences x (T, I), h (L·D, P), c (L·D, H) of numbers that a 32-bit float holds: both sides read the same."""
     random, spec = np.random.default_rng(0), model.spec
-    state_shapes = {"h": (spec.states, spec.state_size)}
-    if spec.has_cell_state:
-        state_shapes["c"] = (spec.states, spec.hidden_size)
     long = min(LONG, max(LENGTHS[0], LONG_FLOPS // spec.flops_per_step))
     sequences = [
         {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        for shapes in ({"x": (length, spec.in_features), **state_shapes} for length in (*LENGTHS, long, long))
+        for shapes in ({"x": (length, spec.in_features), **spec.state_shapes} for length in (*LENGTHS, long, long))
     ]
     # Large and always the same: gates stay open or shut, and what a memory loses at each step adds up.
     sequences[-1]["x"][:] = 100 * sequences[-1]["x"][0]

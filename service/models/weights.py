@@ -166,10 +166,7 @@ def _verify(header: Mapping[str, _Entry], spec: ModelSpec) -> None:
     found = {name for name in header if not name.endswith(_IGNORED)}
     if missing := sorted(expected.keys() - found):
         raise ModelFailed(f"{FILE} lacks {_listed(missing)}, which config.json calls for")
-    if "h0" in found:
-        expected["h0"] = spec.states, spec.state_size
-    if "c0" in found and spec.has_cell_state:
-        expected["c0"] = spec.states, spec.hidden_size
+    expected |= {f"{name}0": shape for name, shape in spec.state_shapes.items() if f"{name}0" in found}
     if unknown := sorted(found - expected.keys()):
         raise ModelFailed(f"{FILE} has {_listed(unknown)}, which config.json does not call for")
     for name, shape in expected.items():

@@ -91,9 +91,13 @@ def convert_layers(part: str, entries: Sequence[Entry], width: int) -> tuple[tup
     return layers, stored
 
 
+def weight_shape(arrays: Mapping[str, Stored]) -> tuple[int, ...]:
+    return tuple(arrays["weight"].values.shape) if "weight" in arrays else ()
+
+
 def _sizes(kind: str, arrays: Mapping[str, Stored]) -> dict[str, Any]:
     """What the arrays of a layer say of it."""
-    shape = tuple(arrays["weight"].values.shape) if "weight" in arrays else ()
+    shape = weight_shape(arrays)
     first, second = shape if len(shape) == 2 else (0, 0)
     if kind == "linear":
         return {"in_features": second, "out_features": first, "bias": "bias" in arrays}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from service.models.importing.model import Entry, Stored, convert_layers
+from service.models.importing.model import Entry, Stored, convert_layers, weight_shape
 from service.models.importing.refusal import CheckpointRefused, ChoiceNeeded, choose, refusing
 from service.models.importing.tensors import Tensors
 from service.models.layer_config import LayerConfig
@@ -53,7 +53,7 @@ class FileLayer:
     @property
     def widths(self) -> tuple[int, int]:
         """What it takes and gives; an embedding takes 1, and a layer that leaves widths as they are 0."""
-        shape = _weight_shape(self.arrays)
+        shape = weight_shape(self.arrays)
         if len(shape) != 2:
             return 0, 0
         return (1, shape[1]) if self.type == "embedding" else (shape[1], shape[0])
@@ -121,13 +121,9 @@ def suggested(layers: Mapping[str, FileLayer], spec: ModelSpec) -> list[str]:
     return [f'{option} "{names}"' for option, names in options.items() if names]
 
 
-def _weight_shape(arrays: Mapping[str, Stored]) -> tuple[int, ...]:
-    return tuple(arrays["weight"].values.shape) if "weight" in arrays else ()
-
-
 def _type(name: str, arrays: Mapping[str, Stored], input_size: int) -> str:
     """What a layer is by its arrays alone."""
-    shape = _weight_shape(arrays)
+    shape = weight_shape(arrays)
     if "running_mean" in arrays:
         return "batch_norm"
     if arrays.keys() == {"mean", "scale"}:
