@@ -182,16 +182,14 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged | float:
             return json.decode_steps(line)
         except json.Suspicious:
             return await asyncio.to_thread(json_slow.decode_steps, line)
-    is_list = line.lstrip()[:1] == b"["
     document: Document = {}
     try:
-        for piece in json_pieces.decode(b'{"inputs":%b}' % line if is_list else line):
+        for piece in (json_pieces.decode_row if line.lstrip()[:1] == b"[" else json_pieces.decode)(line):
             document = piece
             await asyncio.sleep(0)
     except json.Suspicious as error:
         document = await asyncio.to_thread(error.args[0])
-    inputs: Floats | Ragged | None = document.get("inputs") if is_list else None
-    return document if inputs is None else inputs
+    return document
 
 
 def located(error: ServiceError, unit: str, place: int) -> ServiceError:

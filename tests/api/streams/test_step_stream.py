@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.api.draining import Draining
 from service.api.streams.step_stream import _runs
-from service.errors import BodyTimeout, ServiceDraining, ServiceError
+from service.errors import BodyTimeout, MalformedBody, ServiceDraining, ServiceError
 
 from .fakes import Sums, idle, stream
 
@@ -76,6 +76,15 @@ def test_opening_numbers_the_lines():
     for lines in ([line(), line()], [line(), line(7), line()]):
         answers(spoken, lines)
     assert stepper.asked == [(2, 4), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    "rest", ["", " ", ',"step":5,"x":[2]', ',"step":1', ',"inputs":[1]', '],"a":["b"', "}{", ',"a":{}', ",", "]", "[1]"]
+)
+def test_long_lines_are_told_apart_as_short_ones(rest):
+    (_, short), (_, long) = (answers(stream(), [f"[{'1,' * count}1]{rest}".encode()]) for count in (2, 40_000))
+    assert type(long) is type(short)
+    assert isinstance(short, MalformedBody) or not rest.strip()
 
 
 def test_lines_before_a_wrong_one_are_answered():
