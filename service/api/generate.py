@@ -13,7 +13,7 @@ from service.api.request import Reply, Request
 from service.api.requests import GenerateRequest
 from service.api.shapes import invalid
 from service.api.stepping import refuse_another_model, with_session
-from service.errors import ServiceError
+from service.errors import ClientGone
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Session, Sessions
 
@@ -81,7 +81,9 @@ class Generate(ModelHandler):
                     async for text in _lines(call):
                         yield text
                     call.check()  # after what is finite has been sent
-        except ServiceError:
+        except ClientGone:
+            raise
+        except Exception:
             async for text in _lines(call):  # what had run before the error
                 yield text
             raise
