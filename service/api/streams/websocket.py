@@ -86,7 +86,7 @@ def close_code(error: Exception) -> int:
 
 
 class _Frame(NamedTuple):
-    """A frame, or a part of up to `MAX_BLOCK_STEPS` steps of it: lines, or inputs (k,I); and the steps' places."""
+    """A frame, or a part of it that one block can hold: lines, or inputs (k,I); and the steps' places."""
 
     text: bool
     steps: Any
@@ -151,7 +151,7 @@ class _Connection:
         if text is None:
             self._stream = self._stream or await self._opener.open(self._request, {})
             inputs = self._inputs(message["bytes"], self._stream)
-            await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)))
+            await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)), self._stream.block_steps)
             return
         found = (line[0] for line in _LINES.finditer(text.encode()))
         # So many at a time: half a million may stand in a message.
@@ -161,7 +161,7 @@ class _Connection:
             if self._stream is None:
                 self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
                 lines, places = lines[opens:], places[opens:]
-            await self._add_frame(_Frame(True, lines, places))
+            await self._add_frame(_Frame(True, lines, places), self._stream.block_steps)
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
@@ -178,12 +178,12 @@ class _Connection:
             return steps(np.frombuffer(data, "<i4"), model)[0]
         return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
 
-    async def _add_frame(self, frame: _Frame) -> None:
-        """Let a frame wait, a long one in parts; what waits already runs first if one block cannot hold both."""
-        for begin in range(0, len(frame.places), MAX_BLOCK_STEPS):
-            end = begin + MAX_BLOCK_STEPS
+    async def _add_frame(self, frame: _Frame, most: int) -> None:
+        """Let a frame wait, a long one in parts; what waits already runs first if a block of `most` cannot hold both."""
+        for begin in range(0, len(frame.places), most):
+            end = begin + most
             part = _Frame(frame.text, frame.steps[begin:end], frame.places[begin:end])
-            fits = self._waiting_steps + len(part.places) <= MAX_BLOCK_STEPS
+            fits = self._waiting_steps + len(part.places) <= most
             if self._waiting and not (fits and self._waiting[0].text == frame.text):
                 await self._run()
                 await asyncio.sleep(0)  # give other tasks a turn

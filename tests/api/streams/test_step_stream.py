@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.draining import Draining
+from service.api.streams import step_stream
 from service.api.streams.step_stream import _runs
 from service.errors import BodyTimeout, MalformedBody, ServiceDraining, ServiceError
 
@@ -102,6 +103,19 @@ def test_steps_before_infinity_are_answered():
     text, error = answers(stream(refuse_non_finite=False), lines)
     assert text.splitlines()[3] == b'{"outputs":[null,4.0],"step":4}'
     assert error is None
+
+
+def test_steps_run_together_and_are_answered_in_parts(monkeypatch):
+    monkeypatch.setattr(step_stream, "MANY_VALUES", 10)
+    monkeypatch.setattr(step_stream.json, "SLICE_VALUES", 6)
+    stepper = Sums()
+    spoken = stream(stepper)
+
+    async def counts():
+        return [ran.count async for ran in spoken.run(await spoken.decode([line()] * 12, range(12)))]
+
+    assert asyncio.run(counts()) == [3, 2, 3, 2, 2]
+    assert stepper.asked == [(5, None), (5, None), (2, None)]
 
 
 def test_state_is_sent_after_each_step():
