@@ -7,9 +7,9 @@ is read while answers are not taken.
 import asyncio
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -39,31 +39,29 @@ ANSWERS_IN_TURN = 64  # frames that are answered without a pause
 _LINES = re.compile(rb"\S[^\n]*")  # lines that are not blank, without leading blanks
 
 
-@dataclass(frozen=True, slots=True)
-class WebSocketStreams:
-    """The handler. Each message must be complete within the idle timeout after the one before it."""
+async def serve_websocket(
+    opener: Opener, idle_timeout: IdleTimeout, request: Request, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone.
 
-    opener: Opener
-    idle_timeout: IdleTimeout
-
-    async def __call__(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone."""
-        connection = _Connection(self, request, scope, receive, send)
-        await receive()  # websocket.connect, always
-        request.status = 101
-        headers = [(b"x-request-id", request.request_id.encode())]
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
-        await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
-        try:
-            await connection.answer()
-        except ClientGone:
-            raise
-        except Exception as error:
-            request.failure = type(error)
-            if not isinstance(error, ServiceError):
-                structlog.get_logger().exception("internal_error", request_id=request.request_id)
-            await connection.write(error_line(error, request.request_id))
-            await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
+    Each message must be complete within the idle timeout after the one before it.
+    """
+    connection = _Connection(opener, idle_timeout, request, scope, receive, send)
+    await receive()  # websocket.connect, always
+    request.status = 101
+    headers = [(b"x-request-id", request.request_id.encode())]
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
+    await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
+    try:
+        await connection.answer()
+    except ClientGone:
+        raise
+    except Exception as error:
+        request.failure = type(error)
+        if not isinstance(error, ServiceError):
+            structlog.get_logger().exception("internal_error", request_id=request.request_id)
+        await connection.write(error_line(error, request.request_id))
+        await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
 
 
 def authorization_of(scope: Scope) -> bytes | None:
@@ -93,20 +91,21 @@ class _Frame(NamedTuple):
     places: Sequence[int]
 
 
+@dataclass(eq=False, slots=True)
 class _Connection:
     """One WebSocket: its stream once that is open, and the frames of one kind that wait to run as one block."""
 
-    def __init__(self, streams: WebSocketStreams, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        self._opener = streams.opener
-        self._idle_timeout = streams.idle_timeout
-        self._request = request
-        self._receive = receive
-        self._send = send
-        self._count_waiting: Callable[[], int] = scope.get("extensions", {}).get(WAITING, int)  # int() is 0
-        self._stream: StepStream | None = None
-        self._frame_count = self._line_count = 0
-        self._waiting: list[_Frame] = []
-        self._waiting_steps = 0
+    _opener: Opener
+    _idle_timeout: IdleTimeout
+    _request: Request
+    _scope: Scope
+    _receive: Receive
+    _send: Send
+    _stream: StepStream | None = None
+    _frame_count: int = 0
+    _line_count: int = 0
+    _waiting: list[_Frame] = field(default_factory=list)
+    _waiting_steps: int = 0
 
     async def answer(self) -> None:
         """Answer until the client closes. Raises a ServiceError that the client must be told, or ClientGone."""
@@ -136,7 +135,7 @@ class _Connection:
     async def _arrived(self) -> tuple[list[Message], bool]:
         """The next message and all that wait behind it, and whether the client has closed then."""
         messages = [await self._idle_timeout.wait(self._receive, "message")]
-        for _ in range(self._count_waiting()):
+        for _ in range(self._scope.get("extensions", {}).get(WAITING, int)()):  # int() is 0
             messages.append(await self._receive())  # noqa: PERF401  # each await gives one that is there
         for index, message in enumerate(messages):
             if message["type"] == "websocket.disconnect":
@@ -179,7 +178,7 @@ class _Connection:
         return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
 
     async def _add_frame(self, frame: _Frame, most: int) -> None:
-        """Let a frame wait, a long one in parts; what waits already runs first if a block of `most` cannot hold both."""
+        """Let a frame wait, in parts of `most` steps; what waits already runs first if a block cannot hold both."""
         for begin in range(0, len(frame.places), most):
             end = begin + most
             part = _Frame(frame.text, frame.steps[begin:end], frame.places[begin:end])

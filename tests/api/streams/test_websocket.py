@@ -8,7 +8,7 @@ import pytest
 
 from service.api.problems import STATUS
 from service.api.streams import step_stream
-from service.api.streams.websocket import WAITING, WebSocketStreams, authorization_of, close_code
+from service.api.streams.websocket import WAITING, authorization_of, close_code, serve_websocket
 from service.errors import ClientGone, FieldError, InvalidRequest, ServiceDraining, ServiceFull, SessionGone
 from service.wire import json
 
@@ -27,8 +27,7 @@ def exchanged(*frames, asked=None, opener=None, gone=GONE, **scope):
     async def send(message):
         found.append(message)
 
-    streams = WebSocketStreams(opener or Opens(), idle(0.05))
-    asyncio.run(streams(asked or request(), scope, receive, send))
+    asyncio.run(serve_websocket(opener or Opens(), idle(0.05), asked or request(), scope, receive, send))
     accept, *rest = found
     assert accept["type"] == "websocket.accept"
     return rest
@@ -110,7 +109,7 @@ def test_gone_client_is_no_internal_error():
 
     receive = Receives({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "[1,2]"})
     with pytest.raises(ClientGone):
-        asyncio.run(WebSocketStreams(Opens(), idle())(request(), {}, receive, send))
+        asyncio.run(serve_websocket(Opens(), idle(), request(), {}, receive, send))
 
 
 def test_key_may_come_as_a_subprotocol():
