@@ -96,6 +96,9 @@ def encode(fields: Document) -> bytes:
 
 def slices(fields: Document) -> Iterator[bytes]:
     """What `encode` gives, byte for byte, in pieces between which the caller may do something else."""
+    if sum(map(_size, fields.values())) <= SLICE_VALUES:
+        yield encode(fields)
+        return
     before = b"{"
     for name, value in fields.items():
         before += orjson.dumps(name) + b":"
@@ -104,7 +107,7 @@ def slices(fields: Document) -> Iterator[bytes]:
         else:
             yield before + orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY)
         before = b","
-    yield b"}" if fields else b"{}"
+    yield b"}"
 
 
 def items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
