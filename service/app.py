@@ -39,7 +39,7 @@ from service.api.step import Step
 from service.api.streams.ndjson import NdjsonStreams
 from service.api.streams.opening import Opener
 from service.api.streams.step_stream import IdleTimeout
-from service.api.streams.websocket import WebSocketStreams
+from service.api.streams.websocket import serve_websocket
 from service.api.traces import traces_from
 from service.api.v2.infer import Infer
 from service.api.v2.models import v2_models_router, v2_service_router
@@ -172,7 +172,7 @@ def create_app(
             INFER_VERSION: infer,
         },
         streams={"/cell/step": NdjsonStreams(opener, idle_timeout)},
-        sockets={"/cell/stream": WebSocketStreams(opener, idle_timeout)},
+        sockets={"/cell/stream": partial(serve_websocket, opener, idle_timeout)},
         admissions=dict.fromkeys(("/rnn/forward", "/rnn/generate", INFER, INFER_VERSION), admission),
         bodies=bodies,
         hosts=HostRules(settings),

@@ -49,12 +49,12 @@ from service.errors import (
 from service.serving.inference import Admission
 
 Handler = Callable[[Request], Awaitable[Reply]]
-StreamHandler = Callable[[Request, Receive, Send], Awaitable[None]]
+StreamHandler = Callable[[Request, Incoming], Awaitable[Reply]]
 SocketHandler = Callable[[Request, Scope, Receive, Send], Awaitable[None]]
 
 CLIENT_CLOSED_REQUEST = 499  # what the log and the metrics say of a client that hung up; no such reply is ever sent
 
-_REQUEST = "rnn.request"
+_INCOMING = "rnn.incoming"
 
 
 @dataclass(eq=False)
@@ -165,9 +165,12 @@ class Application:
         elif error := await send_lines(request, reply.body, send):
             told = self._told(error, request)
             if not request.status:
-                await send_whole(request, problem_reply(told, request), send)
+                await send_whole(request, problem_reply(told, request), send, incoming)
             else:
-                await send_line(request, error_line(told, request.request_id), send, last=True)
+                await send_line(request, error_line(told, request.request_id), send)
+                if incoming is not None:  # closing at once could cost the client the error line
+                    await incoming.linger()
+                await send_line(request, b"", send, last=True)
 
     async def _handle(self, request: Request, incoming: Incoming | None) -> Reply:
         if incoming is not None or len(request.body) > self.bodies.max_bytes:
@@ -180,8 +183,10 @@ class Application:
             request.body = await self.bodies.read(request, incoming)
         return await self.posts[request.route](request)
 
-    async def _guarded(self, request: Request, serve: Callable[..., Awaitable[None]], *arguments: Any) -> Reply | None:
-        """Let a request be served that sends its own reply; gives one for its failure, or a preflight's.
+    async def _guarded(
+        self, request: Request, serve: Callable[..., Awaitable[Reply | None]], *arguments: Any
+    ) -> Reply | None:
+        """The reply of `serve`, None where that has sent it itself; or to its failure, or a preflight's.
 
         Raises ClientGone.
         """
@@ -190,10 +195,9 @@ class Application:
             if preflight := self.hosts.preflight(request):
                 return preflight
             self.keys.check(request)
-            await serve(*arguments)
+            return await serve(*arguments)
         except Exception as error:
             return problem_reply(self._told(error, request), request)
-        return None
 
     def _told(self, error: Exception, request: Request) -> Exception:
         """What the client is told of a failure: the one place where errors become problems. Raises ClientGone."""
@@ -213,7 +217,7 @@ class Application:
         stream = self.streams.get(request.path)
         if stream and media_type(request.headers.get(b"content-type", b"")) == NDJSON:
             request.streams, request.intervals = True, None
-            reply = await self._guarded(request, stream, request, receive, send)
+            reply = await self._guarded(request, stream, request, incoming)
         else:
             request.watch = incoming.hung_up
             reply = await self.answer(request, incoming)
@@ -223,7 +227,8 @@ class Application:
     async def _serve_route(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Leave a request to FastAPI's router, which knows its route."""
         request.route = "other"
-        scope["app"], scope[_REQUEST] = self.router, request
+        incoming = Incoming(request, receive)
+        scope["app"], scope[_INCOMING] = self.router, incoming
         if scope["method"] == "HEAD":  # a GET, of whose reply the server sends no body
             scope = {**scope, "method": "GET"}
         route = self._router if request.path not in self.sockets else _upgrade_required
@@ -232,7 +237,7 @@ class Application:
         finally:
             request.route = getattr(scope.get("route"), "path", "other")
         if reply is not None:
-            await self.send(request, reply, send, Incoming(request, receive))
+            await self.send(request, reply, send, incoming)
 
     async def _serve_socket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         socket = self.sockets.get(request.path)
@@ -269,10 +274,15 @@ class Application:
         return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods)) or "GET, HEAD"  # files
 
 
+def incoming_of(scope: Mapping[str, Any]) -> Incoming:
+    """The body of the request that a scope of FastAPI's router belongs to."""
+    incoming: Incoming = scope[_INCOMING]
+    return incoming
+
+
 def request_of(scope: Mapping[str, Any]) -> Request:
-    """The request that a scope of FastAPI's router belongs to."""
-    request: Request = scope[_REQUEST]
-    return request
+    """That request."""
+    return incoming_of(scope).request
 
 
 async def _upgrade_required(scope: Scope, _: Receive, __: Send) -> None:

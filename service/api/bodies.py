@@ -27,13 +27,13 @@ class Incoming:
     """A request's body as ASGI brings it; `complete` once all of it has come or the client has gone."""
 
     def __init__(self, request: Request, receive: Receive) -> None:
-        self._request = request
+        self.request = request
         self._receive = receive
         self.complete = False
 
     async def chunks(self, limit: float = inf) -> AsyncIterator[bytes]:
         """What arrives, as it was sent. Raises ClientGone, and BodyTooLarge beyond `limit` bytes."""
-        request = self._request
+        request = self.request
         while not self.complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -49,7 +49,7 @@ class Incoming:
 
     def pieces(self, limit: float = inf) -> AsyncIterator[bytes]:
         """What arrives, decompressed; limit is of the bytes before that. Raises also what `decompressed` does."""
-        encoding = self._request.header(b"content-encoding").strip().lower()
+        encoding = self.request.header(b"content-encoding").strip().lower()
         chunks = self.chunks(limit)
         return chunks if encoding in ("", "identity") else decompressed(encoding, chunks)
 
@@ -60,7 +60,7 @@ class Incoming:
 
     async def linger(self) -> None:
         """Read on for a moment and throw away what comes."""
-        last = self._request.received_bytes + LINGER_BYTES
+        last = self.request.received_bytes + LINGER_BYTES
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 async for _ in self.chunks(last):

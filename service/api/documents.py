@@ -1,10 +1,10 @@
 """A request's body as named values, and a reply's named values as a body, in the formats that the client chose."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -22,6 +22,9 @@ TURN_SECONDS = 0.5e-3  # pieces are decoded or encoded for so long before others
 
 VIEW_BYTES = 4 * 2**20
 """Larger safetensors bodies are checked on another thread; nothing is parsed of them but the header."""
+
+MANY_VALUES = 2**20
+"""To go through more numbers takes milliseconds, and is done on another thread."""
 
 PIECES_VALUES = 2 * json.SLICE_VALUES  # replies of more numbers are printed in pieces
 
@@ -55,10 +58,9 @@ class Documents:
             request.mark("decode", begun)
         return document, kind
 
-    async def encode(
-        self, request: Request, fields: Document, kind: str, values: int = 0
-    ) -> bytes | list[bytes | memoryview]:
-        """The body of a reply, of `values` numbers or so; a large one comes in pieces."""
+    async def encode(self, request: Request, fields: Document, kind: str) -> bytes | list[bytes | memoryview]:
+        """The body of a reply; a large one comes in pieces."""
+        values = sum([getattr(value, "size", 1) for value in fields.values()])
         if 4 * values < HEAVY_BYTES:
             begun = perf_counter()
             body = safetensors.encode(fields) if kind == SAFETENSORS else json.encode(fields)
@@ -95,6 +97,11 @@ class Documents:
                     return taken
                 request.mark(stage, begun)
             await asyncio.sleep(0)
+
+
+async def aside(values: int, work: Callable[..., T], *arguments: Any) -> T:
+    """What comes of work that goes through so many numbers."""
+    return await asyncio.to_thread(work, *arguments) if values > MANY_VALUES else work(*arguments)
 
 
 def accepted(

@@ -1,12 +1,11 @@
 """POST /rnn/forward: whole sequences in, outputs and final states out."""
 
-import asyncio
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from service.api.documents import Documents, accepted
+from service.api.documents import Documents, accepted, aside
 from service.api.negotiation import JSON, SAFETENSORS
 from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest
@@ -27,25 +26,21 @@ from service.wire.arrays import RaggedRows
 
 SHORT_BYTES = 1024
 
-MANY_VALUES = 2**20  # to go through more numbers takes milliseconds, and is done on another thread
-
 DEFAULT_RETURNS = ("outputs", "h_n", "c_n", "predictions")
 
 
-T = TypeVar("T")
-
-
 class Call(Protocol):
-    """A valid request as rows with room for their results."""
+    """A valid request as rows with room for their results; values: how many numbers its states and reply hold."""
 
     rows: Rows
+    values: int
     non_finite: str
 
     def results(self) -> dict[str, Floats]:
         """What was asked for: one vector of each step (N,·) or row (B,·), or a state (L·D,B,·)."""
 
-    def reply(self, ragged: bool) -> dict[str, Any]:
-        """Results in the form in which the inputs came; `ragged`: its format has lists of unequal length."""
+    def reply(self) -> dict[str, Any]:
+        """Results in the form in which the inputs came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +55,14 @@ class ModelHandler:
         """Run a call's rows and encode its reply. Raises as `Inference.run` does, or NonFiniteOutput."""
         rows = call.rows
         request.ran(rows, await self.inference.run(model, rows, request.deadline(), request.hung_up))
-        has_steps = rows.outputs is not None or rows.predictions is not None
-        values = request.rows * model.spec.state_values + has_steps * len(rows.inputs) * model.spec.output_size
-        many = values > MANY_VALUES
-        fields = await asyncio.to_thread(call.reply, kind == JSON) if many else call.reply(kind == JSON)
+        fields = await aside(call.values, call.reply)
         fields["model"], fields["version"] = model.name, model.version
-        body = await self.documents.encode(request, fields, kind, values)
+        body = await self.documents.encode(request, fields, kind)
         # NaN and infinity are printed as null; in short text that is found sooner than in the arrays.
         is_short = isinstance(body, bytes) and len(body) <= SHORT_BYTES
         if kind == JSON and call.non_finite == "error" and (not is_short or b"null" in body):
             for name, results in call.results().items():
-                arguments = name, results, rows.starts
-                await asyncio.to_thread(refuse_non_finite, *arguments) if many else refuse_non_finite(*arguments)
+                await aside(call.values, refuse_non_finite, name, results, rows.starts)
         return Reply(200, kind.encode(), body)
 
 
@@ -80,23 +71,20 @@ class Forward(ModelHandler):
         document, came_as = await self.documents.decode(request)
         model = self.inference.registry.resolve_fields(document)
         asked, kind = accepted(ForwardRequest, request, document, came_as, model)
-        call = await forward_call(asked, model, self.limits, pads=kind == SAFETENSORS)
+        call = await aside(asked.inputs.size, ForwardCall, asked, model, self.limits, kind == SAFETENSORS)
         return await self.run_call(request, model, call, kind)
-
-
-async def forward_call(asked: ForwardRequest, model: ModelVersion, limits: Limits, *, pads: bool) -> "ForwardCall":
-    """A `ForwardCall`, made on another thread where that takes long."""
-    arguments = asked, model, limits, pads
-    many = asked.inputs.size > MANY_VALUES
-    return await asyncio.to_thread(ForwardCall, *arguments) if many else ForwardCall(*arguments)
 
 
 class ForwardCall:
     """Whole sequences as a `Call`."""
 
     def __init__(self, request: ForwardRequest, model: ModelVersion, limits: Limits, pads: bool) -> None:
-        """Check the shapes and make room; pads: a ragged reply is padded. Raises InvalidRequest."""
+        """Check the shapes and make room. Raises InvalidRequest.
+
+        pads: the reply's format has no lists of unequal length; they are padded, and come with their lengths.
+        """
         spec = model.spec
+        self.pads = pads
         limits.check_inputs(request.inputs)
         self.inputs = inputs = sequences(request.inputs, request.lengths, model, batch_first=request.batch_first)
         self.returns = returns = returned(request.returns, DEFAULT_RETURNS, model)
@@ -109,7 +97,8 @@ class ForwardCall:
         wants_outputs = "outputs" in returns or self.last_of_outputs or (pools and reads_outputs(spec))
         steps, batch = len(inputs.steps), inputs.lengths.size
         sent = batch * int(inputs.lengths.max()) if pads and inputs.time is None else steps
-        limits.check_reply(spec, batch, sent, returns | {"outputs"} if wants_outputs else returns)
+        made = returns | {"outputs"} if wants_outputs else returns
+        self.values = limits.check_reply(spec, batch, sent, made)
         forms = SEQUENCES if inputs.batched else SEQUENCE
         h, c = initial_state(request.h0, request.c0, model, batch, forms, ("h0", "c0"))
         self.rows = rows = Rows(inputs.steps, inputs.starts, inputs.lengths, h, c)
@@ -132,28 +121,28 @@ class ForwardCall:
         found = {"outputs": rows.outputs, "last": last, "h_n": rows.h, "c_n": rows.c, "predictions": predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}
 
-    def reply(self, ragged: bool) -> dict[str, Any]:
-        """As `Call` says; a format without lists of unequal length has them padded, and their lengths."""
+    def reply(self) -> dict[str, Any]:
+        """As `Call` says."""
         inputs = self.inputs
         fields: dict[str, Any] = {}
         for name, values in self.results().items():
             if name == "outputs" or values is self.rows.predictions:
-                fields[name] = self._by_sequence(values, ragged=ragged)
+                fields[name] = self._by_sequence(values)
             elif inputs.batched:
                 fields[name] = values
             else:  # of one row
                 fields[name] = values[0] if values.ndim == 2 else np.ascontiguousarray(values[:, 0])
-        if inputs.time is None and not ragged:
+        if inputs.time is None and self.pads:
             fields["lengths"] = inputs.lengths
         return fields
 
-    def _by_sequence(self, flat: Floats, *, ragged: bool) -> Floats | RaggedRows:
+    def _by_sequence(self, flat: Floats) -> Floats | RaggedRows:
         inputs = self.inputs
         if inputs.time is None:
             ends = np.empty(inputs.starts.size + 1, np.int64)  # sooner than np.append
             ends[:-1], ends[-1] = inputs.starts, len(flat)
             rows = RaggedRows(flat, ends)
-            return rows if ragged else rows.padded()
+            return rows.padded() if self.pads else rows
         if not inputs.batched:
             return flat
         shaped: Floats = flat.reshape(-1, inputs.time, flat.shape[-1])

@@ -5,15 +5,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from service.api.documents import accepted
+from service.api.documents import accepted, aside
 from service.api.forward import ModelHandler
 from service.api.generate_call import GenerateCall
-from service.api.negotiation import FORMATS, JSON, NDJSON, SAFETENSORS
+from service.api.negotiation import FORMATS, NDJSON, SAFETENSORS
 from service.api.request import Reply, Request
 from service.api.requests import GenerateRequest
 from service.api.shapes import invalid
 from service.api.stepping import refuse_another_model, with_session
-from service.errors import ServiceError
+from service.errors import ClientGone
 from service.sessions.exactly_once import SessionSteps
 from service.sessions.lifecycle import Session, Sessions
 
@@ -35,7 +35,7 @@ class Generate(ModelHandler):
         if asked.steps > self.max_steps:
             raise invalid(f"steps is {asked.steps}; the limit is {self.max_steps}", "steps")
         request.streams = kind == NDJSON  # its client reads as slowly as it wants
-        call = GenerateCall(asked, model, self.limits, strict=kind != SAFETENSORS and asked.non_finite == "error")
+        call = await aside(asked.inputs.size, GenerateCall, asked, model, self.limits, kind == SAFETENSORS)
         request.rows = len(call.generation.inputs)
         if session:
             refuse_another_model(model, asked.model, asked.version)
@@ -49,12 +49,11 @@ class Generate(ModelHandler):
             async with aclosing(self._run(request, call)) as turns:
                 async for _ in turns:
                     pass
-            call.check()
+            await aside(call.values, call.check)
         if kind == NDJSON:
             return Reply(200, NDJSON.encode(), _lines(call))
-        fields = call.reply(ragged=kind == JSON)
-        body = await self.documents.encode(request, fields, kind, int(call.generation.counts.sum()) * call.width)
-        return Reply(200, kind.encode(), body)
+        fields = await aside(call.values, call.reply)
+        return Reply(200, kind.encode(), await self.documents.encode(request, fields, kind))
 
     async def _run(self, request: Request, call: GenerateCall, *, by_turn: bool = False) -> AsyncGenerator[None, None]:
         """Run the context, and then the generation; stops after it, or by_turn after each turn."""
@@ -80,14 +79,16 @@ class Generate(ModelHandler):
                 async for _ in turns:
                     async for text in _lines(call):
                         yield text
-                    call.check()  # after what is finite has been sent
-        except ServiceError:
+                    await aside(call.values, call.check)  # after what is finite has been sent
+        except ClientGone:
+            raise
+        except Exception:
             async for text in _lines(call):  # what had run before the error
                 yield text
             raise
 
 
 async def _lines(call: GenerateCall) -> AsyncGenerator[bytes, None]:
-    while text := call.lines():
+    for text in call.lines(await aside(call.values, call.not_finite)):
         yield text
         await asyncio.sleep(0)  # others run between the pieces

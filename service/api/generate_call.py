@@ -1,7 +1,9 @@
 """A request to /rnn/generate checked against its model, and what it gets back."""
 
 from collections import Counter
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import chain
 from secrets import randbits
 from typing import Any
 
@@ -31,15 +33,17 @@ from service.wire.arrays import RaggedRows, finite
 
 OF_TOKENS = ("temperature", "top_k", "top_p", "seed", "stop")
 OF_VECTORS = ("feedback", "future")
+PIECE_BYTES = 8 * 1024  # of short lines: about a millisecond's work
 
 
 class GenerateCall:
     """A valid request as a context, whose state the generation goes on from, and the reply in its form."""
 
-    def __init__(self, asked: GenerateRequest, model: ModelVersion, limits: Limits, *, strict: bool) -> None:
-        """Check what was asked, and make room. Raises InvalidRequest, NotSteppable."""
+    def __init__(self, asked: GenerateRequest, model: ModelVersion, limits: Limits, pads: bool) -> None:
+        """Check what was asked, and make room; pads is as for forwards. Raises InvalidRequest, NotSteppable."""
         spec = steppable(model).spec
-        self.asked, self.model, self.strict = asked, model, strict
+        self.asked, self.model = asked, model
+        self._pads, self._strict = pads, not pads and asked.non_finite == "error"
         self.before = self._sent = 0  # steps of the session before these; lines that were sent
         takes_ids = _refuse_unable(asked, model)
         limits.check_inputs(asked.inputs)
@@ -53,15 +57,15 @@ class GenerateCall:
             inputs, context = self._context(asked, model)
         batch = len(inputs)
         widths = {"tokens": int(takes_ids), "predictions": spec.step_predictions, "outputs": spec.output_size}
-        self.width = sum(width for name, width in widths.items() if name in returns | {"tokens"})
-        total = batch * (spec.state_values + asked.steps * self.width)
-        if total > limits.reply_values:
+        width = sum(width for name, width in widths.items() if name in returns | {"tokens"})
+        self.values = batch * (spec.state_values + asked.steps * width)
+        if self.values > limits.reply_values:
             raise invalid(
-                f"states and reply would hold {total} numbers; the limit is {limits.reply_values}: ask for fewer "
+                f"states and reply would hold {self.values} numbers; the limit is {limits.reply_values}: ask for fewer "
                 "steps, or for less in returns",
                 "steps",
             )
-        if asked.session and asked.steps > (most := MAX_KEPT_BYTES // (4 * self.width or 4)):
+        if asked.session and asked.steps > (most := MAX_KEPT_BYTES // (4 * width or 4)):
             raise invalid(f"steps is {asked.steps}; a session of this model takes {most} in one request", "steps")
         self.context = context
         firsts = context.lengths + (asked.step or 1)
@@ -86,17 +90,17 @@ class GenerateCall:
 
     def check(self) -> None:
         """Raise NonFiniteOutput if something is not finite that JSON is to carry, and was not sent yet."""
-        if place := self._not_finite():
+        if place := self.not_finite():
             step, row, name = place
             raise NonFiniteOutput(
                 f"{name} of row {row} is not finite at step {self.before + step + 1}, and JSON has no NaN or infinity; "
                 'ask for safetensors, or send "non_finite": "null"'
             )
 
-    def reply(self, *, ragged: bool) -> dict[str, Any]:
-        """The fields of a whole reply; `ragged`: its format has lists of unequal length, else rows come padded."""
+    def reply(self) -> dict[str, Any]:
+        """The fields of a whole reply."""
         generation, counts = self.generation, self.generation.counts
-        ragged, longest = ragged and self.asked.batch_first, int(counts.max())
+        ragged, longest = not self._pads and self.asked.batch_first, int(counts.max())
         fields: dict[str, Any] = {}
         ended = np.arange(longest) >= counts[:, None]
         for name, values in self._results().items():
@@ -116,12 +120,19 @@ class GenerateCall:
             fields["step"] = self.before + generation.step
         return fields | self._states() | self._run_by()
 
-    def lines(self) -> bytes:
-        """The next lines of steps that have run, as far as `check` lets them pass; few enough to be printed quickly."""
-        place, begin = self._not_finite(), self._sent
-        few = max(1, json.SLICE_VALUES // (len(self.generation.inputs) * max(self.width, 1)))
-        self._sent = min(place[0] if place else self.generation.step, begin + few)
-        return b"".join(json.encode(self._line(step)) + b"\n" for step in range(begin, self._sent))
+    def lines(self, place: tuple[int, int, str] | None) -> Iterator[bytes]:
+        """The next lines of steps that have run, up to what is not finite, in pieces that are printed quickly."""
+        pieces, size = list[bytes](), 0
+        for step in range(self._sent, place[0] if place else self.generation.step):
+            for piece in chain(json.slices(self._line(step)), (b"\n",)):
+                pieces.append(piece)
+                size += len(piece)
+                if size > PIECE_BYTES:
+                    yield b"".join(pieces)
+                    pieces, size = [], 0
+            self._sent = step + 1
+        if pieces:
+            yield b"".join(pieces)
 
     def _line(self, step: int) -> dict[str, Any]:
         """Of one step: values of rows that have ended are null. The first says what runs, the last has the states."""
@@ -133,9 +144,9 @@ class GenerateCall:
         ends = not generation.live and step + 1 == generation.step
         return fields | ({} if step else self._run_by()) | (self._states() if ends else {})
 
-    def _not_finite(self) -> tuple[int, int, str] | None:
+    def not_finite(self) -> tuple[int, int, str] | None:
         """Step, row and name of the first value that has not been sent and is not finite, if JSON is to carry it."""
-        if not self.strict:
+        if not self._strict:
             return None
         begin, end = self._sent, self.generation.step
         parts = [(begin, name, values[:, begin:end]) for name, values in self._results().items()]

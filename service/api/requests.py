@@ -79,7 +79,7 @@ def _integers(value: Any, info: ValidationInfo) -> Any:
     value = _from_text(value, info)
     if not isinstance(value, np.ndarray):
         return value
-    if value.dtype.kind == "f" and np.abs(value).max(initial=0) > MAX_LISTED:
+    if value.dtype.kind == "f" and not np.abs(value).max(initial=0) <= MAX_LISTED:  # NaN is neither
         raise ValueError(f"in lists whole numbers go up to {MAX_LISTED}")
     items = value.tolist()
     return [int(item) if item == int(item) else item for item in items] if value.ndim == 1 else items
@@ -288,12 +288,12 @@ def validate(kind: type[Fields], fields: Mapping[str, Any], *, texts: bool = Fal
 
 
 def _field_error(kind: type[BaseModel], item: Any) -> FieldError:
-    named = (
-        part for part in item["loc"] if part not in ("int", "str", "constrained-str", "list[int]")
-    )  # which type was tried
+    is_unknown = item["type"] == "extra_forbidden"
+    # Of a field of several types pydantic also says which it has tried; an unknown field may be called so.
+    named = (part for part in item["loc"] if is_unknown or part not in ("int", "str", "constrained-str", "list[int]"))
     loc = tuple(part[:MAX_NAME] if isinstance(part, str) else part for part in named)
     name = spell(loc) or "the body"
-    if item["type"] == "extra_forbidden":
+    if is_unknown:
         if len(loc) > 1:
             return FieldError(loc, f"{name} is not a field of this request")
         near = get_close_matches(str(loc[0]), kind.model_fields, 1)

@@ -1,6 +1,6 @@
 """/cell/sessions: opening, looking at, forking, resetting and ending the sessions whose state the service keeps."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -141,8 +141,9 @@ def sessions_router(handlers: SessionHandlers) -> APIRouter:
 
 
 def _response(reply: Reply) -> Response:
-    assert isinstance(reply.body, bytes)  # noqa: S101  # of a session's size
-    response = Response(reply.body, reply.status, media_type=reply.media_type.decode())
+    assert not isinstance(reply.body, AsyncGenerator)  # noqa: S101  # it is no stream
+    body = reply.body if isinstance(reply.body, bytes) else b"".join(reply.body)
+    response = Response(body, reply.status, media_type=reply.media_type.decode())
     response.raw_headers.extend(reply.headers)
     return response
 

@@ -36,17 +36,23 @@ class Limits:
         if inputs.size > self.input_values:
             raise invalid(f"inputs holds {inputs.size} numbers; the limit is {self.input_values}", "inputs")
 
-    def check_reply(self, spec: ModelSpec, rows: int, steps: int, returns: frozenset[str]) -> None:
-        """Count states, and what `returns` names per step, before there is room for them. Raises InvalidRequest."""
-        predictions = (spec.out_features or 0) * (rows if spec.pooling != "none" else steps)
-        total = rows * spec.state_values + steps * spec.output_size * ("outputs" in returns)
-        total += predictions * ("predictions" in returns)
+    def check_reply(
+        self, spec: ModelSpec, rows: int, steps: int, returns: frozenset[str], *, by_step: bool = False
+    ) -> int:
+        """The numbers of states, and of what `returns` names, counted before there is room for them.
+
+        by_step: whether each step gives a prediction of its own. Raises InvalidRequest.
+        """
+        outputs = steps * ("outputs" in returns) + rows * ("last" in returns)
+        predictions = (spec.out_features or 0) * (steps if by_step or spec.pooling == "none" else rows)
+        total = rows * spec.state_values + outputs * spec.output_size + predictions * ("predictions" in returns)
         if total > self.reply_values:
             raise invalid(
                 f"states and reply would hold {total} numbers; the limit is {self.reply_values}: send fewer rows, "
                 "or ask for less in returns",
                 "inputs",
             )
+        return total
 
 
 class Sequences(NamedTuple):

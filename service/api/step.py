@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from service.api.documents import accepted
+from service.api.documents import accepted, aside
 from service.api.forward import ModelHandler
 from service.api.negotiation import JSON
 from service.api.request import Reply, Request
@@ -22,7 +22,7 @@ from service.api.shapes import (
     steps,
     whole_rows,
 )
-from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
+from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, wants_state, with_session
 from service.engine.interface import Floats, Rows
 from service.errors import NonFiniteOutput
 from service.serving.registry import ModelVersion
@@ -47,7 +47,7 @@ class Step(ModelHandler):
             return await self._step_session(request, with_session(request, document), came_as)
         model = steppable(self.inference.registry.resolve_fields(document))
         asked, kind = accepted(StepRequest, request, document, came_as, model)
-        call = StepCall(asked, model, self.limits)
+        call = await aside(asked.inputs.size, StepCall, asked, model, self.limits)
         return await self.run_call(request, model, call, kind)
 
     async def _step_session(self, request: Request, fields: Document, came_as: str) -> Reply:
@@ -57,7 +57,7 @@ class Step(ModelHandler):
         refuse_another_model(model, asked.model, asked.version)
         inputs, returns, several = session_inputs(asked.inputs, asked.returns, model, self.limits)
         strict = kind == JSON and asked.non_finite == "error"
-        terms = Terms(strict, not returns.isdisjoint(("h", "c")), in_stream=False, times=request)
+        terms = Terms(strict, wants_state(returns), in_stream=False, times=request)
         try:
             ran = await self.session_steps.run(session, inputs, asked.step, terms, request.deadline())
         except NonFinite as error:
@@ -81,7 +81,7 @@ class StepCall:
         self.returns = returned(request.returns, DEFAULT_RETURNS, model, by_step=True)
         self.non_finite: str = request.non_finite
         limits.check_inputs(inputs)
-        limits.check_reply(spec, batch, batch, self.returns)
+        self.values = limits.check_reply(spec, batch, batch, self.returns, by_step=True)
         h, c = initial_state(request.h, request.c, model, batch, ROWS if self.batched else ROW)
         self.rows = Rows(inputs, *whole_rows(batch, 1), h, c)
         if "predictions" in self.returns:
@@ -96,7 +96,7 @@ class StepCall:
         found = {"outputs": rows.h[-1], "h": rows.h, "c": rows.c, "predictions": rows.predictions}
         return {name: values for name, values in found.items() if name in self.returns and values is not None}
 
-    def reply(self, ragged: bool) -> dict[str, Any]:  # noqa: ARG002  # no axis of time, nothing is ragged
+    def reply(self) -> dict[str, Any]:
         """As `Call` says; a state is in the shape that was sent."""
         rows, returns, batched = self.rows, self.returns, self.batched
         fields: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def session_inputs(
     wanted = returned(returns, STREAM_RETURNS, model, by_step=True)
     limits.check_inputs(found)
     count, spec = len(found), model.spec
-    limits.check_reply(spec, 1, count, wanted | {"outputs"})
+    limits.check_reply(spec, 1, count, wanted | {"outputs"}, by_step=True)
     most = MAX_KEPT_BYTES // (4 * (spec.in_features + spec.output_size + spec.step_predictions))
     if count > most:  # its reply would be more than a session keeps for a retry
         message = f"inputs has {count} steps; a session of this model takes {most} in one request: send several"

@@ -1,5 +1,7 @@
 """What every way of stepping shares: which models step, and which session a request means."""
 
+from collections.abc import Collection
+
 from service.api.request import Request
 from service.api.shapes import invalid
 from service.errors import NotSteppable
@@ -17,6 +19,11 @@ def steppable(model: ModelVersion) -> ModelVersion:
             "there is no single next step; send whole sequences to /rnn/forward"
         )
     return model
+
+
+def wants_state(returns: Collection[str]) -> bool:
+    """Whether the state after a step is among what is sent back."""
+    return "h" in returns or "c" in returns
 
 
 def with_session(request: Request, fields: Document) -> Document:

@@ -228,20 +228,21 @@ class SessionSteps:
 
 
 class SessionStepper:
-    """A session as the `Stepper` of a stream."""
+    """A session as the `Stepper` of a stream; with_state and times are as in `Terms`."""
 
-    def __init__(self, steps: SessionSteps, session: Session, terms: Terms) -> None:
+    def __init__(self, steps: SessionSteps, session: Session, *, with_state: bool, times: StageTimes) -> None:
         self.model = session.model
         self.done = session.record.position.step  # the last that the stream has heard of
         self._steps = steps
         self._session = session
-        self._terms = terms
+        self._with_state = with_state
+        self._times = times
 
     async def run(
         self, inputs: Floats, step: int | None, deadline: float | None, *, refuse_non_finite: bool
     ) -> list[Steps]:
         session = await self._steps.again(self._session)
-        terms = self._terms._replace(refuse_non_finite=refuse_non_finite)
+        terms = Terms(refuse_non_finite, self._with_state, in_stream=True, times=self._times)
         ran = await self._steps.run(session, inputs, step, terms, deadline)
         self.done = ran[-1].first + ran[-1].count - 1
         return ran

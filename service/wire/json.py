@@ -96,21 +96,24 @@ def encode(fields: Document) -> bytes:
 
 def slices(fields: Document) -> Iterator[bytes]:
     """What `encode` gives, byte for byte, in pieces between which the caller may do something else."""
+    if sum(map(_size, fields.values())) <= SLICE_VALUES:
+        yield encode(fields)
+        return
     before = b"{"
     for name, value in fields.items():
         before += orjson.dumps(name) + b":"
-        if getattr(value, "size", 1) > SLICE_VALUES:
+        if _size(value) > SLICE_VALUES:
             yield from items(value, before + b"[", b"]")
         else:
             yield before + orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY)
         before = b","
-    yield b"}" if fields else b"{}"
+    yield b"}"
 
 
 def items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
-    """The items of an array, or of `RaggedRows`, in pieces: it is cut in halves until few numbers are left."""
+    """The items of an array, a list of them, or `RaggedRows`, in pieces: it is halved until few numbers are left."""
     half = len(value) // 2
-    if getattr(value, "size", 1) <= SLICE_VALUES:
+    if _size(value) <= SLICE_VALUES:
         text = memoryview(orjson.dumps(value, list, orjson.OPT_SERIALIZE_NUMPY))
         yield b"".join((before, text[1:-1], after))
     elif half:
@@ -118,6 +121,11 @@ def items(value: Any, before: bytes, after: bytes) -> Iterator[bytes]:
         yield from items(value[half:], b"", after)
     else:
         yield from items(value[0], before + b"[", b"]" + after)
+
+
+def _size(value: Any) -> int:
+    """How many numbers a value prints, or about as much work."""
+    return sum(map(_size, value)) if isinstance(value, list) else getattr(value, "size", 1)
 
 
 def _parsed(text: bytes, kind: type) -> Any:

@@ -64,6 +64,12 @@ def decode(body: bytes) -> Iterator[Document]:
         raise Suspicious(partial(_filled, json_slow.decode, text, lists)) from None
 
 
+def decode_row(line: bytes) -> Iterator[Document]:
+    """As `decode`, of a list of numbers alone, which is called `inputs`."""
+    line = line.strip()
+    yield {"inputs": (yield from _list(line, 1, len(line), "inputs", 1))}
+
+
 def _filled(decode: Callable[[bytes], Document], text: bytes, lists: dict[str, Floats | Ragged]) -> Document:
     """The fields of the short text, and the long lists in their places."""
     return {**decode(text), **lists}

@@ -137,6 +137,8 @@ def arrays(tensors: Sequence[Tensor], cut: Cut, lists: Document, places: Places)
         begin += size
     if begin < len(body):
         raise MalformedBody(f"{len(body) - begin} bytes of the body are no tensor's")
+    if len(lists) < len(cut.lists):  # nobody has read the others
+        raise MalformedBody('a list named "data" is no tensor\'s')
     return found
 
 

@@ -192,7 +192,11 @@ def test_bad_number_in_a_bare_line_is_named():
 
 
 ROWS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=5), elements=FLOATS)
-PRINTED = ARRAYS | ROWS.map(lambda rows: RaggedRows(rows, np.unique([0, len(rows) // 2, len(rows)])))
+PRINTED = (
+    ARRAYS
+    | ROWS.map(lambda rows: RaggedRows(rows, np.unique([0, len(rows) // 2, len(rows)])))
+    | ROWS.map(lambda rows: [None, *rows])
+)
 
 
 @given(values=st.lists(PRINTED, max_size=3), most=st.integers(1, 40))

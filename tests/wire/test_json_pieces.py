@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.wire import json, json_pieces, json_slow
 from service.wire.arrays import Ragged
 
@@ -100,6 +100,42 @@ def test_nothing_becomes_valid_in_pieces(fields, blanks, size, data):
 def test_no_garbage_is_read_in_pieces(text, size):
     assert same_in_pieces_of(size, b'{"x":[[1],[2]' + text.encode())
     assert same_in_pieces_of(size, b'{"x":[[[1],[2]],[[3],' + text.encode() + b"]]}")
+
+
+def row_in_pieces(line):
+    *_, fields = json_pieces.decode_row(line)
+    return fields
+
+
+def row_as_a_whole(line):
+    """As short lines are read; what is no list of numbers is refused by the streams, and by the pieces."""
+    try:
+        found = json.decode_steps(line)
+    except json.Suspicious:
+        found = json_slow.decode_steps(line)
+    if found.ndim > 1:
+        raise InvalidRequest.at("a list of lists")
+    return {"inputs": found}
+
+
+@given(
+    values=st.lists(NUMBERS | VECTORS | st.sampled_from([None, "a", {}]), max_size=20),
+    rest=st.text('[]{}",:1- \\', max_size=6)
+    | st.sampled_from(["", ',"step":5,"x":[2]', ',"inputs":[1]', "}{", '],"a":[']),
+    size=SIZES,
+)
+def test_row_is_read_in_pieces_as_the_whole_is(values, rest, size):
+    line = (standard.dumps(values) + rest).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_pieces, "PIECE_BYTES", size)
+        parts, whole = read(row_in_pieces, line), read(row_as_a_whole, line)
+    if isinstance(parts, ServiceError) and any(words in str(parts) for words in NOT_IN_PIECES):
+        return
+    if isinstance(whole, ServiceError):
+        # Of a wrong value and bad JSON behind it, pieces meet the value first.
+        assert isinstance(parts, InvalidRequest) or type(parts) is type(whole)
+    else:
+        assert parts == whole
 
 
 # What pieces alone would take for valid.

@@ -165,6 +165,14 @@ def test_no_list_is_taken_for_another_ones(body):
         decode(body)
 
 
+@pytest.mark.parametrize(
+    "rest", [b'"parameters":{"data":[1 2 []}', b'"outputs":[{"name":"y","parameters":{"data":[]]]}}]']
+)
+def test_no_list_is_left_unread(rest):
+    with pytest.raises(MalformedBody, match="no tensor's"):
+        decode(b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}],%b}' % rest)
+
+
 def test_a_name_that_ends_in_data_is_another():
     body = b'{"parameters":{"a\\"data":[5]},"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[7]}]}'
     assert decode(body)["x"].tolist() == [7]

@@ -3,19 +3,16 @@
 Lines that arrive together run as one block of steps: that is quicker and the numbers are the same.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 
-from starlette.types import Receive, Send
-
 from service.api.bodies import Incoming
 from service.api.negotiation import NDJSON, reply_format
-from service.api.request import Request
-from service.api.sending import send_line
+from service.api.request import Reply, Request
 from service.api.streams.opening import Opener
-from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream, error_line
-from service.errors import BodyTooLarge, MalformedBody, ServiceError
+from service.api.streams.step_stream import MAX_BLOCK_STEPS, IdleTimeout, StepStream
+from service.errors import BodyTooLarge, MalformedBody
 
 MAX_LINE_BYTES = 2**20
 MAX_BLANK_LINES = 10_000
@@ -28,21 +25,12 @@ class NdjsonStreams:
     opener: Opener
     idle_timeout: IdleTimeout
 
-    async def __call__(self, request: Request, receive: Receive, send: Send) -> None:
-        """Answer line by line. Raises a ServiceError before the first answer; later it is the last line."""
+    async def __call__(self, request: Request, incoming: Incoming) -> Reply:
+        """The answers, line by line, while the body comes. Raises NotAcceptable."""
         reply_format(request.headers.get(b"accept", b""), NDJSON, (NDJSON,))
-        incoming = Incoming(request, receive)
-        try:
-            await self._answer(request, lines_of(incoming.pieces(), MAX_LINE_BYTES), send)
-        except ServiceError as error:
-            if not request.status:
-                raise
-            request.failure = type(error)
-            await send_line(request, error_line(error, request.request_id), send)
-            await incoming.linger()  # closing at once could cost the client the error line
-        await send_line(request, b"", send, last=True)
+        return Reply(200, NDJSON.encode(), self._answers(request, lines_of(incoming.pieces(), MAX_LINE_BYTES)))
 
-    async def _answer(self, request: Request, arriving: AsyncIterator[list[bytes]], send: Send) -> None:
+    async def _answers(self, request: Request, arriving: AsyncIterator[list[bytes]]) -> AsyncGenerator[bytes, None]:
         stream: StepStream | None = None
         count = blank = 0
         while arrived := await self.idle_timeout.wait(partial(anext, arriving, []), "line"):
@@ -59,7 +47,7 @@ class NdjsonStreams:
                 if placed and stream is not None:
                     block = await stream.decode(*zip(*placed, strict=True))
                     async for ran in stream.run(block):
-                        await send_line(request, b"".join(stream.lines(ran)), send)
+                        yield b"".join(stream.lines(ran))
 
 
 async def lines_of(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[list[bytes]]:

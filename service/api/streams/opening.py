@@ -8,13 +8,13 @@ from urllib.parse import parse_qsl
 from service.api.request import Request
 from service.api.requests import StreamRequest, validate
 from service.api.shapes import ROW, initial_state, invalid, returned
-from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, with_session
+from service.api.stepping import STREAM_RETURNS, refuse_another_model, steppable, wants_state, with_session
 from service.api.streams.step_stream import StepStream, decode_line, located
 from service.errors import ServiceError
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
-from service.sessions.exactly_once import SessionStepper, SessionSteps, Terms
-from service.sessions.lifecycle import Sessions
+from service.sessions.exactly_once import SessionStepper, SessionSteps
+from service.sessions.lifecycle import Session, Sessions
 from service.sessions.stepper import StatelessStepper, Stepper
 from service.wire.arrays import MAX_FIELDS
 
@@ -33,16 +33,15 @@ class Opener:
         Raises InvalidRequest, NotSteppable, what `Registry.resolve` and the sessions raise.
         """
         fields = with_session(request, {**_from_query(request.query), **message})
-        if "session" not in fields:
-            model = steppable(self.inference.registry.resolve_fields(fields))
-            asked = validate(StreamRequest, fields)
-            returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
-            stepper = await self._stateless(request, asked, model, returns)
+        asked = validate(StreamRequest, fields)
+        session = await self._session(request, asked) if asked.session else None
+        model = session.model if session else steppable(self.inference.registry.resolve(asked.model, asked.version))
+        returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
+        stepper: Stepper
+        if session:
+            stepper = SessionStepper(self.session_steps, session, with_state=wants_state(returns), times=request)
         else:
-            asked = validate(StreamRequest, fields)
-            stepper = await self._session(request, asked, fields["session"])
-            model = stepper.model
-            returns = returned(asked.returns, STREAM_RETURNS, model, by_step=True)
+            stepper = await self._stateless(request, asked, model, returns)
         request.model, request.version = model.name, model.version
         binary = ["outputs"] if asked.returns is None else list(set(asked.returns))
         return StepStream(
@@ -78,20 +77,18 @@ class Opener:
             h,
             c,
             predictions="predictions" in returns,
-            with_state=bool(returns & {"h", "c"}),
+            with_state=wants_state(returns),
             book=request.book,
             done=0 if asked.step is None else asked.step - 1,
         )
 
-    async def _session(self, request: Request, asked: StreamRequest, session_id: str) -> Stepper:
+    async def _session(self, request: Request, asked: StreamRequest) -> Session:
         for name, value in (("h", asked.h), ("c", asked.c)):
             if value is not None:
                 raise invalid(f"{name} is what the session keeps; open another one from a state of yours", name)
-        session = await self.sessions.use(session_id, request.session_owner)
+        session = await self.sessions.use(asked.session or "", request.session_owner)
         refuse_another_model(session.model, asked.model, asked.version)
-        with_state = not {"h", "c"}.isdisjoint(asked.returns or ())
-        terms = Terms(refuse_non_finite=True, with_state=with_state, in_stream=True, times=request)
-        return SessionStepper(self.session_steps, session, terms)
+        return session
 
 
 def _from_query(query: bytes) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from service.api.documents import HEAVY_BYTES
+from service.api.documents import HEAVY_BYTES, MANY_VALUES
 from service.api.draining import Draining
 from service.api.problems import encode_problem, problem
 from service.api.request import Request
 from service.api.requests import StepLine, validate
 from service.api.shapes import invalid, steps
+from service.api.stepping import wants_state
 from service.engine.interface import Floats
 from service.errors import BodyTimeout, FieldError, InvalidRequest, NonFiniteOutput, ServiceDraining, ServiceError
 from service.sessions.stepper import NonFinite, Stepper, Steps
@@ -66,6 +67,17 @@ class StepStream:
     timeout: float | None
     number: int | None
 
+    @property
+    def block_steps(self) -> int:
+        """How many steps may run together, so that their results take little memory."""
+        return max(1, min(MAX_BLOCK_STEPS, MANY_VALUES // self._width))
+
+    @property
+    def _width(self) -> int:
+        """Numbers that a step gives, beside a state."""
+        spec = self.stepper.model.spec
+        return spec.output_size + spec.step_predictions
+
     async def decode(self, lines: Sequence[bytes], places: Sequence[int]) -> Block:
         """The steps of up to `MAX_BLOCK_STEPS` lines, as far as the first line that is wrong."""
         begun = perf_counter()
@@ -98,20 +110,25 @@ class StepStream:
         return inputs, numbers
 
     async def run(self, block: Block) -> AsyncIterator[Steps]:
-        """Run a block; yield what has run, in order. Raises a ServiceError at the first step that is wrong or fails."""
+        """Run a block; yield what has run, in order, few numbers at a time.
+
+        Raises a ServiceError at the first step that is wrong or fails.
+        """
         self._fill_numbers(block.numbers)
         # A state that is to be sent after each step is known only at the end of a run.
-        size = 1 if self.returns & {"h", "c"} else MAX_BLOCK_STEPS
+        size = 1 if wants_state(self.returns) else self.block_steps
+        few = max(1, json.SLICE_VALUES // self._width)
         for begin, end in _runs(block.numbers, size):
             ran, failure = await self._run(block, begin, end)
             self.request.rows = 1
             for part in ran:
                 self.request.steps += part.count
-                yield part
+                for first in range(0, part.count, few):
+                    yield part.part(first, min(first + few, part.count))
+                    if len(block.inputs) > 1:  # small steps run without waiting: give other tasks a turn
+                        await asyncio.sleep(0)
             if failure:
                 raise failure
-            if len(block.inputs) > 1:  # small steps run without waiting: give other tasks a turn
-                await asyncio.sleep(0)
         if block.failure:
             raise block.failure
 
@@ -182,16 +199,14 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged | float:
             return json.decode_steps(line)
         except json.Suspicious:
             return await asyncio.to_thread(json_slow.decode_steps, line)
-    is_list = line.lstrip()[:1] == b"["
     document: Document = {}
     try:
-        for piece in json_pieces.decode(b'{"inputs":%b}' % line if is_list else line):
+        for piece in (json_pieces.decode_row if line.lstrip()[:1] == b"[" else json_pieces.decode)(line):
             document = piece
             await asyncio.sleep(0)
     except json.Suspicious as error:
         document = await asyncio.to_thread(error.args[0])
-    inputs: Floats | Ragged | None = document.get("inputs") if is_list else None
-    return document if inputs is None else inputs
+    return document
 
 
 def located(error: ServiceError, unit: str, place: int) -> ServiceError:

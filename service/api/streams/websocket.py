@@ -7,9 +7,9 @@ is read while answers are not taken.
 import asyncio
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -39,31 +39,29 @@ ANSWERS_IN_TURN = 64  # frames that are answered without a pause
 _LINES = re.compile(rb"\S[^\n]*")  # lines that are not blank, without leading blanks
 
 
-@dataclass(frozen=True, slots=True)
-class WebSocketStreams:
-    """The handler. Each message must be complete within the idle timeout after the one before it."""
+async def serve_websocket(
+    opener: Opener, idle_timeout: IdleTimeout, request: Request, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone.
 
-    opener: Opener
-    idle_timeout: IdleTimeout
-
-    async def __call__(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Accept, answer frame by frame, close. Raises a ServiceError only before it accepts, or ClientGone."""
-        connection = _Connection(self, request, scope, receive, send)
-        await receive()  # websocket.connect, always
-        request.status = 101
-        headers = [(b"x-request-id", request.request_id.encode())]
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
-        await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
-        try:
-            await connection.answer()
-        except ClientGone:
-            raise
-        except Exception as error:
-            request.failure = type(error)
-            if not isinstance(error, ServiceError):
-                structlog.get_logger().exception("internal_error", request_id=request.request_id)
-            await connection.write(error_line(error, request.request_id))
-            await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
+    Each message must be complete within the idle timeout after the one before it.
+    """
+    connection = _Connection(opener, idle_timeout, request, scope, receive, send)
+    await receive()  # websocket.connect, always
+    request.status = 101
+    headers = [(b"x-request-id", request.request_id.encode())]
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
+    await connection.send({"type": "websocket.accept", "headers": headers, "subprotocol": subprotocol})
+    try:
+        await connection.answer()
+    except ClientGone:
+        raise
+    except Exception as error:
+        request.failure = type(error)
+        if not isinstance(error, ServiceError):
+            structlog.get_logger().exception("internal_error", request_id=request.request_id)
+        await connection.write(error_line(error, request.request_id))
+        await connection.send({"type": "websocket.close", "code": close_code(error), "reason": slug(type(error))})
 
 
 def authorization_of(scope: Scope) -> bytes | None:
@@ -86,27 +84,28 @@ def close_code(error: Exception) -> int:
 
 
 class _Frame(NamedTuple):
-    """A frame, or a part of up to `MAX_BLOCK_STEPS` steps of it: lines, or inputs (k,I); and the steps' places."""
+    """A frame, or a part of it that one block can hold: lines, or inputs (k,I); and the steps' places."""
 
     text: bool
     steps: Any
     places: Sequence[int]
 
 
+@dataclass(eq=False, slots=True)
 class _Connection:
     """One WebSocket: its stream once that is open, and the frames of one kind that wait to run as one block."""
 
-    def __init__(self, streams: WebSocketStreams, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        self._opener = streams.opener
-        self._idle_timeout = streams.idle_timeout
-        self._request = request
-        self._receive = receive
-        self._send = send
-        self._count_waiting: Callable[[], int] = scope.get("extensions", {}).get(WAITING, int)  # int() is 0
-        self._stream: StepStream | None = None
-        self._frame_count = self._line_count = 0
-        self._waiting: list[_Frame] = []
-        self._waiting_steps = 0
+    _opener: Opener
+    _idle_timeout: IdleTimeout
+    _request: Request
+    _scope: Scope
+    _receive: Receive
+    _send: Send
+    _stream: StepStream | None = None
+    _frame_count: int = 0
+    _line_count: int = 0
+    _waiting: list[_Frame] = field(default_factory=list)
+    _waiting_steps: int = 0
 
     async def answer(self) -> None:
         """Answer until the client closes. Raises a ServiceError that the client must be told, or ClientGone."""
@@ -136,7 +135,7 @@ class _Connection:
     async def _arrived(self) -> tuple[list[Message], bool]:
         """The next message and all that wait behind it, and whether the client has closed then."""
         messages = [await self._idle_timeout.wait(self._receive, "message")]
-        for _ in range(self._count_waiting()):
+        for _ in range(self._scope.get("extensions", {}).get(WAITING, int)()):  # int() is 0
             messages.append(await self._receive())  # noqa: PERF401  # each await gives one that is there
         for index, message in enumerate(messages):
             if message["type"] == "websocket.disconnect":
@@ -151,7 +150,7 @@ class _Connection:
         if text is None:
             self._stream = self._stream or await self._opener.open(self._request, {})
             inputs = self._inputs(message["bytes"], self._stream)
-            await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)))
+            await self._add_frame(_Frame(False, inputs, [self._frame_count] * len(inputs)), self._stream.block_steps)
             return
         found = (line[0] for line in _LINES.finditer(text.encode()))
         # So many at a time: half a million may stand in a message.
@@ -161,7 +160,7 @@ class _Connection:
             if self._stream is None:
                 self._stream, opens = await self._opener.open_by_line(self._request, lines[0], places[0])
                 lines, places = lines[opens:], places[opens:]
-            await self._add_frame(_Frame(True, lines, places))
+            await self._add_frame(_Frame(True, lines, places), self._stream.block_steps)
 
     def _inputs(self, data: bytes, stream: StepStream) -> Floats:
         """The steps (k,I) of a binary frame. Raises MalformedBody, InvalidRequest."""
@@ -178,12 +177,12 @@ class _Connection:
             return steps(np.frombuffer(data, "<i4"), model)[0]
         return np.frombuffer(data, "<f4").reshape(-1, width).astype(np.float32, copy=False)
 
-    async def _add_frame(self, frame: _Frame) -> None:
-        """Let a frame wait, a long one in parts; what waits already runs first if one block cannot hold both."""
-        for begin in range(0, len(frame.places), MAX_BLOCK_STEPS):
-            end = begin + MAX_BLOCK_STEPS
+    async def _add_frame(self, frame: _Frame, most: int) -> None:
+        """Let a frame wait, in parts of `most` steps; what waits already runs first if a block cannot hold both."""
+        for begin in range(0, len(frame.places), most):
+            end = begin + most
             part = _Frame(frame.text, frame.steps[begin:end], frame.places[begin:end])
-            fits = self._waiting_steps + len(part.places) <= MAX_BLOCK_STEPS
+            fits = self._waiting_steps + len(part.places) <= most
             if self._waiting and not (fits and self._waiting[0].text == frame.text):
                 await self._run()
                 await asyncio.sleep(0)  # give other tasks a turn

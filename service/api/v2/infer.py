@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from service.api.documents import HEAVY_BYTES, VIEW_BYTES, Documents
-from service.api.forward import Call, forward_call
+from service.api.documents import HEAVY_BYTES, VIEW_BYTES, Documents, aside
+from service.api.forward import Call, ForwardCall
 from service.api.negotiation import JSON, OCTETS
 from service.api.paths import infer_names
 from service.api.request import Reply, Request
 from service.api.requests import ForwardRequest, StepRequest, validate
 from service.api.shapes import Limits, invalid
 from service.api.step import StepCall, session_inputs, session_reply
-from service.api.stepping import refuse_another_model
+from service.api.stepping import refuse_another_model, wants_state
 from service.api.v2.models import resolve
 from service.api.v2.requests import STEP, InferRequest, RequestParameters, Signature, Tensor
 from service.errors import MalformedRequest
@@ -87,13 +87,18 @@ class Infer:
         fields["returns"] = returns
         call: Call
         if by_step:
-            call = StepCall(validate(StepRequest, fields), model, self.limits)
+            call = await aside(given["inputs"].size, StepCall, validate(StepRequest, fields), model, self.limits)
         else:
-            call = await forward_call(validate(ForwardRequest, fields), model, self.limits, pads=True)
+            read = validate(ForwardRequest, fields)
+            call = await aside(given["inputs"].size, ForwardCall, read, model, self.limits, True)
         deadline = request.deadline(asked.parameters.timeout / 1e6 or None)
         request.ran(call.rows, await self.inference.run(model, call.rows, deadline, request.hung_up))
-        found = call.results() if by_step else call.reply(ragged=False)
-        return {name: _swapped(name, found[name]) for name in returns or found}
+
+        def results() -> dict[str, Floats]:
+            found = call.results() if by_step else call.reply()
+            return {name: _swapped(name, found[name]) for name in returns or found}
+
+        return await aside(call.values, results)
 
     async def _step_sequence(
         self, request: Request, on: ModelVersion, version: str | None, asked: InferRequest, given: Mapping[str, Array]
@@ -110,7 +115,7 @@ class Infer:
             inputs, returns, _ = session_inputs(given["inputs"], names, model, self.limits)
             return inputs
 
-        terms = Terms(False, not returns.isdisjoint(("h", "c")), in_stream=False, times=request)
+        terms = Terms(False, wants_state(returns), in_stream=False, times=request)
         deadline = request.deadline(said.timeout / 1e6 or None)
         flags = said.sequence_start, said.sequence_end, said.step
         call = SequenceCall(request.owner, on, said.sequence_id, *flags, read, terms, deadline)

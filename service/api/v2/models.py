@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from service import __version__
 from service.api.administration import Administration
-from service.api.application import request_of
-from service.api.bodies import Bodies, Incoming
+from service.api.application import incoming_of
+from service.api.bodies import Bodies
 from service.api.metrics import Sampler
 from service.api.negotiation import JSON
 from service.api.readiness import Readiness
@@ -164,9 +164,9 @@ def v2_service_router(
 
     async def posted(routed: Routed) -> Any:
         """The JSON of a body; clients send none, and any Content-Type."""
-        request = request_of(routed.scope)
-        bodies.refuse_too_large(request)
-        body = await bodies.read(request, Incoming(request, routed.receive))
+        incoming = incoming_of(routed.scope)
+        bodies.refuse_too_large(incoming.request)
+        body = await bodies.read(incoming.request, incoming)
         return open_inference.cut(body, None).document if body.strip() else {}
 
     def takes(kind: type[BaseModel]) -> dict[str, Any]:

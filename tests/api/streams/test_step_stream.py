@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.draining import Draining
+from service.api.streams import step_stream
 from service.api.streams.step_stream import _runs
-from service.errors import BodyTimeout, ServiceDraining, ServiceError
+from service.errors import BodyTimeout, MalformedBody, ServiceDraining, ServiceError
 
 from .fakes import Sums, idle, stream
 
@@ -78,6 +79,15 @@ def test_opening_numbers_the_lines():
     assert stepper.asked == [(2, 4), (3, 6)]
 
 
+@pytest.mark.parametrize(
+    "rest", ["", " ", ',"step":5,"x":[2]', ',"step":1', ',"inputs":[1]', '],"a":["b"', "}{", ',"a":{}', ",", "]", "[1]"]
+)
+def test_long_lines_are_told_apart_as_short_ones(rest):
+    (_, short), (_, long) = (answers(stream(), [f"[{'1,' * count}1]{rest}".encode()]) for count in (2, 40_000))
+    assert type(long) is type(short)
+    assert isinstance(short, MalformedBody) or not rest.strip()
+
+
 def test_lines_before_a_wrong_one_are_answered():
     text, error = answers(stream(), [line(), b' {"inputs": [1, 2]}', b"[1,2", line()], first=5)
     assert text == summed(1, 2)
@@ -93,6 +103,19 @@ def test_steps_before_infinity_are_answered():
     text, error = answers(stream(refuse_non_finite=False), lines)
     assert text.splitlines()[3] == b'{"outputs":[null,4.0],"step":4}'
     assert error is None
+
+
+def test_steps_run_together_and_are_answered_in_parts(monkeypatch):
+    monkeypatch.setattr(step_stream, "MANY_VALUES", 10)
+    monkeypatch.setattr(step_stream.json, "SLICE_VALUES", 6)
+    stepper = Sums()
+    spoken = stream(stepper)
+
+    async def counts():
+        return [ran.count async for ran in spoken.run(await spoken.decode([line()] * 12, range(12)))]
+
+    assert asyncio.run(counts()) == [3, 2, 3, 2, 2]
+    assert stepper.asked == [(5, None), (5, None), (2, None)]
 
 
 def test_state_is_sent_after_each_step():

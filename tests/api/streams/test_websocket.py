@@ -1,14 +1,16 @@
 """The WebSocket over ASGI: frames that wait run together and are answered apart; keys, and the end."""
 
 import asyncio
-import json
+import json as standard
 
 import numpy as np
 import pytest
 
 from service.api.problems import STATUS
-from service.api.streams.websocket import WAITING, WebSocketStreams, authorization_of, close_code
+from service.api.streams import step_stream
+from service.api.streams.websocket import WAITING, authorization_of, close_code, serve_websocket
 from service.errors import ClientGone, FieldError, InvalidRequest, ServiceDraining, ServiceFull, SessionGone
+from service.wire import json
 
 from .fakes import Opens, Receives, Sums, idle, request
 
@@ -25,8 +27,7 @@ def exchanged(*frames, asked=None, opener=None, gone=GONE, **scope):
     async def send(message):
         found.append(message)
 
-    streams = WebSocketStreams(opener or Opens(), idle(0.05))
-    asyncio.run(streams(asked or request(), scope, receive, send))
+    asyncio.run(serve_websocket(opener or Opens(), idle(0.05), asked or request(), scope, receive, send))
     accept, *rest = found
     assert accept["type"] == "websocket.accept"
     return rest
@@ -36,7 +37,10 @@ def floats(*rows):
     return np.array(rows, "<f4").tobytes()
 
 
-def test_each_frame_is_answered_in_kind():
+@pytest.mark.parametrize("values", [2, json.SLICE_VALUES])
+def test_each_frame_is_answered_in_kind(monkeypatch, values):
+    monkeypatch.setattr(step_stream.json, "SLICE_VALUES", values)
+
     class Opened(Opens):
         stepper = Sums()
 
@@ -74,7 +78,7 @@ def test_state_is_sent_after_each_step():
 def test_frames_before_a_wrong_one_are_answered():
     *answers, last, close = exchanged("[1,2]", "[1,2]\n[1,2,3]", "[1,2]")
     assert [answer["text"].count("\n") for answer in answers] == [1, 1]
-    assert json.loads(last["text"])["error"]["detail"].startswith("line 3: ")
+    assert standard.loads(last["text"])["error"]["detail"].startswith("line 3: ")
     assert close == {"type": "websocket.close", "code": 1007, "reason": "invalid-request"}
     _, last, close = exchanged("[1,2]", b"123")
     assert "frame 2 has 3 bytes" in last["text"]
@@ -105,7 +109,7 @@ def test_gone_client_is_no_internal_error():
 
     receive = Receives({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "[1,2]"})
     with pytest.raises(ClientGone):
-        asyncio.run(WebSocketStreams(Opens(), idle())(request(), {}, receive, send))
+        asyncio.run(serve_websocket(Opens(), idle(), request(), {}, receive, send))
 
 
 def test_key_may_come_as_a_subprotocol():
