@@ -168,6 +168,18 @@ def test_cut_stream_resumes(bundled, browser):
         relay.close()
 
 
+INK = """const canvas = document.getElementById(arguments[0]), middle = canvas.width / 2;
+const pixels = canvas.getContext('2d').getImageData(middle - 60, 0, 120, canvas.height).data;
+return new Set(new Uint32Array(pixels.buffer)).size"""
+
+
+@pytest.mark.parametrize("model", ["sunspots", "digits"])
+def test_charts_say_what_to_press(bundled, browser, model):
+    visit(browser, bundled.url, model)
+    for chart in ("chart", "map"):
+        assert browser.run(INK, chart) > 1, chart
+
+
 def test_fork_reset_and_end(bundled, browser):
     visit(browser, bundled.url, "sunspots")
     browser.click("#play")
