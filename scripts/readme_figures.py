@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- written by scripts/readme_figures.py -->\n", "<!-- end -->\n"
 COLUMNS = {
-    "step": "one step",
+    "step": "one step, H = 32",
     "small": "32 steps, H = 32",
     "medium": "8 rows of 64 steps, H = 64",
     "large": "8 rows of 256 steps, H = 256",
