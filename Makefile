@@ -42,6 +42,7 @@ format: .venv/.dev  ## Format the code with ruff
 
 bench: .venv/.bench  ## Measure the service beside a hand-written endpoint and its rivals (needs wrk)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+	$(BIN)/python scripts/readme_figures.py
 
 rivals: .bench/litserve/installed .bench/bentoml/installed .bench/ray/installed .bench/triton/installed  ## Set up the rivals for `make bench`
 
@@ -71,6 +72,7 @@ examples: .venv/.dev  ## Train the bundled models again, from data in four packa
 
 docs: .venv/.docs  ## Build site/ from docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'To read it: python3 -m http.server --directory site (opened as files, the pages have no search)'
 
 dist: .venv/.integration  ## Build the packages and their bill of materials into dist/, and check what they serve
 	$(BIN)/python scripts/build_dist.py dist

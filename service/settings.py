@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     max_queued_bytes: PositiveInt = Field(512 * MIB, description="Bytes of arrays that wait for compute; more get 503.")
 
     header_timeout_seconds: PositiveFloat = Field(10, description="Time for a request's headers to arrive.")
-    body_timeout_seconds: PositiveFloat = Field(10, description="Time for a body, before the lowest rate counts.")
+    body_timeout_seconds: PositiveFloat = Field(
+        10, description="Grace period before RNN_MIN_BYTES_PER_SECOND is enforced."
+    )
     min_bytes_per_second: PositiveInt = Field(1024, description="Slowest body, and slowest reader of a reply.")
     stream_idle_seconds: PositiveFloat = Field(300, description="Longest silence between lines or frames of a stream.")
     max_frame_bytes: PositiveInt = Field(MIB, description="Largest message of a WebSocket.")

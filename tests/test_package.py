@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,9 +63,10 @@ def demo(installed, tmp_path_factory):
 
 
 def files_of(folder, name):
-    """Every file of an import package, links followed."""
+    """Every file of an import package that git knows, links followed."""
+    known = {ROOT / file for file in run("git", "ls-files", "-z", cwd=ROOT).split("\0")}
     found = (Path(root, file) for root, _, files in os.walk(folder / name, followlinks=True) for file in files)
-    return {str(path.relative_to(folder)) for path in found if path.suffix != ".pyc"}
+    return {str(path.relative_to(folder)) for path in found if path.resolve() in known}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -92,6 +94,20 @@ def test_archives_hold_every_file_and_agree(dist, name, tmp_path):
     )
     (own,) = tmp_path.iterdir()
     assert own.read_bytes() == (dist / own.name).read_bytes()
+
+
+def test_models_of_users_stay_out_of_the_packages(tmp_path):
+    """They are in models/ beside the bundled ones, as `rnn-service import` writes them."""
+    tree, built = tmp_path / "tree", tmp_path / "built"
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=shutil.ignore_patterns(".*", "clients", "tests"))
+    (tree / "models" / "mine").mkdir()
+    shutil.copy(tree / "models" / "sunspots" / "config.json", tree / "models" / "mine")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", built, tree, cwd=tmp_path)
+    (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as packed, tarfile.open(source) as unpacked:
+        names = [*packed.namelist(), *unpacked.getnames()]
+    assert len([name for name in names if "demo/sunspots/config.json" in name]) == 2
+    assert not [name for name in names if "mine" in name.split("/")]
 
 
 def test_sbom_lists_what_the_service_needs_and_no_more(dist):

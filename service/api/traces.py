@@ -91,7 +91,8 @@ def traces_from(environ: Mapping[str, str], version: str) -> Traces | None:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
-        raise ValueError("traces (OTEL_EXPORTER_OTLP_ENDPOINT) need pip install 'rnn-service[otel]'") from error
+        advice = "traces (OTEL_EXPORTER_OTLP_ENDPOINT) need pip install opentelemetry-exporter-otlp-proto-http"
+        raise ValueError(advice) from error
     resource = Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):  # nobody named it
         resource = resource.merge(Resource({"service.name": "rnn-service"}))

@@ -20,7 +20,7 @@ from service.settings import Settings
 
 FAILED = 1
 USAGE = 2
-DEMO = Path(__file__).parents[1] / "demo"  # a link to models/; a wheel has the files themselves
+DEMO = Path(__file__).parents[1] / "demo"  # links into models/; a wheel has the files themselves
 
 
 def console() -> Console:

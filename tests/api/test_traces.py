@@ -198,7 +198,7 @@ def test_what_cannot_be_had_is_named(monkeypatch):
     for variables, named in (
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "'collector:4318'; expected http"),
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "http/protobuf"),
-        (ENDPOINT, r"pip install 'rnn-service\[otel\]'"),
+        (ENDPOINT, "pip install opentelemetry-exporter-otlp-proto-http"),
     ):
         with pytest.raises(ValueError, match=named):
             traces_from(variables, "1")

@@ -1,5 +1,8 @@
 """Every setting is a flag, a variable and a line of `.env`, in this order of precedence."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -7,6 +10,8 @@ from typer.testing import CliRunner
 from service.cli import build_app
 from service.cli.options import flag_of, with_settings
 from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments, env=None):
@@ -50,6 +55,15 @@ def test_demo_takes_the_place_of_models():
     assert (settings.models / "sunspots" / "config.json").is_file()
     _, result = run("--demo", "--models", "elsewhere")
     assert (result.exit_code, "leave out --models" in result.stderr) == (2, True)
+
+
+def test_demo_and_image_have_the_bundled_models_alone():
+    """A model of a user may lie beside them in models/."""
+    known = subprocess.check_output(["git", "ls-files", "models"], cwd=ROOT, text=True).split()
+    bundled = {file.split("/")[1] for file in known}
+    assert {path.name for path in (ROOT / "service" / "demo").iterdir()} == bundled
+    lines = (ROOT / ".dockerignore").read_text().split()
+    assert {line for line in lines if line.startswith("!models")} == {f"!models/{name}" for name in bundled}
 
 
 def test_each_kind_of_value():

@@ -61,7 +61,8 @@ def save(model, path: Path) -> None:
 
 
 def command_of(recipe: str) -> list[str]:
-    return shlex.split(re.search(r"\$ rnn-service (import .*)", RECIPES[recipe])[1])
+    command = re.search(r"```sh\nrnn-service (import .*?)```", RECIPES[recipe], re.DOTALL)[1]
+    return shlex.split(command.replace("\\\n", ""))
 
 
 @pytest.fixture

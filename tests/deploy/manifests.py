@@ -14,7 +14,10 @@ OVERLAYS = ["base", "valkey", "gpu", "trial"]
 
 @cache
 def rendered(overlay):
-    folder = ROOT / "deploy/kubernetes" / ("base" if overlay == "base" else f"overlays/{overlay}")
+    return render(ROOT / "deploy/kubernetes" / ("base" if overlay == "base" else f"overlays/{overlay}"))
+
+
+def render(folder):
     done = subprocess.run(
         [tool("kubectl") / "kubectl", "kustomize", folder], capture_output=True, text=True, check=False
     )

@@ -1,13 +1,17 @@
 """deploy/kubernetes and deploy/kserve: their schemas, and what must agree with the service and with each other."""
 
 import importlib
+import re
+import shutil
 
 import pytest
+import yaml
 
 from service import __version__
 from service.settings import Settings
+from tests.e2e.running import ROOT
 
-from .manifests import OVERLAYS, container, kserve, one, rendered
+from .manifests import OVERLAYS, container, kserve, one, render, rendered
 
 pytestmark = pytest.mark.integration
 
@@ -104,3 +108,23 @@ def test_kserve_agrees_with_its_settings():
         check_pod(pod, settings, predictor["terminationGracePeriodSeconds"])
         assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
         assert predictor["model"]["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+
+
+def test_yaml_of_the_page(tmp_path):
+    """The overlay of one's own renders beside deploy/, and the loader fills the claim that the service's pods read."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert set(re.findall(r"rnn-service:(\d[\w.]*)", page)) == {__version__}
+    blocks = {found["kind"]: found for found in map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))}
+    loader = blocks["Pod"]
+    shutil.copytree(ROOT / "deploy" / "kubernetes", tmp_path / "deploy" / "kubernetes")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kustomization.yaml").write_text(yaml.safe_dump(blocks["Kustomization"]))
+    manifests = render(tmp_path / "mine")
+    validate = importlib.import_module("kubernetes_validate").validate
+    for manifest in [loader, *(found for found in manifests if found["kind"] not in KNOWN)]:
+        validate(manifest, "1.37", strict=True)
+    image = container(one(manifests, "Deployment"))["image"]
+    assert image == container(loader)["image"] == f"registry.example/rnn-service:{__version__}"
+    (volume,) = loader["spec"]["volumes"]
+    assert one(manifests, "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+    assert {volume["name"]} == {mount["name"] for mount in container(loader)["volumeMounts"]}

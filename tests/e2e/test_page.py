@@ -168,6 +168,26 @@ def test_cut_stream_resumes(bundled, browser):
         relay.close()
 
 
+INK = """const canvas = document.getElementById(arguments[0]), middle = canvas.width / 2;
+const pixels = canvas.getContext('2d').getImageData(middle - 60, 0, 120, canvas.height).data;
+return new Set(new Uint32Array(pixels.buffer)).size"""
+
+
+def test_socket_of_the_readme_opens_in_the_console(bundled, browser):
+    visit(browser, bundled.url, "sunspots")
+    (script,) = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    heard = "socket.addEventListener('message', ({ data }) => heard([...new Float32Array(data)]))"
+    answer = browser.run(f"{script}; return new Promise((heard) => {heard})")
+    np.testing.assert_allclose(answer, [-0.749719, -0.6134633], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["sunspots", "digits"])
+def test_charts_say_what_to_press(bundled, browser, model):
+    visit(browser, bundled.url, model)
+    for chart in ("chart", "map"):
+        assert browser.run(INK, chart) > 1, chart
+
+
 def test_fork_reset_and_end(bundled, browser):
     visit(browser, bundled.url, "sunspots")
     browser.click("#play")

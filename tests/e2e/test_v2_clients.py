@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +158,20 @@ def test_kserve(service):
     assert "'400 Bad Request'" in told["error"]
 
 
+PAGE = (ROOT / "docs" / "open-inference-protocol.md").read_text()
+
+
+@pytest.mark.parametrize("client", ["tritonclient", "kserve"])
+def test_python_of_the_page_prints_what_it_says(bundled, client):
+    (lines, printed) = re.search(
+        rf"`pip install '?{client}.*?```python\n(.*?)```\n\nprints `(.*?)`", PAGE, re.DOTALL
+    ).groups()
+    python = sys.executable if client == "tritonclient" else tool("kserve") / "bin" / "python"
+    pytest.importorskip("tritonclient.http")
+    lines = lines.replace("127.0.0.1:8000", f"127.0.0.1:{bundled.port}")
+    assert subprocess.check_output([python, "-c", lines], text=True).splitlines()[-1] == printed
+
+
 @pytest.fixture(scope="module")
 def perf_analyzer():
     """Runs perf_analyzer for a moment and gives what it prints."""
@@ -190,3 +207,13 @@ def test_perf_analyzer(perf_analyzer, service, tmp_path, tensors):
     printed = perf_analyzer(service, "lstm.step", "--service-kind", "triton", "--sequence-length", "5", *formats)
     assert "compute infer" in printed
     assert service.metrics()[opened] > before
+
+
+def test_perf_analyzer_as_the_page_says(perf_analyzer, bundled, tmp_path, monkeypatch):
+    (data,) = re.findall(r'\{"data".*', PAGE)
+    (tmp_path / "inputs.json").write_text(data)
+    monkeypatch.chdir(tmp_path)
+    calls = re.findall(r"perf_analyzer -m (.*) -u \S+$", PAGE, re.MULTILINE)
+    assert len(calls) == 2
+    for call in calls:
+        assert "throughput: " in perf_analyzer(bundled, *shlex.split(call))

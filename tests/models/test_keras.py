@@ -88,7 +88,7 @@ def test_recipe_of_the_documentation(tmp_path):
     stack = [bidirectional(each, name=f"bidirectional{index}") for index, each in zip(("", "_1"), stack, strict=True)]
     head = [dense(48, 16, "relu"), dense(16, 1, "sigmoid")]
     save_model(tmp_path / "sentiment.keras", [embedding, layer("Dropout", name="dropout"), *stack, *head])
-    recipe = Path("docs/importing.md").read_text().split("$ rnn-service import sentiment.keras --name sentiment\n")[1]
+    recipe = Path("docs/importing.md").read_text().split("import sentiment.keras --name sentiment\n```\n\n```text\n")[1]
     said = import_model(tmp_path / "sentiment.keras").stdout
     found, _, ignored, verified, *_ = recipe.split("\n")
     assert found in said
