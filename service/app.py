@@ -190,11 +190,11 @@ def _on_signals(draining: Draining, drain_seconds: float) -> None:
     """Announce the end at a signal; when it starts, do what uvicorn's handlers, which are in place, do."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        then = signal.getsignal(number)
+        if not callable(then := signal.getsignal(number)):  # it is ignored
+            continue
 
-        def handle(number: int, frame: FrameType | None, then: Any = then) -> None:
-            stop = partial(then, number, frame) if callable(then) else lambda: None
-            loop.call_soon_threadsafe(draining.announce, drain_seconds, stop)
+        def handle(number: int, frame: FrameType | None, then: Callable[..., Any] = then) -> None:
+            loop.call_soon_threadsafe(draining.announce, drain_seconds, partial(then, number, frame))
 
         signal.signal(number, handle)
 

@@ -229,6 +229,13 @@ def test_sighup_while_a_worker_starts(two, model):
     assert "died" not in two.log().split("models_reloaded")[-1]
 
 
+def test_ctrl_c_is_the_supervisors_business(two):
+    """A terminal sends it to every process; a worker that hears of the end twice would not drain."""
+    for worker in workers_of(two):
+        worker.send_signal(signal.SIGINT)
+    assert seen(two, lambda client: client.get("/health/ready").status_code) == {200}
+
+
 def test_failed_start_of_workers_says_why(tmp_path):
     done = serve(tmp_path, "--models", "nowhere", workers=2, session_store="sqlite:///sessions.db")
     assert done.returncode == 3
