@@ -130,7 +130,7 @@ def create_app(
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
         if is_main:  # a terminal that closes sends this to every process that it started
-            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(registry.reload_all())))
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(administration.reload_all())))
         try:
             yield
         finally:

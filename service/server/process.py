@@ -5,6 +5,7 @@ The application and its protocols are imported by the process that serves: a sup
 
 import asyncio
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -98,6 +99,11 @@ class Supervisor(Multiprocess):
 
     handle_int = handle_term
 
+    def handle_ttin(self) -> None:
+        """Uvicorn adds a worker, and takes one away at SIGTTOU: their number is a setting, which each of them knows."""
+
+    handle_ttou = handle_ttin
+
     def keep_subprocess_alive(self) -> None:
         for worker in self.processes:
             worker.child_conn.close()  # the worker has its own: its end is seen at once, also while it is asked
@@ -127,6 +133,8 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there. So do their sockets.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        # A cleaner of temporary files leaves a folder alone that is locked, and all in it (systemd-tmpfiles).
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
         workers = Supervisor(config, [listener])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
@@ -144,7 +152,9 @@ def application(settings: Settings) -> "Application":
     if settings.workers > 1:  # a terminal sends it to them, too, and the supervisor tells them of it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        others = WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if settings.workers > 1 else None
+        others = (
+            WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.workers) if settings.workers > 1 else None
+        )
         app = create_app(settings, log_request, lambda: log.dropped, others)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)

@@ -1,5 +1,7 @@
 """Several processes on one port: they share connections, work and metrics, and are replaced."""
 
+import fcntl
+import os
 import shutil
 import signal
 import time
@@ -173,16 +175,32 @@ def test_unload_and_drain_reach_every_worker(two, model):
     assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {409}
 
 
-def test_worker_that_is_replaced_is_not_waited_for(two, model):
-    starts = len(two.logged("startup complete"))
+def test_call_waits_for_a_worker_that_starts(two, model):
     victim, _ = workers_of(two)
     victim.kill()
-    assert admin(two, model, "reload")["workers"] in (1, 2)
-    until(lambda: len(workers_of(two)) == 2 and victim not in workers_of(two), "a new worker")
     rewrite(two, model)
-    assert admin(two, model, "reload")["workers"] in (1, 2)  # one that has not read the models yet needs no call
-    until_serving(two, starts + 1)
+    assert admin(two, model, "reload")["workers"] == 2
     assert versions(two, model) == {"2"}
+    assert victim not in workers_of(two)
+
+
+def test_worker_that_is_replaced_knows_of_drains(two, model):
+    assert admin(two, model, "drain")["workers"] == 2
+    kill(two, workers_of(two)[0])
+    assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {409}
+    since = len(two.logged("models_reloaded"))
+    two.process.send_signal(signal.SIGHUP)
+    reloaded(two, since)
+    kill(two, workers_of(two)[0])
+    assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {201}
+
+
+def test_folder_of_the_workers_is_locked(two):
+    """systemd-tmpfiles --clean spares it: sockets, and the numbers of /metrics."""
+    folder = os.open(workers_of(two)[0].environ()["PROMETHEUS_MULTIPROC_DIR"], os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
 
 
 def reloaded(service, since):
