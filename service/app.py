@@ -21,7 +21,6 @@ from service.api.administration import Administration, OtherWorkers
 from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
 from service.api.documents import Documents
-from service.api.draining import Draining
 from service.api.forward import Forward
 from service.api.generate import Generate
 from service.api.hosts import HostRules
@@ -31,7 +30,8 @@ from service.api.models import models_router
 from service.api.openapi import describe
 from service.api.operations import operations_router
 from service.api.paths import INFER, INFER_VERSION
-from service.api.readiness import Readiness
+from service.api.proxies import TrustedProxies
+from service.api.readiness import Draining, Readiness
 from service.api.routes import hot_router
 from service.api.sessions import SessionHandlers, sessions_router
 from service.api.shapes import Limits
@@ -53,7 +53,7 @@ from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
 from service.sessions.sequences import Sequences
 from service.settings import Settings
-from service.stores.open import store_from
+from service.stores import store_from
 
 DESCRIPTION = """POST sequences, get outputs and final states; or send one time step at a time.
 Models are `torch.nn.RNN`, `GRU` and `LSTM` from a folder of weights."""
@@ -130,7 +130,7 @@ def create_app(
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(one) for one in work]
         if is_main:  # a terminal that closes sends this to every process that it started
-            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(registry.reload_all())))
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(loop.create_task(administration.reload_all())))
         try:
             yield
         finally:
@@ -175,6 +175,7 @@ def create_app(
         sockets={"/cell/stream": partial(serve_websocket, opener, idle_timeout)},
         admissions=dict.fromkeys(("/rnn/forward", "/rnn/generate", INFER, INFER_VERSION), admission),
         bodies=bodies,
+        proxies=TrustedProxies(settings.trusted_proxies),
         hosts=HostRules(settings),
         keys=Keys(_plain(settings.api_keys), _plain(settings.admin_keys)),
         accounting=Accounting(metrics, log, traces),
@@ -190,11 +191,11 @@ def _on_signals(draining: Draining, drain_seconds: float) -> None:
     """Announce the end at a signal; when it starts, do what uvicorn's handlers, which are in place, do."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        then = signal.getsignal(number)
+        if not callable(then := signal.getsignal(number)):  # it is ignored
+            continue
 
-        def handle(number: int, frame: FrameType | None, then: Any = then) -> None:
-            stop = partial(then, number, frame) if callable(then) else lambda: None
-            loop.call_soon_threadsafe(draining.announce, drain_seconds, stop)
+        def handle(number: int, frame: FrameType | None, then: Callable[..., Any] = then) -> None:
+            loop.call_soon_threadsafe(draining.announce, drain_seconds, partial(then, number, frame))
 
         signal.signal(number, handle)
 

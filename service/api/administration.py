@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Literal, Protocol
 
@@ -15,10 +16,19 @@ class OtherWorkers(Protocol):
     """The workers of the service beside this one."""
 
     async def ask(self, action: Action, *arguments: str | None) -> dict[str, str]:
-        """Have each do it; gives why it did not, empty if it did, by process id. One that ends is left out."""
+        """Have each do it; gives why it did not, empty if it did, by process id.
+
+        Raises WorkerFailed if some give no answer in time; one that starts has time to come.
+        """
 
     async def listen(self, administration: "Administration") -> None:
         """From now on do what they ask for."""
+
+    def drained(self) -> list[tuple[str, str]]:
+        """The versions, by model and version, that open no new sessions: a worker that starts learns of them here."""
+
+    def keep_drained(self, versions: list[tuple[str, str]]) -> None:
+        """Set what `drained` gives. Raises WorkerFailed."""
 
 
 class Administration:
@@ -31,16 +41,17 @@ class Administration:
         self._registry = registry
         self._others = others
         self._alone = asyncio.Lock()
+        for version in others.drained() if others else ():
+            with suppress(ServiceError):  # it is gone by now
+                registry.drain(*version)
+        self._drained = self._draining()
 
     async def reload(self, name: str) -> tuple[Model, int]:
         return await self._everywhere("reload", name)
 
     async def unload(self, name: str) -> tuple[Model, int]:
         """Raises ModelInUse if sessions run on it in any worker: it stays loaded in all."""
-        try:
-            await self._everywhere("check_unused", name)
-        except WorkerFailed as error:
-            raise ModelInUse(str(error)) from None
+        await self._everywhere("check_unused", name, refused=ModelInUse)
         return await self._everywhere("unload", name)
 
     async def drain(self, name: str, version: str | None) -> tuple[Model, int]:
@@ -51,9 +62,26 @@ class Administration:
         async with self._alone:
             done = getattr(self._registry, action)(*arguments)
             model: Model = (await done) if isawaitable(done) else done
+            self._keep_drained()
             return model
 
-    async def _everywhere(self, action: Action, *arguments: str | None) -> tuple[Model, int]:
+    async def reload_all(self) -> None:
+        """Reload every model in this worker alone."""
+        await self._registry.reload_all()
+        self._keep_drained()
+
+    def _draining(self) -> list[tuple[str, str]]:
+        versions = (version for model in self._registry.models() for version in model.versions.values())
+        return [(version.name, version.version) for version in versions if version.draining]
+
+    def _keep_drained(self) -> None:
+        if self._others and (draining := self._draining()) != self._drained:
+            self._others.keep_drained(draining)
+            self._drained = draining
+
+    async def _everywhere(
+        self, action: Action, *arguments: str | None, refused: type[ServiceError] = WorkerFailed
+    ) -> tuple[Model, int]:
         asked = asyncio.ensure_future(self._others.ask(action, *arguments)) if self._others else None
         error = None
         try:
@@ -65,5 +93,5 @@ class Administration:
         if error and all(reasons.values()):
             raise error
         if failed := [f"worker {worker}: {reason}" for worker, reason in reasons.items() if reason]:
-            raise WorkerFailed(f"{len(failed)} of {len(reasons)} workers refused: {'; '.join(failed)}")
+            raise refused(f"{len(failed)} of {len(reasons)} workers refused: {'; '.join(failed)}")
         return model, len(reasons)

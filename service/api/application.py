@@ -30,6 +30,7 @@ from service.api.keys import Keys
 from service.api.negotiation import NDJSON, media_type
 from service.api.paths import is_plain_infer, route_of
 from service.api.problems import STATUS, problem_reply
+from service.api.proxies import TrustedProxies
 from service.api.readiness import Readiness
 from service.api.request import Reply, Request, given_id, joined
 from service.api.sending import send_line, send_lines, send_whole
@@ -71,6 +72,7 @@ class Application:
     sockets: Mapping[str, SocketHandler]
     admissions: Mapping[str, Admission]
     bodies: Bodies
+    proxies: TrustedProxies
     hosts: HostRules
     keys: Keys
     accounting: Accounting
@@ -87,7 +89,7 @@ class Application:
         """A request that has just come."""
         found = joined(headers)
         request_id = given_id(found) or self.accounting.new_id()
-        address = self.hosts.client_address(client[0] if client else "", found)
+        address = self.proxies.client_address(client[0] if client else "", found)
         request = Request(method, path, query, found, address, request_id, route_of(path))
         if self.accounting.is_traced:
             request.intervals = []

@@ -9,8 +9,8 @@ from math import inf
 
 from starlette.types import Receive
 
-from service.api.draining import Draining
 from service.api.encodings import decompressed
+from service.api.readiness import Draining
 from service.api.request import Request
 from service.errors import BodyTimeout, BodyTooLarge, ClientGone, ServiceDraining, ServiceFull
 from service.serving.inference import CLIENT_SHARE

@@ -1,4 +1,4 @@
-"""Which requests are let in, by the service's name in Host and the page's in Origin; and their clients' addresses.
+"""Which requests are let in, by the service's name in Host and the page's in Origin.
 
 A browser sends what any page asks it to, and says in Origin whose page it was. A page whose own name has been turned
 to point here (DNS rebinding) is of the same origin as the service: its name, in Host, gives it away.
@@ -7,10 +7,9 @@ Pages of allowed origins may also read the replies: the browser asks for that by
 """
 
 import re
-from collections.abc import Mapping
 from ipaddress import IPv6Address
 
-from service.api.proxies import TrustedProxies, parsed_address
+from service.api.proxies import parsed_address
 from service.api.request import Headers, Reply, Request
 from service.errors import Forbidden, MalformedHost
 from service.settings import Settings
@@ -39,15 +38,7 @@ class HostRules:
         # A cache must not give a page what was sent to another one, or to a program.
         self._vary: Headers = [(b"vary", b"origin")] if self._origins else []
         self._is_open = not settings.api_keys
-        self._proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self._passed: bytes | None = b"localhost"  # the last Host that was right: nearly all are the same
-
-    def client_address(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
-        """The address of a request's client: the connection's, or what a trusted proxy says."""
-        peer = peer.removeprefix("::ffff:")  # IPv4 on a socket of IPv6
-        if self._proxies and (forwarded := headers.get(b"x-forwarded-for")):
-            return self._proxies.client_address(peer, forwarded)
-        return peer
 
     def check(self, request: Request) -> None:
         """Let the request pass, and note which CORS headers its reply has. Raises MalformedHost, Forbidden."""

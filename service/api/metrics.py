@@ -47,7 +47,7 @@ class Tally:
         self._values: list[float] = []
         self.observe = self._values.append
 
-    def fold(self) -> tuple[int, float]:
+    def flush(self) -> tuple[int, float]:
         """Move what was observed to the histogram; gives how much that was, and its sum.
 
         By its own parts: to observe n values at once is not among its methods. It adds up what is below each bound
@@ -126,22 +126,22 @@ class Metrics:
         if request.failure is not None:
             self._failures[request.failure] += 1
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
         for group, counted in self._groups.items():
             path, model, _, status, _ = group
-            calls, seconds = counted.latency.fold()
+            calls, seconds = counted.latency.flush()
             if not calls:
                 continue
             self._requests.labels(path, model or "", str(status)).inc(calls)
-            parts = {stage: tally.fold()[1] for stage, tally in counted.stages.items()}
+            parts = {stage: tally.flush()[1] for stage, tally in counted.stages.items()}
             if counted.rows or status >= 400:
-                self._fold_calls(group, counted, calls, {"all": seconds, **parts})
+                self._flush_calls(group, counted, calls, {"all": seconds, **parts})
             counted.rows = counted.steps = 0
         for error, count in self._failures.items():
             self._problems.labels(slug(error)).inc(count)
         self._failures.clear()
-        self._batch.fold()
+        self._batch.flush()
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -161,7 +161,7 @@ class Metrics:
         self._groups[group] = counted
         return counted
 
-    def _fold_calls(self, group: Group, counted: GroupCounts, calls: int, seconds: Mapping[str, float]) -> None:
+    def _flush_calls(self, group: Group, counted: GroupCounts, calls: int, seconds: Mapping[str, float]) -> None:
         _, model, version, status, streams = group
         if model is None:
             return
@@ -213,7 +213,7 @@ class Sampler:
         self._counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
 
     def sample(self) -> None:
-        self._metrics.fold()
+        self._metrics.flush()
         inference, cache = self._inference, self._sessions.cache
         self._loaded.set(inference.registry.loaded_bytes)
         self._queued.set(inference.queued_requests)

@@ -5,7 +5,7 @@ trusted proxy's: what stands left of it may be the client's own invention.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -17,7 +17,7 @@ _ENTRY = re.compile(rb"[ \t]*(?:\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0
 
 
 class TrustedProxies:
-    """The proxies whose X-Forwarded-For is believed."""
+    """The proxies whose X-Forwarded-For is believed; there may be none."""
 
     def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
         self._networks = networks
@@ -25,9 +25,11 @@ class TrustedProxies:
         self._trusts = lru_cache(REMEMBERED)(self._is_trusted)
         self._named = lru_cache(REMEMBERED)(self._named_client)
 
-    def client_address(self, peer: str, forwarded: bytes) -> str:
-        """The client's address; peer is the connection's, forwarded the header, its lines joined by commas."""
-        return self._named(peer, forwarded[-MAX_BYTES:]) if self._trusts(peer) else peer
+    def client_address(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
+        """The address of a request's client; peer is the connection's. Lines of a header are joined by commas."""
+        peer = peer.removeprefix("::ffff:")  # IPv4 on a socket of IPv6
+        forwarded = headers.get(b"x-forwarded-for") if self._networks else None
+        return self._named(peer, forwarded[-MAX_BYTES:]) if forwarded and self._trusts(peer) else peer
 
     def _named_client(self, proxy: str, forwarded: bytes) -> str:
         entries = forwarded.rsplit(b",", MAX_ENTRIES)

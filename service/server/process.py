@@ -5,6 +5,7 @@ The application and its protocols are imported by the process that serves: a sup
 
 import asyncio
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -80,16 +81,28 @@ class Server(uvicorn.Server):
 class Supervisor(Multiprocess):
     """Uvicorn's, with other signals.
 
-    At SIGHUP the workers stay and read the models again, as one process does that serves alone. Signals that come while
-    it waits for its workers to end are passed on: they end a drain.
+    At SIGHUP the workers stay and read the models again, as one process does that serves alone. A second SIGTERM or
+    SIGINT is passed on: it ends a drain.
     """
 
     def handle_hup(self) -> None:
         if all(worker.is_ready() for worker in self.processes):
-            for worker in self.processes:
-                os.kill(worker.pid or 0, signal.SIGHUP)
+            for pid in filter(None, [worker.pid for worker in self.processes]):
+                os.kill(pid, signal.SIGHUP)
         else:  # one is starting: it takes no signal yet, and may have read the models already
             self.signal_queue.append(signal.SIGHUP)
+
+    def handle_term(self) -> None:
+        if self.should_exit.is_set():  # the second of two that came in one turn: join_all passes it on
+            self.signal_queue.append(signal.SIGTERM)
+        self.should_exit.set()
+
+    handle_int = handle_term
+
+    def handle_ttin(self) -> None:
+        """Uvicorn adds a worker, and takes one away at SIGTTOU: their number is a setting, which each of them knows."""
+
+    handle_ttou = handle_ttin
 
     def keep_subprocess_alive(self) -> None:
         for worker in self.processes:
@@ -99,8 +112,8 @@ class Supervisor(Multiprocess):
     def join_all(self) -> None:
         while any(worker.exitcode is None for worker in self.processes):
             if not {signal.SIGINT, signal.SIGTERM}.isdisjoint(self.signal_queue):
-                self.signal_queue.clear()
-                self.terminate_all()
+                for worker in self.processes:  # each turn: one that comes before a worker has seen the first is lost
+                    worker.process.terminate()
             time.sleep(0.05)
 
 
@@ -120,6 +133,8 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="rnn-workers-") as folder:
         # Read by prometheus-client when it is imported: the workers' numbers meet in files there. So do their sockets.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        # A cleaner of temporary files leaves a folder alone that is locked, and all in it (systemd-tmpfiles).
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
         workers = Supervisor(config, [listener])
         workers.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
@@ -134,8 +149,12 @@ def application(settings: Settings) -> "Application":
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)
+    if settings.workers > 1:  # a terminal sends it to them, too, and the supervisor tells them of it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        others = WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if settings.workers > 1 else None
+        others = (
+            WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.workers) if settings.workers > 1 else None
+        )
         app = create_app(settings, log_request, lambda: log.dropped, others)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)

@@ -68,7 +68,7 @@ class Replica:
         actors = worker.global_worker.actors.values()  # this replica alone
         while not any(getattr(getattr(one, "_replica_impl", None), "_shutting_down", False) for one in actors):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
-        self._service.readiness.draining.start()
+        self._service.readiness.draining.announce()
 
 
 def middlewares() -> list[Middleware]:

@@ -88,7 +88,7 @@ async def test_shutdown_ends_the_wait_for_a_body():
     reader, asked = bodies(), request()
     reading = asyncio.create_task(reader.read(asked, Incoming(asked, sent(b"abc", then=()))))
     await turns()
-    reader.draining.start()
+    reader.draining.announce()
     with pytest.raises(ServiceDraining):
         await reading
     assert not reader.draining.waiting

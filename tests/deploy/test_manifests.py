@@ -74,7 +74,9 @@ def test_deployment_agrees_with_its_settings(overlay):
     deployment, config = one(manifests, "Deployment"), one(manifests, "ConfigMap")
     settings = settings_of(config["data"])
     spec, pod = deployment["spec"]["template"]["spec"], container(deployment)
-    check_pod(pod, settings, spec["terminationGracePeriodSeconds"])
+    command, seconds = pod["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    check_pod(pod, settings, spec["terminationGracePeriodSeconds"] - int(seconds))
     assert pod["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
     assert AS_USER.items() <= spec["securityContext"].items()
     assert spec["automountServiceAccountToken"] is spec["enableServiceLinks"] is False

@@ -90,3 +90,11 @@ def test_second_signal_ends_the_drain(draining, second):
     until(lambda: service.get("/health/ready").status_code == 503, "readiness fails")
     service.process.send_signal(second)
     service.check_ended()
+
+
+def test_second_signal_may_follow_at_once(draining):
+    """Two of a kind could become one on their way."""
+    service = draining(drain_seconds=3600)
+    service.signal_to_stop()
+    service.process.send_signal(signal.SIGINT)
+    service.check_ended()

@@ -1,5 +1,7 @@
 """Several processes on one port: they share connections, work and metrics, and are replaced."""
 
+import fcntl
+import os
 import shutil
 import signal
 import time
@@ -173,16 +175,32 @@ def test_unload_and_drain_reach_every_worker(two, model):
     assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {409}
 
 
-def test_worker_that_is_replaced_is_not_waited_for(two, model):
-    starts = len(two.logged("startup complete"))
+def test_call_waits_for_a_worker_that_starts(two, model):
     victim, _ = workers_of(two)
     victim.kill()
-    assert admin(two, model, "reload")["workers"] in (1, 2)
-    until(lambda: len(workers_of(two)) == 2 and victim not in workers_of(two), "a new worker")
     rewrite(two, model)
-    assert admin(two, model, "reload")["workers"] in (1, 2)  # one that has not read the models yet needs no call
-    until_serving(two, starts + 1)
+    assert admin(two, model, "reload")["workers"] == 2
     assert versions(two, model) == {"2"}
+    assert victim not in workers_of(two)
+
+
+def test_worker_that_is_replaced_knows_of_drains(two, model):
+    assert admin(two, model, "drain")["workers"] == 2
+    kill(two, workers_of(two)[0])
+    assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {409}
+    since = len(two.logged("models_reloaded"))
+    two.process.send_signal(signal.SIGHUP)
+    reloaded(two, since)
+    kill(two, workers_of(two)[0])
+    assert seen(two, lambda client: client.post("/cell/sessions", json={"model": model}).status_code) == {201}
+
+
+def test_folder_of_the_workers_is_locked(two):
+    """systemd-tmpfiles --clean spares it: sockets, and the numbers of /metrics."""
+    folder = os.open(workers_of(two)[0].environ()["PROMETHEUS_MULTIPROC_DIR"], os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
 
 
 def reloaded(service, since):
@@ -227,6 +245,13 @@ def test_sighup_while_a_worker_starts(two, model):
     assert versions(two, model) == {"2"}
     assert len(workers_of(two)) == 2
     assert "died" not in two.log().split("models_reloaded")[-1]
+
+
+def test_ctrl_c_is_the_supervisors_business(two):
+    """A terminal sends it to every process; a worker that hears of the end twice would not drain."""
+    for worker in workers_of(two):
+        worker.send_signal(signal.SIGINT)
+    assert seen(two, lambda client: client.get("/health/ready").status_code) == {200}
 
 
 def test_failed_start_of_workers_says_why(tmp_path):

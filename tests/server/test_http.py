@@ -19,11 +19,11 @@ from uvicorn.server import ServerState
 from service.api.accounting import Accounting
 from service.api.application import Application
 from service.api.bodies import Bodies, BodyBudget
-from service.api.draining import Draining
 from service.api.hosts import HostRules
 from service.api.keys import Keys
 from service.api.metrics import Metrics
-from service.api.readiness import Readiness
+from service.api.proxies import TrustedProxies
+from service.api.readiness import Draining, Readiness
 from service.api.request import Reply
 from service.errors import ClientGone
 from service.server import flow
@@ -82,6 +82,7 @@ def connected():
         sockets={},
         admissions={},
         bodies=Bodies(10**6, 5, 1000, BodyBudget(10**9)),
+        proxies=TrustedProxies(()),
         hosts=HostRules(Settings(allowed_hosts=("a",))),
         keys=Keys([], []),
         accounting=Accounting(Metrics(), entries.append),

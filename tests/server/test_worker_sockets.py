@@ -2,14 +2,19 @@
 
 import asyncio
 import os
+import shutil
 
 import pytest
 
 from service.api.administration import Administration
-from service.errors import ModelFailed, ModelInUse, ModelNotFound, WorkerFailed
+from service.engine.load import EngineFactory
+from service.errors import ModelInUse, ModelNotFound, WorkerFailed
 from service.server import worker_sockets
 from service.server.worker_sockets import WorkerSockets
+from service.serving.registry import Registry
 from tests.loop import in_loop
+
+CONFIG = {"kind": "rnn", "input_size": 4, "hidden_size": 3}
 
 
 class Models:
@@ -18,6 +23,9 @@ class Models:
     def __init__(self, error=None):
         self.error = error
         self.told = []
+
+    def models(self):
+        return []
 
     def __getattr__(self, action):
         def do(*arguments):
@@ -39,7 +47,7 @@ def workers(tmp_path, monkeypatch):
         built = []
         for number, registry in enumerate(registries, 1):
             monkeypatch.setattr(os, "getpid", lambda number=number: number)
-            started = WorkerSockets(str(tmp_path))
+            started = WorkerSockets(str(tmp_path), len(registries))
             sockets.append(started._socket)
             built.append(Administration(registry, started))
             if listening is None or number in listening:
@@ -102,24 +110,78 @@ async def test_call_waits_for_a_worker_that_starts(workers, monkeypatch):
     assert (await asked)[1] == 2
 
 
+@pytest.mark.parametrize("call", ["reload", "unload"])
+@pytest.mark.parametrize("removed", [True, False])
 @in_loop
-async def test_silent_worker_has_failed(workers, monkeypatch):
+async def test_worker_without_an_answer_is_missed(workers, tmp_path, monkeypatch, removed, call):
+    """It does not listen, or its socket's file is gone."""
     monkeypatch.setattr(worker_sockets, "ANSWER_SECONDS", 0.05)
-    first, _ = await workers(Models(), Models(), listening={1})
-    with pytest.raises(WorkerFailed, match=r"worker 2: no answer in 0\.05 s"):
-        await first.reload("m")
+    first, *_ = await workers(Models(), Models(), Models(), listening={1, 3} | ({2} if removed else set()))
+    if removed:
+        (tmp_path / "2.sock").unlink()
+    with pytest.raises(WorkerFailed, match=r"^1 of 3 workers gave no answer in 0\.05 s; .* process ids 1, 3$"):
+        await getattr(first, call)("m")
 
 
 @in_loop
-async def test_worker_that_ended_is_left_out(workers, tmp_path):
-    """Also if it ends while it is asked; its process id may come again."""
-    server = await asyncio.start_unix_server(lambda _, writer: writer.close(), tmp_path / "7.sock")
-    first, second = await workers(Models(), Models(ModelFailed("broken")))
-    second._others._server.close()
-    assert (await first.reload("m"))[1] == 1
-    first, _ = await workers(Models(), Models())
-    assert (await first.reload("m"))[1] == 2
+async def test_worker_in_the_place_of_one_that_ended_is_waited_for(workers, tmp_path, monkeypatch):
+    """Also if that one ends while it is asked; a process id may come again."""
+    ended = asyncio.Event()
+
+    def end(_, writer):
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_unix_server(end, tmp_path / "2.sock")
+    (first,) = await workers(Models())
+    first._others._workers = 2
+    asked = asyncio.create_task(first.reload("m"))
+    await ended.wait()
     server.close()
+    monkeypatch.setattr(os, "getpid", lambda: 2)
+    second = WorkerSockets(str(tmp_path), 2)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    await second.listen(Administration(Models(), second))
+    assert (await asked)[1] == 2
+    second._socket.close()
+
+
+@in_loop
+async def test_worker_that_starts_knows_of_drains(workers, tmp_path, write_model):
+    write_model("m", CONFIG)
+    write_model("n", CONFIG)
+
+    def registry():
+        found = Registry(tmp_path, EngineFactory.configure("cpu", 1, "torch", 1), None, 2**30)
+        found.scan()
+        return found
+
+    def drained():
+        late = registry()
+        Administration(late, first._others)
+        return [model.name for model in late.models() if model.serving().draining]
+
+    first, _ = await workers(registry(), registry())
+    assert drained() == []
+    await first.drain("m", None)
+    await first.drain("n", None)
+    assert drained() == ["m", "n"]
+    await first.reload("m")
+    assert drained() == ["n"]
+    shutil.rmtree(tmp_path / "n")
+    assert drained() == []
+    write_model("n", CONFIG)
+    await first.reload_all()
+    assert drained() == []
+
+
+@in_loop
+async def test_drain_that_cannot_be_kept_is_said(workers, tmp_path):
+    """The folder is gone."""
+    (first,) = await workers(Models())
+    first._others._drained = tmp_path / "nowhere" / "drained.json"
+    with pytest.raises(WorkerFailed, match="will not know of drains: No such file"):
+        first._others.keep_drained([("m", "1")])
 
 
 @in_loop
@@ -138,7 +200,7 @@ async def test_worker_that_ends_before_it_asks_is_no_failure(workers, tmp_path, 
 async def test_folder_may_have_a_long_name(tmp_path):
     folder = tmp_path / ("x" * 200)
     folder.mkdir()
-    alone = WorkerSockets(str(folder))
+    alone = WorkerSockets(str(folder), 1)
     assert next(folder.iterdir()).is_socket()
     assert await alone.ask("reload", "m") == {}
     alone._socket.close()

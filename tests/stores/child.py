@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from service.stores.open import store_from
+from service.stores import store_from
 from tests.stores.records import after, record
 
 

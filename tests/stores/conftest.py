@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import pytest
 from valkey import Valkey
 
-from service.stores.open import store_from
+from service.stores import store_from
 from tests.e2e.models import write_model
 from tests.e2e.running import replicas
 from tests.loop import in_loop

@@ -9,8 +9,8 @@ import pytest
 from valkey import Valkey
 
 from service.errors import StoreUnavailable
+from service.stores import store_from
 from service.stores.interface import StoreError
-from service.stores.open import store_from
 from service.stores.valkey import ValkeyStore
 from tests.loop import in_loop
 from tests.stores.conftest import opened

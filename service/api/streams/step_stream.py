@@ -13,8 +13,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from service.api.documents import HEAVY_BYTES, MANY_VALUES
-from service.api.draining import Draining
 from service.api.problems import encode_problem, problem
+from service.api.readiness import Draining
 from service.api.request import Request
 from service.api.requests import StepLine, validate
 from service.api.shapes import invalid, steps

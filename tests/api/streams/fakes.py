@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from service.api.draining import Draining
+from service.api.readiness import Draining
 from service.api.request import Request
 from service.api.streams.step_stream import IdleTimeout, StepStream
 from service.errors import FieldError, InvalidRequest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.draining import Draining
+from service.api.readiness import Draining
 from service.api.streams import step_stream
 from service.api.streams.step_stream import _runs
 from service.errors import BodyTimeout, MalformedBody, ServiceDraining, ServiceError
@@ -157,7 +157,7 @@ def test_draining_ends_waits():
     draining = Draining()
 
     async def drained():
-        asyncio.get_running_loop().call_soon(draining.start)
+        asyncio.get_running_loop().call_soon(draining.announce)
         with pytest.raises(ServiceDraining):
             await idle(draining=draining).wait(never, "word")
         await idle(draining=draining).wait(lambda: asyncio.sleep(0), "word")

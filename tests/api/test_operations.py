@@ -8,13 +8,13 @@ from hashlib import sha256
 
 import pytest
 
-from service.api.home import document
+from service.api.operations import page_document
 from tests.e2e.running import ROOT
 
 
 @pytest.fixture(scope="module")
 def page():
-    html, headers = document()
+    html, headers = page_document()
     return html.decode(), headers
 
 
