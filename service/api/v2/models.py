@@ -25,7 +25,10 @@ from service.serving.registry import ModelVersion, Registry
 from service.wire import open_inference
 
 NAME, TAG = "rnn-service", "open inference protocol"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "model_configuration", "model_repository", "parameters"),
+    *("sequence", "sequence(string_id)", "statistics"),
+]
 
 _Name = Annotated[str, Field(description="What it is called.")]
 _Version = Annotated[str, Field(description="A whole number as a string.")]
@@ -104,11 +107,9 @@ def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return stats(None)
 
     async def ready(response: Response, model: str, version: Version) -> Ready:
-        try:
-            resolve(registry, model, version)
-        except ModelFailed:
-            response.status_code = 503
-        return Ready(name=model, ready=response.status_code != 503)
+        ready = await can_serve(registry, model, version)
+        response.status_code = 200 if ready else 503
+        return Ready(name=model, ready=ready)
 
     async def metadata(model: str, version: Version) -> ModelMetadata:
         found, tensors = described(registry, model, version)
@@ -192,8 +193,8 @@ def v2_service_router(
     async def unload(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
         validate(LoadRequest, body)
-        await administration.unload(model.removesuffix(STEP))
-        return Ready(name=model, ready=True)
+        await administration.unload(name := model.removesuffix(STEP))
+        return Ready(name=model, ready=await can_serve(registry, name, None))
 
     return router
 
@@ -215,6 +216,17 @@ def resolve(registry: Registry, name: str, version: str | None) -> tuple[ModelVe
     """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
     found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
     return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
+
+
+async def can_serve(registry: Registry, name: str, version: str | None) -> bool:
+    """Whether a model can serve; if its weights could not be loaded, they are tried again. Raises as `resolve`."""
+    try:
+        found, _ = resolve(registry, name, version)
+        if found.in_doubt:
+            await registry.engine(found)
+    except ModelFailed:
+        return False
+    return True
 
 
 def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
