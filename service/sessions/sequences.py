@@ -8,10 +8,9 @@ a step that another process has computed from the old session cannot be committe
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from secrets import randbits
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from service.engine.interface import Floats
 from service.errors import InvalidRequest, SessionGone, SessionNotFound
@@ -23,18 +22,19 @@ from service.sessions.stepper import Steps
 from service.stores.interface import Position, SessionRecord
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """A sequence as its client names it; 5 and "5" are two."""
+class Sequence(NamedTuple):
+    """A sequence as its client names it, and the id of its session."""
 
-    owner: bytes
     model: str
     sequence_id: int | str
+    owner: bytes
+    session_id: str
 
-    @cached_property
-    def session_id(self) -> str:
-        name = sha256(repr((self.owner, self.model, self.sequence_id)).encode()).digest()[:16]
-        return urlsafe_b64encode(name)[:22].decode()
+    @classmethod
+    def of(cls, owner: bytes, model: str, sequence_id: int | str) -> Self:
+        """5 and "5" are two."""
+        name = sha256(repr((owner, model, sequence_id)).encode()).digest()[:16]
+        return cls(model, sequence_id, owner, urlsafe_b64encode(name)[:22].decode())
 
     def lacks(self, what: str) -> str:
         name = self.sequence_id if isinstance(self.sequence_id, int) else f'"{self.sequence_id:.80}"'

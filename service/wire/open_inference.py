@@ -35,7 +35,7 @@ READ = {
 }
 _WRITTEN = {"f": "FP32", "i": "INT64"}
 
-_DATA = re.compile(rb'(?<!\\)"data"\s*+:\s*+\[')
+_DATA = re.compile(rb'"data"(?<!\\"data")\s*+:\s*+\[')  # what begins with plain letters is searched for faster
 _ESCAPED = re.compile(rb"\\u00(?:6[14]|74)")  # a letter of "data", which is not found then
 _NO_DATA = b'"data":[]'
 _BETWEEN_WORDS = re.compile(rb"[^-A-Za-z]")

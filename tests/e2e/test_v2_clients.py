@@ -79,6 +79,15 @@ def test_tritonclient_with_nan(triton, client, binary):
     assert np.isnan(result.as_numpy("outputs")[0, 0]).all()
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_tritonclient_steps_tokens(triton, bundled, binary, shape):
+    with triton.InferenceServerClient(f"127.0.0.1:{bundled.port}") as client:
+        assert client.get_model_metadata("names.step")["inputs"][0]["shape"] == [-1, 1]
+        inputs = inputs_of(triton, {"inputs": np.array([1, 2, 3]).reshape(shape)}, binary=binary)
+        assert client.infer("names.step", inputs).as_numpy("predictions").shape == (3, 27)
+
+
 def test_tritonclient_describes(triton, client):
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -190,3 +199,12 @@ def test_perf_analyzer(perf_analyzer, service, tmp_path, tensors):
     printed = perf_analyzer(service, "lstm.step", "--service-kind", "triton", "--sequence-length", "5", *formats)
     assert "compute infer" in printed
     assert service.metrics()[opened] > before
+
+
+@pytest.mark.parametrize("arguments", ["-m weather.step", "-m names.step --input-data {file}"])
+def test_perf_analyzer_as_documented(perf_analyzer, bundled, tmp_path, arguments):
+    file = tmp_path / "inputs.json"
+    file.write_text('{"data": [{"inputs": {"content": [3], "shape": [1]}}]}')
+    command = arguments.format(file=file)
+    _, model, *options = [*command.split(), "--service-kind", "triton"]
+    assert "Successful request count" in perf_analyzer(bundled, model, *options)

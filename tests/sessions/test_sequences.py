@@ -66,7 +66,7 @@ class Process:
                 raise InvalidRequest([FieldError(("inputs",), "another size")])
             return inputs
 
-        sequence, model = Sequence(owner, MODEL, sequence_id), self.registry.resolve(MODEL, None)
+        sequence, model = Sequence.of(owner, MODEL, sequence_id), self.registry.resolve(MODEL, None)
         async with self.sequences.turn(sequence):
             on = model if start else await self.sequences.find(sequence, model)
             call = SequenceCall(sequence, on, end, step, read, TERMS, deadline)

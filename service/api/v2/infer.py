@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,23 @@ from service.wire.open_inference import cut as cut_body
 LENGTH = b"inference-header-content-length"
 
 
+class Target(NamedTuple):
+    """A name of the protocol, a version if one is asked for, and the model that it means now, or why none."""
+
+    name: str
+    version: str | None
+    model: ModelVersion | ServiceError
+
+    @property
+    def by_step(self) -> bool:
+        return self.name.endswith(STEP)
+
+    def current(self) -> ModelVersion:
+        if isinstance(self.model, ServiceError):
+            raise self.model
+        return self.model
+
+
 @dataclass(frozen=True, slots=True)
 class Infer:
     inference: Inference
@@ -40,34 +57,35 @@ class Infer:
     sequences: Sequences
 
     async def __call__(self, request: Request) -> Reply:
-        name, version = infer_names(request.path) or ("", None)
-        by_step, model = name.endswith(STEP), self._current(request, name, version)
-        if not by_step:
-            model = _sound(model)
-        cut = _cut(request, model, by_step=by_step)
+        begun, target = perf_counter(), self._target(request)
+        cut = _cut(request, target)
         asked = validate(InferRequest, cut.document)
-        fields: dict[str, Any] = {"model_name": name, "model_version": ""}
+        request.mark("decode", begun)
+        fields: dict[str, Any] = {"model_name": target.name, "model_version": ""}
         if asked.id:
             fields["id"] = asked.id
-        if _is_of_sequence(asked.parameters, name):
-            results = await self._step_sequence(request, name, version, model, asked, cut)
+        if _is_of_sequence(asked.parameters, target.name):
+            results = await self._step_sequence(request, target, asked, cut)
             fields["parameters"] = {"sequence_id": asked.parameters.sequence_id, "step": results.pop("step")}
         else:
-            model = _sound(model)
-            given = await self._decode(request, asked, cut, signature(model.spec, by_step=by_step))
+            model = target.current()
+            given = await self._decode(request, asked, cut, signature(model.spec, by_step=target.by_step))
             del cut  # it holds the body
-            results = await self._run(request, model, asked, given, by_step=by_step)
+            results = await self._run(request, model, asked, given, by_step=target.by_step)
         fields["model_version"] = request.version
         return await self._encode(request, asked, fields, results)
 
-    def _current(self, request: Request, name: str, version: str | None) -> ModelVersion | ServiceError:
-        """What a name of the protocol means now, or why nothing: its sequences may live on all the same."""
+    def _target(self, request: Request) -> Target:
+        """What the path names. Raises as `resolve`, but for steps: sequences of a model that is gone may live on."""
+        name, version = infer_names(request.path) or ("", None)
         try:
-            model, _ = resolve(self.inference.registry, name, version)
+            model = resolve(self.inference.registry, name, version)
         except ServiceError as error:
-            return error
+            if not name.endswith(STEP):
+                raise
+            return Target(name, version, error)
         request.model, request.offered_as, request.version = model.name, name, model.version
-        return model
+        return Target(name, version, model)
 
     async def _decode(self, request: Request, asked: InferRequest, cut: Cut, tensors: Signature) -> Mapping[str, Array]:
         """A body's arrays, which are the model's. Raises MalformedBody, InvalidRequest."""
@@ -99,23 +117,15 @@ class Infer:
         found = call.results() if by_step else call.reply(ragged=False)
         return {name: _swapped(name, found[name]) for name in returns or found}
 
-    async def _step_sequence(
-        self,
-        request: Request,
-        name: str,
-        version: str | None,
-        current: ModelVersion | ServiceError,
-        asked: InferRequest,
-        cut: Cut,
-    ) -> dict[str, Any]:
+    async def _step_sequence(self, request: Request, target: Target, asked: InferRequest, cut: Cut) -> dict[str, Any]:
         """Run steps (k,I) of a sequence; gives what is wanted, and the number of the last as `step`."""
         said, names = asked.parameters, [output["name"] for output in asked.outputs] or None
-        sequence = Sequence(request.owner, name.removesuffix(STEP), said.sequence_id)
+        sequence = Sequence.of(request.owner, target.name.removesuffix(STEP), said.sequence_id)
         async with self.sequences.turn(sequence):
             # What has begun goes on with the tensors of its own weights, whatever the name means now.
-            on = _sound(current) if said.sequence_start else await self.sequences.find(sequence, current)
+            on = target.current() if said.sequence_start else await self.sequences.find(sequence, target.model)
             model = on.model if isinstance(on, Session) else on
-            request.model, request.offered_as, request.version = model.name, name, model.version
+            request.model, request.offered_as, request.version = model.name, target.name, model.version
             given = await self._decode(request, asked, cut, signature(model.spec, by_step=True))
             if states := given.keys() - {"inputs"}:
                 raise invalid(f"{min(states)} is given; a sequence has the state after its last step", min(states))
@@ -123,7 +133,7 @@ class Infer:
 
             def read(model: ModelVersion) -> Floats:
                 nonlocal returns
-                refuse_another_model(model, None, version)
+                refuse_another_model(model, None, target.version)
                 inputs, returns, _ = session_inputs(given["inputs"], names, model, self.limits)
                 return inputs
 
@@ -165,14 +175,7 @@ _BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
 """Tensors that are batch first everywhere; states have their layers first in the other calls."""
 
 
-def _sound(model: ModelVersion | ServiceError) -> ModelVersion:
-    """The model. Raises why there is none."""
-    if isinstance(model, ServiceError):
-        raise model
-    return model
-
-
-def _cut(request: Request, model: ModelVersion | ServiceError, *, by_step: bool) -> Cut:
+def _cut(request: Request, target: Target) -> Cut:
     """A body without its numbers. Raises MalformedBody, MalformedRequest."""
     body = request.body
     request.body = b""  # it need not be held any longer than it is read
@@ -181,7 +184,7 @@ def _cut(request: Request, model: ModelVersion | ServiceError, *, by_step: bool)
         raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
     if length is None or int(length):
         return cut_body(body, None if length is None else int(length))
-    tensors = signature(_sound(model).spec, by_step=by_step)
+    tensors = signature(target.current().spec, by_step=target.by_step)
     return Cut(_raw(len(body), tensors.inputs["inputs"]), body, [], 0)
 
 

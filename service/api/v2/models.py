@@ -212,16 +212,16 @@ def index_entries(registry: Registry) -> Iterator[IndexEntry]:
                     yield IndexEntry(name=name, version=version.version, state=state, reason=failure or "")
 
 
-def resolve(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
-    found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
-    return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
+def resolve(registry: Registry, name: str, version: str | None) -> ModelVersion:
+    """The version that a name of the protocol means. Raises as `Registry.resolve`, or NotSteppable."""
+    found = registry.resolve(name.removesuffix(STEP), version)
+    return steppable(found) if name.endswith(STEP) else found
 
 
 async def can_serve(registry: Registry, name: str, version: str | None) -> bool:
     """Whether a model can serve; if its weights could not be loaded, they are tried again. Raises as `resolve`."""
     try:
-        found, _ = resolve(registry, name, version)
+        found = resolve(registry, name, version)
         if found.in_doubt:
             await registry.engine(found)
     except ModelFailed:
@@ -230,10 +230,10 @@ async def can_serve(registry: Registry, name: str, version: str | None) -> bool:
 
 
 def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """As `resolve`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
-    found, tensors = resolve(registry, name, version)
-    inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
-    return found, tensors._replace(inputs=inputs)
+    """As `resolve`, with its tensors, but for the states of steps: perf_analyzer would send them in sequences, too."""
+    found, by_step = resolve(registry, name, version), name.endswith(STEP)
+    tensors = signature(found.spec, by_step=by_step)
+    return found, tensors._replace(inputs={"inputs": tensors.inputs["inputs"]}) if by_step else tensors
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:
