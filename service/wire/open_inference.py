@@ -46,7 +46,7 @@ _ZEROS = {b"NaN": b" 0 ", b"-Infinity": b" -0      ", b"Infinity": b" 0      "}
 """What stands for words, between blanks: where a word is a part of something, that stays no JSON."""
 
 PIECE_BYTES = 16 * 1024
-"""Numbers are looked through for NaN in pieces, so that a thread that does this lets others run."""
+"""Numbers are looked through for NaN in pieces of less than 2**16: a thread that does this lets others run."""
 
 PIECE_VALUES = 4 * 1024  # most numbers that are printed at a time: less than half a millisecond's work, also of NaN
 
