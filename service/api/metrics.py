@@ -65,8 +65,8 @@ class Tally:
         return observed, total
 
 
-Group = tuple[str, str | None, str | None, int, bool]
-"""Requests that are counted together: path, model, version, status, and whether they stream."""
+Group = tuple[str, str | None, str | None, str | None, int, bool]
+"""Requests that are counted together: path, model, what it is offered as, version, status, whether they stream."""
 
 
 @dataclass(slots=True)
@@ -115,7 +115,8 @@ class Metrics:
 
     def count(self, request: Request, seconds: float) -> None:
         """Account for one finished request; the stages of a stream wait for its client."""
-        group = request.route, request.model, request.version, request.status, request.streams
+        model, offered_as = request.model, request.offered_as or request.model
+        group = request.route, model, offered_as, request.version, request.status, request.streams
         counted = self._groups.get(group) or self._add(group)
         counted.latency.observe(seconds)
         if not request.streams:
@@ -129,7 +130,7 @@ class Metrics:
     def flush(self) -> None:
         """Hand over to prometheus-client what was counted since the last time."""
         for group, counted in self._groups.items():
-            path, model, _, status, _ = group
+            path, model, _, _, status, _ = group
             calls, seconds = counted.latency.flush()
             if not calls:
                 continue
@@ -154,7 +155,7 @@ class Metrics:
         return Histogram(name, text, labels, buckets=bounds, registry=self.registry)
 
     def _add(self, group: Group) -> GroupCounts:
-        path, model, _, _, streams = group
+        path, model, _, _, _, streams = group
         times, bounds = (self._lives, _LIVES) if streams else (self._latency, _SECONDS)
         stages = {stage: Tally(self._stages.labels(model or "", stage), _SECONDS) for stage in STAGES}
         counted = GroupCounts(Tally(times.labels(path, model or ""), bounds), stages)
@@ -162,14 +163,14 @@ class Metrics:
         return counted
 
     def _flush_calls(self, group: Group, counted: GroupCounts, calls: int, seconds: Mapping[str, float]) -> None:
-        _, model, version, status, streams = group
+        _, model, offered_as, version, status, streams = group
         if model is None:
             return
         self._rows.labels(model).inc(counted.rows)
         self._steps.labels(model).inc(counted.steps)
         if streams:
             return
-        which, outcome = (model, version or ""), "fail" if status >= 400 else "success"
+        which, outcome = (offered_as, version or ""), "fail" if status >= 400 else "success"
         self._calls.labels(*which, outcome).inc(calls)
         for part, spent in seconds.items():
             self._seconds.labels(*which, outcome, part).inc(spent)

@@ -47,6 +47,7 @@ class Request:
     - watch: a call that returns when the client has gone; set before the request waits for anything
     - cors: headers of its reply that say which pages may read it
     - owner: a digest of the key, empty without one; admin: whether that is an admin's, None where there are no keys
+    - offered_as: what the Open Inference Protocol calls its model, where that is not the model's name
     - streams: whether it takes as long as its client wants
     - stages: seconds by one of `STAGES`
     - intervals: stage, begin and end (`perf_counter()`) in order, for a trace; None if nobody asks for them
@@ -69,6 +70,7 @@ class Request:
     admin: bool | None = None
     streams: bool = False
     model: str | None = None
+    offered_as: str | None = None
     version: str | None = None
     rows: int = 0
     steps: int = 0

@@ -144,7 +144,7 @@ def _described(spec: ModelSpec) -> str:
         f"front {_layers(spec.front)}" if spec.front else "",
         f"pooling {spec.pooling}" if spec.pooling != "none" else "",
         f"head {_layers(spec.head)}" if spec.head[1:] else "",
-        f"head of {spec.out_features}" if spec.out_features else "",
+        f"head with {spec.out_features} output{'s' * (spec.out_features != 1)}" if spec.out_features else "",
     )
     return ", ".join(filter(None, parts))
 

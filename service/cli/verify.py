@@ -46,9 +46,9 @@ class Verdict:
         return self.error <= self.allowed  # not for NaN
 
     def __str__(self) -> str:
-        scale = max(1.0, self.largest)
-        text = f"max error {self.error / scale:.1e} (allowed {self.allowed / scale:.1e}) relative to {scale:.3g}"
-        return f"{text} against {self.reference} in float64, over random and saturating sequences of up to {LONG} steps"
+        found = f"largest difference {self.error:.1e} of the allowed {self.allowed:.1e}"
+        against = f"in values up to {self.largest:.3g}, against {self.reference} in float64"
+        return f"{found}, {against}, over random and saturating sequences of up to {LONG} steps"
 
 
 def verify(root: Path, name: str, model: CheckpointModel) -> Verdict:
@@ -101,7 +101,7 @@ def expect_sample(root: Path, name: str, path: Path) -> str:
                     f"(allowed {EXPECTED:.0e}), relative to its largest value if that is over 1"
                 )
             worst = max(worst, error)
-    return f"max error {worst:.1e} (allowed {EXPECTED:.0e}) over {len(results)} sequences"
+    return f"largest difference {worst:.1e} of the allowed {EXPECTED:.0e}, over {len(results)} sequences"
 
 
 def _read_sample(path: Path, spec: ModelSpec) -> dict[str, NDArray[Any]]:

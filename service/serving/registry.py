@@ -45,6 +45,11 @@ class ModelVersion:
     def state(self) -> State:
         return "failed" if self.failure else "loaded" if self.engine else "available"
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last try to load it failed, for a reason that may have passed."""
+        return self.not_loaded.logged_at is not None and not self.failure
+
     def refusal(self, reason: str | None) -> ModelFailed:
         return ModelFailed(f"model {self.name!r} version {self.version} cannot be served: {reason}")
 
@@ -272,6 +277,7 @@ class Registry:
                 version.failure = reason
             raise version.refusal(reason) from None
         version.notes, version.fingerprint = weights.notes, weights.fingerprint
+        version.not_loaded.logged_at = None
         if self._current(version.name, version.version) is not version:
             return  # replaced meanwhile: it lives as long as the requests that wait for it
         self._loaded[version] = None

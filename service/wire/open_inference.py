@@ -11,17 +11,16 @@ Source: docs/predict-api-v2 of the protocol, and extension_binary_data.md of the
 import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from io import BytesIO
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from service.errors import MalformedBody
 from service.wire.arrays import MAX_FIELDS, Document, Floats, Integers, Ragged, bad, narrowed
-from service.wire.json import SLICE_VALUES, items
 from service.wire.json_slow import unique
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -36,20 +35,27 @@ READ = {
 }
 _WRITTEN = {"f": "FP32", "i": "INT64"}
 
-_DATA = re.compile(rb'(?<!\\)"data"\s*+:\s*+\[')
+_DATA = re.compile(rb'"data"(?<!\\"data")\s*+:\s*+\[')  # what begins with plain letters is searched for faster
 _ESCAPED = re.compile(rb"\\u00(?:6[14]|74)")  # a letter of "data", which is not found then
 _NO_DATA = b'"data":[]'
-_NOT_FINITE = re.compile(rb"(?<![^\[,\s])(?:NaN|-?Infinity)(?![^\],\s])")
-PIECE_BYTES = 16 * 1024
-"""Numbers are looked through for NaN in pieces, so that a thread that does this lets others run."""
+_BETWEEN_WORDS = re.compile(rb"[^-A-Za-z]")
+_NO_MARKS = bytes({*range(256)} - {*b",aIg"})
+_MEANINGS = np.zeros(256, np.float16)
+_MEANINGS[[*b"aIg"]] = np.nan, np.inf, -np.inf
+_ZEROS = {b"NaN": b" 0 ", b"-Infinity": b" -0      ", b"Infinity": b" 0      "}
+"""What stands for words, between blanks: where a word is a part of something, that stays no JSON."""
 
-_WORDS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+PIECE_BYTES = 16 * 1024
+"""Numbers are looked through for NaN in pieces of less than 2**16: a thread that does this lets others run."""
+
+PIECE_VALUES = 4 * 1024  # most numbers that are printed at a time: less than half a millisecond's work, also of NaN
 
 Array = Floats | Integers
 Tensor = Mapping[str, Any]
 """An entry of a body's inputs, by the protocol's names; `data` says which of `Cut.lists` has its numbers."""
-Places = dict[str, list[tuple[Integers, Floats]]]
-"""NaN and infinities by tensor, in pieces: which of its numbers are, and what."""
+Place = tuple[int, NDArray[np.uint16], NDArray[np.float16]]
+"""NaN and infinities in a piece of a list: where it begins, which of the numbers from there on are, and what."""
+Places = dict[str, list[Place]]
 
 
 class Cut(NamedTuple):
@@ -94,23 +100,22 @@ def cut(body: bytes, header_bytes: int | None) -> Cut:
 
 
 def numbers(tensors: Sequence[Tensor], cut: Cut) -> tuple[bytes, Places]:
-    """The numbers of tensors as a JSON object, in which those that are not finite are zeros. Raises InvalidRequest."""
-    body, places = cut.body, Places()
-    texts: list[bytes | memoryview] = []
+    """All lists as a JSON object, tensors' by name, with zeros for NaN and infinities. Raises InvalidRequest."""
+    names = [f"data {index}" for index in range(len(cut.lists))]  # of parameters, which have no effect
+    indices = [[index] for index in range(len(cut.lists))]
     for tensor in tensors:
-        if _binary_bytes(tensor) is not None:
-            continue
-        name, index = tensor["name"], len(texts) // 4
-        if tensor.get("data") != [index] or index >= len(cut.lists):
-            raise bad((name,), 'has no list of numbers as "data"')
-        begin, end = cut.lists[index]
-        text = memoryview(body)[begin:end]
-        if body.find(b"N", begin, end) >= 0 or body.find(b"I", begin, end) >= 0:
-            copy = BytesIO()
-            places[name] = list(_copied(text, copy))
-            text = copy.getbuffer()
-        texts += [b"," if texts else b"", orjson.dumps(name), b":", text]
-    return b"".join((b"{", *texts, b"}")), places
+        if _binary_bytes(tensor) is None:
+            if (data := tensor.get("data")) not in indices:
+                raise bad((tensor["name"],), 'has no list of numbers as "data"')
+            names[data[0]] = tensor["name"]
+    texts, places = [b"{"], Places()
+    for name, (begin, end) in zip(names, cut.lists, strict=True):
+        texts += [b"," if len(texts) > 1 else b"", orjson.dumps(name), b":"]
+        if cut.body.find(b"N", begin, end) >= 0 or cut.body.find(b"I", begin, end) >= 0:
+            places[name] = list(_without_words(cut.body, begin, end, texts))
+        else:
+            texts.append(cut.body[begin:end])
+    return b"".join((*texts, b"}")), places
 
 
 def arrays(tensors: Sequence[Tensor], cut: Cut, lists: Document, places: Places) -> dict[str, Array]:
@@ -137,8 +142,6 @@ def arrays(tensors: Sequence[Tensor], cut: Cut, lists: Document, places: Places)
         begin += size
     if begin < len(body):
         raise MalformedBody(f"{len(body) - begin} bytes of the body are no tensor's")
-    if len(lists) < len(cut.lists):  # nobody has read the others
-        raise MalformedBody('a list named "data" is no tensor\'s')
     return found
 
 
@@ -153,15 +156,9 @@ def header(fields: Mapping[str, Any], tensors: Mapping[str, Array], binary: Cont
     yield text
     in_json = (values for name, values in tensors.items() if name not in binary)
     for values, text in zip(in_json, others, strict=True):
-        flat = values.reshape(-1)
-        words = _words(flat)
-        for piece in items(flat, b'"data":[', b"]"):
-            if b"n" in piece:
-                begin, *rest = piece.split(b"null")
-                yield begin + b"".join(next(words) + part for part in rest)
-            else:
-                yield piece
-        yield text
+        yield b'"data":['
+        yield from _printed(values.reshape(-1))
+        yield b"]" + text
 
 
 def _binary_bytes(tensor: Tensor) -> int | None:
@@ -190,31 +187,30 @@ def _read(text: bytes) -> Any:
         raise MalformedBody(f"not JSON: {error}") from None
 
 
-def _copied(text: memoryview, to: BytesIO) -> Iterator[tuple[Integers, Floats]]:
-    """Copy a list, with zeros for NaN and infinities, which no decoder of JSON takes; gives where they were, and what.
+def _without_words(body: bytes, begin: int, end: int, texts: list[bytes]) -> Iterator[Place]:
+    """Add a list to texts, with zeros for NaN and infinities, which no decoder of JSON takes; gives them as `Place`s.
 
-    All is done in pieces: a thread lets others run in between.
+    A letter stands for each word. If it was none of a word's, the text has it still, and is no list of numbers.
     """
-    copied = commas = 0
-    for begin in range(0, len(text), PIECE_BYTES):
-        end = begin + PIECE_BYTES
-        piece = bytes(text[begin:end])
-        if b"N" in piece or b"I" in piece or piece.endswith(b"-"):
-            # The longest word may go on beyond the piece, and a mark has to follow it.
-            words = [word for word in _NOT_FINITE.finditer(text, begin, end + 10) if word.start() < end]
-            for word in words:
-                to.write(text[copied : word.start()])
-                to.write(b"0")
-                copied = word.end()
-            ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord(","))
-            indices = commas + ends.searchsorted([word.start() - begin for word in words])
-            yield indices, np.array([float(word[0]) for word in words], np.float32)
-        to.write(text[copied:end])
-        copied = max(copied, end)
-        commas += piece.count(b",")
+    first = 0
+    while begin < end:
+        stop = begin + PIECE_BYTES
+        # Ten letters in a row are no number.
+        between = _BETWEEN_WORDS.search(body, stop, min(stop + 10, end))
+        stop = between.end() if between else min(stop + 10, end)
+        piece = body[begin:stop]
+        marks = np.frombuffer(piece.replace(b"-I", b"g").translate(None, _NO_MARKS), np.uint8)
+        words = np.flatnonzero(marks != ord(","))
+        if words.size:
+            yield first, (words - np.arange(words.size)).astype(np.uint16), _MEANINGS[marks[words]]
+            for word, zero in _ZEROS.items():
+                piece = piece.replace(word, zero)
+        texts.append(piece)
+        first += marks.size - words.size
+        begin = stop
 
 
-def _shaped(tensor: Tensor, values: Any, places: Sequence[tuple[Integers, Floats]]) -> Array:
+def _shaped(tensor: Tensor, values: Any, places: Sequence[Place]) -> Array:
     """Numbers of JSON in a tensor's shape and type. Raises InvalidRequest."""
     name, shape, datatype = tensor["name"], tuple(tensor["shape"]), tensor["datatype"]
     count = prod(shape)
@@ -226,8 +222,8 @@ def _shaped(tensor: Tensor, values: Any, places: Sequence[tuple[Integers, Floats
     floats: Floats = values.reshape(-1)
     if places:
         floats = floats.copy()
-    for indices, words in places:
-        floats[indices] = words
+    for first, indices, words in places:
+        floats[first:][indices] = words
     if datatype.startswith("INT"):
         wrong = np.flatnonzero(~((np.abs(floats) < MAX_WHOLE) & (floats == np.floor(floats))))
         if wrong.size:
@@ -237,8 +233,13 @@ def _shaped(tensor: Tensor, values: Any, places: Sequence[tuple[Integers, Floats
     return floats.reshape(shape)
 
 
-def _words(values: Array) -> Iterator[bytes]:
-    """What NaN and infinities among numbers (n,) are in JSON, as Python and Triton's client write them."""
-    for begin in range(0, len(values), SLICE_VALUES):
-        part = values[begin : begin + SLICE_VALUES]
-        yield from (_WORDS[str(value)] for value in part[~np.isfinite(part)].tolist())
+def _printed(values: Array) -> Iterator[bytes]:
+    """Numbers (n,) in pieces, NaN and infinities as Python and Triton's client write them."""
+    for begin in range(0, len(values), PIECE_VALUES):
+        part = values[begin : begin + PIECE_VALUES]
+        text = orjson.dumps(part, None, orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        if b"n" in text:
+            words = part[~np.isfinite(part)]
+            names = np.where(np.isnan(words), b"NaN", np.where(words > 0, b"Infinity", b"-Infinity"))
+            text = text.replace(b"null", b"%b") % tuple(names.tolist())
+        yield b"," + text if begin else text

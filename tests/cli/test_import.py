@@ -62,7 +62,7 @@ def test_every_model_comes_through(spec, suffix, seed):
         folder = Path(name)
         result = run_on(folder, spec, weights, suffix=suffix)
         assert result.exit_code == 0, result.output
-        assert "verified: max error" in result.stdout
+        assert "verified: largest difference" in result.stdout
         assert read_folder(folder / "models", "m").config.spec() == spec
         written = read_weights(folder / "models" / "m" / "1" / "model.safetensors", spec).arrays
     assert all(np.array_equal(written[name], weights[name]) for name in weights)
@@ -71,7 +71,7 @@ def test_every_model_comes_through(spec, suffix, seed):
 def test_output_of_an_import(tmp_path):
     result = run_on(tmp_path, LSTM, weights_of(LSTM), "--description", "a test", prefix="module.lstm.")
     assert result.exit_code == 0
-    found = "found in model.pt: module.lstm, kind lstm, input_size 3, hidden_size 4, num_layers 1, head of 2"
+    found = "found in model.pt: module.lstm, kind lstm, input_size 3, hidden_size 4, num_layers 1, head with 2 outputs"
     assert found in result.stdout
     assert "module.lstm.weight_hh_l0" in result.stdout
     assert "against torch.nn.LSTM in float64, over random and saturating sequences of up to 1000 steps" in result.stdout
@@ -109,7 +109,7 @@ def test_failed_verification_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "read_weights", altered)
     result = run_on(tmp_path, LSTM, weights_of(LSTM))
     assert result.exit_code == 1
-    assert "error: not imported: max error" in result.stderr
+    assert "error: not imported: largest difference" in result.stderr
     assert not (tmp_path / "models").exists()
 
 
@@ -252,7 +252,7 @@ def test_sample_that_fits(tmp_path):
     sample_of(tmp_path / "s.safetensors", **sample)
     result = run_on(tmp_path, LSTM, weights, "--expect", tmp_path / "s.safetensors")
     assert result.exit_code == 0, result.output
-    assert re.search(r"expected: max error \S+ \(allowed 1e-04\) over 3 sequences", result.stdout)
+    assert re.search(r"expected: largest difference \S+ of the allowed 1e-04, over 3 sequences", result.stdout)
     first = {name: array[0] for name, array in sample.items() if name != "lengths"}
     sample_of(tmp_path / "s.safetensors", **first)
     assert run_on(tmp_path, LSTM, weights, "--expect", tmp_path / "s.safetensors").exit_code == 0

@@ -97,7 +97,7 @@ def test_recipe_gives_what_the_model_gives(folder, recipe, form):
         save_file({"inputs": x, "predictions": model(x).contiguous()}, folder / "sample.safetensors")
     result = run(*command, "--expect", "sample.safetensors")
     assert result.exit_code == 0, result.output
-    assert re.search(r"expected: max error \S+ \(allowed 1e-04\) over 3 sequences", result.stdout)
+    assert re.search(r"expected: largest difference \S+ of the allowed 1e-04, over 3 sequences", result.stdout)
     assert ("verified without lstm_critic" in result.stdout or "verified without value_net" in result.stdout) == (
         "PPO" in recipe
     )
@@ -129,4 +129,4 @@ def test_onnx_file_needs_no_option(folder, recipe):
     save_file({"inputs": x, "predictions": predictions.contiguous()}, "sample.safetensors")
     result = run("import", "model.onnx", "--name", "m", "--expect", "sample.safetensors")
     assert result.exit_code == 0, result.stdout + result.stderr
-    assert "expected: max error" in result.stdout
+    assert "expected: largest difference" in result.stdout

@@ -1,9 +1,13 @@
 """Sequences of the Open Inference Protocol, by hand and with Triton's client."""
 
 import asyncio
+import shutil
 
 import numpy as np
 import pytest
+
+from service.models.layer_config import LayerConfig, chain_layers
+from service.spec import ModelSpec
 
 from .conftest import ADMIN_KEY
 from .models import write_model
@@ -12,6 +16,13 @@ from .running import replicas
 from .sessions import ADMIN, vectors
 
 MODEL = "lstm-proj"
+OTHERS = {
+    "wider": ModelSpec("gru", 7, 3),
+    "both-ways": ModelSpec("gru", 4, 3, bidirectional=True),
+    "tokens": ModelSpec(
+        "gru", 4, 3, front=chain_layers("front", [LayerConfig(type="embedding", num_embeddings=9, embedding_dim=4)], 4)
+    ),
+}
 STEP = f"/v2/models/{MODEL}.step/infer"
 
 
@@ -124,6 +135,39 @@ def test_models_count_their_sequences(launch, tmp_path):
     assert last.json()["parameters"]["step"] == 2
     assert service.post(unload, headers=ADMIN).status_code == 200
     assert service.metrics()['rnn_sessions_ended_total{reason="restarted"}'] == 1
+
+
+@pytest.mark.parametrize("other", ["wider", "both-ways", "tokens", "no model"])
+def test_sequence_keeps_its_weights(launch, tmp_path, other):
+    """As a session does, whatever its model's name means meanwhile."""
+    folder, outputs = tmp_path / "models" / MODEL, [{"name": "h"}, {"name": "outputs"}]
+    write_model(tmp_path / "models", MODEL)
+    write_model(tmp_path / "models", "tanh")
+    service = launch(tmp_path / "models", admin_keys=ADMIN_KEY)
+    inputs = vectors(MODEL, 4)
+    expected = infer(service, MODEL, {"inputs": inputs[None]})["outputs"][0]
+    begin(service, 5)
+    shutil.rmtree(folder)
+    if other == "no model":
+        assert_error(service.post(f"/v2/repository/models/{MODEL}/load", headers=ADMIN), 404, MODEL)
+    else:
+        write_model(tmp_path / "models", MODEL, 1, OTHERS[other])
+        assert service.post(f"/v2/repository/models/{MODEL}/load", headers=ADMIN).status_code == 200
+    for number, path in enumerate([STEP, f"/v2/models/{MODEL}.step/versions/1/infer", STEP], 1):
+        flags = {"sequence_id": 5, "sequence_end": number == 3}
+        body, sent = body_of({"inputs": inputs[number : number + 1]}, True, parameters=flags, outputs=outputs)
+        document, arrays = read(service.post(path, content=body, headers=sent))
+        assert (document["model_name"], document["model_version"]) == (f"{MODEL}.step", "1")
+        assert arrays["outputs"].tobytes() == expected[number : number + 1].tobytes()
+    body, _ = body_of({"inputs": inputs[:1]}, parameters={"sequence_id": 5, "sequence_start": True})
+    status, words = {
+        "wider": (400, "expected FP32 of shape [-1, 7]"),
+        "both-ways": (400, "is bidirectional"),
+        "tokens": (400, "expected INT64 of shape [-1, 1]"),
+        "no model": (404, "there is no model"),
+    }[other]
+    assert_error(service.post(STEP, content=body), status, words)
+    assert_error(step(service, inputs[:1], sequence_id=5), 400, "has ended")
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,10 @@ def test_tokens_and_raw_bodies(bundled):
             np.testing.assert_array_equal(
                 infer(bundled, "names", {"inputs": ids.astype(dtype)}, binary)["predictions"], wanted.astype(np.float32)
             )
+            for shape in ((3,), (3, 1)):
+                steps = infer(bundled, "names.step", {"inputs": ids[0].astype(dtype).reshape(shape)}, binary)
+                np.testing.assert_allclose(steps["predictions"][0], wanted[0, 0], rtol=1e-5)
+                assert steps["outputs"].shape[0] == 3
     for model, tensor, shape in (
         ("names", ids[0], (1, 3, 27)),
         ("names.step", ids[0], (3, 27)),
@@ -106,6 +110,12 @@ def test_tokens_and_raw_bodies(bundled):
         assert read(reply)[1]["predictions"].shape == shape
     reply = bundled.post("/v2/models/weather/infer", content=b"12345", headers={LENGTH: "0"})
     assert_error(reply, 400, "the body has 5 bytes; expected FP32, 28 bytes a step")
+    for shape in ((1, 3, 1), (3, 2), (3, 1, 1)):
+        body, _ = body_of({"inputs": np.ones(shape, np.int64)})
+        reply = bundled.post("/v2/models/names.step/infer", content=body)
+        assert_error(reply, 400, f"inputs is INT64 of shape {[*shape]}; expected INT64 of shape [-1, 1]")
+    config = bundled.get("/v2/models/names.step/config").json()
+    assert [(one["name"], one["dims"]) for one in config["input"]] == [("inputs", [1])]
     reply = bundled.post("/v2/models/names/infer", content=body_of({"inputs": np.ones((1, 2), np.float32)})[0])
     assert_error(reply, 400, "inputs is FP32 of shape [1, 2]; expected INT64 of shape [-1, -1]")
 
@@ -185,6 +195,7 @@ def test_both_entrances_give_the_same_bytes(service):
 
 X = {"name": "inputs", "shape": [1, 2, 4], "datatype": "FP32", "data": [1] * 8}
 STATE = {"name": "h0", "shape": [1, 1, 6], "datatype": "FP32", "data": [0] * 6}
+LENGTHS = {"name": "lengths", "shape": [1], "datatype": "INT64", "data": [2]}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +218,14 @@ STATE = {"name": "h0", "shape": [1, 1, 6], "datatype": "FP32", "data": [0] * 6}
         ({"inputs": [X | {"name": "input"}]}, ["inputs[0] is 'input'; this model has inputs, h0, lengths"]),
         ({"inputs": [X, X]}, ["inputs[1] is 'inputs', which comes twice"]),
         ({"inputs": [STATE]}, ["inputs is missing"]),
-        ({"inputs": [X, STATE | {"shape": [2, 1, 3]}]}, ["h0 is FP32 of shape [2, 1, 3]; expected FP32 of shape [-1"]),
-        ({"inputs": [X, STATE | {"shape": [2, 1, 6], "data": [0] * 12}]}, ["h0 has shape (1, 2, 6)"]),
+        (
+            {"inputs": [X, STATE | {"shape": [2, 1, 3]}]},
+            ["h0 is FP32 of shape [2, 1, 3]; expected FP32 of shape [1, 1, 6]"],
+        ),
+        ({"inputs": [STATE | {"shape": [2, 1, 6]}, X]}, ["h0 is FP32 of shape [2, 1, 6]; expected FP32 of shape [1,"]),
+        ({"inputs": [X | {"shape": []}, STATE]}, ["inputs is FP32 of shape []; expected FP32 of shape [-1, -1, 4]"]),
+        ({"inputs": [X, LENGTHS | {"shape": [1, 1, 1]}]}, ["lengths is INT64 of shape [1, 1, 1]; expected INT64 of"]),
+        ({"inputs": [X, LENGTHS | {"shape": [2]}]}, ["lengths is INT64 of shape [2]; expected INT64 of shape [1, 1]"]),
         ({"inputs": [X], "outputs": [{"name": "c_n"}]}, ["outputs[0] is 'c_n'; this model has outputs, h_n, last"]),
         ({"inputs": [X], "outputs": [{"name": "h_n"}] * 2}, ["outputs[1] is 'h_n', which comes twice"]),
         ({"inputs": [X], "outputs": [{"name": "h_n", "parameters": {"classification": 2}}]}, ["classification"]),
@@ -281,7 +298,8 @@ def test_client_that_hangs_up_is_not_served(service):
 
 def test_service_and_models_are_described(service):
     assert service.get("/v2").json()["name"] == "rnn-service"
-    assert {"binary_tensor_data", "model_configuration", "statistics"} <= {*service.get("/v2").json()["extensions"]}
+    extensions = {*service.get("/v2").json()["extensions"]}
+    assert {"binary_tensor_data", "model_configuration", "sequence", "sequence(string_id)", "statistics"} <= extensions
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert service.get(path).json() == {"name": "rnn-service", "ready": True, "live": True}
     lstm = service.get("/v2/models/lstm").json()
@@ -331,6 +349,23 @@ def test_repository(launch, tmp_path):
     assert_error(service.post("/v2/repository/models/none/load", headers=ADMIN), 404, "none")
 
 
+def test_model_whose_weights_are_gone_is_not_ready(launch, tmp_path):
+    write_model(tmp_path / "models", "tanh")
+    service = launch(tmp_path / "models", admin_keys=ADMIN_KEY)
+    (file,) = (tmp_path / "models").rglob("*.safetensors")
+    kept = file.rename(tmp_path / "kept")
+    body, _ = body_of({"inputs": np.ones((1, 1, 4), np.float32)})
+    assert_error(service.post("/v2/models/tanh/infer", content=body), 503, "is missing")
+    for name in ("tanh", "tanh.step"):
+        reply = service.get(f"/v2/models/{name}/ready")
+        assert (reply.status_code, reply.json()["ready"]) == (503, False)
+        reply = service.post(f"/v2/repository/models/{name}/unload", headers=ADMIN)
+        assert (reply.status_code, reply.json()["ready"]) == (200, False)
+    kept.rename(file)
+    assert service.get("/v2/models/tanh/ready").json()["ready"]
+    assert service.post("/v2/models/tanh/infer", content=body).status_code == 200
+
+
 def test_statistics_count_each_model(launch, tmp_path):
     for name in ("tanh", "gru"):
         write_model(tmp_path / "models", name)
@@ -352,6 +387,8 @@ def test_statistics_count_each_model(launch, tmp_path):
     (one,) = service.get("/v2/models/tanh/versions/1/stats").json()["model_stats"]
     assert one == counted["tanh", "1"]
     assert counted["tanh", "1"]["last_inference"] > 1.7e12
+    rows = {name: count for name, count in service.metrics().items() if name.startswith("rnn_rows_total{")}
+    assert rows == {'rnn_rows_total{model="tanh"}': 12}
 
 
 def test_paths_of_metrics_do_not_grow(service):

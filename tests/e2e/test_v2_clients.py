@@ -82,6 +82,15 @@ def test_tritonclient_with_nan(triton, client, binary):
     assert np.isnan(result.as_numpy("outputs")[0, 0]).all()
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_tritonclient_steps_tokens(triton, bundled, binary, shape):
+    with triton.InferenceServerClient(f"127.0.0.1:{bundled.port}") as client:
+        assert client.get_model_metadata("names.step")["inputs"][0]["shape"] == [-1, 1]
+        inputs = inputs_of(triton, {"inputs": np.array([1, 2, 3]).reshape(shape)}, binary=binary)
+        assert client.infer("names.step", inputs).as_numpy("predictions").shape == (3, 27)
+
+
 def test_tritonclient_describes(triton, client):
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -210,10 +219,10 @@ def test_perf_analyzer(perf_analyzer, service, tmp_path, tensors):
 
 
 def test_perf_analyzer_as_the_page_says(perf_analyzer, bundled, tmp_path, monkeypatch):
-    (data,) = re.findall(r'\{"data".*', PAGE)
-    (tmp_path / "inputs.json").write_text(data)
+    for name, data in re.findall(r'^cat > (\S+) <<< \'(\{"data".*)\'$', PAGE, re.MULTILINE):
+        (tmp_path / name).write_text(data)
     monkeypatch.chdir(tmp_path)
     calls = re.findall(r"perf_analyzer -m (.*) -u \S+$", PAGE, re.MULTILINE)
-    assert len(calls) == 2
+    assert len(calls) == 3
     for call in calls:
         assert "throughput: " in perf_analyzer(bundled, *shlex.split(call))

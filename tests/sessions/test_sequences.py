@@ -26,7 +26,7 @@ from service.sessions.cache import SessionCache, SessionLimits
 from service.sessions.exactly_once import SessionSteps, Terms
 from service.sessions.lifecycle import Lifetimes, Sessions
 from service.sessions.queue import SessionQueue
-from service.sessions.sequences import SequenceCall, Sequences
+from service.sessions.sequences import Sequence, SequenceCall, Sequences
 from service.sessions.stepper import NonFinite
 from service.spec import ModelSpec
 from service.stores.memory import MemoryStore
@@ -66,9 +66,11 @@ class Process:
                 raise InvalidRequest([FieldError(("inputs",), "another size")])
             return inputs
 
-        on = self.registry.resolve(MODEL, None)
-        call = SequenceCall(owner, on, sequence_id, start, end, step, read, TERMS, deadline)
-        model, [steps] = await self.sequences.run(call)
+        sequence, model = Sequence.of(owner, MODEL, sequence_id), self.registry.resolve(MODEL, None)
+        async with self.sequences.turn(sequence):
+            on = model if start else await self.sequences.find(sequence, model)
+            call = SequenceCall(sequence, on, end, step, read, TERMS, deadline)
+            model, [steps] = await self.sequences.run(call)
         return steps.first, steps.outputs, model
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,17 +18,35 @@ from service.api.shapes import Limits, invalid
 from service.api.step import StepCall, session_inputs, session_reply
 from service.api.stepping import refuse_another_model, wants_state
 from service.api.v2.models import resolve
-from service.api.v2.requests import STEP, InferRequest, RequestParameters, Signature, Tensor
-from service.errors import MalformedRequest
+from service.api.v2.requests import ONE_EACH, STEP, InferRequest, RequestParameters, Signature, Tensor, signature
+from service.errors import MalformedRequest, ServiceError
 from service.serving.inference import Inference
 from service.serving.registry import ModelVersion
 from service.sessions.exactly_once import Terms
-from service.sessions.sequences import SequenceCall, Sequences
+from service.sessions.lifecycle import Session
+from service.sessions.sequences import Sequence, SequenceCall, Sequences
 from service.wire.arrays import Floats
 from service.wire.open_inference import READ, Array, Cut, arrays, header, numbers
 from service.wire.open_inference import cut as cut_body
 
 LENGTH = b"inference-header-content-length"
+
+
+class Target(NamedTuple):
+    """A name of the protocol, a version if one is asked for, and the model that it means now, or why none."""
+
+    name: str
+    version: str | None
+    model: ModelVersion | ServiceError
+
+    @property
+    def by_step(self) -> bool:
+        return self.name.endswith(STEP)
+
+    def current(self) -> ModelVersion:
+        if isinstance(self.model, ServiceError):
+            raise self.model
+        return self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +57,39 @@ class Infer:
     sequences: Sequences
 
     async def __call__(self, request: Request) -> Reply:
-        name, version = infer_names(request.path) or ("", None)
-        model, tensors = resolve(self.inference.registry, name, version)
-        request.model, request.version = name, model.version
-        asked, given = await self._decode(request, tensors)
-        fields: dict[str, Any] = {"model_name": name, "model_version": model.version}
+        begun, target = perf_counter(), self._target(request)
+        cut = _cut(request, target)
+        asked = validate(InferRequest, cut.document)
+        request.mark("decode", begun)
+        fields: dict[str, Any] = {"model_name": target.name, "model_version": ""}
         if asked.id:
             fields["id"] = asked.id
-        if _is_of_sequence(asked.parameters, name):
-            results = await self._step_sequence(request, model, version, asked, given)
-            fields["model_version"] = request.version
+        if _is_of_sequence(asked.parameters, target.name):
+            results = await self._step_sequence(request, target, asked, cut)
             fields["parameters"] = {"sequence_id": asked.parameters.sequence_id, "step": results.pop("step")}
         else:
-            results = await self._run(request, model, asked, given, by_step=name.endswith(STEP))
+            model = target.current()
+            given = await self._decode(request, asked, cut, signature(model.spec, by_step=target.by_step))
+            del cut  # it holds the body
+            results = await self._run(request, model, asked, given, by_step=target.by_step)
+        fields["model_version"] = request.version
         return await self._encode(request, asked, fields, results)
 
-    async def _decode(self, request: Request, tensors: Signature) -> tuple[InferRequest, Mapping[str, Array]]:
-        """A body's request and arrays, which are the model's. Raises MalformedBody, InvalidRequest."""
-        body, begun = request.body, perf_counter()
-        request.body = b""  # it need not be held any longer than it is read
-        length = request.headers.get(LENGTH)
-        if length is not None and not (length.isdigit() and len(length) < 20):
-            raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
-        if length is None or int(length):
-            cut = cut_body(body, None if length is None else int(length))
-        else:
-            cut = Cut(_raw(len(body), tensors.inputs["inputs"]), body, [], 0)
-        asked = validate(InferRequest, cut.document)
+    def _target(self, request: Request) -> Target:
+        """What the path names. Raises as `resolve`, but for steps: sequences of a model that is gone may live on."""
+        name, version = infer_names(request.path) or ("", None)
+        try:
+            model = resolve(self.inference.registry, name, version)
+        except ServiceError as error:
+            if not name.endswith(STEP):
+                raise
+            return Target(name, version, error)
+        request.model, request.offered_as, request.version = model.name, name, model.version
+        return Target(name, version, model)
+
+    async def _decode(self, request: Request, asked: InferRequest, cut: Cut, tensors: Signature) -> Mapping[str, Array]:
+        """A body's arrays, which are the model's. Raises MalformedBody, InvalidRequest."""
+        body, begun = cut.body, perf_counter()
         _check(asked, tensors)
         many = len(body) > VIEW_BYTES or (len(body) > HEAVY_BYTES and cut.lists and (b"N" in body or b"I" in body))
         text, places = await asyncio.to_thread(numbers, asked.inputs, cut) if many else numbers(asked.inputs, cut)
@@ -74,7 +98,7 @@ class Infer:
         found = await asyncio.to_thread(arrays, *arguments) if many else arrays(*arguments)
         if len(body) < HEAVY_BYTES:
             request.mark("decode", begun)
-        return asked, found
+        return {name: one.reshape(-1) if tensors.inputs[name] is ONE_EACH else one for name, one in found.items()}
 
     async def _run(
         self, request: Request, model: ModelVersion, asked: InferRequest, given: Mapping[str, Array], *, by_step: bool
@@ -82,8 +106,6 @@ class Infer:
         """Run a forward, or a step from a state that the client keeps; gives what is wanted, batch first."""
         returns = [output["name"] for output in asked.outputs] or None
         fields: dict[str, Any] = {name: _swapped(name, values) for name, values in given.items()}
-        if "lengths" in given:
-            fields["lengths"] = given["lengths"].reshape(-1)
         fields["returns"] = returns
         call: Call
         if by_step:
@@ -100,26 +122,30 @@ class Infer:
 
         return await aside(call.values, results)
 
-    async def _step_sequence(
-        self, request: Request, on: ModelVersion, version: str | None, asked: InferRequest, given: Mapping[str, Array]
-    ) -> dict[str, Any]:
+    async def _step_sequence(self, request: Request, target: Target, asked: InferRequest, cut: Cut) -> dict[str, Any]:
         """Run steps (k,I) of a sequence; gives what is wanted, and the number of the last as `step`."""
         said, names = asked.parameters, [output["name"] for output in asked.outputs] or None
-        if states := given.keys() - {"inputs"}:
-            raise invalid(f"{min(states)} is given; a sequence has the state after its last step", min(states))
-        returns = frozenset(names or ())
+        sequence = Sequence.of(request.owner, target.name.removesuffix(STEP), said.sequence_id)
+        async with self.sequences.turn(sequence):
+            # What has begun goes on with the tensors of its own weights, whatever the name means now.
+            on = target.current() if said.sequence_start else await self.sequences.find(sequence, target.model)
+            model = on.model if isinstance(on, Session) else on
+            request.model, request.offered_as, request.version = model.name, target.name, model.version
+            given = await self._decode(request, asked, cut, signature(model.spec, by_step=True))
+            if states := given.keys() - {"inputs"}:
+                raise invalid(f"{min(states)} is given; a sequence has the state after its last step", min(states))
+            returns = frozenset(names or ())
 
-        def read(model: ModelVersion) -> Floats:
-            nonlocal returns
-            refuse_another_model(model, None, version)
-            inputs, returns, _ = session_inputs(given["inputs"], names, model, self.limits)
-            return inputs
+            def read(model: ModelVersion) -> Floats:
+                nonlocal returns
+                refuse_another_model(model, None, target.version)
+                inputs, returns, _ = session_inputs(given["inputs"], names, model, self.limits)
+                return inputs
 
-        terms = Terms(False, wants_state(returns), in_stream=False, times=request)
-        deadline = request.deadline(said.timeout / 1e6 or None)
-        flags = said.sequence_start, said.sequence_end, said.step
-        call = SequenceCall(request.owner, on, said.sequence_id, *flags, read, terms, deadline)
-        model, ran = await self.sequences.run(call)
+            terms = Terms(False, wants_state(returns), in_stream=False, times=request)
+            deadline = request.deadline(said.timeout / 1e6 or None)
+            call = SequenceCall(sequence, on, said.sequence_end, said.step, read, terms, deadline)
+            model, ran = await self.sequences.run(call)
         request.version, request.rows, request.steps = model.version, 1, len(given["inputs"])
         results = session_reply(ran, returns, several=True)
         for state in results.keys() & {"h", "c"}:
@@ -152,6 +178,19 @@ class Infer:
 
 _BY_ROW = frozenset(("inputs", "lengths", "outputs", "last", "predictions"))
 """Tensors that are batch first everywhere; states have their layers first in the other calls."""
+
+
+def _cut(request: Request, target: Target) -> Cut:
+    """A body without its numbers. Raises MalformedBody, MalformedRequest."""
+    body = request.body
+    request.body = b""  # it need not be held any longer than it is read
+    length = request.headers.get(LENGTH)
+    if length is not None and not (length.isdigit() and len(length) < 20):
+        raise MalformedRequest("Inference-Header-Content-Length must be a whole number of bytes")
+    if length is None or int(length):
+        return cut_body(body, None if length is None else int(length))
+    tensors = signature(target.current().spec, by_step=target.by_step)
+    return Cut(_raw(len(body), tensors.inputs["inputs"]), body, [], 0)
 
 
 def _is_of_sequence(said: RequestParameters, name: str) -> bool:
@@ -195,12 +234,14 @@ def _check(asked: InferRequest, tensors: Signature) -> None:
                 raise invalid(f"{field}[{index}] is {name!r}, which comes twice", field, index)
         if field not in names and given is asked.inputs:
             raise invalid("the tensor named inputs is missing", "inputs")
+    [batch] = [one["shape"][:1] or [-1] for one in asked.inputs if one["name"] == "inputs"]
     for one in asked.inputs:
         name, datatype, takes = one["name"], one["datatype"], tensors.inputs[one["name"]]
-        shape = one["shape"] if name != "lengths" else [*one["shape"], 1][:2]  # (B) is what people write
-        fits = datatype[0] == takes.datatype[0] and len(shape) == len(takes.shape)
-        for size, came in zip(takes.shape, shape, strict=False):
+        shape = [*one["shape"], 1] if takes is ONE_EACH and len(one["shape"]) == 1 else one["shape"]
+        wanted = [*([-1] if name == "inputs" else batch), *takes.shape[1:]]
+        fits = datatype[0] == takes.datatype[0] and len(shape) == len(wanted)
+        for size, came in zip(wanted, shape, strict=False):
             fits = fits and size in (-1, came)
         if not fits:
-            expected = f"{takes.datatype} of shape {list(takes.shape)}"
+            expected = f"{takes.datatype} of shape {wanted}"
             raise invalid(f"{name} is {datatype} of shape {one['shape']}; expected {expected}", name)

@@ -25,7 +25,10 @@ from service.serving.registry import ModelVersion, Registry
 from service.wire import open_inference
 
 NAME, TAG = "rnn-service", "open inference protocol"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "model_configuration", "model_repository", "parameters"),
+    *("sequence", "sequence(string_id)", "statistics"),
+]
 
 _Name = Annotated[str, Field(description="What it is called.")]
 _Version = Annotated[str, Field(description="A whole number as a string.")]
@@ -104,11 +107,9 @@ def v2_models_router(registry: Registry, sampler: Sampler, idle_seconds: float) 
         return stats(None)
 
     async def ready(response: Response, model: str, version: Version) -> Ready:
-        try:
-            resolve(registry, model, version)
-        except ModelFailed:
-            response.status_code = 503
-        return Ready(name=model, ready=response.status_code != 503)
+        ready = await can_serve(registry, model, version)
+        response.status_code = 200 if ready else 503
+        return Ready(name=model, ready=ready)
 
     async def metadata(model: str, version: Version) -> ModelMetadata:
         found, tensors = described(registry, model, version)
@@ -192,8 +193,8 @@ def v2_service_router(
     async def unload(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
         validate(LoadRequest, body)
-        await administration.unload(model.removesuffix(STEP))
-        return Ready(name=model, ready=True)
+        await administration.unload(name := model.removesuffix(STEP))
+        return Ready(name=model, ready=await can_serve(registry, name, None))
 
     return router
 
@@ -211,17 +212,28 @@ def index_entries(registry: Registry) -> Iterator[IndexEntry]:
                     yield IndexEntry(name=name, version=version.version, state=state, reason=failure or "")
 
 
-def resolve(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """The version that a name of the protocol means, and its tensors. Raises as `Registry.resolve`, or NotSteppable."""
-    found, by_step = registry.resolve(name.removesuffix(STEP), version), name.endswith(STEP)
-    return found, signature(steppable(found).spec if by_step else found.spec, by_step=by_step)
+def resolve(registry: Registry, name: str, version: str | None) -> ModelVersion:
+    """The version that a name of the protocol means. Raises as `Registry.resolve`, or NotSteppable."""
+    found = registry.resolve(name.removesuffix(STEP), version)
+    return steppable(found) if name.endswith(STEP) else found
+
+
+async def can_serve(registry: Registry, name: str, version: str | None) -> bool:
+    """Whether a model can serve; if its weights could not be loaded, they are tried again. Raises as `resolve`."""
+    try:
+        found = resolve(registry, name, version)
+        if found.in_doubt:
+            await registry.engine(found)
+    except ModelFailed:
+        return False
+    return True
 
 
 def described(registry: Registry, name: str, version: str | None) -> tuple[ModelVersion, Signature]:
-    """As `resolve`, without the states that single steps may bring: perf_analyzer would send them in sequences, too."""
-    found, tensors = resolve(registry, name, version)
-    inputs = {"inputs": tensors.inputs["inputs"]} if name.endswith(STEP) else tensors.inputs
-    return found, tensors._replace(inputs=inputs)
+    """As `resolve`, with its tensors, but for the states of steps: perf_analyzer would send them in sequences, too."""
+    found, by_step = resolve(registry, name, version), name.endswith(STEP)
+    tensors = signature(found.spec, by_step=by_step)
+    return found, tensors._replace(inputs={"inputs": tensors.inputs["inputs"]}) if by_step else tensors
 
 
 def _configuration(name: str, tensors: Signature) -> dict[str, Any]:

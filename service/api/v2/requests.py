@@ -92,20 +92,24 @@ class Signature(NamedTuple):
     outputs: Mapping[str, Tensor]
 
 
+ONE_EACH = Tensor("INT64", (-1, 1))
+"""A number of each row. (B) is taken, too: people write that, and Triton has no tensor with only a batch axis."""
+
+
 @lru_cache(256)
 def signature(spec: ModelSpec, *, by_step: bool) -> Signature:
     """What a model takes and gives for whole sequences, or for single steps; inputs but the first are optional."""
     time = () if by_step else (-1,)
     inputs = {"inputs": Tensor("FP32", (-1, *time, spec.in_features))}
     if spec.num_embeddings is not None:
-        inputs["inputs"] = Tensor("INT64", (-1, *time))
+        inputs["inputs"] = ONE_EACH if by_step else Tensor("INT64", (-1, -1))
     outputs = {"outputs": Tensor("FP32", (-1, *time, spec.output_size))}
     names = {"h": "h", "c": "c"} if by_step else {"h0": "h_n", "c0": "c_n"}
     for (before, after), size in zip(names.items(), (spec.state_size, spec.hidden_size), strict=True):
         if spec.has_cell_state or before[0] == "h":
             inputs[before] = outputs[after] = Tensor("FP32", (-1, spec.states, size))
     if not by_step:
-        inputs["lengths"] = Tensor("INT64", (-1, 1))  # Triton takes no tensor with only a batch axis
+        inputs["lengths"] = ONE_EACH
         outputs["last"] = Tensor("FP32", (-1, spec.output_size))
     if predicts := spec.step_predictions if by_step else spec.out_features:
         outputs["predictions"] = Tensor("FP32", (-1, *(time if spec.pooling == "none" else ()), predicts))
