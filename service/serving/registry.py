@@ -65,10 +65,8 @@ class Model:
 
     def serving(self) -> ModelVersion | None:
         """The version of requests that name none: the highest that is sound, else the highest."""
-        for version in reversed(self.versions.values()):
-            if not version.failure:
-                return version
-        return next(reversed(self.versions.values()), None)
+        versions = list(reversed(self.versions.values()))
+        return next((one for one in versions if not one.failure), versions[0] if versions else None)
 
 
 @dataclass(eq=False)
@@ -222,8 +220,7 @@ class Registry:
             if there is None or there.failure:
                 self._models[name] = new  # which says what is wrong now
             raise ModelFailed(f"model {name!r} was not reloaded: {serving.failure if serving else new.failure}")
-        old = self._models.get(name)
-        if old and any(version.engine for version in old.versions.values()):
+        if (old := self._models.get(name)) and any(version.engine for version in old.versions.values()):
             await self.engine(serving)
             self._loaded[serving] = None
         old, self._models[name] = self._models.get(name), new  # another reload may have come in between
@@ -301,8 +298,7 @@ class Registry:
         version.engine = version.scheduler = None
 
     def _current(self, name: str, version: str) -> ModelVersion | None:
-        model = self._models.get(name)
-        return model.versions.get(version) if model else None
+        return model.versions.get(version) if (model := self._models.get(name)) else None
 
     def _scan(self) -> dict[str, ModelFolder]:
         return scan(self.root, self.name)
@@ -315,12 +311,10 @@ class Registry:
     def _model(self, folder: ModelFolder) -> Model:
         if folder.failure:
             self._log.warning("model_failed", model=folder.name, reason=folder.failure)
-        model = Model(folder.name, folder.config, folder.failure, {})
-        if folder.config is None:
-            return model
+        versions = {}
         for entry in folder.versions:
-            version = ModelVersion(model.name, entry.version, entry.spec, entry.weights, entry.failure, entry.states)
-            model.versions[entry.version] = version
+            version = ModelVersion(folder.name, entry.version, entry.spec, entry.weights, entry.failure, entry.states)
+            versions[entry.version] = version
             if entry.failure:
                 self._log.warning("model_failed", model=folder.name, version=entry.version, reason=entry.failure)
-        return model
+        return Model(folder.name, folder.config, folder.failure, versions)
