@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.results import Results, Spread
 from benchmarks.rivals import ROOT
@@ -166,6 +167,7 @@ def picture(results: Results, rows: Sequence[Row], title: str) -> Figure:
         axes.bar_label(bars, [rounded(middle) for middle in middles], padding=6, fontsize=8)
         axes.set_title(row.name, fontsize=9, loc="left")
         axes.set(xscale="log", xlim=(min(middles, default=1) / 3, 4 * max(middles, default=1)))
+        axes.xaxis.set_minor_formatter(NullFormatter())  # they would lie over each other
         axes.tick_params(labelsize=8)
         axes.invert_yaxis()
     figure.suptitle(title)
