@@ -149,12 +149,12 @@ def application(settings: Settings) -> "Application":
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)  # source: mallopt(3)
     log, log_request = configure_logging(settings)
-    if settings.workers > 1:  # a terminal sends it to them, too, and the supervisor tells them of it
+    others = None
+    if settings.workers > 1:
+        others = WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.workers)
+        # A terminal sends it to the workers, too, and the supervisor tells them of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        others = (
-            WorkerSockets(os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.workers) if settings.workers > 1 else None
-        )
         app = create_app(settings, log_request, lambda: log.dropped, others)
     except (ModelFailed, ValueError) as error:
         _cannot_start(str(error), settings)

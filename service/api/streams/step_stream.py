@@ -200,8 +200,9 @@ async def decode_line(line: bytes) -> Document | Floats | Ragged | float:
         except json.Suspicious:
             return await asyncio.to_thread(json_slow.decode_steps, line)
     document: Document = {}
+    decode = json_pieces.decode_row if line.lstrip()[:1] == b"[" else json_pieces.decode
     try:
-        for piece in (json_pieces.decode_row if line.lstrip()[:1] == b"[" else json_pieces.decode)(line):
+        for piece in decode(line):
             document = piece
             await asyncio.sleep(0)
     except json.Suspicious as error:

@@ -193,8 +193,9 @@ def v2_service_router(
     async def unload(model: str, body: Annotated[Any, Depends(posted)]) -> Ready:
         """The next request loads it again. While sessions run on a version: 409, and nothing is freed."""
         validate(LoadRequest, body)
-        await administration.unload(name := model.removesuffix(STEP))
-        return Ready(name=model, ready=await can_serve(registry, name, None))
+        unloaded, _ = await administration.unload(model.removesuffix(STEP))
+        found = unloaded.serving()
+        return Ready(name=model, ready=found is not None and not found.failure and not found.in_doubt)
 
     return router
 
